@@ -1,0 +1,128 @@
+"""Classes known by name, rebuilt from their constructor arguments.
+
+A registered class keeps every constructor argument as an attribute of the same name (as scikit-learn's estimators
+do). That one habit is enough to save an object (:mod:`cflow.io` reads the attributes back), to rebuild it with one
+argument changed (:func:`replace`) and to print it. Frozen dataclasses have the habit by construction.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, TypeVar
+
+__all__ = ["configuration", "lookup", "name_of", "register", "replace"]
+
+T = TypeVar("T", bound=type)
+
+_classes: dict[str, type] = {}
+_names: dict[type, str] = {}
+
+
+def register(cls: T | None = None, *, name: str | None = None) -> T:
+    """Makes a class known by name, so that :func:`cflow.save` and :func:`cflow.load` can write and rebuild it.
+
+    Classes of the package are named after their place (``paths.Linear``); a user's class by its own name unless
+    ``name`` says otherwise. The class must keep its constructor arguments as attributes of the same names.
+
+    Raises:
+        ValueError: if the name belongs to another class already, or the constructor takes ``*args``/``**kwargs``,
+            which cannot be read back.
+
+    Example:
+        >>> import torch
+        >>> @register
+        ... class Scale(torch.nn.Module):
+        ...     def __init__(self, factor=2.0):
+        ...         super().__init__()
+        ...         self.factor = factor
+        >>> configuration(Scale(3.0))
+        {'factor': 3.0}
+    """
+    if cls is None:
+        return lambda decorated: register(decorated, name=name)
+    if name is None:
+        place = cls.__module__.split(".")
+        name = ".".join([*place[1:2], cls.__qualname__]) if place[0] == "cflow" else cls.__name__
+    other = _classes.get(name)
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"register({cls.__qualname__}): the name {name!r} belongs to {other.__module__}.{other.__qualname__}; "
+            f"pass another one with register(name=...)."
+        )
+    parameters(cls)
+    _classes[name], _names[cls] = cls, name
+    return cls
+
+
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Gives the constructor's parameters by name, without ``self``."""
+    found = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    if cls.__init__ is object.__init__:
+        return {}
+    for parameter in found.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            raise ValueError(
+                f"{cls.__qualname__}: a constructor with **{parameter.name} cannot be read back; name its arguments."
+            )
+    return found
+
+
+def lookup(name: str) -> type:
+    """Finds a class by its registered name; the error lists what to do for a class that is not known."""
+    if name not in _classes:
+        raise ValueError(
+            f"{name!r} is not a registered class: import the module that defines it and mark it with "
+            f"@cflow.register before loading. Known: {', '.join(sorted(_classes))}."
+        )
+    return _classes[name]
+
+
+def name_of(cls: type) -> str:
+    """Gives the name under which a class is registered; raises a ValueError that says how to register it."""
+    if cls not in _names:
+        raise ValueError(
+            f"{cls.__module__}.{cls.__qualname__} is not registered, so it could be saved but never loaded; "
+            f"mark the class with @cflow.register."
+        )
+    return _names[cls]
+
+
+def configuration(obj: Any) -> dict[str, Any]:
+    """Reads an object's constructor arguments back from its attributes.
+
+    A ``*args`` parameter is read as the sequence kept under its name.
+
+    Raises:
+        ValueError: if a constructor argument is not kept as an attribute.
+    """
+    missing = object()
+    arguments = {key: getattr(obj, key, missing) for key in parameters(type(obj))}
+    lost = [key for key, value in arguments.items() if value is missing]
+    if lost:
+        raise ValueError(
+            f"{type(obj).__qualname__} does not keep its constructor argument {lost[0]!r}; "
+            f"set self.{lost[0]} in __init__ so that it can be saved and rebuilt."
+        )
+    return arguments
+
+
+def build(cls: type, arguments: dict[str, Any]) -> Any:
+    """Calls a constructor with arguments by name, spreading a ``*args`` parameter."""
+    kinds = parameters(cls)
+    unknown = [key for key in arguments if key not in kinds]
+    if unknown:
+        raise ValueError(f"{cls.__qualname__} has no constructor argument {unknown[0]!r}; it takes {', '.join(kinds)}.")
+    spread = [key for key, parameter in kinds.items() if parameter.kind is inspect.Parameter.VAR_POSITIONAL]
+    if not spread:
+        return cls(**arguments)
+    before = [arguments[key] for key in list(kinds)[: list(kinds).index(spread[0])]]
+    keywords = {key: value for key, value in arguments.items() if kinds[key].kind is inspect.Parameter.KEYWORD_ONLY}
+    return cls(*before, *arguments[spread[0]], **keywords)
+
+
+def replace(obj: Any, **changes: Any) -> Any:
+    """Builds the same object anew with some constructor arguments changed; the other arguments are shared.
+
+    Modules given as arguments (a field, a base) are the very same modules in the new object, parameters included.
+    """
+    return build(type(obj), {**configuration(obj), **changes})
