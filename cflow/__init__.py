@@ -1,0 +1,1 @@
+"""cflow: continuous flows and flow matching in PyTorch."""

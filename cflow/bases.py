@@ -1,0 +1,396 @@
+"""Base distributions: the simple laws that flows carry to the data's."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cflow.registry import register
+
+__all__ = ["Base", "Mixture", "Normal", "StudentT", "Uniform"]
+
+Number = float | Tensor
+
+
+class Base(nn.Module):
+    """Holds what all bases share: the shape of an event, the dtype and device of draws, and the checks of arguments.
+
+    A subclass gives ``_sample(shape, generator)`` and ``_log_prob(x)``; both work in :attr:`dtype`, which is the
+    module's own dtype or float32, whichever is wider. Numbers given as floats stay floats, exact in every dtype;
+    tensors become buffers; an ``nn.Parameter`` stays one and is trained with the flow.
+    """
+
+    context_shape: torch.Size | None = None
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__()
+        self.event_shape = _event_shape(type(self).__name__, event_shape)
+        # Follows .to() and .cuda() even where every argument is a float; the constructor restores it, not the state.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of draws: the module's own, float32 at least."""
+        return torch.promote_types(self._like.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of draws."""
+        return self._like.device
+
+    def sample(
+        self,
+        shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws ``[*shape, *event]``, differentiably in any argument of the base that requires gradients.
+
+        Raises:
+            ValueError: if a context or a mask is given: this base reads neither.
+        """
+        self._refuse("sample", context, mask)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._sample(shape, generator)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Computes the log-density ``[*batch]`` of ``x [*batch, *event]`` in nats, in float32 at least.
+
+        Raises:
+            ValueError: if ``x`` does not end in the event's shape, or a context or a mask is given.
+        """
+        self._refuse("log_prob", context, mask)
+        rank = len(self.event_shape)
+        if x.dim() < rank or x.shape[x.dim() - rank :] != self.event_shape:
+            raise ValueError(
+                f"{type(self).__name__}.log_prob(x of shape {list(x.shape)}): this base has events of shape "
+                f"{list(self.event_shape)}, which x must end in; pass a tensor of shape [*batch, *event]."
+            )
+        return self._log_prob(x.to(torch.promote_types(x.dtype, self.dtype)))
+
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} gives no _sample(shape, generator).")
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} gives no _log_prob(x).")
+
+    def _refuse(self, method: str, context: Tensor | None, mask: Tensor | None) -> None:
+        for name, value in (("context", context), ("mask", mask)):
+            if value is not None:
+                given = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+                raise ValueError(
+                    f"{type(self).__name__}.{method}({name}={type(value).__name__}{given}): this base does not depend "
+                    f"on a {name}; leave it out, or choose a base that reads it."
+                )
+
+    def _keep(self, **arguments: Number) -> None:
+        """Keeps floats as attributes, tensors as buffers and parameters as parameters, if all are finite."""
+        dtypes = []
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor):
+                value = float(value)
+                finite = math.isfinite(value)
+            else:
+                if not isinstance(value, nn.Parameter):
+                    value = value.detach().clone()
+                    value = value if value.is_floating_point() else value.to(self._like.dtype)
+                finite = bool(value.isfinite().all())
+            if not finite:
+                raise ValueError(
+                    f"{type(self).__name__}({name}={_show(value)}): a NaN or an infinity gives no distribution; pass "
+                    f"finite numbers."
+                )
+            if not isinstance(value, Tensor):
+                setattr(self, name, value)
+                continue
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+            dtypes.append(value.dtype)
+            self._like = self._like.to(value.device, functools.reduce(torch.promote_types, dtypes))
+
+    def _keep_broadcast(self, **arguments: Number) -> None:
+        """Keeps numbers that broadcast to the event's shape."""
+        for name, value in arguments.items():
+            if isinstance(value, Tensor) and not _broadcasts(value.shape, self.event_shape):
+                raise ValueError(
+                    f"{type(self).__name__}({name} of shape {list(value.shape)}): it does not broadcast to the event's "
+                    f"shape {list(self.event_shape)}; pass a number or a tensor of that shape."
+                )
+        self._keep(**arguments)
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not bool((value > 0).all() if isinstance(value, Tensor) else value > 0):
+                raise ValueError(
+                    f"{type(self).__name__}({name}={_show(value)}): it must be positive everywhere; pass a value "
+                    f"such as 1.0."
+                )
+
+    def _number(self, name: str, dtype: torch.dtype) -> Number:
+        """Gives an argument ready for arithmetic in ``dtype``: a float, or a tensor of that dtype."""
+        value = getattr(self, name)
+        return value.to(dtype) if isinstance(value, Tensor) else value
+
+    def _full(self, value: Number, dtype: torch.dtype) -> Tensor:
+        """Expands a number to the event's shape, so that sums over the event count each entry."""
+        return torch.as_tensor(value, dtype=dtype, device=self.device).expand(self.event_shape)
+
+    def _sum_event(self, x: Tensor) -> Tensor:
+        return x.sum(tuple(range(x.dim() - len(self.event_shape), x.dim()))) if self.event_shape else x
+
+    def _draw(self, draw, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return draw((*shape, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device)
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+@register
+class Normal(Base):
+    r"""Draws independent normal entries.
+
+    .. math:: \log p(x) = -\tfrac12 \sum_i \Big(\frac{x_i - \mu_i}{\sigma_i}\Big)^2 - \sum_i \log \sigma_i
+              - \tfrac D2 \log 2\pi
+
+    Shapes: ``event_shape`` is an int or a tuple; ``loc`` and ``scale`` are numbers or tensors that broadcast to it.
+    ``sample`` gives ``[*shape, *event]``, ``log_prob`` gives ``[*batch]``. Cost: one normal draw per entry.
+
+    Raises:
+        ValueError: if ``scale`` is not positive, an argument does not broadcast, or an event has an empty dimension.
+
+    Example:
+        >>> base = Normal(2)
+        >>> base.sample((3,), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+        >>> base.log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], loc: Number = 0.0, scale: Number = 1.0):
+        super().__init__(event_shape)
+        self._keep_broadcast(loc=loc, scale=scale)
+        self._require_positive("scale")
+        self._is_standard = self._find_standard()
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the mean is zero and the scale one, as far as is fixed: a trained argument never counts as such."""
+        return self._is_standard
+
+    def _find_standard(self) -> bool:
+        # Read once, when values arrive, so that asking later never waits for the device.
+        def fixed_at(value: Number, target: float) -> bool:
+            if isinstance(value, nn.Parameter):
+                return False
+            return bool((value == target).all()) if isinstance(value, Tensor) else value == target
+
+        return fixed_at(self.loc, 0.0) and fixed_at(self.scale, 1.0)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_standard = self._find_standard()
+
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        noise = self._draw(torch.randn, shape, generator)
+        if self._is_standard:
+            return noise
+        return self._number("loc", self.dtype) + self._number("scale", self.dtype) * noise
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        constant = 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
+        if self._is_standard:
+            return -0.5 * self._sum_event(x.square()) - constant
+        scale = self._full(self._number("scale", x.dtype), x.dtype)
+        z = (x - self._number("loc", x.dtype)) / scale
+        return -0.5 * self._sum_event(z.square()) - scale.log().sum() - constant
+
+
+@register
+class Uniform(Base):
+    r"""Draws independent entries, uniform between ``low`` and ``high``.
+
+    .. math:: p(x) = \prod_i \frac{1}{b_i - a_i} \quad\text{for } a \le x \le b,\qquad 0 \text{ elsewhere}
+
+    Shapes: ``low`` and ``high`` are numbers or tensors that broadcast to the event. Cost: one uniform draw per entry.
+    The log-density is minus infinity outside; it has no gradient in ``x``.
+
+    Raises:
+        ValueError: if ``high`` is not above ``low`` everywhere, or an argument does not broadcast to the event.
+
+    Example:
+        >>> Uniform(2, low=-1.0, high=1.0).log_prob(torch.tensor([[0.0, 0.5], [0.0, 1.5]]))
+        tensor([-1.3863,    -inf])
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], low: Number = 0.0, high: Number = 1.0):
+        super().__init__(event_shape)
+        self._keep_broadcast(low=low, high=high)
+        if not bool(torch.as_tensor(self.high > self.low).all()):
+            raise ValueError(
+                f"Uniform(low={_show(self.low)}, high={_show(self.high)}): an interval needs high above low in every "
+                f"entry; exchange them or widen the interval."
+            )
+
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        low, high = self._number("low", self.dtype), self._number("high", self.dtype)
+        return low + (high - low) * self._draw(torch.rand, shape, generator)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        low, high = self._number("low", x.dtype), self._number("high", x.dtype)
+        inside = self._sum_event(~((x >= low) & (x <= high))) == 0
+        density = -self._full(high - low, x.dtype).log().sum()
+        return torch.where(inside, density, -torch.inf)
+
+
+@register
+class Mixture(Base):
+    r"""Draws from a mixture of normals with diagonal covariances.
+
+    .. math:: p(x) = \sum_{k=1}^K w_k \prod_i \mathcal N(x_i; \mu_{ki}, \sigma_{ki}^2)
+
+    Shapes: ``means [K, *event]``; ``scales`` a number, ``[K]`` or ``[K, *event]``; ``weights [K]``, not negative,
+    normalised here (``None``: equal). Cost: ``log_prob`` holds ``[*batch, K, *event]`` in memory.
+    Gradients of draws reach means and scales, never weights.
+
+    Raises:
+        ValueError: if the shapes disagree, a scale is not positive, or the weights are negative or all zero.
+
+    Example:
+        >>> base = Mixture(torch.tensor([[-3.0], [3.0]]), scales=0.5)
+        >>> base.event_shape
+        torch.Size([1])
+        >>> base.log_prob(torch.tensor([[3.0]]))
+        tensor([-0.9189])
+    """
+
+    def __init__(self, means: Tensor, scales: Number = 1.0, weights: Tensor | Sequence[float] | None = None):
+        means = torch.as_tensor(means)
+        if means.dim() == 0 or means.shape[0] == 0:
+            raise ValueError(
+                f"Mixture(means of shape {list(means.shape)}): the first dimension counts the components, of which "
+                f"there is at least one; pass means of shape [K, *event]."
+            )
+        count, event_shape = means.shape[0], means.shape[1:]
+        super().__init__(tuple(event_shape))
+        if isinstance(scales, Tensor) and scales.shape not in ((), (count,), means.shape):
+            raise ValueError(
+                f"Mixture(scales of shape {list(scales.shape)}): the means have shape {list(means.shape)}; pass a "
+                f"number, one scale per component [{count}], or one per entry {list(means.shape)}."
+            )
+        self._keep(means=means, scales=scales)
+        self._require_positive("scales")
+        self.weights = None
+        if weights is not None:
+            weights = torch.as_tensor(weights, dtype=self._like.dtype, device=self.device)
+            if weights.shape != (count,) or not bool((weights >= 0).all()) or not bool(0 < weights.sum() < torch.inf):
+                raise ValueError(
+                    f"Mixture(weights={weights.tolist()}): there must be one weight per component ({count}), none "
+                    f"negative and not all zero; pass a tensor of shape [{count}] or None for equal weights."
+                )
+            del self.weights
+            self._keep(weights=weights)
+
+    def _probabilities(self, dtype: torch.dtype) -> Tensor:
+        if self.weights is None:
+            count = self.means.shape[0]
+            return torch.full((count,), 1 / count, dtype=dtype, device=self.device)
+        return self.weights.to(dtype) / self.weights.to(dtype).sum()
+
+    def _scales(self, dtype: torch.dtype) -> Tensor:
+        scales = torch.as_tensor(self.scales, dtype=dtype, device=self.device)
+        if scales.dim() == 1:
+            scales = scales.reshape(-1, *[1] * len(self.event_shape))
+        return scales.expand(self.means.shape)
+
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        total = self._probabilities(self.dtype).detach().cumsum(0)
+        # The last bound is exactly one and draws stay below it, so components of weight zero are never chosen.
+        choice = torch.rand(shape, generator=generator, dtype=self.dtype, device=self.device)
+        component = torch.searchsorted(total / total[-1], choice, right=True)
+        noise = self._draw(torch.randn, shape, generator)
+        return self.means.to(self.dtype)[component] + self._scales(self.dtype)[component] * noise
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        scales = self._scales(x.dtype)
+        z = (x.unsqueeze(-len(self.event_shape) - 1) - self.means.to(x.dtype)) / scales
+        logs = -0.5 * self._sum_event(z.square()) - self._sum_event(scales.log())
+        constant = 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
+        return torch.logsumexp(logs + self._probabilities(x.dtype).log(), -1) - constant
+
+
+@register
+class StudentT(Base):
+    r"""Draws independent entries with the heavy tails of Student's t, for data whose tails a normal base cannot reach.
+
+    .. math:: p(x) = \prod_i \frac{\Gamma(\frac{\nu_i + 1}{2})}{\Gamma(\frac{\nu_i}{2}) \sqrt{\pi \nu_i}\, \sigma_i}
+              \Big(1 + \frac{z_i^2}{\nu_i}\Big)^{-\frac{\nu_i + 1}{2}}, \qquad z_i = \frac{x_i - \mu_i}{\sigma_i}
+
+    Draws are :math:`z = \sqrt{\nu (e^{2E/\nu} - 1)} \cos 2\pi U` with E exponential and U uniform: exact, without
+    rejection, differentiable in ``df``, and driven by the generator on every device.
+
+    Shapes: ``df``, ``loc`` and ``scale`` are numbers or tensors that broadcast to the event.
+    Cost: one exponential and one uniform draw per entry. Below ``df = 0.5`` a draw may leave the range of float32.
+
+    Raises:
+        ValueError: if ``df`` or ``scale`` is not positive, or an argument does not broadcast to the event.
+
+    Source: Bailey, Polar Generation of Random Variates with the t-Distribution, 1994, Mathematics of Computation 62.
+    As a base of flows: Jaini, Kobyzev, Yu and Brubaker, Tails of Lipschitz Triangular Flows, 2020, arXiv:1907.04481.
+
+    Example:
+        >>> StudentT(1, df=1.0).log_prob(torch.zeros(1))   # Cauchy: -log(pi)
+        tensor(-1.1447)
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], df: Number, loc: Number = 0.0, scale: Number = 1.0):
+        super().__init__(event_shape)
+        self._keep_broadcast(df=df, loc=loc, scale=scale)
+        self._require_positive("df", "scale")
+
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        df = torch.as_tensor(self.df, dtype=self.dtype, device=self.device)
+        ratio = self._draw(torch.empty, shape, None).exponential_(generator=generator) / df
+        # The root of exp(2r) - 1 as exp(r) sqrt(1 - exp(-2r)): no cancellation at zero and twice the range.
+        radius = df.sqrt() * ratio.exp() * (-torch.expm1(-2 * ratio)).sqrt()
+        z = radius * torch.cos(2 * math.pi * self._draw(torch.rand, shape, generator))
+        return self._number("loc", self.dtype) + self._number("scale", self.dtype) * z
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        scale = self._full(self._number("scale", x.dtype), x.dtype)
+        z = (x - self._number("loc", x.dtype)) / scale
+        # In float64: the two log-gammas nearly cancel when df is large.
+        df = self._full(self._number("df", torch.float64), torch.float64)
+        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (math.pi * df).log()
+        df = df.to(x.dtype)
+        tails = 0.5 * (df + 1) * torch.log1p(z.square() / df)
+        return constant.sum().to(x.dtype) - scale.log().sum() - self._sum_event(tails)
+
+
+def _event_shape(name: str, event_shape: int | Sequence[int]) -> torch.Size:
+    """Reads an event's shape from an int or a sequence of positive ints."""
+    sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(
+            f"{name}(event_shape={event_shape}): the sizes of an event are positive integers; pass an int or a tuple "
+            f"such as (3, 32, 32)."
+        )
+    return torch.Size(sizes)
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    """Tells whether ``shape`` expands to ``target``."""
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target)))
+
+
+def _show(value: Number) -> str:
+    """Shows a number, or the shape of a tensor, in an error."""
+    return f"tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

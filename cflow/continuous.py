@@ -1,0 +1,426 @@
+"""A continuous flow: a vector field, a base distribution and a solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import registry
+from .divergence import Exact, Hutchinson
+from .flow import BaseInvertibleFlow, Likelihood
+from .paths import AffinePath, Rescheduled
+from .shapes import Size, expand_like, flatten, rows, unflatten
+from .solvers import Dopri5, Solution, Status, Tolerance
+
+__all__ = ["ContinuousFlow"]
+
+QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
+
+
+class VelocityField:
+    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
+
+    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay in
+    float32 or better around a network in bf16.
+    """
+
+    def __init__(self, field: nn.Module, path: AffinePath | None, event_shape: Size, context_shape):
+        self.field, self.path = field, path
+        self.event_shape, self.context_shape = event_shape, context_shape
+        parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
+        self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
+
+    def null_context(self, context: Tensor) -> Tensor:
+        return self.field.null_context(context)
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.half is None:
+            prediction = self.field(t, x, context)
+        else:
+            floating = context is not None and context.is_floating_point()
+            inner = context.to(self.half) if floating else context
+            prediction = self.field(t, x.to(self.half), inner)
+        if prediction.shape != x.shape:
+            raise ValueError(
+                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one value per "
+                f"entry of x."
+            )
+        prediction = prediction.to(x.dtype)
+        return prediction if self.path is None else self.path.velocity(prediction, x, t)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@registry.register
+class ContinuousFlow(BaseInvertibleFlow):
+    r"""Carries a base distribution to the data's along the ordinary differential equation of a vector field.
+
+    .. math:: \dot x = v_\theta(t, x, c), \quad x(0) \sim p_0, \qquad
+              \log p_1(x(1)) = \log p_0(x(0)) - \int_0^1 \nabla \cdot v_\theta \, dt
+
+    Train it with an objective (:mod:`cflow.objectives`): flow matching on ``path``, or maximum likelihood.
+
+    Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``, log-densities ``[*batch]`` in nats.
+    Cost: one field call per solver stage; with the log-determinant, also ``D`` vector-Jacobian products (``Exact``) or
+    ``probes`` (``Hutchinson``) per stage. Every method takes ``solver``, ``divergence`` and ``guidance`` for one call.
+
+    Args:
+        field: a network called as ``field(t, x, context)``.
+        base: the distribution at ``t = 0``.
+        path: what the field was or will be trained on, and what it predicts. ``None``: a velocity field with no schedule.
+        solver: the default solver; ``Dopri5(rtol=1e-5, atol=1e-6)`` where none is given.
+        divergence: how the log-determinant is computed; exact where none is given.
+        context_shape: shape of what the flow is conditioned on; ``()`` for a class label.
+        transform: data transforms; see :meth:`with_transform`.
+
+    Raises:
+        ValueError: where event or context shapes of field, base and flow differ, or the path predicts a score and the base is
+            not a standard normal.
+
+    Source: Chen et al., Neural Ordinary Differential Equations, 2018, arXiv:1806.07366; Grathwohl et al., FFJORD, 2018,
+    arXiv:1810.01367; Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv:2210.02747.
+
+    Example:
+        >>> from cflow import bases, fields, paths, solvers
+        >>> flow = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> x, logp = flow.sample_and_log_prob((5,), generator=torch.Generator().manual_seed(0))
+        >>> torch.allclose(flow.log_prob(x), logp, atol=1e-4)
+        True
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("solver", "divergence", "guidance")
+
+    def __init__(
+        self,
+        field: nn.Module,
+        base: nn.Module,
+        *,
+        path: AffinePath | None = None,
+        solver=None,
+        divergence=None,
+        manifold=None,
+        context_shape=None,
+        transform: Sequence[nn.Module] = (),
+    ):
+        super().__init__(base.event_shape, context_shape, transform)
+        if manifold is not None:
+            raise ValueError(
+                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; leave the argument away for flat space."
+            )
+        self.field, self.base, self.path, self.manifold = field, base, path, None
+        self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
+        self.divergence = Exact() if divergence is None else divergence
+        self._validate()
+
+    def _validate(self) -> None:
+        event = getattr(self.field, "event_shape", None)
+        if event is not None and Size(event) != self.event_shape:
+            raise ValueError(
+                f"ContinuousFlow: the field works on events {tuple(event)} and the base draws {tuple(self.event_shape)}; "
+                f"give both the same shape."
+            )
+        reads = getattr(self.field, "context_shape", self.context_shape)
+        if reads != self.context_shape:
+            shown = reads if reads is None else tuple(reads)
+            raise ValueError(
+                f"ContinuousFlow(context_shape={self.context_shape and tuple(self.context_shape)}): the field's "
+                f"context_shape is {shown}; pass context_shape={shown}."
+            )
+        if self.path is not None and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
+            raise ValueError(
+                f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, not "
+                f"{type(self.base).__name__}; use bases.Normal(event_shape), or predict 'velocity', 'x1' or 'noise'."
+            )
+
+    @property
+    def likelihood(self) -> Likelihood:
+        if not self._transform_is_exact:
+            return "bound"
+        return "exact" if self.divergence.exact else "estimate"
+
+    # The vector field
+
+    def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
+        """Computes the marginal velocity at time ``t`` ([] or [*batch]) and ``x [*batch, *event]`` (model space)."""
+        x, context, batch = self._enter(x, context, "velocity")
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
+        return unflatten(self._velocity(guidance)(t, x, context), batch)
+
+    def score(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
+        r"""Computes the score :math:`\nabla \log p_t(x)` of the path's marginal at time ``t`` (model space).
+
+        .. math:: \nabla \log p_t(x) = -(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)
+
+        Raises:
+            ValueError: without a path, for a base that is not normal, for a flow trained with another coupling than the
+                independent one (the formula does not hold), and where ``sigma_t`` is below the path's margin.
+        """
+        if self.path is None:
+            raise ValueError("flow.score: this flow has no path, so its schedule is unknown; build it with path=...")
+        if self.path.coupling not in (None, "couplings.Independent"):
+            raise ValueError(
+                f"flow.score: the flow was trained with {self.path.coupling}; the score follows from the velocity only for "
+                f"independent couplings. Train with couplings.Independent()."
+            )
+        loc, scale = getattr(self.base, "loc", None), getattr(self.base, "scale", None)
+        if type(self.base).__name__ != "Normal":
+            raise ValueError(f"flow.score: the base is a {type(self.base).__name__}; the score needs bases.Normal.")
+        x, context, batch = self._enter(x, context, "score")
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
+        sigma = self.path.sigma(t)
+        low, high = self.path.ends_interval
+        if bool(((sigma < self.path.margin) | (t < low) | (t > high)).any()):
+            raise ValueError(
+                f"flow.score(t={float(t.max()):.4g}): the score is not to be had where sigma is below "
+                f"{self.path.margin}, nor outside [{low:.3g}, {high:.3g}] on this path; ask at another time."
+            )
+        velocity = self._velocity(guidance)(t, x, context)
+        _, x0 = self._ends(velocity, x, t)
+        return unflatten(-(x0 - loc) / (expand_like(sigma, x) * scale**2), batch)
+
+    def with_path(self, path: AffinePath) -> ContinuousFlow:
+        """Gives the same flow read on another schedule (or predicting something else), without training.
+
+        The new flow shares the trained field; its samples follow the same distribution, along other trajectories.
+        """
+        if self.path is None:
+            raise ValueError("flow.with_path: this flow has no path, so what to change from is unknown; set path=... first.")
+        path = registry.replace(path, coupling=self.path.coupling)
+        return registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
+
+    def _velocity(self, guidance=None):
+        velocity = VelocityField(self.field, self.path, self.event_shape, self.context_shape)
+        return velocity if guidance is None else guidance(velocity)
+
+    def _ends(self, velocity: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Solves a velocity and a point for the expected ends ``(x1, x0)``."""
+        c = self.path.coefficients(t, x)
+        determinant = c.alpha * c.d_sigma - c.sigma * c.d_alpha
+        return (c.d_sigma * x - c.sigma * velocity) / determinant, (c.alpha * velocity - c.d_alpha * x) / determinant
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The times at which the velocity is well conditioned; solvers stay inside."""
+        low, high = (0.0, 1.0) if self.path is None else self.path.interval
+        inner = getattr(self.field, "interval", (0.0, 1.0))
+        return max(low, inner[0]), min(high, inner[1])
+
+    # The one method under all others
+
+    def transport(
+        self,
+        x: Tensor,
+        t0: float,
+        t1: float,
+        context: Tensor | None = None,
+        *,
+        ladj: bool = False,
+        quadratures: Sequence[str] = (),
+        solver=None,
+        divergence=None,
+        guidance=None,
+        generator=None,
+        at: Sequence[float] | None = None,
+    ) -> Solution:
+        r"""Carries points along the flow from time ``t0`` to ``t1`` (model space: transforms are not applied).
+
+        Shapes: ``x [*batch, *event]``; the solution holds ``y [*batch, *event]``, ``quadratures[name] [*batch]``,
+        ``status [*batch]`` and, with ``at``, ``trajectory [len(at), *batch, *event]``.
+
+        Args:
+            ladj: also integrate the divergence: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
+            quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius norm of
+                the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
+            at: times at which to keep the state.
+
+        Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
+        """
+        x, context, batch = self._enter(x, context, "transport")
+        solution = self._transport(
+            x, t0, t1, context, generator, ladj=ladj, quadratures=quadratures, solver=solver, divergence=divergence,
+            guidance=guidance, at=at,
+        )  # fmt: skip
+        trajectory = solution.trajectory
+        if trajectory is not None:
+            trajectory = trajectory.reshape(len(trajectory), *batch, *self.event_shape)
+        return Solution(
+            y=unflatten(solution.y, batch),
+            quadratures={name: unflatten(value, batch) for name, value in solution.quadratures.items()},
+            stats=solution.stats,
+            status=solution.status.reshape(batch),
+            trajectory=trajectory,
+        )
+
+    def _transport(
+        self, x, t0, t1, context, generator, *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None
+    ) -> Solution:  # fmt: skip
+        unknown = set(quadratures) - set(QUADRATURES)
+        if unknown:
+            raise ValueError(
+                f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
+                f"{', '.join(QUADRATURES)}."
+            )
+        solver = self.solver if solver is None else solver
+        divergence = self.divergence if divergence is None else divergence
+        f, probe, names = self._integrand(x, generator, ladj, quadratures, divergence, guidance)
+        args = (context, probe)
+        # A log-determinant that is returned is held to the solver's tolerance, as the state is.
+        held = Tolerance(solver.rtol, solver.atol) if getattr(solver, "rtol", None) is not None else None
+        wanted = {name: held if name == "ladj" else None for name in names} or None
+
+        low, high = self.interval
+        inner0, inner1 = (min(max(t, low), high) for t in (t0, t1))
+        totals: dict[str, Tensor] = {}
+        nfe = 0
+        start = x
+        if inner0 != t0:
+            x, totals, calls = self._boundary(f, x, t0, inner0, inner0, args, names)
+            nfe += calls
+        inside = None if at is None else [min(max(t, low), high) for t in at]
+        solution = solver.solve(
+            f, x, inner0, inner1, args=args, params=tuple(self.field.parameters()), quadratures=wanted,
+            path=self.path, generator=generator, at=inside,
+        )  # fmt: skip
+        y = solution.y
+        totals = {name: totals.get(name, 0.0) + value for name, value in solution.quadratures.items()}
+        if inner1 != t1:
+            y, last, calls = self._boundary(f, y, inner1, t1, inner1, args, names)
+            totals = {name: totals[name] + last[name] for name in totals}
+            nfe += calls
+        trajectory = solution.trajectory
+        if trajectory is not None:
+            ends = {t0: start, t1: y}
+            trajectory = torch.stack([ends.get(t, trajectory[i]) for i, t in enumerate(at)])
+        solution.stats.nfe += nfe
+        return Solution(y=y, quadratures=totals, stats=solution.stats, status=solution.status, trajectory=trajectory)
+
+    def _integrand(self, x, generator, ladj, quadratures, divergence, guidance):
+        """Builds ``f(t, x, context, probe)`` with the integrals asked for, and draws the probe."""
+        velocity = self._velocity(guidance)
+        names = (("ladj",) if ladj else ()) + tuple(quadratures)
+        if not names:
+            return (lambda t, x, context, probe: velocity(t, x, context)), None, names
+        per_probe = "ladj_probes" in names
+        if per_probe and (not isinstance(divergence, Hutchinson) or "jacobian" in names):
+            raise ValueError(
+                f"flow.transport(quadratures={tuple(quadratures)}): 'ladj_probes' comes from a divergence with probes and "
+                f"without 'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for 'jacobian' apart."
+            )
+        needs_divergence = ladj or per_probe or "jacobian" in names
+        probe = divergence.begin(x, generator) if needs_divergence else None
+
+        def f(t, x, context, probe):
+            values = {}
+            if per_probe:
+                v, values["ladj_probes"] = divergence.estimates(velocity, t, x, probe, context)
+                values["ladj"] = values["ladj_probes"].mean(1)
+            elif needs_divergence:
+                v, values["ladj"], values["jacobian"] = divergence(velocity, t, x, probe, context)
+            else:
+                v = velocity(t, x, context)
+            if "kinetic" in names:
+                values["kinetic"] = rows(v.square()).sum(1)
+            return v, {name: values[name] for name in names}
+
+        return f, probe, names
+
+    def _boundary(self, f, x, t, s, tau, args, names):
+        """Crosses the short stretch between an end and the interval by one closed-form step.
+
+        The velocity is asked at ``tau``, the inner of the two times. Where ``x`` is not at ``tau`` yet, the step is implicit
+        and solved by fixed-point iteration, whose contraction is of the stretch's length.
+        """
+        here, there, inner = (torch.full((x.shape[0],), each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
+        point, calls = x, 1 if tau == t else 2
+        for _ in range(calls):
+            answer = f(inner, point, *args)
+            v, values = answer if names else (answer, {})
+            point = self._leap(v, x, point, here, there, inner)
+        # Second order in a stretch of the margin's length: the integrand at tau times the length.
+        length = {name: (s - t) if name.startswith("ladj") else abs(s - t) for name in names}
+        return point, {name: values[name] * length[name] for name in names}, calls
+
+    def _leap(self, v, x, point, here, there, inner):
+        if self.path is None:
+            return x + expand_like(there - here, x) * v
+        return x + self.path.increment(*self._ends(v, point, inner), here, there)
+
+    # What the base class derives the protocol from
+
+    def _solved(self, solution: Solution, method: str) -> Solution:
+        """Raises where some samples failed; one host read."""
+        failed = solution.status != Status.SUCCESS
+        if bool(failed.any()):
+            index = int(failed.nonzero()[0])
+            reason = Status(int(solution.status[index])).name.lower().replace("_", " ")
+            raise FloatingPointError(
+                f"flow.{method}: {int(failed.sum())} of {failed.numel()} samples were not solved (the first is row {index}: "
+                f"{reason}). Check the input for NaN, loosen the tolerances or raise max_steps of the solver, or call "
+                f"flow.transport, which returns a status per sample and the others' results."
+            )
+        return solution
+
+    def _encode(self, x, context, generator, **options):
+        solution = self._solved(self._transport(x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
+        return solution.y, solution.quadratures["ladj"]
+
+    def _decode(self, z, context, generator, *, ladj=True, **options):
+        solution = self._solved(self._transport(z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")
+        return solution.y, solution.quadratures.get("ladj")
+
+    def log_prob_estimate(self, x, context=None, *, draws: int = 8, generator=None, **options):
+        """Estimates the log-density with its standard error: ``(value [*batch], standard_error [*batch])``.
+
+        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean. Other random
+        likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is not in it.
+        """
+        divergence = options.get("divergence") or self.divergence
+        if not (self._transform_is_exact and isinstance(divergence, Hutchinson) and divergence.probes > 1):
+            if self._transform_is_exact and divergence.exact:
+                value = self.log_prob(x, context, generator=generator, **options)
+                return value, torch.zeros_like(value)
+            return super().log_prob_estimate(x, context, draws=draws, generator=generator, **options)
+        self._check(options, "log_prob_estimate")
+        x, context, batch = self._enter(x, context, "log_prob_estimate")
+        u, outer = self.preprocess(x, generator=generator)
+        solution = self._transport(u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
+        self._solved(solution, "log_prob_estimate")
+        each = solution.quadratures["ladj_probes"]
+        value = self.base.log_prob(solution.y) + each.mean(1) + outer
+        return value.reshape(batch), (each.std(1) / math.sqrt(each.shape[1])).reshape(batch)
+
+    def trajectory(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        times: Sequence[float] | int = 21,
+        generator=None,
+        solver=None,
+        guidance=None,
+    ) -> Tensor:
+        """Follows points from the first to the last of ``times`` and keeps the states: ``[T, *batch, *event]``.
+
+        ``times`` is increasing (``x`` are base samples; an int spaces that many times over [0, 1]) or decreasing (``x`` are
+        data). The states are in the data's space: transforms are undone.
+        """
+        if isinstance(times, int):
+            if times < 2:
+                raise ValueError(f"flow.trajectory(times={times}): a trajectory has two times or more.")
+            times = [i / (times - 1) for i in range(times)]
+        times = [float(t) for t in times]
+        x, context, batch = self._enter(x, context, "trajectory")
+        if times[0] > times[-1]:
+            x = self.preprocess(x, generator=generator)[0]
+        with torch.no_grad():
+            solution = self._solved(
+                self._transport(x, times[0], times[-1], context, generator, solver=solver, guidance=guidance, at=times),
+                "trajectory",
+            )
+        states = flatten(solution.trajectory, self.event_shape, solution.trajectory.shape[:2])
+        return self.postprocess(states)[0].reshape(len(times), *batch, *self.event_shape)

@@ -1,0 +1,23 @@
+"""Data: readers of image and array files, transforms that a flow carries, and two-dimensional toys."""
+
+from cflow.data import toys
+from cflow.data.files import read_array, read_idx
+from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
+from cflow.data.transforms import Chain, DataTransform, Dequantise, Logit, Rescale, Standardise
+
+__all__ = [
+    "Chain",
+    "DataTransform",
+    "Dequantise",
+    "ImageData",
+    "Logit",
+    "Rescale",
+    "Standardise",
+    "cifar10",
+    "digits",
+    "image_folder",
+    "mnist",
+    "read_array",
+    "read_idx",
+    "toys",
+]

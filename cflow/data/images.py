@@ -1,0 +1,254 @@
+"""Sets of images as tensors: embedded digits, MNIST, CIFAR-10 and folders of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cflow.data.files import find, read_idx
+
+__all__ = ["ImageData", "cifar10", "digits", "image_folder", "mnist"]
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """Holds a set of images, split into training and test.
+
+    Pixels stay the integers they were measured as: ``Dequantise(event_shape, levels)`` makes them continuous, or
+    ``Rescale(event_shape, 0, levels - 1)`` brings them to [-1, 1].
+
+    Shapes: ``train`` and ``test`` are uint8 ``[N, C, H, W]`` with values 0 to ``levels - 1``; ``train_labels`` and
+    ``test_labels`` are int64 ``[N]``, indices into ``classes``.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    levels: int = 256
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Gives the shape of one image, ``[C, H, W]``."""
+        return self.train.shape[1:]
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageData(train={list(self.train.shape)}, test={list(self.test.shape)}, levels={self.levels}, "
+            f"classes={len(self.classes)})"
+        )
+
+
+def digits(test_fraction: float = 0.2, *, seed: int = 0) -> ImageData:
+    """Reads the 1,797 handwritten digits of 8x8 pixels that scikit-learn carries; nothing is downloaded.
+
+    The split is the same for the same seed and keeps the share of every class.
+
+    Shapes: images ``[N, 1, 8, 8]`` with 17 levels (0 to 16).
+
+    Raises:
+        ValueError: if ``test_fraction`` is not in [0, 1).
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998.
+
+    Example:
+        >>> data = digits()
+        >>> data
+        ImageData(train=[1437, 1, 8, 8], test=[360, 1, 8, 8], levels=17, classes=10)
+    """
+    from sklearn.datasets import load_digits
+
+    table = load_digits()
+    images = rearrange(torch.as_tensor(table.images).to(torch.uint8), "n h w -> n 1 h w")
+    labels = torch.as_tensor(table.target, dtype=torch.int64)
+    train, test = stratified(labels, test_fraction, seed)
+    classes = tuple(str(k) for k in range(10))
+    return ImageData(images[train], labels[train], images[test], labels[test], classes, levels=17)
+
+
+def mnist(root: str | os.PathLike, *, classes: Sequence[str] = tuple("0123456789")) -> ImageData:
+    """Reads MNIST, or any set published in the same four files (Fashion-MNIST, KMNIST).
+
+    The files are looked for under their usual names, gzipped or not, in ``root``, ``root/raw`` and
+    ``root/MNIST/raw``.
+
+    Shapes: images ``[N, 1, H, W]`` with 256 levels (28x28 for MNIST).
+
+    Raises:
+        FileNotFoundError: if a file is missing; names the folders and the files that were looked for.
+        ValueError: if a file is damaged, or images and labels do not belong together.
+
+    Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998;
+    Xiao et al., Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms, 2017,
+    arXiv:1708.07747.
+    """
+    root, classes = Path(root), tuple(classes)
+    folders = [root, root / "raw", root / "MNIST" / "raw"]
+    parts = []
+    for split in ("train", "t10k"):
+        paths = [
+            find(folders, [f"{split}-{kind}", f"{split}-{kind}.gz", f"{split}-{dotted}", f"{split}-{dotted}.gz"])
+            for kind, dotted in (("images-idx3-ubyte", "images.idx3-ubyte"), ("labels-idx1-ubyte", "labels.idx1-ubyte"))
+        ]
+        images, labels = (read_idx(path) for path in paths)
+        if images.ndim != 3 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"mnist({str(root)!r}): {paths[0].name} holds {images.dtype} of shape {list(images.shape)}, not uint8 "
+                f"images [N, H, W]; check that the images and labels files are not swapped."
+            )
+        if labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"mnist({str(root)!r}): {paths[0].name} holds {len(images)} images but {paths[1].name} has labels of "
+                f"shape {list(labels.shape)}; the two belong to different sets, get both from one source."
+            )
+        labels = checked_labels(labels, classes, paths[1])
+        parts += [rearrange(images, "n h w -> n 1 h w"), labels]
+    return ImageData(*parts, classes)
+
+
+def cifar10(root: str | os.PathLike) -> ImageData:
+    """Reads CIFAR-10 in its binary version.
+
+    ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` are looked for in ``root``,
+    ``root/cifar-10-batches-bin`` and ``root/cifar10``.
+
+    Shapes: images ``[N, 3, 32, 32]`` with 256 levels.
+
+    Raises:
+        FileNotFoundError: if a file is missing; names the folders and the files that were looked for.
+        ValueError: if a file is not a whole number of records of 3,073 bytes, or has a label above 9.
+
+    Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+    root = Path(root)
+    folders = [root, root / "cifar-10-batches-bin", root / "cifar10"]
+
+    def read(name: str) -> tuple[Tensor, Tensor]:
+        path = find(folders, [name])
+        raw = np.fromfile(path, dtype=np.uint8)
+        if raw.size == 0 or raw.size % 3073:
+            raise ValueError(
+                f"cifar10({str(root)!r}): {path} has {raw.size} bytes, not a whole number of records of 3,073 (one "
+                f"label, 3x32x32 pixels); the file is damaged or another version, get the binary version again."
+            )
+        records = torch.from_numpy(raw.reshape(-1, 3073))
+        labels = checked_labels(records[:, 0], CIFAR10_CLASSES, path)
+        return rearrange(records[:, 1:], "n (c h w) -> n c h w", c=3, h=32).contiguous(), labels
+
+    batches = [read(f"data_batch_{k}.bin") for k in range(1, 6)]
+    train, train_labels = (torch.cat(part) for part in zip(*batches))
+    return ImageData(train, train_labels, *read("test_batch.bin"), CIFAR10_CLASSES)
+
+
+def image_folder(
+    root: str | os.PathLike,
+    size: int | tuple[int, int],
+    *,
+    channels: int = 3,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Reads a folder of png, jpg and webp pictures, each cropped about its centre and resized to ``size``.
+
+    Sub-folders that hold pictures, at any depth, are the classes, in alphabetical order; without sub-folders there is
+    one class named after ``root``. The camera's orientation is applied, transparency is dropped.
+
+    Shapes: ``size`` is the side, or ``(height, width)``; images ``[N, channels, H, W]`` with 256 levels.
+    Cost: all the pictures are held in memory as bytes, after one pass over the files.
+
+    Raises:
+        FileNotFoundError: if ``root`` is no folder or holds no picture.
+        ValueError: if pictures cannot be read (the message names them), lie beside class folders, or have more than 8
+            bits per channel; if an argument is out of range.
+    """
+    root = Path(root)
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1 or channels not in (1, 3):
+        raise ValueError(
+            f"image_folder(size={size}, channels={channels}): images need at least one pixel and 1 (grey) or 3 (RGB) "
+            f"channels; pass for instance size=64, channels=3."
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(f"image_folder({str(root)!r}): there is no such folder; pass one that holds pictures.")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    if not paths:
+        raise FileNotFoundError(
+            f"image_folder({str(root)!r}): looked for {', '.join(sorted(PICTURES))} in it and its sub-folders and found "
+            f"none; pass the folder that holds the pictures, or convert them to one of these formats."
+        )
+    tops = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
+    if None in tops and len(set(tops)) > 1:
+        raise ValueError(
+            f"image_folder({str(root)!r}): {tops.count(None)} pictures lie beside sub-folders of pictures, so they have "
+            f"no class; move them into a sub-folder, or all pictures into one folder."
+        )
+    classes = (root.resolve().name,) if None in tops else tuple(sorted(set(tops)))
+    labels = torch.tensor([0 if top is None else classes.index(top) for top in tops])
+    train, test = stratified(labels, test_fraction, seed)
+
+    images = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
+    unreadable = []
+    for k, path in enumerate(paths):
+        try:
+            images[k] = _picture(path, height, width, channels)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some broken files
+            unreadable.append(f"{path} ({error})")
+    if unreadable:
+        raise ValueError(
+            f"image_folder({str(root)!r}): {len(unreadable)} of {len(paths)} pictures cannot be read; repair or remove "
+            f"them: {'; '.join(unreadable[:10])}{'; ...' if len(unreadable) > 10 else ''}"
+        )
+    return ImageData(images[train], labels[train], images[test], labels[test], classes)
+
+
+def stratified(labels: Tensor, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits indices into training and test, class by class, in the order of the data."""
+    if not 0 <= test_fraction < 1:
+        raise ValueError(
+            f"test_fraction={test_fraction}: the share of the data kept for testing lies in [0, 1); pass for instance 0.2."
+        )
+    # Each image gets a random rank within its class; the first round(fraction * count) of a class are its test set.
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(labels)) - starts[labels[order]]
+    is_test = rank < torch.round(counts * test_fraction)[labels]
+    return torch.nonzero(~is_test)[:, 0], torch.nonzero(is_test)[:, 0]
+
+
+def checked_labels(labels: Tensor, classes: tuple[str, ...], path: Path) -> Tensor:
+    """Makes labels int64 and raises where one has no class."""
+    labels = labels.to(torch.int64)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise ValueError(
+            f"{path}: labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} classes; "
+            f"the file is damaged, or belongs to another set."
+        )
+    return labels
+
+
+def _picture(path: Path, height: int, width: int, channels: int) -> Tensor:
+    """Reads one picture, crops its centre to the wanted aspect and resizes it."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {opened.mode} has more than 8 bits per channel; convert it first")
+        picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+    fitted = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(fitted))
+    return rearrange(pixels, "h w -> 1 h w" if channels == 1 else "h w c -> c h w")

@@ -1,0 +1,137 @@
+"""What every field shares: its shapes, the checks of a call, and the context that means "no condition"."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["NULL", "Field", "is_null", "null_like"]
+
+NULL = -1e30
+"""Every entry of a continuous context vector that means "no condition"."""
+
+
+def null_like(context: Tensor, classes: int = 0) -> Tensor:
+    """Fills a context with "no condition": the index ``classes`` for class labels, ``NULL`` for vectors."""
+    if classes:
+        return torch.full_like(context, classes)
+    # Half precision ends at 65504: its only number below the threshold of `is_null` is minus infinity.
+    representable = torch.finfo(context.dtype).max > -NULL
+    return torch.full_like(context, NULL if representable else -torch.inf)
+
+
+def is_null(context: Tensor) -> Tensor:
+    """Tells which rows of ``[B, width]`` mean "no condition", as ``[B, 1]``; a NaN is no null."""
+    return (context.float() < 0.1 * NULL).any(-1, keepdim=True)
+
+
+class Field(nn.Module):
+    """Holds what every field promises; networks derive from it and call :meth:`check` first in ``forward``.
+
+    A field is called ``field(t, x, context=None, *, s=None)`` and returns a tensor like ``x``. It draws no random
+    numbers. Each sample's output depends on that sample alone.
+
+    Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; ``context`` ``[B, *context_shape]``, or None when
+    ``context_shape`` is None; ``s`` as ``t``, for fields with ``two_times = True`` only.
+
+    Attributes:
+        event_shape: the shape of one sample.
+        context_shape: the shape of one context, ``()`` for class labels, None for an unconditional field.
+        classes: how many class labels there are; 0 when the context is no label.
+        two_times: whether the field reads ``s``.
+
+    Example:
+        >>> class Linear(Field):
+        ...     def __init__(self, features):
+        ...         super().__init__(event_shape=(features,))
+        ...         self.features, self.matrix = features, nn.Linear(features, features)
+        ...     def forward(self, t, x, context=None, *, s=None):
+        ...         t = self.check(t, x, context, s)
+        ...         return self.matrix(x)
+        >>> Linear(3)(torch.tensor(0.5), torch.zeros(4, 3)).shape
+        torch.Size([4, 3])
+    """
+
+    two_times = False
+
+    def __init__(self, event_shape: tuple[int, ...], context_shape: tuple[int, ...] | None = None):
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.context_shape = None if context_shape is None else torch.Size(context_shape)
+        self.classes = 0
+
+    def check(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        """Checks the shapes of a call, without reading a value, and gives ``t`` as a tensor.
+
+        Raises:
+            TypeError: if ``s`` is given to a field of one time, or class labels are no integers.
+            ValueError: if a shape does not fit, a context is missing, or there is one too many.
+        """
+        name = type(self).__name__
+        if s is not None and not self.two_times:
+            raise TypeError(
+                f"{name}(t, x, s=...): this field reads one time (two_times is False), so a second time s means "
+                f"nothing to it; leave s out, or use a field that was built for two times."
+            )
+        if x.dim() == 0 or x.shape[1:] != self.event_shape:
+            raise ValueError(
+                f"{name}(t, x) with x of shape {list(x.shape)}: this field was built for one batch dimension and "
+                f"events of shape {tuple(self.event_shape)}; pass x of shape [B, {_listed(self.event_shape)}]."
+            )
+        if not isinstance(t, Tensor):
+            t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+        for key, time in (("t", t), ("s", s)) if s is not None else (("t", t),):
+            if time.dim() != 0 and time.shape != x.shape[:1]:
+                raise ValueError(
+                    f"{name}(t, x) with {key} of shape {list(time.shape)}: x holds {x.shape[0]} samples, and a time is "
+                    f"shared by all or one per sample; pass {key} of shape [] or [{x.shape[0]}]."
+                )
+        if context is None:
+            if self.context_shape is not None:
+                raise ValueError(
+                    f"{name}(t, x) without context: this field was built with context_shape="
+                    f"{tuple(self.context_shape)} and cannot guess a condition; pass context of shape "
+                    f"{[x.shape[0], *self.context_shape]}, or field.null_context(context) for no condition."
+                )
+        elif self.context_shape is None:
+            raise ValueError(
+                f"{name}(t, x, context) with a context of shape {list(context.shape)}: this field is unconditional and "
+                f"would ignore it; leave the context out, or build the field with classes=... or context=...."
+            )
+        else:
+            if context.shape != x.shape[:1] + self.context_shape:
+                raise ValueError(
+                    f"{name}(t, x, context) with a context of shape {list(context.shape)}: x holds {x.shape[0]} samples "
+                    f"and the field was built with context_shape={tuple(self.context_shape)}; pass context of shape "
+                    f"{[x.shape[0], *self.context_shape]}."
+                )
+            self._check_labels(context)
+        return t
+
+    def _check_labels(self, context: Tensor) -> None:
+        if self.classes and (context.is_floating_point() or context.is_complex() or context.dtype == torch.bool):
+            raise TypeError(
+                f"{type(self).__name__}: a context of dtype {context.dtype} was given, but this field reads class labels "
+                f"0 to {self.classes - 1} by index; pass integers, for example context.long()."
+            )
+
+    def null_context(self, context: Tensor) -> Tensor:
+        """Gives a context of the same shape that means "no condition".
+
+        Class labels become the index ``classes``, entries of a context vector become ``NULL`` (-1e30), which the
+        networks recognise and replace by a learned embedding.
+
+        Raises:
+            ValueError: if the field is unconditional.
+        """
+        if self.context_shape is None:
+            raise ValueError(
+                f"{type(self).__name__}.null_context: this field is unconditional, so there is no condition to leave "
+                f"out; call it without a context, or build it with classes=... or context=...."
+            )
+        self._check_labels(context)
+        return null_like(context, self.classes)
+
+
+def _listed(shape: torch.Size) -> str:
+    return ", ".join(map(str, shape))

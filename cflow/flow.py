@@ -1,0 +1,417 @@
+"""The Flow protocol, the base classes that derive what follows from the required methods, the distribution view.
+
+A flow carries a simple distribution to the data's. Callers may use any batch shape; a subclass only ever sees one batch
+dimension: ``x [B, *event]``, ``context [B, *context_shape]``, log-densities ``[B]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from . import registry
+from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, unflatten
+
+__all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "FlowDistribution", "InvertibleFlow"]
+
+Likelihood = Literal["exact", "estimate", "bound", "none"]
+
+
+@runtime_checkable
+class Flow(Protocol):
+    """What every kind of flow offers: continuous, discrete-time, token and joint.
+
+    Shapes: ``x [*batch, *event]`` (a dict of such for joint flows), ``context [*batch, *context_shape]``; the batch of a
+    call is the broadcast of both. ``sample(shape, context)`` gives ``[*shape, *context_batch, *event]``. Log-densities
+    are in nats, ``[*batch]``. ``likelihood`` says what ``log_prob`` means: ``"exact"`` up to the solver's tolerance, an
+    unbiased ``"estimate"``, a lower ``"bound"``, or ``"none"``.
+    """
+
+    event_shape: Shape
+    context_shape: Shape | None
+
+    @property
+    def likelihood(self) -> Likelihood: ...
+
+    @property
+    def has_rsample(self) -> bool: ...
+
+    def log_prob(self, x: Value, context: Value | None = None, *, generator=None) -> Tensor: ...
+
+    def sample(self, shape=(), context: Value | None = None, *, generator=None) -> Value: ...
+
+    def sample_and_log_prob(self, shape=(), context: Value | None = None, *, generator=None): ...
+
+    def forward(self, context: Value | None = None) -> Distribution: ...
+
+
+@runtime_checkable
+class InvertibleFlow(Flow, Protocol):
+    """A flow that is a bijection of the data space: continuous and discrete-time flows."""
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    def rsample(self, shape=(), context: Tensor | None = None, *, generator=None) -> Tensor: ...
+
+    def rsample_and_log_prob(self, shape=(), context: Tensor | None = None, *, generator=None): ...
+
+
+class BaseFlow(nn.Module):
+    """Derives the protocol from two methods on one batch dimension.
+
+    A subclass writes ``_sample(count, context, generator, **options) -> x [count, *event]`` and, unless its
+    ``likelihood`` is ``"none"``, ``_log_prob(x, context, generator, **options) -> [B]``. Names listed in ``options`` are
+    the keywords its methods take beside the protocol's (a solver, a guidance); a misspelt one is refused by name.
+
+    Args:
+        event_shape: shape of one event, or a dict of shapes.
+        context_shape: shape of what the flow is conditioned on; ``None`` for an unconditional flow.
+        transform: data transforms, from the data inwards: a sequence of modules with ``encode(x, *, generator)``
+            and ``decode(u)``, each returning ``(value, ladj)``.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, event_shape, context_shape=None, transform=()):
+        super().__init__()
+        self.event_shape = as_shape(event_shape)
+        self.context_shape = as_shape(context_shape)
+        self.transform = nn.ModuleList(transform)
+
+    # What a subclass says
+
+    def _sample(self, count: int, context: Value | None, generator, **options) -> Value:
+        raise TypeError(f"{type(self).__qualname__} does not define _sample; a flow must be able to sample.")
+
+    def _log_prob(self, x: Value, context: Value | None, generator, **options) -> Tensor:
+        raise ValueError(
+            f"log_prob: {type(self).__qualname__} has no likelihood (flow.likelihood is {self.likelihood!r}); "
+            f"compare samples instead, for example with cflow.metrics."
+        )
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What ``log_prob`` means, transforms included."""
+        raise TypeError(f"{type(self).__qualname__} does not say what its likelihood means.")
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether gradients flow through samples."""
+        return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of events: that of the module's first floating tensor, float32 or better."""
+        tensors = (*self.parameters(), *self.buffers())
+        found = next((each.dtype for each in tensors if each.is_floating_point()), torch.get_default_dtype())
+        return torch.promote_types(found, torch.float32)
+
+    # The protocol
+
+    def log_prob(self, x: Value, context: Value | None = None, *, generator=None, **options) -> Tensor:
+        r"""Computes the log-density of data, in nats.
+
+        Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``; returns ``[*batch]``. Differentiable.
+        """
+        self._check(options, "log_prob")
+        x, context, batch = self._enter(x, context, "log_prob")
+        u, ladj = self.preprocess(x, generator=generator)
+        return (self._log_prob(u, context, generator, **options) + ladj).reshape(batch)
+
+    def log_prob_estimate(
+        self, x: Value, context: Value | None = None, *, draws: int = 8, generator=None, **options
+    ) -> tuple[Tensor, Tensor]:
+        """Averages independent evaluations of a random ``log_prob`` and gives the standard error of the average.
+
+        Shapes: as ``log_prob``; returns ``(value [*batch], standard_error [*batch])``. Cost: ``draws`` evaluations.
+        Where ``likelihood`` is ``"exact"``, one evaluation and a standard error of zero.
+        """
+        if self.likelihood == "exact" and not options:
+            value = self.log_prob(x, context, generator=generator)
+            return value, torch.zeros_like(value)
+        if draws < 2:
+            raise ValueError(f"log_prob_estimate(draws={draws}): a standard error needs two draws or more; pass draws=8.")
+        values = torch.stack([self.log_prob(x, context, generator=generator, **options) for _ in range(draws)])
+        return values.mean(0), values.std(0) / math.sqrt(draws)
+
+    @torch.no_grad()
+    def sample(self, shape=(), context: Value | None = None, *, generator=None, **options) -> Value:
+        """Draws samples, ``[*shape, *context_batch, *event]``. Builds no graph."""
+        self._check(options, "sample")
+        context, batch = self._count(shape, context, "sample")
+        u = self._sample(math.prod(batch), context, generator, **options)
+        return unflatten(self.postprocess(u)[0], batch)
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self, shape=(), context: Value | None = None, *, generator=None, **options
+    ) -> tuple[Value, Tensor]:
+        """Draws samples and gives their log-density: ``([*shape, *context_batch, *event], [*shape, *context_batch])``."""
+        self._check(options, "sample_and_log_prob")
+        context, batch = self._count(shape, context, "sample_and_log_prob")
+        u = self._sample(math.prod(batch), context, generator, **options)
+        x, _ = self.postprocess(u)
+        again, ladj = self.preprocess(x, generator=generator)
+        return unflatten(x, batch), (self._log_prob(again, context, generator, **options) + ladj).reshape(batch)
+
+    def forward(self, context: Value | None = None) -> FlowDistribution:
+        """Gives the distribution of the data (given a context) as a ``torch.distributions.Distribution``."""
+        if isinstance(self.event_shape, dict):
+            raise ValueError(
+                f"flow(): the event of this {type(self).__qualname__} has the parts {sorted(self.event_shape)}, and a "
+                f"torch Distribution holds one tensor; call flow.sample and flow.log_prob instead."
+            )
+        return FlowDistribution(self, context)
+
+    # Transforms of the data
+
+    def with_transform(self, *transform: nn.Module):
+        """Gives a flow over transformed data: ``transform`` maps data to what the flow models, first one first.
+
+        The new flow shares its networks with this one; transforms it already had stay innermost. Log-densities are those
+        of the original data: the transforms' log-determinants are added.
+
+        Example:
+            >>> import torch, cflow
+            >>> from cflow import bases, fields
+            >>> from cflow.data import Standardise
+            >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2))
+            >>> metres = flow.with_transform(Standardise(2, loc=100.0, scale=5.0))
+            >>> metres.sample((3,)).shape
+            torch.Size([3, 2])
+        """
+        for each in transform:
+            if not (callable(getattr(each, "encode", None)) and callable(getattr(each, "decode", None))):
+                raise TypeError(
+                    f"with_transform({type(each).__qualname__}): a transform has encode(x) and decode(u), each returning "
+                    f"(value, ladj); see cflow.data.Standardise, Logit and Dequantise."
+                )
+        return registry.replace(self, transform=(*transform, *self.transform))
+
+    def preprocess(self, x: Value, *, generator=None) -> tuple[Value, Tensor | float]:
+        """Carries data ``[B, *event]`` to what the flow models: ``(u, ladj [B])``."""
+        ladj = 0.0
+        for each in self.transform:
+            x, change = each.encode(x, generator=generator)
+            ladj = ladj + change
+        return x, ladj
+
+    def postprocess(self, u: Value) -> tuple[Value, Tensor | float]:
+        """Carries what the flow models back to data: ``(x, ladj [B])``."""
+        ladj = 0.0
+        for each in reversed(self.transform):
+            u, change = each.decode(u)
+            ladj = ladj + change
+        return u, ladj
+
+    @property
+    def _transform_is_exact(self) -> bool:
+        return all(getattr(each, "likelihood", "exact") == "exact" for each in self.transform)
+
+    # The door: shapes checked, one batch dimension inside
+
+    def _check(self, options: dict[str, Any], method: str) -> None:
+        for name in options:
+            if name not in self.options:
+                close = difflib.get_close_matches(name, self.options, 1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                takes = ", ".join(("generator", *self.options))
+                raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}It takes {takes}.")
+
+    def _context(self, context: Value | None, method: str) -> Size:
+        if self.context_shape is None:
+            if context is not None:
+                raise ValueError(
+                    f"flow.{method}(context=...): this flow is unconditional; leave the context away, or build the flow "
+                    f"with context_shape=... and a field that reads a context."
+                )
+            return Size()
+        if context is None:
+            raise ValueError(
+                f"flow.{method}(): this flow is conditional and no context was given; pass a context of shape "
+                f"[..., {', '.join(map(str, self.context_shape))}], or flow.field.null_context(context) for an "
+                f"unconditional pass."
+            )
+        return batch_of(context, self.context_shape, f"flow.{method}: context")
+
+    def _cast(self, value: Value | None) -> Value | None:
+        """Brings floating tensors to the flow's dtype."""
+        if isinstance(value, dict):
+            return {name: self._cast(part) for name, part in value.items()}
+        return value.to(self.dtype) if value is not None and value.is_floating_point() else value
+
+    def _enter(self, x: Value, context: Value | None, method: str) -> tuple[Value, Value | None, Size]:
+        own = batch_of(x, self.event_shape, f"flow.{method}: x")
+        batch = broadcast(f"flow.{method}", own, self._context(context, method))
+        if context is not None:
+            context = flatten(self._cast(context), self.context_shape, batch)
+        return self._cast(flatten(x, self.event_shape, batch)), context, batch
+
+    def _count(self, shape, context: Value | None, method: str) -> tuple[Value | None, Size]:
+        batch = Size((*as_shape(shape), *self._context(context, method)))
+        if context is not None:
+            context = flatten(self._cast(context), self.context_shape, batch)
+        return context, batch
+
+
+class BaseInvertibleFlow(BaseFlow):
+    """Derives the protocol of a flow that is a bijection from ``_encode``, ``_decode`` and a ``base``.
+
+    A subclass sets ``self.base`` and writes ``_encode(x, context, generator, **options) -> (z, ladj [B])`` and
+    ``_decode(z, context, generator, *, ladj=True, **options) -> (x, ladj [B] or None)``; ``ladj=False`` says that the
+    caller has no use for it. Densities follow from the change of variables
+
+    .. math:: \\log p(x) = \\log p_0(z) + \\log |\\det \\partial z / \\partial x|, \\qquad z = \\mathrm{encode}(x).
+    """
+
+    base: nn.Module
+
+    def _encode(self, x: Tensor, context: Tensor | None, generator, **options) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__qualname__} does not define _encode.")
+
+    def _decode(self, z: Tensor, context: Tensor | None, generator, *, ladj: bool = True, **options):
+        raise TypeError(f"{type(self).__qualname__} does not define _decode.")
+
+    @property
+    def has_rsample(self) -> bool:
+        return all(getattr(each, "has_rsample", True) for each in self.transform)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return "exact" if self._transform_is_exact else "bound"
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, generator, **options) -> Tensor:
+        z, ladj = self._encode(x, context, generator, **options)
+        return self.base.log_prob(z) + ladj
+
+    def _sample(self, count: int, context: Tensor | None, generator, **options) -> Tensor:
+        z = self.base.sample((count,), generator=generator)
+        return self._decode(z, context, generator, ladj=False, **options)[0]
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
+        """Carries data to the latent space: ``(z [*batch, *event], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
+        self._check(options, "encode")
+        x, context, batch = self._enter(x, context, "encode")
+        u, outer = self.preprocess(x, generator=generator)
+        z, ladj = self._encode(u, context, generator, **options)
+        return unflatten(z, batch), (ladj + outer).reshape(batch)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
+        """Carries latents to the data space: ``(x [*batch, *event], ladj [*batch])``, ``ladj = log|det dx/dz|``."""
+        self._check(options, "decode")
+        self._needs_bijection("decode")
+        z, context, batch = self._enter(z, context, "decode")
+        u, ladj = self._decode(z, context, generator, **options)
+        x, outer = self.postprocess(u)
+        return unflatten(x, batch), (ladj + outer).reshape(batch)
+
+    def rsample(self, shape=(), context: Tensor | None = None, *, generator=None, **options) -> Tensor:
+        """Draws samples with gradients to the parameters and the context, in one pass."""
+        self._check(options, "rsample")
+        self._needs_bijection("rsample")
+        context, batch = self._count(shape, context, "rsample")
+        return unflatten(self.postprocess(self._sample(math.prod(batch), context, generator, **options))[0], batch)
+
+    def rsample_and_log_prob(
+        self, shape=(), context: Tensor | None = None, *, generator=None, **options
+    ) -> tuple[Tensor, Tensor]:
+        """Draws samples and their log-density with gradients, both from one pass."""
+        self._check(options, "rsample_and_log_prob")
+        self._needs_bijection("rsample_and_log_prob")
+        context, batch = self._count(shape, context, "rsample_and_log_prob")
+        z = self.base.sample((math.prod(batch),), generator=generator)
+        u, ladj = self._decode(z, context, generator, **options)
+        x, outer = self.postprocess(u)
+        return unflatten(x, batch), (self.base.log_prob(z) - ladj - outer).reshape(batch)
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self, shape=(), context: Tensor | None = None, *, generator=None, **options
+    ) -> tuple[Tensor, Tensor]:
+        """Draws samples and gives their log-density, both from one pass. Builds no graph.
+
+        Where a transform rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
+        """
+        if self.has_rsample and self._transform_is_exact:
+            return self.rsample_and_log_prob(shape, context, generator=generator, **options)
+        return super().sample_and_log_prob(shape, context, generator=generator, **options)
+
+    def _needs_bijection(self, method: str) -> None:
+        if not self.has_rsample:
+            names = ", ".join(type(each).__name__ for each in self.transform)
+            raise ValueError(
+                f"flow.{method}: the transforms ({names}) round to integers, so samples have no gradient and no "
+                f"Jacobian; use flow.sample and flow.log_prob, or the flow without its transform."
+            )
+
+
+class FlowDistribution(Distribution):
+    """The distribution of a flow's data given a context, as ``torch.distributions`` knows it.
+
+    Shapes: ``batch_shape`` is the context's batch (empty for an unconditional flow), ``event_shape`` the flow's.
+
+    Example:
+        >>> import torch, cflow
+        >>> from cflow import bases, fields
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2))
+        >>> flow().expand((5,)).sample((3,)).shape
+        torch.Size([3, 5, 2])
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, flow: BaseFlow, context: Value | None = None, batch_shape: Size | None = None, validate_args=None):
+        self.flow, self.context = flow, context
+        own = flow._context(context, "forward") if batch_shape is None else Size(batch_shape)
+        super().__init__(own, flow.event_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:
+        return self.flow.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape, _instance=None) -> FlowDistribution:
+        context = self.context
+        if isinstance(context, dict):
+            context = {name: part.expand(*batch_shape, *self.flow.context_shape[name]) for name, part in context.items()}
+        elif context is not None:
+            context = context.expand(*batch_shape, *self.flow.context_shape)
+        return type(self)(self.flow, context, Size(batch_shape), validate_args=self._validate_args)
+
+    def _shape(self, sample_shape) -> Size:
+        """An unconditional flow carries no batch of its own: the expanded batch joins the sample shape."""
+        return Size((*sample_shape, *self.batch_shape)) if self.context is None else Size(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        batch = broadcast("log_prob", value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
+        return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
+
+    def sample(self, sample_shape=Size()) -> Tensor:  # noqa: B008 - torch's own signature
+        return self.flow.sample(self._shape(sample_shape), self.context)
+
+    def rsample(self, sample_shape=Size()) -> Tensor:  # noqa: B008
+        return self.flow.rsample(self._shape(sample_shape), self.context)
+
+    def rsample_and_log_prob(self, sample_shape=Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        return self.flow.rsample_and_log_prob(self._shape(sample_shape), self.context)
+
+    def sample_and_log_prob(self, sample_shape=Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        return self.flow.sample_and_log_prob(self._shape(sample_shape), self.context)
+
+    def __repr__(self) -> str:
+        return (
+            f"FlowDistribution({type(self.flow).__qualname__}, batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)})"
+        )

@@ -1,0 +1,203 @@
+"""Saving and loading: every tensor in safetensors, the constructor arguments as a JSON tree.
+
+Nothing is unpickled. A file can only name registered classes (:func:`cflow.register`), and only their constructors run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from . import registry
+
+__all__ = ["load", "save"]
+
+FORMAT = "cflow 1"
+CONFIG, TENSORS = "flow.json", "flow.safetensors"
+Plain = (str, int, float, bool, type(None))
+
+
+def save(flow: nn.Module, path: str | os.PathLike) -> Path:
+    """Writes a flow (or any registered module) to the folder ``path``: ``flow.json`` and ``flow.safetensors``.
+
+    The folder appears whole or not at all: files are written beside it and renamed. An older save is replaced.
+
+    Raises:
+        ValueError: where a part is not registered or cannot be written (a function, say); the message names the part.
+        FileExistsError: where ``path`` exists and holds something else.
+
+    Example:
+        >>> import cflow, tempfile
+        >>> from cflow import bases, fields, paths
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Cosine("x1"))
+        >>> folder = cflow.save(flow, tempfile.mkdtemp() + "/model")
+        >>> cflow.load(folder).path
+        Cosine(predict='x1')
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and {each.name for each in path.iterdir()} <= {CONFIG, TENSORS}):
+        raise FileExistsError(f"save({str(path)!r}): that exists and is not a saved flow; choose another path.")
+    from safetensors.torch import save_file
+
+    state = {f"state.{name}": value for name, value in flow.state_dict().items()}
+    known = {_identity(value): name for name, value in state.items() if value.numel()}
+    tensors = _independent(state)
+    tree = _describe(flow, type(flow).__qualname__, tensors, known)
+    modes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
+    document = {"format": FORMAT, "flow": tree, "dtypes": modes, "training": flow.training}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        save_file(tensors, os.path.join(folder, TENSORS))
+        Path(folder, CONFIG).write_text(json.dumps(document, indent=1, allow_nan=True) + "\n")
+        new = Path(folder, "new")
+        new.mkdir()
+        for name in (CONFIG, TENSORS):
+            os.replace(Path(folder, name), new / name)
+        if path.exists():
+            os.replace(path, Path(folder, "old"))
+        os.replace(new, path)
+    return path
+
+
+def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Rebuilds what :func:`save` wrote, with its weights, dtypes and mode, on ``device``.
+
+    Classes of one's own must be registered (imported) first.
+
+    Raises:
+        FileNotFoundError: where ``path`` holds no saved flow.
+        ValueError: for a damaged or foreign file, an unknown class, or tensors that do not fit; nothing is executed.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
+        hint = " Its folder `model` does." if (path / "model" / CONFIG).is_file() else ""
+        raise FileNotFoundError(f"load({str(path)!r}): no {CONFIG} and {TENSORS} there, so it holds no saved flow.{hint}")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        document = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(path / TENSORS, device=str(device))
+    except (ValueError, SafetensorError, RecursionError) as error:
+        raise ValueError(f"load({str(path)!r}): the files are damaged ({error}); save the flow again.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("flow"), dict):
+        raise ValueError(f"load({str(path)!r}): {CONFIG} is not a saved flow of the format {FORMAT!r}.")
+    try:
+        flow = _build(document["flow"], tensors)
+    except (TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"load({str(path)!r}): {CONFIG} does not describe a flow ({error!r}).") from error
+    if not isinstance(flow, nn.Module):
+        raise ValueError(f"load({str(path)!r}): {CONFIG} describes a {type(flow).__name__}, not a flow.")
+    _fill(flow, tensors, path)
+    return flow.train(bool(document.get("training", False)))
+
+
+def _identity(value: Tensor) -> tuple:
+    return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, str(value.device)
+
+
+def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors that share memory (tied weights): safetensors stores each by itself."""
+    seen: set[int] = set()
+    result = {}
+    for name, value in tensors.items():
+        start = value.untyped_storage().data_ptr()
+        value = value.detach().cpu().contiguous()
+        whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+        result[name] = value.clone() if start in seen or not whole else value
+        seen.add(start)
+    return result
+
+
+def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tuple, str]) -> Any:
+    """Writes a value as JSON; tensors go to ``tensors``, or are named where the state holds them already."""
+    nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)  # noqa: E731
+    if isinstance(value, Plain):
+        return value
+    if isinstance(value, Tensor):
+        name = known.get(_identity(value)) if value.numel() else None
+        if name is None:
+            name = f"argument.{where}"
+            tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"$tensor": name}
+    if isinstance(value, Size):
+        return {"$size": list(value)}
+    if isinstance(value, (tuple, nn.ModuleList)):
+        return {"$tuple": [nested(part, str(i)) for i, part in enumerate(value)]}
+    if isinstance(value, list):
+        return [nested(part, str(i)) for i, part in enumerate(value)]
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"save: {where} is a dict with keys that are not strings, which JSON does not hold.")
+        return {"$dict": {key: nested(part, key) for key, part in value.items()}}
+    if callable(value) and not isinstance(value, nn.Module) and type(value).__name__ in ("function", "method", "type"):
+        raise ValueError(
+            f"save: {where} is the function {getattr(value, '__qualname__', value)!r}, which is code, not data; write it as a "
+            f"class with a constructor and mark it with @cflow.register."
+        )
+    try:
+        arguments = registry.configuration(value) if registry.name_of(type(value)) else {}
+    except ValueError as error:
+        raise ValueError(f"save: {where}: {error}") from error
+    return {
+        "$class": registry.name_of(type(value)),
+        "arguments": {name: nested(part, name) for name, part in arguments.items()},
+    }
+
+
+def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, Plain):
+        return node
+    if isinstance(node, list):
+        return [_build(part, tensors) for part in node]
+    match node:
+        case {"$class": str(name), "arguments": dict(arguments)}:
+            built = {key: _build(part, tensors) for key, part in arguments.items()}
+            return registry.build(registry.lookup(name), built)
+        case {"$tensor": str(name)}:
+            if name not in tensors:
+                raise ValueError(f"load: the tensor {name!r} is missing from {TENSORS}; the save is incomplete.")
+            return tensors[name].clone()
+        case {"$tuple": list(parts)}:
+            return tuple(_build(part, tensors) for part in parts)
+        case {"$size": list(sizes)}:
+            return Size(sizes)
+        case {"$dict": dict(parts)}:
+            return {key: _build(part, tensors) for key, part in parts.items()}
+        case {"$dtype": str(name)} if isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+    raise ValueError(f"load: {json.dumps(node)[:80]} is nothing that {CONFIG} may hold.")
+
+
+def _fill(flow: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Gives the module the saved tensors, dtype included."""
+    saved = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
+    own = flow.state_dict()
+    wrong = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+    if own.keys() != saved.keys() or wrong:
+        parts = {
+            "missing": sorted(own.keys() - saved.keys()),
+            "unexpected": sorted(saved.keys() - own.keys()),
+            "of another shape": sorted(wrong),
+        }
+        shown = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in parts.items() if names)
+        raise ValueError(
+            f"load({str(path)!r}): the tensors do not fit the flow that {CONFIG} describes ({shown}); a class may have "
+            f"changed since it was saved."
+        )
+    # assign=True keeps the saved dtype; parameters that are tied by the constructor stay tied by copying instead.
+    tied = len({id(each) for each in flow.parameters()}) != len(list(flow.named_parameters(remove_duplicate=False)))
+    if tied:
+        dtypes = {value.dtype for value in saved.values() if value.is_floating_point()}
+        if len(dtypes) == 1:
+            flow.to(dtypes.pop())
+    flow.load_state_dict(saved, assign=not tied)

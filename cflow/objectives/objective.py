@@ -1,0 +1,27 @@
+"""What an objective is: a part that can run ahead of the step, and a loss per item."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["Objective"]
+
+
+class Objective(nn.Module):
+    """Trains a flow: ``objective(flow, x, context) -> [B]``.
+
+    A subclass writes :meth:`prepare`, which draws and couples (no network, safe in a worker thread), and :meth:`loss`,
+    which asks the flow's network. An objective with parameters of its own (a teacher) holds them as a module does.
+    """
+
+    def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
+        """Draws what the loss needs for data ``x [B, *event]`` (transforms applied): anything with tensors in it."""
+        raise TypeError(f"{type(self).__qualname__} does not define prepare.")
+
+    def loss(self, flow: nn.Module, batch) -> Tensor:
+        """Computes the loss per item, ``[B]``, of a prepared batch."""
+        raise TypeError(f"{type(self).__qualname__} does not define loss.")
+
+    def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
+        x, _ = flow.preprocess(x, generator=generator)
+        return self.loss(flow, self.prepare(flow.base, x, context, generator))

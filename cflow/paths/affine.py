@@ -1,0 +1,229 @@
+"""Affine paths: a point on the way is a weighted sum of a base and a data sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..shapes import expand_like, rows
+
+__all__ = ["PREDICTIONS", "AffinePath", "PathSample"]
+
+Prediction = Literal["velocity", "x1", "noise", "score"]
+PREDICTIONS: tuple[str, ...] = ("velocity", "x1", "noise", "score")
+
+
+@dataclass
+class PathSample:
+    """A draw from a path: the point, its time, its ends and what the network should say there.
+
+    Shapes: ``xt, x0, x1, target [B, *event]``, ``t [B]``, ``mask`` broadcastable to the event or ``None``.
+    """
+
+    xt: Tensor
+    t: Tensor
+    x0: Tensor
+    x1: Tensor
+    target: Tensor
+    mask: Tensor | None = None
+
+
+class Coefficients(NamedTuple):
+    """A schedule at one time, shaped to multiply ``x``."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+class AffinePath:
+    r"""Joins base and data by a schedule.
+
+    .. math:: x_t = \alpha_t x_1 + \sigma_t x_0, \qquad
+              v_t = \dot\alpha_t \, \mathbb E[x_1 | x_t] + \dot\sigma_t \, \mathbb E[x_0 | x_t]
+
+    with :math:`\alpha` rising to 1 and :math:`\sigma` falling from 1. A subclass gives ``alpha``, ``sigma``, ``d_alpha``,
+    ``d_sigma`` and ``time_at``. The network predicts one of
+
+    ============ ============================= ====================================== =======================
+    ``predict``  target                        what the optimum is                    well conditioned where
+    ============ ============================= ====================================== =======================
+    velocity     ``d_alpha x1 + d_sigma x0``   the marginal velocity                  derivatives are finite
+    x1           ``x1``                        the posterior mean of the data         ``sigma >= margin``
+    noise        ``x0``                        the posterior mean of the base         ``alpha >= margin``
+    score        ``-x0 / sigma``               the score, for a standard normal base  both
+    ============ ============================= ====================================== =======================
+
+    ``interval`` is that range of times: training draws times in it, solvers stay in it, and the rest of [0, 1] is crossed
+    by one closed-form step (:meth:`step`), which is exact for a constant posterior mean.
+
+    Args:
+        predict: what the network predicts.
+        margin: the smallest ``alpha`` or ``sigma`` by which a conversion divides.
+        coupling: name of the coupling that the network was trained with; objectives record it here.
+
+    Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions, 2023,
+    arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
+    """
+
+    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None):
+        if predict not in PREDICTIONS:
+            raise ValueError(
+                f"{type(self).__name__}(predict={predict!r}): a network on this path predicts one of "
+                f"{', '.join(PREDICTIONS)}; choose one of them."
+            )
+        if not 0 < margin < 0.5:
+            raise ValueError(f"{type(self).__name__}(margin={margin}): the margin lies in (0, 0.5); the default is 1e-3.")
+        self.predict, self.margin, self.coupling = predict, margin, coupling
+        self.interval = self._interval()
+
+    # The schedule, which a subclass gives for t of any shape
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Gives the weight of the data."""
+        raise TypeError(f"{type(self).__name__} gives no schedule; use paths.Linear or another member.")
+
+    sigma = d_alpha = d_sigma = alpha
+
+    def time_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Finds the time at which the schedule has the ratio ``alpha / sigma``."""
+        raise TypeError(f"{type(self).__name__} gives no schedule; use paths.Linear or another member.")
+
+    def coefficients(self, t: Tensor, x: Tensor) -> Coefficients:
+        """Gives the schedule and its derivatives at ``t`` ([] or [B]), shaped to multiply ``x [B, *event]``."""
+        return Coefficients(*(expand_like(f(t), x) for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma)))
+
+    def _interval(self) -> tuple[float, float]:
+        """Finds where the prediction's conversion divides by nothing smaller than the margin."""
+        one, m = torch.ones((), dtype=torch.float64), torch.tensor(self.margin, dtype=torch.float64)
+        low, high = 0.0, 1.0
+        if self.predict in ("noise", "score") and float(self.alpha(0 * one)) < self.margin:
+            low = self._bisect(lambda t: self.alpha(t) >= m)
+        steep = not bool(torch.isfinite(self.d_sigma(one)))
+        if (self.predict in ("x1", "score") or steep) and float(self.sigma(one)) < self.margin:
+            high = self._bisect(lambda t: self.sigma(t) <= m)
+        return low, high
+
+    @property
+    def ends_interval(self) -> tuple[float, float]:
+        """The times at which :meth:`ends` divides by nothing smaller than the margin."""
+        return self.interval
+
+    @staticmethod
+    def _bisect(holds) -> float:
+        """Finds the time from which on a monotone condition holds."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if bool(holds(torch.tensor(middle, dtype=torch.float64))) else (middle, high)
+        return high
+
+    # Training
+
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, mask: Tensor | None = None, generator=None) -> PathSample:
+        """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]`` (deterministic for affine paths)."""
+        if x0.shape != x1.shape:
+            raise ValueError(
+                f"path.sample: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} differ in shape; an affine path adds them, "
+                f"so pair each data sample with one base sample."
+            )
+        if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != x1.shape[0]):
+            raise ValueError(
+                f"path.sample: t {tuple(t.shape)} must be a scalar or hold one time per row of x1 {tuple(x1.shape)}."
+            )
+        c = self.coefficients(t, x1)
+        xt = c.alpha * x1 + c.sigma * x0
+        match self.predict:
+            case "velocity":
+                target = c.d_alpha * x1 + c.d_sigma * x0
+            case "x1":
+                target = x1
+            case "noise":
+                target = x0
+            case "score":
+                target = -x0 / c.sigma
+        return PathSample(xt, t, x0, x1, target, mask)
+
+    def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
+        r"""Computes the mean squared error of the prediction per item, ``[B]``, in float32 or better.
+
+        Scores are weighted by :math:`\sigma_t^2`, so that the loss is finite at the data's end (it is then the error of the
+        noise). Where a mask is given, only what it marks counts, and the mean is over the marked entries.
+        """
+        target = sample.target
+        error = prediction.to(torch.promote_types(target.dtype, torch.float32)) - target
+        if self.predict == "score":
+            error = expand_like(self.sigma(sample.t), error) * prediction.to(error.dtype) + sample.x0
+        if sample.mask is None:
+            return rows(error.square()).mean(1)
+        mask = sample.mask.expand_as(error).to(error.dtype)
+        return rows(error.square() * mask).sum(1) / rows(mask).sum(1).clamp(min=1)
+
+    # From the prediction to what a solver uses
+
+    def ends(self, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Solves the prediction and ``x`` at time ``t`` for the expected ends ``(x1, x0)``."""
+        c = self.coefficients(t, x)
+        match self.predict:
+            case "velocity":
+                determinant = c.alpha * c.d_sigma - c.sigma * c.d_alpha
+                x1 = (c.d_sigma * x - c.sigma * prediction) / determinant
+                return x1, (c.alpha * prediction - c.d_alpha * x) / determinant
+            case "x1":
+                return prediction, (x - c.alpha * prediction) / c.sigma
+            case "noise":
+                return (x - c.sigma * prediction) / c.alpha, prediction
+            case "score":
+                x0 = -c.sigma * prediction
+                return (x - c.sigma * x0) / c.alpha, x0
+
+    def velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""
+        if self.predict == "velocity":
+            return prediction
+        return self._combine(*self.ends(prediction, x, t), t)
+
+    def express(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """Writes expected ends as this path's prediction: the inverse of :meth:`ends`."""
+        match self.predict:
+            case "velocity":
+                return self._combine(x1, x0, t)
+            case "x1":
+                return x1
+            case "noise":
+                return x0
+            case "score":
+                return -x0 / expand_like(self.sigma(t), x0)
+
+    def _combine(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        return expand_like(self.d_alpha(t), x1) * x1 + expand_like(self.d_sigma(t), x0) * x0
+
+    def step(
+        self, prediction: Tensor, x: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, generator=None
+    ) -> Tensor:
+        r"""Advances from ``t`` to ``s`` with the expected ends held fixed.
+
+        .. math:: x_s = x_t + (\alpha_s - \alpha_t) \hat x_1 + (\sigma_s - \sigma_t) \hat x_0
+
+        Source: Song, Meng and Ermon, Denoising Diffusion Implicit Models, 2020, arXiv:2010.02502.
+        """
+        x1, x0 = self.ends(prediction, x, t)
+        moved = x + self.increment(x1, x0, t, s)
+        return moved if mask is None else torch.where(mask, moved, x)
+
+    def increment(self, x1: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Gives the change from time ``t`` to ``s`` for fixed ends."""
+        change = expand_like(self.alpha(s) - self.alpha(t), x1) * x1
+        return change + expand_like(self.sigma(s) - self.sigma(t), x0) * x0
+
+    def __eq__(self, other) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(predict={self.predict!r})"

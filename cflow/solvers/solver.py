@@ -1,0 +1,218 @@
+"""The contract of a solver, and what every solver does with its arguments before the first step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from cflow.solvers.solution import Solution, Stats, Status, Tolerance
+from cflow.solvers.state import join, per_row, split, stack
+
+__all__ = ["Problem", "Solver"]
+
+
+class Solver(ABC):
+    """Integrates ``dy/dt = f(t, y, *args)`` from ``t0`` to ``t1``, sample by sample of a batch."""
+
+    @abstractmethod
+    def solve(
+        self,
+        f: Callable,
+        y0: Any,
+        t0: float | Tensor,
+        t1: float | Tensor,
+        *,
+        args: Sequence[Any] = (),
+        params: Sequence[Tensor] | None = None,
+        quadratures: Mapping[str, Tolerance | None] | None = None,
+        manifold: Any = None,
+        path: Any = None,
+        generator: torch.Generator | None = None,
+        at: Sequence[float] | Tensor | None = None,
+    ) -> Solution:
+        """Solves the initial value problem; ``t1 < t0`` integrates backward.
+
+        Args:
+            f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` when ``quadratures`` names integrals to keep
+                beside the state. ``t`` is a ``[B]`` tensor in the state's real dtype (float32 at least).
+            y0: a tensor, or a nested tuple, list or dict of tensors, all with the same first dimension ``B``.
+                States in half precision are kept in float32 between evaluations, shown to ``f`` and returned in theirs.
+            args: more arguments of ``f``. The first dimension of every tensor in them is the batch, whose rows a
+                solver may drop; whatever varies with the sample goes here, never through a closure.
+            params: tensors to which gradients must flow besides ``y0`` and ``args``. Solvers that backpropagate
+                through their own operations find them without being told.
+            quadratures: maps each integral that ``f`` returns to the tolerance with which it joins step acceptance, or
+                to None to leave it out. Each value is ``[B]`` or ``[B, k]``.
+            manifold: where the state lives, for solvers that step along geodesics.
+            path: the schedule, for solvers that are fitted to one.
+            generator: source of noise, for solvers that draw.
+            at: times, in the direction of integration, at which the state is kept in ``Solution.trajectory``.
+
+        Raises:
+            ValueError: if an argument cannot be honoured.
+        """
+
+
+class Problem:
+    """Holds a solve's checked arguments and calls ``f`` on the flat list of the state's tensors, counting the calls."""
+
+    def __init__(self, solver, f, y0, t0, t1, args, quadratures, manifold, at):
+        self.owner = type(solver).__name__
+        if manifold is not None:
+            raise ValueError(
+                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver adds tangents to points as in "
+                f"flat space and would leave the manifold; pass a geodesic solver, or manifold=None to integrate in "
+                f"the ambient space."
+            )
+        self.f, self.like, self.args = f, y0, tuple(args)
+        self.t0, self.t1 = _read_time(self.owner, "t0", t0), _read_time(self.owner, "t1", t1)
+        self.at = None if at is None else _read_outputs(self.owner, at, self.t0, self.t1)
+        self.tolerances = dict(quadratures or {})
+        parts = split(y0, y0)
+        self._check(parts)
+        self.batch, self.device = parts[0].shape[0], parts[0].device
+        self.dtype = torch.float32
+        for part in parts:
+            self.dtype = torch.promote_types(self.dtype, part.dtype)
+        self.shown = [part.dtype for part in parts]
+        self.y0 = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+        self.converts = any(part.dtype != shown for part, shown in zip(self.y0, self.shown))
+        self.single = isinstance(y0, Tensor)
+        self.calls = self.rows = 0
+
+    def _check(self, parts: list[Tensor]) -> None:
+        """Raises unless the state and every tensor of ``args`` are rows of one batch."""
+        if not parts:
+            raise ValueError(f"{self.owner}.solve: the state holds no tensor; pass at least one.")
+        for part in parts:
+            if not part.dtype.is_floating_point:
+                raise ValueError(
+                    f"{self.owner}.solve: a state of dtype {part.dtype} has no real derivative; pass floating point "
+                    f"tensors (a complex state as its real and imaginary parts)."
+                )
+        arguments = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+        for name, tensors in (("y0", parts), ("args", arguments)):
+            for tensor in tensors:
+                if tensor.dim() == 0 or parts[0].dim() == 0 or tensor.shape[0] != parts[0].shape[0]:
+                    raise ValueError(
+                        f"{self.owner}.solve: a tensor of shape {list(tensor.shape)} in {name} beside a state of shape "
+                        f"{list(parts[0].shape)}: the first dimension of every tensor is the batch; expand it, or, if "
+                        f"it is shared by the samples, let f hold it."
+                    )
+
+    def __call__(self, t: Tensor, parts: list[Tensor], args: tuple | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names."""
+        if self.converts:
+            parts_shown = [part.to(shown) for part, shown in zip(parts, self.shown)]
+        else:
+            parts_shown = parts
+        y = parts_shown[0] if self.single else join(parts_shown, self.like)
+        result = self.f(t, y, *(self.args if args is None else args))
+        integrands = []
+        if self.tolerances:
+            result, integrands = self._integrands(result, t)
+        if self.single and isinstance(result, Tensor):
+            slopes = [result]
+        else:
+            slopes = split(result, self.like, "what f returned")
+        if self.calls == 0:
+            self._check_first(slopes, parts)
+        self.calls += 1
+        self.rows += t.shape[0]
+        for index, part in enumerate(parts):
+            if slopes[index].dtype is not part.dtype:
+                slopes[index] = slopes[index].to(part.dtype)
+        return slopes, integrands
+
+    def _check_first(self, slopes: list[Tensor], parts: list[Tensor]) -> None:
+        for slope, part in zip(slopes, parts):
+            if slope.shape != part.shape:
+                raise ValueError(
+                    f"{self.owner}.solve: f returned a derivative of shape {list(slope.shape)} for a state of shape "
+                    f"{list(part.shape)}; a derivative has the shape of what it moves, so return that shape."
+                )
+
+    def _integrands(self, result: Any, t: Tensor) -> tuple[Any, list[Tensor]]:
+        """Parts what ``f`` returned into the derivative and the named integrands, in the names' order."""
+        names = list(self.tolerances)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+            raise ValueError(
+                f"{self.owner}.solve(quadratures={names}): f returned a {type(result).__name__} without integrands; "
+                f"return (dy, {{name: value}}) with exactly these names."
+            )
+        slopes, values = result
+        if values.keys() != self.tolerances.keys():
+            raise ValueError(
+                f"{self.owner}.solve(quadratures={names}): f returned the integrands {sorted(map(str, values))}; "
+                f"return exactly the names asked for."
+            )
+        integrands = []
+        for name in names:
+            value = values[name]
+            if value.dim() not in (1, 2) or value.shape[0] != t.shape[0]:
+                raise ValueError(
+                    f"{self.owner}.solve: f returned the integrand {name!r} of shape {list(value.shape)} for a batch "
+                    f"of {t.shape[0]}; return one value or one vector per sample, [B] or [B, k]."
+                )
+            integrands.append(value.to(torch.promote_types(value.dtype, self.dtype)))
+        return slopes, integrands
+
+    def status(self, parts: list[Tensor], integrals: list[Tensor], status: Tensor | None = None) -> Tensor:
+        """Marks samples whose result is not finite and that are not marked otherwise, without reading them."""
+        finite = torch.stack([torch.isfinite(per_row(value)).all(1) for value in (*parts, *integrals)]).all(0)
+        if status is None:
+            status = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        return torch.where((status == Status.SUCCESS) & ~finite, int(Status.NON_FINITE), status)
+
+    def restore(self, parts: list[Tensor]) -> Any:
+        """Puts parts back into the structure and the dtypes of ``y0``."""
+        return join([part.to(shown) for part, shown in zip(parts, self.shown)], self.like)
+
+    def solution(self, parts, integrals, stats: Stats, status: Tensor, outputs: list[list[Tensor]]) -> Solution:
+        """Builds the solution from the parts at the end and at the output times."""
+        trajectory = None if self.at is None else self.restore(stack(outputs, parts))
+        names = dict(zip(self.tolerances, integrals))
+        return Solution(self.restore(parts), names, stats, status, trajectory)
+
+    def nothing(self) -> Solution:
+        """Builds the solution of an interval of no length or an empty batch: no call of ``f``, integrals of zero."""
+        zeros = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
+        stats = Stats(0, 0, zeros, zeros.clone(), zeros.clone(), reached)
+        integrals = [torch.zeros(self.batch, dtype=self.dtype, device=self.device) for _ in self.tolerances]
+        solution = self.solution(self.y0, integrals, stats, zeros.clone(), [self.y0] * len(self.at or ()))
+        solution.y = self.like
+        return solution
+
+
+def _read_time(owner: str, name: str, value: float | Tensor) -> float:
+    """Reads an end of the interval as a Python float."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or (value.requires_grad and torch.is_grad_enabled()):
+            raise ValueError(
+                f"{owner}.solve({name}=tensor of shape {list(value.shape)}, requires_grad={value.requires_grad}): the "
+                f"ends of the interval are shared by the batch and constants of the solve; pass a Python float (for "
+                f"ends that vary or are learned, scale the field by the interval's length)."
+            )
+        value = value.item()
+    if not math.isfinite(value):
+        raise ValueError(f"{owner}.solve({name}={value}): an infinite interval cannot be stepped over; pass a number.")
+    return float(value)
+
+
+def _read_outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> list[float]:
+    """Reads the output times and checks that they lie in the interval and follow its direction."""
+    times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
+    forward = [t if t1 >= t0 else -t for t in (t0, *times, t1)]
+    if any(not later >= earlier for earlier, later in zip(forward, forward[1:])):
+        raise ValueError(
+            f"{owner}.solve(at={times}): from t0={t0} to t1={t1} the state passes only times between the two, in that "
+            f"order; sort the times in the direction of integration and keep them inside."
+        )
+    return times

@@ -1,0 +1,7 @@
+"""Training: the loop, its batches, schedules, moving average, checkpoints and records."""
+
+from cflow.training.ema import EMA
+from cflow.training.fit import Run, fit
+from cflow.training.schedules import Constant, Cosine, Polynomial
+
+__all__ = ["EMA", "Constant", "Cosine", "Polynomial", "Run", "fit"]

@@ -1,0 +1,214 @@
+"""From data to batches: a fresh, reproducible order every epoch, and preparation that runs ahead of the step."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from cflow.training.streams import EPOCH, LOADER, generator_for, stream
+
+__all__ = ["LoaderBatches", "RawBatch", "RowBatches", "ahead", "batches_of"]
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class RawBatch:
+    """One batch as the data hold it, and where the next one starts."""
+
+    x: Any
+    context: Any
+    epoch: int
+    used: int  # batches of this epoch taken so far, this one included
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Splits ``x`` or ``(x, context)``."""
+    if isinstance(item, list | tuple):
+        if len(item) not in (1, 2):
+            raise ValueError(f"data with items of {len(item)} parts: an item is x, (x,) or (x, context); drop the rest.")
+        return (item[0], item[1]) if len(item) == 2 else (item[0], None)
+    return item, None
+
+
+class RowBatches:
+    """Draws batches without replacement from tensors or a map-style dataset; the last partial batch is left out.
+
+    The order of epoch ``e`` is the permutation drawn from ``(seed, e)``, so that any step can be fetched by its number.
+    With several processes each takes its own stretch of the same permutation.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.dataset = data if isinstance(data, Dataset) else None
+        self.x, self.context = (None, None) if self.dataset is not None else _pair(data)
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.size = len(self.dataset) if self.dataset is not None else len(tree_leaves(self.x)[0])
+        self.step, self._epoch, self._order = 0, -1, None
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in one epoch."""
+        return self.size // (self.batch_size * self.world)
+
+    def describe(self) -> dict[str, Any]:
+        """Says what must be equal for a resumed run to repeat this one."""
+        kind = "dataset" if self.dataset is not None else "tensors"
+        described = {"data": kind, "data size": self.size, "batch_size": self.batch_size, "processes": self.world}
+        if self.dataset is None:
+            # A thousand rows spread over the data: enough to notice other data, cheap at any size.
+            rows = torch.linspace(0, self.size - 1, min(self.size, 1000)).long()
+            leaves = [leaf[rows.to(leaf.device)].detach().cpu().contiguous() for leaf in tree_leaves((self.x, self.context))]
+            described["data content"] = zlib.crc32(b"".join(leaf.view(torch.uint8).numpy().tobytes() for leaf in leaves))
+        return described
+
+    def seek(self, step: int, epoch: int, used: int) -> None:
+        """Goes to a step; epoch and position follow from it."""
+        self.step = step
+
+    def rows(self, step: int) -> Tensor:
+        """Gives the row indices of a step's batch."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            generator = generator_for("cpu", self.seed, EPOCH, epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.size, generator=generator)
+        start = (position * self.world + self.rank) * self.batch_size
+        return self._order[start : start + self.batch_size]
+
+    def fetch(self) -> RawBatch:
+        """Gives the next batch."""
+        x, context = self._take(self.rows(self.step), LOADER, self.step, self.rank)
+        epoch, position = divmod(self.step, self.per_epoch)
+        self.step += 1
+        return RawBatch(x, context, epoch, position + 1)
+
+    def once(self) -> Iterator[tuple[Any, Any]]:
+        """Goes through all rows in their own order, the last partial batch included."""
+        for number, rows in enumerate(torch.arange(self.size).split(self.batch_size)):
+            yield self._take(rows, LOADER, number)
+
+    def _take(self, rows: Tensor, *counters: int) -> tuple[Any, Any]:
+        if self.dataset is None:
+            return tree_map(lambda leaf: leaf[rows.to(leaf.device)], (self.x, self.context))
+        # Augmentations draw from torch's default generator: they too depend on the step alone.
+        with stream(CPU, self.seed, *counters):
+            return _pair(default_collate([self.dataset[row] for row in rows.tolist()]))
+
+
+class LoaderBatches:
+    """Takes batches from a loader, epoch after epoch, inside a random stream of its own.
+
+    ``iter(loader)`` and every fetch in this process see torch's default generator as the stream left it, started anew
+    from ``(seed, epoch)``; loaders with workers seed them from it. Augmentations through NumPy or ``random`` in this
+    process are out of its reach. Resuming goes through the batches already used in the epoch and drops them.
+    """
+
+    def __init__(self, loader: Iterable, seed: int) -> None:
+        self.loader, self.seed = loader, seed
+        self.epoch, self.used, self._iterator, self._state = 0, 0, None, None
+
+    def describe(self) -> dict[str, Any]:
+        """Says what must be equal for a resumed run to repeat this one."""
+        described = {"data": "loader", "batch_size": getattr(self.loader, "batch_size", None)}
+        dataset = getattr(self.loader, "dataset", None)
+        if hasattr(dataset, "__len__"):
+            described["data size"] = len(dataset)
+        return described
+
+    def seek(self, step: int, epoch: int, used: int) -> None:
+        """Goes to the place after ``used`` batches of an epoch."""
+        self.epoch, self.used, self._iterator = epoch, 0, None
+        for _ in range(used):
+            self._next()
+
+    def rows(self, step: int) -> None:
+        """A loader does not tell which rows it took."""
+
+    def fetch(self) -> RawBatch:
+        """Gives the next batch, of the next epoch when this one is used up."""
+        item = self._next()
+        if item is None:
+            if self.used == 0:
+                raise ValueError(
+                    "fit(data=loader): the loader gave no batch at all; check that it is not empty, not used up (a "
+                    "generator can be read once only), and that drop_last does not drop its only batch."
+                )
+            self.epoch, self.used, self._iterator = self.epoch + 1, 0, None
+            return self.fetch()
+        return RawBatch(*_pair(item), self.epoch, self.used)
+
+    def _next(self) -> Any:
+        with stream(CPU, self.seed, LOADER, self.epoch):
+            if self._iterator is None:
+                sampler = getattr(self.loader, "sampler", None)
+                if hasattr(sampler, "set_epoch"):
+                    sampler.set_epoch(self.epoch)
+                self._iterator = iter(self.loader)
+            else:
+                torch.default_generator.set_state(self._state)
+            item = next(self._iterator, None)
+            self._state = torch.default_generator.get_state()
+        self.used += item is not None
+        return item
+
+    def once(self) -> Iterator[tuple[Any, Any]]:
+        """Goes through the loader once, in the same order every time."""
+        again = LoaderBatches(self.loader, self.seed)
+        while (item := again._next()) is not None:
+            yield _pair(item)
+
+
+def batches_of(data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> RowBatches | LoaderBatches:
+    """Chooses how batches are taken from data.
+
+    Raises:
+        TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
+    """
+    if isinstance(data, IterableDataset):
+        raise TypeError(
+            "fit(data=IterableDataset): it gives single items, not batches; wrap it in "
+            "torch.utils.data.DataLoader(data, batch_size=...)."
+        )
+    first = data[0] if isinstance(data, list | tuple) and data else data
+    if isinstance(data, Dataset) or isinstance(first, Tensor | dict):
+        return RowBatches(data, batch_size, seed, rank, world)
+    if hasattr(data, "__iter__") and not isinstance(data, list | tuple) and not hasattr(data, "__array__"):
+        return LoaderBatches(data, seed)
+    raise TypeError(
+        f"fit(data={type(data).__name__}): data are a tensor [N, *event], a pair (x, context) of such, a map-style "
+        f"Dataset or a loader of batches; make tensors of arrays with torch.as_tensor."
+    )
+
+
+def ahead(fetch: Callable[[], RawBatch], prepare: Callable[[int, RawBatch], Any], start: int, stop: int, depth: int):
+    """Yields ``(raw, prepared)`` for the steps from ``start`` to ``stop``, preparing up to ``depth`` of them ahead.
+
+    Batches are fetched here, in the caller's thread, whose random state a fetch may borrow; preparation runs in one
+    worker thread with generators of its own, so that results do not depend on ``depth``. ``depth=0`` prepares in line.
+    An exception in the worker is raised here, at the step it belongs to.
+    """
+    if depth == 0:
+        for step in range(start, stop):
+            raw = fetch()
+            yield raw, prepare(step, raw)
+        return
+    executor = ThreadPoolExecutor(1, thread_name_prefix="cflow-prepare")
+    waiting: deque[tuple[RawBatch, Future]] = deque()
+    try:
+        for step in range(start, stop + depth):
+            if step < stop:
+                raw = fetch()
+                waiting.append((raw, executor.submit(prepare, step, raw)))
+            if step >= start + depth and waiting:
+                raw, future = waiting.popleft()
+                yield raw, future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

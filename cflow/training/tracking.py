@@ -1,0 +1,77 @@
+"""What a run records: rows in memory, in history.csv and in TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["COLUMNS", "Tracker"]
+
+COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "validation")
+
+
+class Tracker:
+    """Keeps the history of a run; writes it only where a folder is given.
+
+    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds`` and, where it was measured, ``validation``.
+    Floats are written in full, so that a resumed run reads back what it had.
+    """
+
+    def __init__(self, out: Path | None, resumed_from: int) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._file = self._board = None
+        if out is None:
+            return
+        # TensorBoard takes a second to import: only runs that write pay for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = out / "history.csv"
+        if resumed_from > 0 and path.exists():
+            self.history = [row for row in _read(path) if row["step"] <= resumed_from]
+        # Written anew and put in place in one move: a kill leaves the old file or the new one.
+        fresh = path.with_suffix(".tmp")
+        with fresh.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerows(self.history)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resumed_from + 1)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Records one row."""
+        self.history.append(row)
+        if self._file is None:
+            return
+        self._writer.writerow(row)
+        self._file.flush()
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                self._board.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        """Puts the rows on the disk, before a checkpoint relies on them."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Reads the rows that are whole: a kill may have cut the last one short."""
+    lines = path.read_text().splitlines(keepends=True)
+    rows = []
+    for row in csv.DictReader(line for line in lines if line.endswith("\n")):
+        rows.append({name: int(value) if name == "step" else float(value) for name, value in row.items() if value})
+    return rows
