@@ -1,1 +1,38 @@
-"""cflow: continuous flows and flow matching in PyTorch."""
+"""cflow: continuous flows and flow matching in PyTorch.
+
+A :class:`Flow` is a module that carries a simple distribution to the data's. What it is made of decides how it samples and
+what its likelihood means; an objective decides how it is trained; the two never know each other's insides.
+
+Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batch, *event]``; log-densities are in nats.
+"""
+
+from . import bases, couplings, data, fields, guidance, metrics, objectives, paths, solvers, times, training
+from .continuous import ContinuousFlow
+from .flow import BaseFlow, BaseInvertibleFlow, Flow, FlowDistribution, InvertibleFlow
+from .io import load, save
+from .registry import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseFlow",
+    "BaseInvertibleFlow",
+    "ContinuousFlow",
+    "Flow",
+    "FlowDistribution",
+    "InvertibleFlow",
+    "bases",
+    "couplings",
+    "data",
+    "fields",
+    "guidance",
+    "load",
+    "metrics",
+    "objectives",
+    "paths",
+    "register",
+    "save",
+    "solvers",
+    "times",
+    "training",
+]

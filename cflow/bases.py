@@ -358,7 +358,8 @@ class StudentT(Base):
 
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         df = torch.as_tensor(self.df, dtype=self.dtype, device=self.device)
-        ratio = self._draw(torch.empty, shape, None).exponential_(generator=generator) / df
+        ratio = torch.empty((*shape, *self.event_shape), dtype=self.dtype, device=self.device)
+        ratio = ratio.exponential_(generator=generator) / df
         # The root of exp(2r) - 1 as exp(r) sqrt(1 - exp(-2r)): no cancellation at zero and twice the range.
         radius = df.sqrt() * ratio.exp() * (-torch.expm1(-2 * ratio)).sqrt()
         z = radius * torch.cos(2 * math.pi * self._draw(torch.rand, shape, generator))

@@ -341,9 +341,18 @@ class ContinuousFlow(BaseInvertibleFlow):
             answer = f(inner, point, *args)
             v, values = answer if names else (answer, {})
             point = self._leap(v, x, point, here, there, inner)
-        # Second order in a stretch of the margin's length: the integrand at tau times the length.
-        length = {name: (s - t) if name.startswith("ladj") else abs(s - t) for name in names}
-        return point, {name: values[name] * length[name] for name in names}, calls
+        length = self._length(t, s, tau)
+        return point, {name: values[name] * (length if name.startswith("ladj") else abs(length)) for name in names}, calls
+
+    def _length(self, t: float, s: float, tau: float) -> float:
+        """Gives the factor by which the integrand at ``tau`` becomes its integral over the stretch, to second order.
+
+        At the base's end everything runs with ``alpha``, whose derivative may vanish there; at the data's end with time.
+        """
+        if self.path is None or min(t, s) > 0:
+            return s - t
+        here, there, inner = (torch.tensor(each, dtype=torch.float64) for each in (t, s, tau))
+        return float((self.path.alpha(there) - self.path.alpha(here)) / self.path.d_alpha(inner))
 
     def _leap(self, v, x, point, here, there, inner):
         if self.path is None:

@@ -242,7 +242,7 @@ class BaseFlow(nn.Module):
         return batch_of(context, self.context_shape, f"flow.{method}: context")
 
     def _cast(self, value: Value | None) -> Value | None:
-        """Brings floating tensors to the flow's dtype."""
+        """Brings floating tensors to the flow's dtype; integers (labels, pixels) stay what they are."""
         if isinstance(value, dict):
             return {name: self._cast(part) for name, part in value.items()}
         return value.to(self.dtype) if value is not None and value.is_floating_point() else value

@@ -50,12 +50,15 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
     known = {_identity(value): name for name, value in state.items() if value.numel()}
     tensors = _independent(state)
     tree = _describe(flow, type(flow).__qualname__, tensors, known)
-    modes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
-    document = {"format": FORMAT, "flow": tree, "dtypes": modes, "training": flow.training}
+    # Buffers outside the state dict (tables, devices) follow the one dtype of all floating tensors, if there is one.
+    held = (*flow.parameters(), *flow.buffers())
+    dtypes = {str(each.dtype).removeprefix("torch.") for each in held if each.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    document = {"format": FORMAT, "flow": tree, "dtype": dtype, "training": flow.training}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         save_file(tensors, os.path.join(folder, TENSORS))
-        Path(folder, CONFIG).write_text(json.dumps(document, indent=1, allow_nan=True) + "\n")
+        Path(folder, CONFIG).write_text(json.dumps(document, indent=1) + "\n")
         new = Path(folder, "new")
         new.mkdir()
         for name in (CONFIG, TENSORS):
@@ -84,7 +87,8 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
 
     try:
         document = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(path / TENSORS, device=str(device))
+        # Copies are aligned in memory, as fresh parameters are; sums then round as they did before saving.
+        tensors = {name: value.clone() for name, value in load_file(path / TENSORS, device=str(device)).items()}
     except (ValueError, SafetensorError, RecursionError) as error:
         raise ValueError(f"load({str(path)!r}): the files are damaged ({error}); save the flow again.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("flow"), dict):
@@ -95,8 +99,11 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
         raise ValueError(f"load({str(path)!r}): {CONFIG} does not describe a flow ({error!r}).") from error
     if not isinstance(flow, nn.Module):
         raise ValueError(f"load({str(path)!r}): {CONFIG} describes a {type(flow).__name__}, not a flow.")
+    dtype = getattr(torch, str(document.get("dtype")), None)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        flow.to(dtype)
     _fill(flow, tensors, path)
-    return flow.train(bool(document.get("training", False)))
+    return flow.to(device).train(bool(document.get("training", False)))
 
 
 def _identity(value: Tensor) -> tuple:
@@ -166,7 +173,7 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
         case {"$tensor": str(name)}:
             if name not in tensors:
                 raise ValueError(f"load: the tensor {name!r} is missing from {TENSORS}; the save is incomplete.")
-            return tensors[name].clone()
+            return tensors[name].clone()  # an argument never shares memory with the state
         case {"$tuple": list(parts)}:
             return tuple(_build(part, tensors) for part in parts)
         case {"$size": list(sizes)}:
@@ -194,10 +201,5 @@ def _fill(flow: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
             f"load({str(path)!r}): the tensors do not fit the flow that {CONFIG} describes ({shown}); a class may have "
             f"changed since it was saved."
         )
-    # assign=True keeps the saved dtype; parameters that are tied by the constructor stay tied by copying instead.
-    tied = len({id(each) for each in flow.parameters()}) != len(list(flow.named_parameters(remove_duplicate=False)))
-    if tied:
-        dtypes = {value.dtype for value in saved.values() if value.is_floating_point()}
-        if len(dtypes) == 1:
-            flow.to(dtypes.pop())
-    flow.load_state_dict(saved, assign=not tied)
+    tied = len(list(flow.parameters())) != len(list(flow.named_parameters(remove_duplicate=False)))
+    flow.load_state_dict(saved, assign=not tied)  # assigning keeps each saved dtype, but would untie shared weights

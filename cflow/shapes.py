@@ -66,14 +66,14 @@ def flatten(x: Value, shape: Shape, batch: Size) -> Value:
     """Broadcasts ``x`` to ``[*batch, *shape]`` and merges the batch dimensions into one."""
     if isinstance(shape, dict):
         return {name: flatten(x[name], shape[name], batch) for name in shape}
-    return x.expand(*batch, *shape).reshape(math.prod(batch), *shape)
+    return x.expand((*batch, *shape)).reshape(math.prod(batch), *shape)
 
 
 def unflatten(x: Value, batch: Size) -> Value:
     """Splits the leading dimension of ``x`` back into ``batch``."""
     if isinstance(x, dict):
         return {name: unflatten(part, batch) for name, part in x.items()}
-    return x.reshape(*batch, *x.shape[1:])
+    return x.reshape((*batch, *x.shape[1:]))
 
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:

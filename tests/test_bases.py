@@ -97,27 +97,15 @@ def test_a_base_moves_between_devices(base):
 
 
 @each
-def test_a_density_in_one_scalar_event_integrates_to_one_or_matches_entropy_by_draws(base, generator, float64):
-    # E_p[q / p] = 1 for any density q: here q is a narrow normal around one draw, well inside the support of p.
-    base = copy.deepcopy(base).double()
-    centre = Normal(tuple(base.event_shape), loc=base.sample(generator=generator), scale=0.2)
-    if isinstance(base, Uniform):
-        centre = Normal(tuple(base.event_shape), loc=(base.low + base.high) / 2 * torch.ones(()), scale=0.05)
-    x = centre.sample((4000,), generator=generator)
-    # The reverse: under q, the mean of log q - log p is a KL divergence, never negative and zero only for equal laws.
-    assert (centre.log_prob(x) - base.log_prob(x)).mean() > 0
-
-
-@each
 def test_context_and_mask_are_refused(base):
     x = torch.zeros(2, *base.event_shape)
     with pytest.raises(ValueError, match=r"sample\(context=Tensor of shape \[2, 3\]\).*leave it out"):
         base.sample((2,), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="does not depend on a mask"):
         base.sample((2,), mask=torch.ones(2))
-    with pytest.raises(ValueError, match="log_prob.*does not depend on a context"):
+    with pytest.raises(ValueError, match=r"log_prob.*does not depend on a context"):
         base.log_prob(x, torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="log_prob.*does not depend on a mask"):
+    with pytest.raises(ValueError, match=r"log_prob.*does not depend on a mask"):
         base.log_prob(x, mask=torch.ones(2))
 
 
@@ -143,21 +131,18 @@ def test_uniform_has_the_density_of_scipy(generator, float64):
     assert Uniform(1).log_prob(torch.tensor([torch.nan])) == -torch.inf
 
 
-@pytest.mark.parametrize("scales", [0.7, torch.tensor([0.5, 1.0, 2.0]), torch.rand(3, 2, 2) + 0.5])
+@pytest.mark.parametrize("scales", [0.7, [0.5, 1.0, 2.0], [[[0.5, 1.0]], [[0.7, 2.0]], [[3.0, 0.1]]]])
 @pytest.mark.parametrize("weights", [None, [1.0, 0.0, 3.0]])
 def test_mixture_has_the_density_of_scipy(scales, weights, generator, float64):
-    means = 3 * torch.randn(3, 2, 2, generator=generator)
-    x = 3 * torch.randn(20, 2, 2, generator=generator)
-    base = Mixture(means, scales if isinstance(scales, float) else scales.double(), weights)
-    spread = numpy.broadcast_to(numpy.reshape(scales, (-1, 1, 1)) if numpy.size(scales) < 4 else scales, (3, 2, 2))
+    means = 3 * torch.randn(3, 1, 2, generator=generator)
+    x = 3 * torch.randn(20, 1, 2, generator=generator)
+    base = Mixture(means, scales if isinstance(scales, float) else torch.tensor(scales), weights)
+    spread = numpy.array(scales).reshape((-1, 1, 1) if numpy.ndim(scales) < 2 else (3, 1, 2))
+    spread = numpy.broadcast_to(spread, (3, 1, 2))
     share = numpy.array([1, 1, 1] if weights is None else weights)
-    parts = [
-        w * numpy.exp(scipy.stats.norm(m, s).logpdf(x).sum((1, 2)))
-        for w, m, s in zip(share / share.sum(), means, spread)
-    ]
-    numpy.testing.assert_allclose(
-        base.log_prob(x), numpy.log(sum(parts)), rtol=1e-6 if numpy.size(scales) > 1 else 1e-10
-    )
+    share = share / share.sum()
+    parts = [w * numpy.exp(scipy.stats.norm(m, s).logpdf(x).sum((1, 2))) for w, m, s in zip(share, means, spread)]
+    numpy.testing.assert_allclose(base.log_prob(x), numpy.log(sum(parts)), rtol=1e-10)
 
 
 @pytest.mark.parametrize("df", [0.5, 1.0, 3.7, 200.0, 1e6])

@@ -43,16 +43,16 @@ def read_idx(path: str | os.PathLike) -> Tensor:
             ) from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or raw[3] == 0:
         raise ValueError(
-            f"read_idx({str(path)!r}): the file begins with {raw[:4].hex(' ') or 'nothing'}, but an idx file begins with "
-            f"00 00, a type of {', '.join(f'{code:02x}' for code in IDX_TYPES)} and a number of dimensions; check that "
-            f"it is the file you meant."
+            f"read_idx({str(path)!r}): the file begins with {raw[:4].hex(' ') or 'nothing'}, but an idx file begins "
+            f"with 00 00, a type of {', '.join(f'{code:02x}' for code in IDX_TYPES)} and a number of dimensions; "
+            f"check that it is the file you meant."
         )
     dtype, rank = np.dtype(IDX_TYPES[raw[2]]), raw[3]
     start = 4 + 4 * rank
     if len(raw) < start:
         raise ValueError(
-            f"read_idx({str(path)!r}): the header announces {rank} dimensions, but the file ends after {len(raw)} bytes; "
-            f"it is truncated, get it again."
+            f"read_idx({str(path)!r}): the header announces {rank} dimensions, but the file ends after {len(raw)} "
+            f"bytes; it is truncated, get it again."
         )
     shape = [int(n) for n in np.frombuffer(raw, ">u4", rank, 4)]
     expected, found = math.prod(shape) * dtype.itemsize, len(raw) - start
@@ -91,13 +91,13 @@ def read_array(path: str | os.PathLike, key: str | None = None) -> Tensor:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"read_array({str(path)!r}): not a readable .npy or .npz file of plain numbers ({error}); pickled objects are "
-            f"refused, save the numbers with numpy.save or numpy.savez."
+            f"read_array({str(path)!r}): not a readable .npy or .npz file of plain numbers ({error}); pickled objects "
+            f"are refused, save the numbers with numpy.save or numpy.savez."
         ) from error
     if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
         raise ValueError(
-            f"read_array({str(path)!r}): the array is of {array.dtype}, which torch cannot hold; save numbers of at most "
-            f"64 bits."
+            f"read_array({str(path)!r}): the array is of {array.dtype}, which torch cannot hold; save numbers of at "
+            f"most 64 bits."
         )
     return torch.from_numpy(np.ascontiguousarray(array, WIDER.get(array.dtype.name, array.dtype.newbyteorder("="))))
 
@@ -109,8 +109,8 @@ def find(folders: Sequence[Path], names: Sequence[str]) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise FileNotFoundError(
-        f"looked for {' or '.join(names)} in {', '.join(str(folder) for folder in folders)} and found none; put the file "
-        f"there, or pass the folder that holds it."
+        f"looked for {' or '.join(names)} in {', '.join(str(folder) for folder in folders)} and found none; put the "
+        f"file there, or pass the folder that holds it."
     )
 
 
@@ -125,7 +125,7 @@ def _key(path: Path, names: Sequence[str], key: str | None) -> str:
     if key not in names:
         asked = "no key" if key is None else f"key={key!r}"
         raise _Refused(
-            f"read_array({str(path)!r}): asked for {asked}, but the file holds {', '.join(names) or 'nothing'}; pass one "
-            f"of these names as key."
+            f"read_array({str(path)!r}): asked for {asked}, but the file holds {', '.join(names) or 'nothing'}; pass "
+            f"one of these names as key."
         )
     return key

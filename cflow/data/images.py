@@ -65,7 +65,7 @@ def digits(test_fraction: float = 0.2, *, seed: int = 0) -> ImageData:
     Example:
         >>> data = digits()
         >>> data
-        ImageData(train=[1437, 1, 8, 8], test=[360, 1, 8, 8], levels=17, classes=10)
+        ImageData(train=[1438, 1, 8, 8], test=[359, 1, 8, 8], levels=17, classes=10)
     """
     from sklearn.datasets import load_digits
 
@@ -184,14 +184,14 @@ def image_folder(
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     if not paths:
         raise FileNotFoundError(
-            f"image_folder({str(root)!r}): looked for {', '.join(sorted(PICTURES))} in it and its sub-folders and found "
-            f"none; pass the folder that holds the pictures, or convert them to one of these formats."
+            f"image_folder({str(root)!r}): looked for {', '.join(sorted(PICTURES))} in it and its sub-folders and "
+            f"found none; pass the folder that holds the pictures, or convert them to one of these formats."
         )
     tops = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
     if None in tops and len(set(tops)) > 1:
         raise ValueError(
-            f"image_folder({str(root)!r}): {tops.count(None)} pictures lie beside sub-folders of pictures, so they have "
-            f"no class; move them into a sub-folder, or all pictures into one folder."
+            f"image_folder({str(root)!r}): {tops.count(None)} pictures lie beside sub-folders of pictures, so they "
+            f"have no class; move them into a sub-folder, or all pictures into one folder."
         )
     classes = (root.resolve().name,) if None in tops else tuple(sorted(set(tops)))
     labels = torch.tensor([0 if top is None else classes.index(top) for top in tops])
@@ -216,7 +216,7 @@ def stratified(labels: Tensor, test_fraction: float, seed: int) -> tuple[Tensor,
     """Splits indices into training and test, class by class, in the order of the data."""
     if not 0 <= test_fraction < 1:
         raise ValueError(
-            f"test_fraction={test_fraction}: the share of the data kept for testing lies in [0, 1); pass for instance 0.2."
+            f"test_fraction={test_fraction}: the share kept for testing lies in [0, 1); pass for instance 0.2."
         )
     # Each image gets a random rank within its class; the first round(fraction * count) of a class are its test set.
     generator = torch.Generator().manual_seed(seed)
@@ -235,8 +235,8 @@ def checked_labels(labels: Tensor, classes: tuple[str, ...], path: Path) -> Tens
     labels = labels.to(torch.int64)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise ValueError(
-            f"{path}: labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} classes; "
-            f"the file is damaged, or belongs to another set."
+            f"{path}: labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} "
+            f"classes; the file is damaged, or belongs to another set."
         )
     return labels
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,8 @@ class Standardise(DataTransform):
             tensor = tensor.detach().clone()
             if not _broadcasts(tensor.shape, self.event_shape):
                 raise ValueError(
-                    f"Standardise({name} of shape {list(tensor.shape)}, event_shape={self.event_shape}): the former does "
-                    f"not broadcast to the latter; pass one value per feature or a shape with ones."
+                    f"Standardise({name} of shape {list(tensor.shape)}, event_shape={self.event_shape}): the former "
+                    f"does not broadcast to the latter; pass one value per feature or a shape with ones."
                 )
             if not tensor.isfinite().all() or (name == "scale" and not (tensor > 0).all()):
                 raise ValueError(
@@ -142,13 +142,15 @@ class Standardise(DataTransform):
                 f"{list(range(-rank, 0))}; pass some of these."
             )
         dtype = dtype or (data.dtype if data.is_floating_point() else torch.get_default_dtype())
-        values = data.to(torch.float64)
-        if not values.isfinite().all():
+        chunks = data.split(4096)  # float64 copies of a whole image set would be large
+        dims, count = (0, *pooled), len(data) * math.prod(data.shape[dim] for dim in pooled)
+        mean = sum(chunk.to(torch.float64).sum(dims, keepdim=True) for chunk in chunks) / count
+        if not mean.isfinite().all():
             raise ValueError(
-                f"Standardise.fit: {int((~values.isfinite()).sum())} values of the data are not finite; remove or fill "
+                f"Standardise.fit: {int((~data.isfinite()).sum())} values of the data are not finite; remove or fill "
                 f"them first."
             )
-        variance, mean = torch.var_mean(values, dim=(0, *pooled), correction=0, keepdim=True)
+        variance = sum((chunk - mean).square().sum(dims, keepdim=True) for chunk in chunks) / count
         loc, scale = mean[0], variance[0].sqrt()
         # A constant feature may show a variance of rounding errors, relative to its size.
         constant = scale <= loc.abs() * 1e-12
@@ -158,8 +160,8 @@ class Standardise(DataTransform):
             some = [tuple(index) for index in constant.nonzero()[:5].tolist()]
             raise ValueError(
                 f"Standardise.fit: {int(constant.sum())} of {constant.numel()} features are constant (at "
-                f"{', '.join(str(index) for index in some)}{', ...' if constant.sum() > 5 else ''}), so they have no scale; "
-                f"drop them, pool dimensions (pooled=...), or pass minimum_scale=1.0."
+                f"{', '.join(str(index) for index in some)}{', ...' if constant.sum() > 5 else ''}), so they have no "
+                f"scale; drop them, pool dimensions (pooled=...), or pass minimum_scale=1.0."
             )
         return cls(loc.to(dtype), scale.to(dtype), tuple(data.shape[1:]))
 
@@ -242,9 +244,9 @@ class Logit(DataTransform):
         inside = (p > -slack) & (q > -slack) if self.alpha > 0 else (p > 0) & (q > 0)
         if not bool(inside.all()):
             raise ValueError(
-                f"Logit(alpha={self.alpha}).encode: {int((~inside).sum())} of {inside.numel()} values are NaN or outside "
-                f"[0, 1]{'' if self.alpha > 0 else ' or at its ends'} (from {x.min().item():.4g} to {x.max().item():.4g});"
-                f" scale the data to the unit interval first, for instance with Dequantise"
+                f"Logit(alpha={self.alpha}).encode: {int((~inside).sum())} of {inside.numel()} values are NaN or "
+                f"outside [0, 1]{'' if self.alpha > 0 else ' or at its ends'} (from {x.min().item():.4g} to "
+                f"{x.max().item():.4g}); scale the data to the unit interval first, for instance with Dequantise"
                 f"{'.' if self.alpha > 0 else ', and pass alpha > 0.'}"
             )
         tiny = torch.finfo(x.dtype).tiny
@@ -306,8 +308,8 @@ class Dequantise(DataTransform):
         if not bool(valid.all()):
             raise ValueError(
                 f"Dequantise(levels={self.levels}).encode: {int((~valid).sum())} of {valid.numel()} values (from "
-                f"{x.min().item():.4g} to {x.max().item():.4g}) are not whole numbers from 0 to {self.levels - 1}; pass the "
-                f"data as measured, before any scaling."
+                f"{x.min().item():.4g} to {x.max().item():.4g}) are not whole numbers from 0 to {self.levels - 1}; "
+                f"pass the data as measured, before any scaling."
             )
         # One bit short of what the mantissa leaves beside the largest level: the division may round, never carry.
         mantissa = -int(math.log2(torch.finfo(x.dtype).eps))
@@ -335,14 +337,11 @@ class Chain(DataTransform):
         ('bound', False)
     """
 
-    likelihood: ClassVar[str]
-    has_rsample: ClassVar[bool]
-
     def __init__(self, *transforms: DataTransform):
         if len({tuple(transform.event_shape) for transform in transforms}) != 1:
             raise ValueError(
-                f"Chain: the transforms have event shapes {[tuple(t.event_shape) for t in transforms]}; pass at least one, "
-                f"all of one shape."
+                f"Chain: the transforms have event shapes {[tuple(t.event_shape) for t in transforms]}; pass at least "
+                f"one, all of one shape."
             )
         super().__init__(transforms[0].event_shape)
         self.transforms = nn.ModuleList(transforms)

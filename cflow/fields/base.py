@@ -101,9 +101,9 @@ class Field(nn.Module):
         else:
             if context.shape != x.shape[:1] + self.context_shape:
                 raise ValueError(
-                    f"{name}(t, x, context) with a context of shape {list(context.shape)}: x holds {x.shape[0]} samples "
-                    f"and the field was built with context_shape={tuple(self.context_shape)}; pass context of shape "
-                    f"{[x.shape[0], *self.context_shape]}."
+                    f"{name}(t, x, context) with a context of shape {list(context.shape)}: x holds {x.shape[0]} "
+                    f"samples and the field was built with context_shape={tuple(self.context_shape)}; pass context of "
+                    f"shape {[x.shape[0], *self.context_shape]}."
                 )
             self._check_labels(context)
         return t
@@ -111,8 +111,8 @@ class Field(nn.Module):
     def _check_labels(self, context: Tensor) -> None:
         if self.classes and (context.is_floating_point() or context.is_complex() or context.dtype == torch.bool):
             raise TypeError(
-                f"{type(self).__name__}: a context of dtype {context.dtype} was given, but this field reads class labels "
-                f"0 to {self.classes - 1} by index; pass integers, for example context.long()."
+                f"{type(self).__name__}: a context of dtype {context.dtype} was given, but this field reads class "
+                f"labels 0 to {self.classes - 1} by index; pass integers, for example context.long()."
             )
 
     def null_context(self, context: Tensor) -> Tensor:

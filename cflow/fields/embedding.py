@@ -27,7 +27,7 @@ def shared_time(t: Tensor) -> Tensor:
     """
     if t.dim() == 0:
         return t.unsqueeze(0)
-    if torch.compiler.is_compiling() or t.stride(0) != 0 or t.requires_grad or has_tangent(t):
+    if torch.compiler.is_compiling() or t.stride(0) != 0 or t.requires_grad:
         return t
     return t[:1]
 

@@ -76,7 +76,9 @@ class AttentionBlock(nn.Module):
         self.output = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, embedding: Tensor, differentiable: bool = False) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm(x, differentiable)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads)
+        q, k, v = rearrange(
+            self.qkv(self.norm(x, differentiable)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads
+        )
         if differentiable:
             # The fused kernels know neither second derivatives nor forward mode.
             weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
@@ -109,6 +111,10 @@ class UNet(Field):
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context ``[B, context]``
     -> like ``x``.
+
+    Cost: ``UNet(1, 8, width=32)`` has 1.1 M parameters, ``UNet(3, 32, width=128, attention=(16,))`` 42.9 M, with
+    ``width=116`` 35.2 M. Attention at a resolution of ``r`` holds ``heads * r ** 4`` weights per sample while ``x`` or
+    ``t`` is differentiated; else the fused kernels hold none.
 
     Raises:
         ValueError: if the sizes do not fit together; says which.
@@ -214,13 +220,17 @@ class UNet(Field):
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
         dtype = self.output.weight.dtype
-        differentiable = torch.is_grad_enabled() and (x.requires_grad or t.requires_grad)
-        differentiable = differentiable or has_tangent(x) or has_tangent(t)
+        inputs = [t, x] if context is None else [t, x, context]
+        differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+        differentiable = differentiable or any(has_tangent(value) for value in inputs)
         embedding = self.time_layers(self.time(shared_time(t), dtype=dtype))
         if context is not None:
             embedding = embedding + self.condition(context)
         embedding = F.silu(embedding)
         h = self.input(x.to(dtype))
+        if h.device.type == "cpu" and not differentiable:
+            # A fifth to a quarter faster there; on GPUs group norm copies out of this layout and back.
+            h = h.contiguous(memory_format=torch.channels_last)
         kept = [h]
         for parts in self.down:
             for part in parts:

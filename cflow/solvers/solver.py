@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -210,7 +211,7 @@ def _read_outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float
     """Reads the output times and checks that they lie in the interval and follow its direction."""
     times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
     forward = [t if t1 >= t0 else -t for t in (t0, *times, t1)]
-    if any(not later >= earlier for earlier, later in zip(forward, forward[1:])):
+    if any(not later >= earlier for earlier, later in itertools.pairwise(forward)):
         raise ValueError(
             f"{owner}.solve(at={times}): from t0={t0} to t1={t1} the state passes only times between the two, in that "
             f"order; sort the times in the direction of integration and keep them inside."

@@ -35,7 +35,9 @@ def _pair(item: Any) -> tuple[Any, Any]:
     """Splits ``x`` or ``(x, context)``."""
     if isinstance(item, list | tuple):
         if len(item) not in (1, 2):
-            raise ValueError(f"data with items of {len(item)} parts: an item is x, (x,) or (x, context); drop the rest.")
+            raise ValueError(
+                f"data with items of {len(item)} parts: an item is x, (x,) or (x, context); drop the rest."
+            )
         return (item[0], item[1]) if len(item) == 2 else (item[0], None)
     return item, None
 
@@ -65,9 +67,10 @@ class RowBatches:
         described = {"data": kind, "data size": self.size, "batch_size": self.batch_size, "processes": self.world}
         if self.dataset is None:
             # A thousand rows spread over the data: enough to notice other data, cheap at any size.
-            rows = torch.linspace(0, self.size - 1, min(self.size, 1000)).long()
-            leaves = [leaf[rows.to(leaf.device)].detach().cpu().contiguous() for leaf in tree_leaves((self.x, self.context))]
-            described["data content"] = zlib.crc32(b"".join(leaf.view(torch.uint8).numpy().tobytes() for leaf in leaves))
+            rows = torch.linspace(0, self.size - 1, min(self.size, 1000), dtype=torch.float64).long()
+            leaves = [leaf for leaf in tree_leaves((self.x, self.context)) if leaf is not None]
+            taken = [leaf[rows.to(leaf.device)].detach().cpu().contiguous() for leaf in leaves]
+            described["data content"] = zlib.crc32(b"".join(each.view(torch.uint8).numpy().tobytes() for each in taken))
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
@@ -97,7 +100,8 @@ class RowBatches:
 
     def _take(self, rows: Tensor, *counters: int) -> tuple[Any, Any]:
         if self.dataset is None:
-            return tree_map(lambda leaf: leaf[rows.to(leaf.device)], (self.x, self.context))
+            take = lambda leaf: None if leaf is None else leaf[rows.to(leaf.device)]
+            return tree_map(take, (self.x, self.context))
         # Augmentations draw from torch's default generator: they too depend on the step alone.
         with stream(CPU, self.seed, *counters):
             return _pair(default_collate([self.dataset[row] for row in rows.tolist()]))

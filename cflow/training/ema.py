@@ -69,7 +69,9 @@ class Average:
                 if value is not None and id(value) not in seen:
                     seen.add(id(value))
                     places.append((part._buffers, name))
-        averaged = [bool(buffers[name].is_floating_point() and buffers[name].isfinite().all()) for buffers, name in places]
+        averaged = [
+            bool(buffers[name].is_floating_point() and buffers[name].isfinite().all()) for buffers, name in places
+        ]
         self._averaged_buffers = [place for place, is_averaged in zip(places, averaged) if is_averaged]
         self._copied_buffers = [place for place, is_averaged in zip(places, averaged) if not is_averaged]
         self.shadow = [_wide(value.detach()).clone() for value in self._live()]
@@ -86,7 +88,9 @@ class Average:
         """Moves the average towards the present weights."""
         self.updates += 1
         if self.shadow:
-            torch._foreach_lerp_(self.shadow, [_wide(value) for value in self._live()], 1 - self.config.at(self.updates))
+            torch._foreach_lerp_(
+                self.shadow, [_wide(value) for value in self._live()], 1 - self.config.at(self.updates)
+            )
         if self.copies:
             torch._foreach_copy_(self.copies, self._copied())
 

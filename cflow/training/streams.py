@@ -32,7 +32,7 @@ def generator_for(device: torch.device | str, seed: int, *counters: int) -> torc
 
 @contextmanager
 def stream(device: torch.device, seed: int, *counters: int) -> Iterator[None]:
-    """Lends torch's default generators (dropout draws from them) a stream of their own and gives them back untouched."""
+    """Lends torch's default generators (dropout draws from them) another stream and gives them back untouched."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

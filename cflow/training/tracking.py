@@ -27,6 +27,7 @@ class Tracker:
         # TensorBoard takes a second to import: only runs that write pay for it.
         from torch.utils.tensorboard import SummaryWriter
 
+        out.mkdir(parents=True, exist_ok=True)
         path = out / "history.csv"
         if resumed_from > 0 and path.exists():
             self.history = [row for row in _read(path) if row["step"] <= resumed_from]

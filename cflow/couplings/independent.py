@@ -1,0 +1,45 @@
+"""The independent coupling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cflow.registry import register
+
+from .coupling import Context, check_rows
+
+__all__ = ["Independent"]
+
+
+@register
+@dataclass(frozen=True)
+class Independent:
+    r"""Leaves pairs as drawn: a base sample knows nothing of its data sample.
+
+    .. math:: \pi(x_0, x_1) = p_0(x_0)\, p_1(x_1)
+
+    Cost: none. Scores and stochastic samplers follow from a trained velocity under this coupling alone.
+
+    Raises:
+        ValueError: if ``x0``, ``x1`` and ``context`` differ in their number of rows.
+        TypeError: if ``x0`` or ``x1`` is not a tensor.
+
+    Source: Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv:2210.02747.
+
+    Example:
+        >>> x0, x1, context = Independent()(torch.zeros(4, 2), torch.ones(4, 2))
+        >>> x1.shape, context
+        (torch.Size([4, 2]), None)
+    """
+
+    draws_base: ClassVar[bool] = True
+
+    def __call__(
+        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Context]:
+        check_rows("Independent", x0, x1, context)
+        return x0, x1, context

@@ -1,0 +1,84 @@
+"""Couplings that the data set brings along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cflow.registry import register
+
+from .coupling import Context, check_rows
+
+__all__ = ["Paired", "paired"]
+
+
+@register
+@dataclass(frozen=True)
+class Paired:
+    """Keeps the pairs of a data set whose items hold a base sample and its data sample: reflow, or measured pairs.
+
+    Objectives then draw no base sample: they take training data ``[B, 2, *event]``, as :func:`paired` lays it out,
+    apart with :meth:`split`.
+
+    Cost: none.
+
+    Raises:
+        ValueError: if the data are no pairs, or the numbers of rows differ.
+        TypeError: if ``x0`` or ``x1`` is not a tensor.
+
+    Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
+    2022, arXiv:2209.03003.
+
+    Example:
+        >>> data = paired(torch.zeros(5, 3), torch.ones(5, 3))
+        >>> data.shape
+        torch.Size([5, 2, 3])
+        >>> x0, x1 = Paired().split(data)
+        >>> x1[0]
+        tensor([1., 1., 1.])
+    """
+
+    draws_base: ClassVar[bool] = False
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes pairs ``[B, 2, *event]`` apart into ``x0 [B, *event]`` and ``x1 [B, *event]``."""
+        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != 2:
+            given = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(
+                f"Paired.split(x {given}): an item of the training data is a pair of a base sample and a data sample; "
+                f"pass a tensor of shape [B, 2, *event] such as couplings.paired(x0, x1) gives."
+            )
+        x0, x1 = x.unbind(1)
+        return x0, x1
+
+    def __call__(
+        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Context]:
+        check_rows("Paired", x0, x1, context)
+        return x0, x1, context
+
+
+def paired(x0: Tensor, x1: Tensor) -> Tensor:
+    """Lays base samples and their data samples, both ``[N, *event]``, out as training data ``[N, 2, *event]``.
+
+    Raises:
+        ValueError: if the shapes, dtypes or devices of ``x0`` and ``x1`` differ.
+        TypeError: if ``x0`` or ``x1`` is not a tensor.
+    """
+    check_rows("paired", x0, x1, None)
+    for what in ("shape", "dtype", "device"):
+        first, second = getattr(x0, what), getattr(x1, what)
+        if first != second:
+            raise ValueError(
+                f"paired(x0 with {what} {_show(first)}, x1 with {what} {_show(second)}): both ends of a pair lie in "
+                f"one tensor, so they agree in shape, dtype and device; convert one of them."
+            )
+    return rearrange([x0, x1], "end n ... -> n end ...")
+
+
+def _show(value: object) -> str:
+    return str(list(value)) if isinstance(value, torch.Size) else str(value)

@@ -1,0 +1,281 @@
+"""Guidance: from a velocity field to a velocity field that follows its condition, or its better self, more closely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cflow.fields.embedding import shared_time
+from cflow.registry import register
+
+__all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guided"]
+
+
+class Guided(nn.Module):
+    """Holds a velocity field under guidance; called ``(t, x, context=None)`` as the field itself.
+
+    Made by ``guidance(field)``. Shapes and ``null_context`` are the field's own.
+    """
+
+    two_times = False
+
+    def __init__(self, guidance, field):
+        super().__init__()
+        self.guidance, self.field = guidance, field
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self.field.event_shape
+
+    @property
+    def context_shape(self) -> torch.Size | None:
+        return self.field.context_shape
+
+    def null_context(self, context: Tensor) -> Tensor:
+        """Gives the field's context of "no condition"."""
+        return self.field.null_context(context)
+
+    def forward(self, t: Tensor | float, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.guidance.velocity(self.field, t, x, context)
+
+
+def _one_time(guidance, field) -> Guided:
+    """Wraps a velocity field; refuses one that gives averages between two times."""
+    if getattr(field, "two_times", False):
+        raise ValueError(
+            f"{type(guidance).__name__}(field): guidance mixes velocities at one time, and this field gives the "
+            f"average velocity between two; guide the field it was distilled from, or train it with guidance."
+        )
+    return Guided(guidance, field)
+
+
+def _conditional(guidance, field) -> Guided:
+    """Wraps a field that has a condition to leave out; refuses others."""
+    if field.context_shape is None:
+        raise ValueError(
+            f"{type(guidance).__name__}(field): guidance compares velocities with and without the condition, and this "
+            f"field is unconditional (context_shape is None); use a field with a context, or AutoGuidance."
+        )
+    return _one_time(guidance, field)
+
+
+def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Computes the velocities with and without the condition in one call of twice the batch."""
+    context = _present(guidance, field, context)
+    if isinstance(t, Tensor) and t.dim():
+        shared = shared_time(t)
+        t = shared.expand(2 * x.shape[0]) if len(shared) == 1 else torch.cat([t, t])
+    both = field(t, torch.cat([x, x]), torch.cat([context, field.null_context(context)]))
+    return both.chunk(2)
+
+
+def _present(guidance, field, context: Tensor | None) -> Tensor:
+    if context is None:
+        raise ValueError(
+            f"{type(guidance).__name__}: called without a context, but there is nothing to guide towards; pass a "
+            f"context of shape [B, {', '.join(map(str, field.context_shape))}]."
+        )
+    return context
+
+
+def _inside(t: Tensor | float, low: float, high: float, x: Tensor) -> bool | Tensor:
+    """Tells which samples have a time in ``[low, high]``: a bool where that is known of all without waiting for a
+    device, else a mask ``[B, 1, ...]`` that broadcasts against ``x``.
+    """
+    if not isinstance(t, Tensor):
+        return low <= t <= high
+    inside = (t >= low) & (t <= high)
+    if t.device.type == "cpu" and not torch.compiler.is_compiling():
+        if inside.all():
+            return True
+        if not inside.any():
+            return False
+    return inside.reshape(-1, *[1] * (x.dim() - 1))
+
+
+@register
+@dataclass(frozen=True)
+class ClassifierFree:
+    r"""Extrapolates from the velocity without the condition to the velocity with it.
+
+    .. math:: v = u + w (c - u), \qquad c = v(t, x, \text{context}), \quad u = v(t, x, \varnothing)
+
+    A scale of 0 leaves the condition out, 1 follows it as the model learned, more than 1 exaggerates it. Outside
+    ``interval`` the velocity with the condition is used as it is.
+
+    Args:
+        scale: the weight ``w``.
+        interval: the times from the first to the second, both included, in which the guidance acts.
+
+    Shapes: as the field's. Cost: one call with twice the batch; with the batch itself where the scale is 0 or 1, and
+    outside the interval where the time is a number or lives on the CPU (on a device the answer is not waited for).
+
+    Raises:
+        ValueError: if the scale is not finite, the interval is empty, the field is unconditional or a context missing.
+
+    Source: Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598 (there the weight is
+    ``w - 1``); Kynkäänniemi et al., Applying Guidance in a Limited Interval Improves Sample and Distribution
+    Quality in Diffusion Models, 2024, arXiv:2404.07724 (there in noise levels; here in times, 1 is data).
+
+    Example:
+        >>> from cflow.fields import MLP
+        >>> field = MLP(2, classes=3)
+        >>> guided = ClassifierFree(2.0, interval=(0.1, 0.9))(field)
+        >>> guided(torch.tensor(0.5), torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])).shape
+        torch.Size([4, 2])
+    """
+
+    scale: float
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "interval", tuple(self.interval))
+        _check_scale(self)
+        if len(self.interval) != 2 or not self.interval[0] < self.interval[1]:
+            raise ValueError(
+                f"ClassifierFree(interval={self.interval}): guidance acts between two times, the first before the "
+                f"second; pass for example (0.1, 0.9), where 0 is noise and 1 is data."
+            )
+
+    def __call__(self, field) -> Guided:
+        return _conditional(self, field)
+
+    def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
+        """Computes the guided velocity of ``field``."""
+        context = _present(self, field, context)
+        low, high = self.interval
+        everywhere = low <= 0.0 and high >= 1.0
+        inside = everywhere or (self.scale != 1 and _inside(t, low, high, x))
+        if self.scale == 1 or inside is False:
+            return field(t, x, context)
+        if self.scale == 0 and inside is True:
+            return field(t, x, field.null_context(context))
+        c, u = _with_and_without(self, field, t, x, context)
+        guided = torch.lerp(u, c, self.scale)
+        return guided if inside is True else torch.where(inside, guided, c)
+
+
+@register
+@dataclass(frozen=True)
+class CFGZeroStar:
+    r"""Extrapolates from the best multiple of the velocity without the condition, and stands still at first.
+
+    .. math:: v = s u + w (c - s u), \qquad s = \frac{\langle c, u \rangle}{\lVert u \rVert^2}, \qquad
+        v = 0 \text{ for } t < t_0
+
+    The multiple ``s``, one per sample, makes up for an undertrained ``u``; near the noise, where the learned velocity
+    is worse than none, the sample is left where it is. The velocity jumps at ``zero_until``: prefer solvers of fixed
+    steps, with a step that ends there.
+
+    Args:
+        scale: the weight ``w``; 1 is the velocity with the condition.
+        zero_until: the time ``t_0`` before which the velocity is zero; 0 for never.
+
+    Shapes: as the field's. Cost: one call with twice the batch; with the batch itself for scale 1; none before
+    ``zero_until`` where the time is a number or lives on the CPU.
+
+    Raises:
+        ValueError: if the scale is not finite, ``zero_until`` is outside [0, 1), the field is unconditional or a
+            context missing.
+
+    Source: Fan et al., CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models, 2025, arXiv:2503.18886,
+    sections 4.1 and 4.2 (there the first 4 percent of the steps are zero; here a time, the same on uniform steps).
+
+    Example:
+        >>> from cflow.fields import MLP
+        >>> guided = CFGZeroStar(2.0)(MLP(2, classes=3))
+        >>> guided(0.01, torch.ones(1, 2), torch.tensor([0]))
+        tensor([[0., 0.]])
+    """
+
+    scale: float
+    zero_until: float = 0.04
+
+    def __post_init__(self):
+        _check_scale(self)
+        if not 0 <= self.zero_until < 1:
+            raise ValueError(
+                f"CFGZeroStar(zero_until={self.zero_until}): samples stand still from time 0 to this time and must "
+                f"still reach the data at 1; pass a time in [0, 1), for example 0.04."
+            )
+
+    def __call__(self, field) -> Guided:
+        return _conditional(self, field)
+
+    def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
+        """Computes the guided velocity of ``field``."""
+        context = _present(self, field, context)
+        moving = True if self.zero_until == 0 else _inside(t, self.zero_until, torch.inf, x)
+        if moving is False:
+            return torch.zeros_like(x)
+        if self.scale == 1:
+            guided = field(t, x, context)
+        else:
+            c, u = _with_and_without(self, field, t, x, context)
+            precise = torch.promote_types(u.dtype, torch.float32)
+            rows, along = u.flatten(1).to(precise), c.flatten(1).to(precise)
+            # A velocity of zero has no best multiple: it stays zero.
+            norm = rows.square().sum(-1).clamp_min(torch.finfo(precise).tiny)
+            best = ((rows * along).sum(-1) / norm).to(u.dtype)
+            guided = torch.lerp(u * best.reshape(-1, *[1] * (x.dim() - 1)), c, self.scale)
+        return guided if moving is True else torch.where(moving, guided, 0.0)
+
+
+@register
+class AutoGuidance(nn.Module):
+    r"""Extrapolates from the velocity of a weak model to that of the good one.
+
+    .. math:: v = v_{\text{weak}} + w (v_{\text{good}} - v_{\text{weak}})
+
+    The weak model is a smaller or less trained one of the same data and the same path; no condition is left out, so
+    unconditional fields can be guided too.
+
+    Args:
+        weak_field: a velocity field with the same event shape; it gets the context if it takes one.
+        scale: the weight ``w``; 1 is the good model alone, 0 the weak one.
+
+    Shapes: as the field's. Cost: one call of each field; one call in all for scale 0 or 1.
+
+    Raises:
+        ValueError: if the scale is not finite or the two fields disagree in their shapes.
+
+    Source: Karras et al., Guiding a Diffusion Model with a Bad Version of Itself, 2024, arXiv:2406.02507.
+
+    Example:
+        >>> from cflow.fields import MLP
+        >>> guided = AutoGuidance(MLP(2, hidden=(8,)), 2.0)(MLP(2))
+        >>> guided(torch.tensor(0.5), torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, weak_field, scale: float):
+        super().__init__()
+        self.weak_field, self.scale = weak_field, scale
+        _check_scale(self)
+
+    def forward(self, field) -> Guided:
+        weak = self.weak_field
+        if weak.event_shape != field.event_shape or weak.context_shape not in (None, field.context_shape):
+            raise ValueError(
+                f"AutoGuidance(weak_field)(field): the weak field has event_shape={tuple(weak.event_shape)} and "
+                f"context_shape={weak.context_shape}, the field {tuple(field.event_shape)} and {field.context_shape}, "
+                f"so their velocities cannot be mixed; pass a weak field of the same shapes, or an unconditional one."
+            )
+        return _one_time(self, field)
+
+    def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
+        """Computes the guided velocity of ``field``."""
+        if self.scale == 1:
+            return field(t, x, context)
+        weak = self.weak_field(t, x, None if self.weak_field.context_shape is None else context)
+        return weak if self.scale == 0 else torch.lerp(weak, field(t, x, context), self.scale)
+
+
+def _check_scale(guidance) -> None:
+    if not -float("inf") < guidance.scale < float("inf"):
+        raise ValueError(
+            f"{type(guidance).__name__}(scale={guidance.scale}): the weight multiplies a velocity and must be finite; "
+            f"pass for example 2.0."
+        )

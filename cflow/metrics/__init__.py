@@ -1,0 +1,25 @@
+"""Metrics: distances between samples, likelihoods in bits, and the straightness and length of a flow's paths."""
+
+from cflow.metrics.classifier import classifier_two_sample
+from cflow.metrics.discrepancy import energy_distance, mmd
+from cflow.metrics.estimate import Estimate
+from cflow.metrics.frechet import frechet_distance
+from cflow.metrics.likelihood import bits_per_dim
+from cflow.metrics.neighbours import nearest_distances
+from cflow.metrics.transport import normalised_path_energy, path_energy, straightness
+from cflow.metrics.wasserstein import sliced_wasserstein2, wasserstein2
+
+__all__ = [
+    "Estimate",
+    "bits_per_dim",
+    "classifier_two_sample",
+    "energy_distance",
+    "frechet_distance",
+    "mmd",
+    "nearest_distances",
+    "normalised_path_energy",
+    "path_energy",
+    "sliced_wasserstein2",
+    "straightness",
+    "wasserstein2",
+]

@@ -1,0 +1,87 @@
+"""Wasserstein distances between two samples: exact by optimal transport, and sliced."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cflow.metrics.estimate import Estimate, mean_estimate, two_samples
+
+__all__ = ["sliced_wasserstein2", "wasserstein2"]
+
+
+def wasserstein2(x: Tensor, y: Tensor, *, iterations: int = 50_000_000) -> float:
+    r"""Computes the 2-Wasserstein distance between two samples exactly.
+
+    .. math:: W_2 = \Bigl(\min_{\pi} \sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2\Bigr)^{1/2}
+
+    over plans with uniform marginals. Between samples of one distribution it is positive, and falls slowly with
+    their number: compare it with that between two samples of the data.
+
+    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: memory for N x M float64, time about cubic in N, on the CPU: a second for
+    2,000 points, a minute for 10,000.
+
+    Raises:
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite.
+        RuntimeError: if the network simplex does not end within ``iterations``.
+
+    Source: Bonneel et al., Displacement Interpolation Using Lagrangian Mass Transport, 2011 (the network simplex).
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> round(wasserstein2(x, x + torch.tensor([3.0, 4.0])), 6)
+        5.0
+    """
+    import ot
+
+    x, y = two_samples("wasserstein2", x, y)
+    # Differences, not inner products: the distance of near copies would drown in rounding.
+    cost = torch.cdist(x.cpu(), y.cpu(), compute_mode="donot_use_mm_for_euclid_dist").square_()
+    value, log = ot.emd2([], [], cost.numpy(), numItermax=iterations, log=True)
+    if log["warning"] is not None:
+        raise RuntimeError(
+            f"wasserstein2 of {len(x)} and {len(y)} samples: {log['warning']}; raise iterations, or take fewer samples."
+        )
+    return math.sqrt(max(float(value), 0.0))
+
+
+def sliced_wasserstein2(
+    x: Tensor, y: Tensor, projections: int = 512, *, generator: torch.Generator | None = None
+) -> Estimate:
+    r"""Estimates the sliced 2-Wasserstein distance between two samples from random directions.
+
+    .. math:: SW_2 = \bigl(\mathbb E_{\theta} W_2^2(\theta^\top x, \theta^\top y)\bigr)^{1/2}, \qquad
+        \theta \text{ uniform on the sphere}
+
+    The standard error is that of the choice of directions, the samples being given.
+
+    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: one sort per direction, memory for (N + M) x projections float64.
+
+    Raises:
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite; if
+            there are fewer than two projections.
+
+    Source: Bonneel et al., Sliced and Radon Wasserstein Barycenters of Measures, 2015.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> float(sliced_wasserstein2(x, x + 2.0, generator=torch.Generator().manual_seed(0)))
+        2.0
+    """
+    if projections < 2:
+        raise ValueError(f"sliced_wasserstein2(projections={projections}): an error bar takes at least 2; pass 512.")
+    x, y = two_samples("sliced_wasserstein2", x, y)
+    directions = torch.randn(x.shape[1], projections, generator=generator, device=x.device, dtype=x.dtype)
+    directions = directions / directions.norm(dim=0)
+    x, y = (x @ directions).sort(0).values, (y @ directions).sort(0).values
+    # Both quantile functions are steps, at multiples of 1/N and 1/M: integers in units of 1/(N M).
+    n, m = len(x), len(y)
+    steps = [torch.arange(count + 1, device=x.device) * (n * m // count) for count in (n, m)]
+    ends = torch.unique(torch.cat(steps))
+    starts, widths = ends[:-1], ends.diff().to(x.dtype) / (n * m)
+    squared = ((x[starts // m] - y[starts // n]).square() * widths[:, None]).sum(0)
+    mean = mean_estimate(squared)
+    value = math.sqrt(mean.value)
+    return Estimate(value, mean.standard_error / (2 * value) if value > 0 else 0.0)

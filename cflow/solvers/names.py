@@ -1,0 +1,53 @@
+"""Solvers by name, for the command line, recipes and other libraries' conventions."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from cflow.solvers.adaptive import Dopri5
+from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint
+from cflow.solvers.solver import Solver
+
+__all__ = ["METHODS", "by_name"]
+
+METHODS: dict[str, type[Solver]] = {
+    "dopri5": Dopri5,
+    "euler": Euler,
+    "heun": Heun,
+    "midpoint": Midpoint,
+    "rk4": RK4,
+}
+
+
+def by_name(name: str, **options: Any) -> Solver:
+    """Builds a solver from its name and its constructor's options.
+
+    Raises:
+        ValueError: if there is no such solver or the solver has no such option; the error lists the valid ones.
+
+    Example:
+        >>> by_name("euler", steps=8)
+        Euler(steps=8, grid=None)
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"by_name({name!r}): there is no such solver{_closest(name, METHODS)} "
+            f"The solvers are {', '.join(sorted(METHODS))}."
+        )
+    method = METHODS[name]
+    known = [field.name for field in fields(method)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"by_name({name!r}, {option}=...): {method.__name__} has no such option{_closest(option, known)} "
+                f"Its options are {', '.join(known)}."
+            )
+    return method(**options)
+
+
+def _closest(word: str, known) -> str:
+    """Asks whether the closest known word was meant."""
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."

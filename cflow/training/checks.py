@@ -1,0 +1,111 @@
+"""What is checked before training starts: shapes, contexts, missing values, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from cflow.training.batches import LoaderBatches, RowBatches
+
+__all__ = ["cast", "check_batch", "check_data", "takes_pairs"]
+
+
+def takes_pairs(objective: Any) -> bool:
+    """Tells whether the data are pairs ``[N, 2, *event]`` of a base sample and a data sample."""
+    return getattr(getattr(objective, "coupling", None), "draws_base", True) is False
+
+
+def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, what: str, drops_last: bool) -> None:
+    """Raises where data cannot train this flow; tensors are checked whole, other data by their first item.
+
+    Loaders are checked batch by batch as they come.
+    """
+    if isinstance(source, LoaderBatches):
+        return
+    if source.size == 0:
+        raise ValueError(f"fit({what}=...): there are no rows in it; pass data with at least one row.")
+    if drops_last and source.batch_size * source.world > source.size:
+        each = "" if source.world == 1 else f" on each of {source.world} processes"
+        raise ValueError(
+            f"fit(batch_size={source.batch_size}): a batch is drawn without replacement and {what} has {source.size} "
+            f"rows{each and ', while ' + str(source.batch_size) + ' are wanted' + each}; choose batch_size <= "
+            f"{source.size // source.world}."
+        )
+    if source.dataset is not None:
+        check_batch(flow, objective, *next(source.once()), what)
+        return
+    check_batch(flow, objective, source.x, source.context, what)
+    for name, part in (("", source.x), (" (its context)", source.context)):
+        for leaf in tree_leaves(part):
+            if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+                bad = ~leaf.reshape(len(leaf), -1).isfinite().all(1)
+                if bad.any():
+                    rows = bad.nonzero().flatten()
+                    raise ValueError(
+                        f"fit({what}=...){name}: {len(rows)} of {len(leaf)} rows hold NaN or infinity (rows "
+                        f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}), which would make every weight NaN; "
+                        f"remove or impute them."
+                    )
+
+
+def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
+    """Raises where the shapes of a batch are not those of the flow."""
+    count = _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", 2 if takes_pairs(objective) else None)
+    if flow.context_shape is None and context is not None:
+        raise ValueError(
+            f"fit({what}=(x, context)): this flow is unconditional (context_shape=None), so a context cannot be used; "
+            f"pass x alone, or build the flow with context_shape=..."
+        )
+    if flow.context_shape is not None:
+        if context is None:
+            raise ValueError(
+                f"fit({what}=x): this flow is conditional (context_shape={_shown(flow.context_shape)}) and the data "
+                f"have no context; pass a pair (x, context)."
+            )
+        contexts = _check_shape(context, flow.context_shape, f"fit({what}=(x, context)): the context", "[N", None)
+        if contexts != count:
+            raise ValueError(
+                f"fit({what}=(x, context)): x has {count} rows and context {contexts}, so they cannot belong together; "
+                f"pass one context per row."
+            )
+
+
+def _check_shape(x: Any, shape: Any, who: str, lead: str, pair: int | None) -> int:
+    if isinstance(shape, dict):
+        if not isinstance(x, dict) or set(x) != set(shape):
+            got = sorted(x) if isinstance(x, dict) else type(x).__name__
+            raise ValueError(f"{who}: the flow has the parts {sorted(shape)}, not {got}; pass a dict with these keys.")
+        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, pair) for name in shape}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"{who}: the parts have {counts} rows; pass equally many of each.")
+        return next(iter(counts.values()))
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who} is a {type(x).__name__}, not a torch.Tensor; make one with torch.as_tensor.")
+    wanted = (*(() if pair is None else (pair,)), *shape)
+    if x.dim() != len(wanted) + 1 or tuple(x.shape[1:]) != wanted:
+        pairs = (
+            "" if pair is None else " (pairs of a base sample and a data sample, which the objective's coupling wants)"
+        )
+        raise ValueError(
+            f"{who} has shape {tuple(x.shape)}, and the flow models events of shape {_shown(shape)}; pass a tensor of "
+            f"shape {', '.join([lead, *map(str, wanted)])}]{pairs}."
+        )
+    return len(x)
+
+
+def _shown(shape: Any) -> Any:
+    return {name: tuple(part) for name, part in shape.items()} if isinstance(shape, dict) else tuple(Size(shape))
+
+
+def cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Brings tensors to a device and floating ones to a dtype."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype, non_blocking=True)
+
+    return tree_map(one, value)

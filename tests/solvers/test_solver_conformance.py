@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+import torch
+
+from cflow.solvers import RK4, Dopri5, Euler, Heun, Midpoint, check_solver
+from cflow.solvers.conformance import SOLVER_CHECKS
+from cflow.solvers.solution import Status
+
+
+@pytest.mark.parametrize("solver", [Euler(5), Midpoint(5), Heun(5), RK4(5), Dopri5()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("check", SOLVER_CHECKS)
+def test_solver_conforms(solver, check):
+    check_solver(solver, checks=[check])
+
+
+class Tampered:
+    """A solver of the package whose result or whose field is changed on the way: the suite must see it."""
+
+    def __init__(self, solver, after=lambda solution: solution, before=lambda f: f):
+        self.solver, self.after, self.before = solver, after, before
+
+    def solve(self, f, *args, **kwargs):
+        return self.after(self.solver.solve(self.before(f), *args, **kwargs))
+
+
+def off(solution):
+    return dataclasses.replace(solution, y=solution.y * (1 + 1e-4))
+
+
+def coupled(solution):
+    return dataclasses.replace(solution, y=(solution.y[0] + 1e-9 * solution.y[0].sum(0), solution.y[1]))
+
+
+def late(f):
+    return lambda t, y, *args: f(t + 0.01, y, *args)
+
+
+def forgiving(solution):
+    return dataclasses.replace(solution, status=torch.full_like(solution.status, Status.SUCCESS))
+
+
+def detached(solution):
+    return dataclasses.replace(solution, y=solution.y.detach())
+
+
+def reading(solution):
+    solution.y.sum().item()
+    return solution
+
+
+def halved(solution):
+    return dataclasses.replace(solution, quadratures={key: q / 2 for key, q in solution.quadratures.items()})
+
+
+@pytest.mark.parametrize(
+    ("check", "defect"),
+    [
+        ("order", {"after": off}),
+        ("interval", {"before": late}),
+        ("batch", {"after": coupled}),
+        ("quadratures", {"after": halved}),
+        ("failures", {"after": forgiving}),
+        ("gradients", {"after": detached}),
+        ("host reads", {"after": reading}),
+        ("outputs", {"after": off}),
+    ],
+)
+def test_suite_catches_a_defect_and_names_it(check, defect):
+    with pytest.raises(AssertionError, match=check):
+        check_solver(lambda steps: Tampered(RK4(int(steps)), **defect), order=4, adaptive=False, checks=[check])
+
+
+def test_suite_catches_a_wrong_order():
+    with pytest.raises(AssertionError, match="order"):
+        check_solver(lambda steps: Midpoint(int(steps)), order=3, adaptive=False, checks=["order"])
+
+
+def test_suite_refuses_what_it_cannot_judge():
+    with pytest.raises(ValueError, match="not known"):
+        check_solver(lambda steps: Euler(int(steps)))
+    with pytest.raises(ValueError, match="no check"):
+        check_solver(Euler(3), checks=["speed"])

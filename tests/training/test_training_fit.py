@@ -1,0 +1,283 @@
+"""fit: learning, what it leaves alone, what it records."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from training_standins import Regression, SmallMatching, Squares, data, small_flow, train
+
+from cflow import training
+
+
+def regression_data(generator, count=64):
+    context = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    x = context @ torch.randn(3, 2, generator=generator, dtype=torch.float64) + 1.5
+    return x + 0.3 * torch.randn(count, 2, generator=generator, dtype=torch.float64), context
+
+
+def least_squares(x, context):
+    design = torch.cat([context, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    return torch.linalg.lstsq(design, x).solution
+
+
+def same(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("ema", [None, training.EMA(0.9)])
+def test_it_converges_to_least_squares(generator, ema):
+    x, context = regression_data(generator)
+    flow = Regression()
+    run = training.fit(flow, Squares(), (x, context), steps=600, batch_size=64, lr=0.05, ema=ema)
+    best = least_squares(x, context)
+    torch.testing.assert_close(torch.cat([flow.map.weight.T, flow.map.bias[None]]), best, atol=1e-3, rtol=0)
+    design = torch.cat([context, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    assert run.final_loss == pytest.approx(float((design @ best - x).square().sum(1).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "loader"])
+def test_prefetching_changes_nothing(kind):
+    (one, first), (other, second) = train(kind, prefetch=0), train(kind, prefetch=3)
+    assert same(one, other)
+    assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
+
+
+def test_another_seed_gives_another_run():
+    assert not same(train()[0], train(seed=4)[0])
+
+
+def test_the_flow_holds_the_average_of_the_weights():
+    seen = []
+    flow, _ = train(ema=training.EMA(0.8), steps=12, callbacks=[lambda step, flow: seen.append(weight(flow).clone())])
+    weight(small_flow())
+    average = weight(small_flow())
+    for number, value in enumerate(seen, 1):
+        average = average + (1 - min(0.8, (1 + number) / (10 + number))) * (value - average)
+    torch.testing.assert_close(weight(flow), average)
+    assert not torch.allclose(weight(flow), seen[-1])
+
+
+def weight(flow):
+    return flow.net[0].weight.detach()
+
+
+@pytest.mark.parametrize("count", [2, 5, 64])
+def test_accumulation_computes_the_whole_batch(generator, count):
+    x, context = regression_data(generator)
+    runs = []
+    for accumulate in (1, count):
+        flow = Regression()
+        training.fit(flow, Squares(), (x, context), steps=20, batch_size=32, lr=0.05, accumulate=accumulate)
+        runs.append(flow)
+    torch.testing.assert_close(runs[0].map.weight, runs[1].map.weight, atol=1e-12, rtol=1e-10)
+
+
+def test_random_state_modes_and_folder_are_left_alone(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    flow = small_flow().eval()
+    flow.net[3].train()
+    before = torch.get_rng_state()
+    train(flow=flow, validation=data(50))
+    assert torch.equal(before, torch.get_rng_state())
+    assert not flow.training
+    assert not flow.net[0].training
+    assert flow.net[3].training
+    assert os.listdir(tmp_path) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_is_shown_when_asked_for(capfd):
+    train(steps=6, progress=True)
+    assert "6/6" in capfd.readouterr().err
+
+
+def test_validation_uses_average_weights_and_fixed_draws():
+    judged = []
+    flow, run = train(validation=data(50), validate_every=20, steps=45, batch_size=32)
+    assert [row["step"] for row in run.history if "validation" in row] == [20, 40, 45]
+    again = train(validation=data(50), validate_every=5, flow=flow, lr=1e-30, steps=10, ema=None)[1]
+    judged = [row["validation"] for row in again.history if "validation" in row]
+    # The weights stand still (the running statistics of batch norm do not, hence the tolerance).
+    assert judged[0] == pytest.approx(run.final_validation, rel=0.1)
+    assert run.final_validation < run.history[0]["loss"]
+
+
+def test_validation_is_the_mean_over_all_rows(generator):
+    x, context = regression_data(generator)
+    flow = Regression()
+    run = training.fit(flow, Squares(), (x, context), steps=30, batch_size=64, validation=(x[:23], context[:23]))
+    with torch.no_grad():
+        expected = (flow.map(context[:23]) - x[:23]).square().sum(1).mean()
+    assert run.final_validation == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_bf16_trains_and_keeps_weights_in_float32():
+    flow, run = train(precision="bf16")
+    assert all(each.dtype == torch.float32 for each in flow.parameters())
+    assert run.final_loss < run.history[0]["loss"]
+    assert not same(flow, train()[0])
+
+
+def test_history_holds_means_rates_and_norms():
+    losses = []
+
+    class Recorded(SmallMatching):
+        def loss(self, flow, batch):
+            values = super().loss(flow, batch)
+            losses.append(float(values.detach().mean()))
+            return values
+
+    schedule = training.Polynomial(warmup=3)
+    run = training.fit(
+        small_flow(), Recorded(), data(), steps=10, batch_size=32, lr=0.1, log_every=4, schedule=schedule
+    )
+    assert [row["step"] for row in run.history] == [4, 8, 10]
+    assert run.history[0]["loss"] == pytest.approx(sum(losses[:4]) / 4, rel=1e-6)
+    assert run.history[2]["loss"] == pytest.approx(sum(losses[8:]) / 2, rel=1e-6)
+    assert [row["lr"] for row in run.history] == [0.1 * schedule(step, 10) for step in (3, 7, 9)]
+    assert all(row["grad_norm"] > 0 for row in run.history)
+    assert run.history[0]["seconds"] < run.history[2]["seconds"] <= run.seconds
+
+
+def test_clipping_bounds_the_step():
+    """Under SGD-like Adam the first step has size lr whatever the gradient, so the clipped gradient itself is read."""
+    seen = []
+
+    class Squeezed(Squares):
+        def loss(self, flow, batch):
+            flow.map.weight.register_hook(lambda gradient: None)
+            return 1e6 * super().loss(flow, batch)
+
+    x, context = regression_data(torch.Generator().manual_seed(0))
+    flow = Regression()
+    inner = torch.optim.AdamW.step
+
+    def spy(self, *arguments, **options):
+        seen.append(torch.cat([each.grad.flatten() for each in flow.parameters()]).norm())
+        return inner(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        run = training.fit(flow, Squeezed(), (x, context), steps=3, batch_size=64, clip=0.5, log_every=1)
+    assert [float(each) for each in seen] == pytest.approx([0.5] * 3, rel=1e-4)
+    assert run.history[0]["grad_norm"] > 1e3
+
+
+def test_weight_decay_shrinks_matrices_only(generator):
+    class Nothing(Squares):
+        def loss(self, flow, batch):
+            return 0 * super().loss(flow, batch)
+
+    x, context = regression_data(generator)
+    flow = Regression()
+    nn.init.ones_(flow.map.weight)
+    nn.init.ones_(flow.map.bias)
+    fixed = {"schedule": training.Constant(), "ema": None, "batch_size": 64}
+    training.fit(flow, Nothing(), (x, context), steps=10, lr=0.1, weight_decay=0.5, **fixed)
+    torch.testing.assert_close(flow.map.weight, torch.full_like(flow.map.weight, 0.95**10))
+    torch.testing.assert_close(flow.map.bias, torch.ones_like(flow.map.bias))
+
+
+def test_a_frozen_teacher_stays_and_a_learned_weight_moves():
+    class Taught(SmallMatching):
+        def __init__(self):
+            super().__init__()
+            self.teacher = nn.Linear(2, 2).requires_grad_(False)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def loss(self, flow, batch):
+            return super().loss(flow, batch) * self.scale.exp() + 0 * self.teacher(batch.x1).sum(1)
+
+    objective = Taught()
+    before = objective.teacher.weight.clone()
+    training.fit(small_flow(), objective, data(), steps=5, batch_size=32)
+    assert torch.equal(before, objective.teacher.weight)
+    assert objective.scale != 1
+
+
+def test_a_learned_base_is_never_sampled_ahead():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def sample(self, shape, generator=None):
+            return self.loc + torch.randn(*shape, 2, generator=generator)
+
+    class Drawn(SmallMatching):
+        def loss(self, flow, batch):
+            drawn.append(batch.x0)
+            return (flow.base.loc - batch.x1).square().sum(1) + super().loss(flow, batch)
+
+    results = []
+    for prefetch in (0, 3):
+        drawn = []
+        flow = small_flow()
+        flow.base = Learned()
+        training.fit(flow, Drawn(), data(), steps=8, batch_size=32, lr=0.1, prefetch=prefetch)
+        results.append(torch.stack(drawn))
+    assert torch.equal(*results)
+
+
+def test_a_callback_ends_the_run():
+    _, run = train(callbacks=[lambda step, flow: step == 9])
+    assert (run.stopped, run.steps, run.history[-1]["step"]) == (True, 9, 9)
+
+
+def test_pairs_are_split_and_only_their_data_end_is_transformed():
+    seen = {}
+
+    class Shifted(type(small_flow())):
+        def preprocess(self, x, *, generator=None):
+            return x - 100, 0.0
+
+    class Pairs:
+        draws_base = False
+
+    class Reflow(SmallMatching):
+        coupling = Pairs()
+
+        def prepare(self, base, u, context, generator):
+            seen["x0"], seen["x1"] = u[:, 0], u[:, 1]
+            return super().prepare(base, u[:, 1], context, generator)
+
+    pairs = torch.stack([torch.zeros(40, 2), torch.full((40, 2), 100.0)], 1)
+    training.fit(Shifted(), Reflow(), pairs, steps=1, batch_size=40, prefetch=0)
+    assert (seen["x0"] == 0).all()
+    assert (seen["x1"] == 0).all()
+    with pytest.raises(ValueError, match=r"shape \[N, 2, 2\] \(pairs"):
+        training.fit(Shifted(), Reflow(), pairs[:, 0], steps=1, batch_size=40)
+
+
+def test_float64_flows_train_in_float64(generator):
+    x, context = regression_data(generator)
+    flow = Regression()
+    training.fit(flow, Squares(), (x.float(), context.float()), steps=2, batch_size=32)
+    assert flow.map.weight.dtype == torch.float64
+
+
+def test_the_real_flow_learns_where_the_data_are(tmp_path):
+    import cflow.io
+    from cflow import bases, fields, objectives, paths
+    from cflow.continuous import ContinuousFlow
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        flow = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+    fixed = {"steps": 150, "batch_size": 100, "lr": 5e-3, "out": tmp_path, "ema": training.EMA(0.95)}
+    run = training.fit(flow, objectives.FlowMatching(), data(), **fixed)
+    assert run.final_loss < run.history[0]["loss"]
+    samples = flow.sample((200,), generator=torch.Generator().manual_seed(0))
+    assert (samples.mean(0) - 3).abs().max() < 0.4
+    again = cflow.io.load(tmp_path / "model")
+    assert again.path.coupling == flow.path.coupling is not None
+    torch.testing.assert_close(
+        again.sample((4,), generator=torch.Generator().manual_seed(0)), samples[:4], atol=1, rtol=0
+    )
+    # A finished run, taken up again by a new flow, gives the same flow.
+    fresh = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+    training.fit(fresh, objectives.FlowMatching(), data(), resume=True, **fixed)
+    assert same(flow, fresh)
+    assert fresh.path.coupling == flow.path.coupling
