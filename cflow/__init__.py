@@ -6,7 +6,7 @@ what its likelihood means; an objective decides how it is trained; the two never
 Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batch, *event]``; log-densities are in nats.
 """
 
-from . import bases, couplings, data, fields, guidance, metrics, objectives, paths, solvers, times, training
+from . import bases, couplings, data, fields, guidance, metrics, objectives, paths, plot, solvers, times, training
 from .continuous import ContinuousFlow
 from .flow import BaseFlow, BaseInvertibleFlow, Flow, FlowDistribution, InvertibleFlow
 from .io import load, save
@@ -30,6 +30,7 @@ __all__ = [
     "metrics",
     "objectives",
     "paths",
+    "plot",
     "register",
     "save",
     "solvers",

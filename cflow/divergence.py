@@ -173,8 +173,8 @@ class Hutchinson(Divergence):
         expected = (x.shape[0], self.probes, *x.shape[1:])
         if probe is None or probe.shape != expected:
             raise ValueError(
-                f"Hutchinson(probes={self.probes}): a probe of shape {None if probe is None else list(probe.shape)} for "
-                f"x of shape {list(x.shape)}; draw it with begin(x, generator) and hand it on with its sample's rows."
+                f"Hutchinson(probes={self.probes}): a probe of shape {None if probe is None else list(probe.shape)} "
+                f"for x of shape {list(x.shape)}; draw it with begin(x, generator), hand it on with its sample's rows."
             )
         with _gradients() as differentiable:
             t, x, probe, args = _enter((t, x, probe, args))
@@ -238,8 +238,8 @@ def _evaluate(f: Callable, t: Tensor, x: Tensor, args: tuple) -> tuple[Tensor, T
     value = f(t, point, *args)
     if value.shape != x.shape:
         raise ValueError(
-            f"a divergence was asked of a field that maps x of shape {list(x.shape)} to {list(value.shape)}; only a map "
-            f"between equal shapes has a trace, so return x's shape."
+            f"a divergence was asked of a field that maps x of shape {list(x.shape)} to {list(value.shape)}; only a "
+            f"map between equal shapes has a trace, so return x's shape."
         )
     return point, value
 

@@ -6,6 +6,7 @@ dimension: ``x [B, *event]``, ``context [B, *context_shape]``, log-densities ``[
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -14,7 +15,6 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from . import registry
 from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, unflatten
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "FlowDistribution", "InvertibleFlow"]
@@ -193,7 +193,11 @@ class BaseFlow(nn.Module):
                     f"with_transform({type(each).__qualname__}): a transform has encode(x) and decode(u), each returning "
                     f"(value, ladj); see cflow.data.Standardise, Logit and Dequantise."
                 )
-        return registry.replace(self, transform=(*transform, *self.transform))
+        # A shallow copy: parameters and networks are the same objects, only the list of transforms is new.
+        flow = copy.copy(self)
+        flow._modules = dict(self._modules)
+        flow.transform = nn.ModuleList((*transform, *self.transform))
+        return flow
 
     def preprocess(self, x: Value, *, generator=None) -> tuple[Value, Tensor | float]:
         """Carries data ``[B, *event]`` to what the flow models: ``(u, ladj [B])``."""

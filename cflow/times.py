@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ class CosMap(Times):
     arXiv:2403.03206, section 3.1.
 
     Example:
-        >>> CosMap().icdf(torch.tensor([0.0, 0.25, 0.5, 1.0])).clamp(min=0)
+        >>> CosMap().icdf(torch.tensor([0.0, 0.25, 0.5, 1.0]))
         tensor([0.0000, 0.2929, 0.5000, 1.0000])
     """
 
@@ -286,12 +287,12 @@ class Stratified(Times):
 
     .. math:: t_{\pi(i)} = F^{-1}\Big(\frac{i + u_i}{n}\Big), \qquad i = 0, \dots, n - 1
 
-    Each time alone follows ``inner``; times of one call depend on each other. Cost: that of ``inner``, and a permutation.
+    A time alone follows ``inner``; times of one call depend on each other. Cost: that of ``inner`` and a permutation.
 
     Raises:
         ValueError: if ``inner`` itself draws dependent times, which strata would undo.
 
-    Source: Kingma et al., Variational Diffusion Models, 2021, arXiv:2107.00630, appendix I.1 (one draw shared by all
+    Source: Kingma et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (one draw shared by all
     strata there; one draw per stratum here).
 
     Example:
@@ -322,7 +323,7 @@ class Stratified(Times):
 @register
 @dataclass(frozen=True)
 class Antithetic(Times):
-    r"""Draws times in mirrored pairs, neighbours in the batch: the same law, with less noise where the loss is monotone.
+    r"""Draws times in mirrored pairs, neighbours in the batch: the same law, less noise where the loss is monotone.
 
     .. math:: t_{2i} = F^{-1}(u_i), \qquad t_{2i + 1} = F^{-1}(1 - u_i)
 
@@ -428,7 +429,7 @@ def _grid(name: str, steps: int, time: Callable[[float], float]) -> tuple[float,
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"{name}(steps={steps!r}): a grid has a whole number of steps, one at least; pass 1 or more.")
     grid = (0.0, *(time(i / steps) for i in range(1, steps)), 1.0)
-    if not all(a < b for a, b in zip(grid, grid[1:])):
+    if not all(a < b for a, b in itertools.pairwise(grid)):
         raise ValueError(
             f"{name}(steps={steps}): neighbouring times coincide in float64, so some step would have no length; take "
             f"fewer steps or milder parameters."

@@ -46,11 +46,11 @@ class Adapted(Field):
         network: nn.Module,
         call: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor],
         *,
-        event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        event_shape: int | Sequence[int],
+        context_shape: int | Sequence[int] | None = None,
         null: Tensor | float | None = None,
     ):
-        super().__init__(tuple(event_shape), None if context_shape is None else tuple(context_shape))
+        super().__init__(event_shape, context_shape)
         if null is not None and self.context_shape is None:
             raise ValueError(
                 "Adapted(null=...) without context_shape: an unconditional network has no condition to leave out; "

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from cflow.shapes import as_shape
 
 __all__ = ["NULL", "Field", "is_null", "null_like"]
 
@@ -54,10 +58,9 @@ class Field(nn.Module):
 
     two_times = False
 
-    def __init__(self, event_shape: tuple[int, ...], context_shape: tuple[int, ...] | None = None):
+    def __init__(self, event_shape: int | Sequence[int], context_shape: int | Sequence[int] | None = None):
         super().__init__()
-        self.event_shape = torch.Size(event_shape)
-        self.context_shape = None if context_shape is None else torch.Size(context_shape)
+        self.event_shape, self.context_shape = as_shape(event_shape), as_shape(context_shape)
         self.classes = 0
 
     def check(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, s: Tensor | None = None) -> Tensor:

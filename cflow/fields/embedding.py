@@ -11,12 +11,12 @@ from torch.autograd import forward_ad
 from cflow.fields.base import is_null
 from cflow.registry import register
 
-__all__ = ["ContextEmbedding", "SinusoidalTime", "has_tangent", "shared_time"]
+__all__ = ["ContextEmbedding", "SinusoidalTime", "forward_mode", "shared_time"]
 
 
-def has_tangent(x: Tensor) -> bool:
-    """Tells whether forward-mode differentiation is under way for this tensor."""
-    return forward_ad.unpack_dual(x).tangent is not None
+def forward_mode() -> bool:
+    """Tells whether forward-mode differentiation is under way (for any tensor: a batched one cannot be asked)."""
+    return forward_ad._current_level >= 0
 
 
 def shared_time(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflow.fields.base import Field
-from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, check_condition, has_tangent, shared_time
+from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, check_condition, forward_mode, shared_time
 from cflow.registry import register
 
 __all__ = ["UNet"]
@@ -222,7 +222,7 @@ class UNet(Field):
         dtype = self.output.weight.dtype
         inputs = [t, x] if context is None else [t, x, context]
         differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
-        differentiable = differentiable or any(has_tangent(value) for value in inputs)
+        differentiable = differentiable or forward_mode()
         embedding = self.time_layers(self.time(shared_time(t), dtype=dtype))
         if context is not None:
             embedding = embedding + self.condition(context)

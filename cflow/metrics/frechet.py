@@ -38,7 +38,7 @@ def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     if fewest <= dimension:
         raise ValueError(
             f"frechet_distance(features of shapes {list(features_x.shape)} and {list(features_y.shape)}): a "
-            f"covariance of {dimension} features takes more than {dimension} samples; draw more, or take fewer features."
+            f"covariance of {dimension} features takes more samples than that; draw more, or take fewer features."
         )
     shift = x.mean(0) - y.mean(0)
     x, y = x - x.mean(0), y - y.mean(0)

@@ -9,7 +9,7 @@ from cflow.metrics.estimate import two_samples
 
 __all__ = ["nearest_distances"]
 
-PAIRS_AT_ONCE = 1 << 22  # 32 MB of float64
+PAIRS_AT_ONCE = 1 << 20  # 8 MB of float64
 
 
 def nearest_distances(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def nearest_distances(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     Compare the distances of generated samples with those of held-out data: copies of the training set lie much closer.
 
     Shapes: ``x [N, D]``, ``reference [M, D]``; gives distances ``[N]`` in float64 and indices ``[N]``. Cost: N x M
-    distances by matrix products, in blocks of 32 MB; the winners' are computed anew from differences, so a copy is at
+    distances by matrix products, in blocks of 8 MB; the winners' are computed anew from differences, so a copy is at
     distance zero exactly.
 
     Raises:

@@ -51,7 +51,8 @@ def straightness(trajectory: Tensor, times: Tensor) -> Estimate:
 def normalised_path_energy(kinetic_energy: Tensor, x0: Tensor, x1: Tensor) -> Estimate:
     r"""Measures how far a flow is from optimal transport; zero for the optimal one.
 
-    .. math:: \frac{\bigl\lvert \mathbb E \int_0^1 \lVert v_t \rVert^2 dt - W_2^2(q_0, q_1) \bigr\rvert}{W_2^2(q_0, q_1)}
+    .. math:: \bigl\lvert \mathbb E \textstyle\int_0^1 \lVert v_t \rVert^2 dt - W_2^2(q_0, q_1) \bigr\rvert
+        \,/\, W_2^2(q_0, q_1)
 
     ``kinetic_energy`` comes from :func:`path_energy`, or from a solver's quadrature. The standard error is that of the
     mean energy; the distance is taken as known.

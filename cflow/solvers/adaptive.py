@@ -31,9 +31,9 @@ class Adaptive(Solver):
 
     is at most one; of several parts, and of the quadratures that carry a tolerance, the largest counts. So a sample
     takes the same steps alone and in a batch. The next step is the last one times :math:`0.9\, e^{-1/(q+1)}` within
-    [0.2, 10] (an integral controller; q is the order of the embedded method), and does not grow right after a rejection.
-    Steps that would pass the end or an output time are cut to land on it, and the uncut step is taken up again after.
-    Step sizes are constants of the gradient.
+    [0.2, 10] (an integral controller; q is the order of the embedded method), and does not grow right after a
+    rejection. Steps that would pass the end or an output time are cut to land on it, and the uncut step is taken up
+    again after. Step sizes are constants of the gradient.
 
     Cost: one call of ``f`` per stage and attempt (the last stage serves the next step where the tableau allows), one
     or two to start, one host read per attempt. When fewer than half of the rows are still on their way, the others are
@@ -114,7 +114,7 @@ class Adaptive(Solver):
 
     def _first_step(self, problem: Problem, t: Tensor, k: list[Tensor]) -> Tensor:
         """Chooses a first step per sample from the sizes of y, y' and y'', as Hairer, Norsett and Wanner do (II.4)."""
-        scale = [self.atol + self.rtol * part.abs() for part in problem.y0]
+        scale = [_scale(part.abs(), self.rtol, self.atol) for part in problem.y0]
         length = abs(problem.t1 - problem.t0)
         size, slope = _norm(problem.y0, scale), _norm(k, scale)
         h = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=length)
@@ -142,7 +142,7 @@ class Adaptive(Solver):
             if 0 < count < rows.t.shape[0] / 2:
                 full = rows if index is None else full.put(index, rows)
                 # The count is known, so a sort finds the active rows without another read.
-                chosen = torch.argsort(active, descending=True, stable=True)[:count]
+                chosen = torch.argsort(active.to(torch.uint8), descending=True, stable=True)[:count]
                 index = chosen if index is None else index[chosen]
                 rows, active, args = full.take(index), active[chosen], gather(problem.args, index)
         return rows if index is None else full.put(index, rows)
@@ -177,8 +177,8 @@ class Adaptive(Solver):
             ceiling = torch.where(rejected, 1.0, _GROW).to(problem.dtype)
             count = going.sum()
         if y[0].requires_grad:
-            # One read serves both: how many go on, and whether an attempt left the finite numbers. Its infinities would
-            # reach the gradient through torch.where as 0 * inf, so the step is taken again with those samples at rest.
+            # One read serves both: how many go on, and whether an attempt left the finite numbers. Its infinities
+            # would reach the gradient through torch.where as 0 * inf: step again with those samples at rest.
             count, repeat = divmod((2 * count + overflown.any()).item(), 2)
             if repeat:
                 t_new, step = torch.where(overflown, rows.t, t_new), torch.where(overflown, 0.0, step)
@@ -192,7 +192,7 @@ class Adaptive(Solver):
         return _Rows(y, k, g, q, t, h, steps, rows.accepted + accept, status, ceiling), going, count
 
     def _step(self, problem: Problem, rows: _Rows, t_new: Tensor, step: Tensor, args: tuple):
-        """Computes one step: state, integrals, slopes and integrands at its end, and the error relative to tolerance."""
+        """Computes one step: state, integrals, slopes and integrands at its end, and the relative error."""
         tableau = self.tableau
         h = [like_rows(step, part).to(part.dtype) for part in rows.y]
         widths = [like_rows(step, value).to(value.dtype) for value in rows.q]
@@ -221,10 +221,10 @@ class Adaptive(Solver):
         ]
         errors, scales = [], []
         for values, index, old, new, width, bound in judged:
-            errors.append(_combine(values, estimate, index) * width)
+            errors.append(estimate.bracket(values, index) * width)
             # The estimate's leading weight divides the tolerances, on the host, where it costs nothing.
-            relative, absolute = bound.rtol / abs(estimate.weight), bound.atol / abs(estimate.weight)
-            scales.append(torch.maximum(old.abs(), new.abs()).mul_(relative).add_(absolute))
+            size = torch.maximum(old.abs(), new.abs())
+            scales.append(_scale(size, bound.rtol / abs(estimate.weight), bound.atol / abs(estimate.weight)))
         return _norm(errors, scales).to(problem.dtype)
 
 
@@ -259,20 +259,17 @@ class _Rows:
         return _Rows(**{name: copy(getattr(self, name), getattr(other, name)) for name in names})
 
 
-def _combine(slopes: list[list[Tensor]], weights: Combination, index: int) -> Tensor:
-    """Computes the bracket of a combination for one part."""
-    slope = slopes[weights.lead][index]
-    for other, ratio in weights.rest:
-        slope = torch.add(slope, slopes[other][index], alpha=ratio)
-    return slope
-
-
 def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, h: list[Tensor]) -> list[Tensor]:
     """Computes ``y + h * sum_j w_j k_j`` part by part, with a step per sample."""
     return [
-        torch.addcmul(part, _combine(slopes, weights, index), h[index], value=weights.weight)
+        torch.addcmul(part, weights.bracket(slopes, index), h[index], value=weights.weight)
         for index, part in enumerate(y)
     ]
+
+
+def _scale(size: Tensor, rtol: float, atol: float) -> Tensor:
+    """Computes the error allowed for entries of a size, in place; never zero, so that no error at zero is no error."""
+    return size.mul_(rtol).add_(max(atol, torch.finfo(size.dtype).tiny))
 
 
 def _norm(parts, scales) -> Tensor:

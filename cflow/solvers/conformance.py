@@ -1,4 +1,4 @@
-"""What every solver of ordinary differential equations must do, as a suite that any implementation can be run through."""
+"""What every solver of ordinary differential equations must do, as a suite that any implementation can be run on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_solver(
 
     Example:
         >>> from cflow.solvers import Heun
-        >>> check_solver(Heun(10))
+        >>> check_solver(Heun(10), checks=["order", "batch"])
     """
     if isinstance(solver, FixedGrid):
         make, adaptive = (lambda steps: replace(solver, steps=int(steps), grid=None)), False
@@ -52,8 +52,8 @@ def check_solver(
     order = getattr(getattr(solver, "tableau", None), "order", None) if order is None else order
     if order is None or adaptive is None:
         raise ValueError(
-            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): what to expect of this solver is not known; "
-            f"pass a function that makes it from its steps or its tolerance, with order= and adaptive=."
+            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): what to expect of this solver is not "
+            f"known; pass a function that makes it from its steps or its tolerance, with order= and adaptive=."
         )
     unknown = set(checks or ()) - SOLVER_CHECKS.keys()
     if unknown:
@@ -137,7 +137,7 @@ def _interval(subject: _Subject) -> None:
             low, high = torch.tensor(sorted((t0, t1)), dtype=dtype)
             _require(
                 all(t.shape == (3,) and t.dtype == dtype for t in seen),
-                f"interval: f was handed t of shape {list(seen[0].shape)} and {seen[0].dtype} for a [3, 2] {dtype} state",
+                f"interval: f was handed t of shape {list(seen[0].shape)} and {seen[0].dtype} for a {dtype} state",
             )
             _require(
                 times.min() >= low and times.max() <= high,
@@ -181,7 +181,8 @@ def _batch(subject: _Subject) -> None:
         _require(gap < 1e-12, f"batch: sample {index} alone and among {count} differ by {gap}")
         _require(
             alone.stats.steps.item() == together.stats.steps[index].item(),
-            f"batch: sample {index} takes {alone.stats.steps.item()} steps alone and {together.stats.steps[index].item()} among others",
+            f"batch: sample {index} takes {alone.stats.steps.item()} steps alone and "
+            f"{together.stats.steps[index].item()} among others",
         )
 
 

@@ -127,14 +127,8 @@ class _Outputs:
 
 def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, h: float) -> list[Tensor]:
     """Computes ``y + h * sum_j w_j k_j`` part by part."""
-    lead, weight, rest = weights
-    moved = []
-    for index, part in enumerate(y):
-        slope = slopes[lead][index]
-        for other, ratio in rest:
-            slope = torch.add(slope, slopes[other][index], alpha=ratio)
-        moved.append(torch.add(part, slope, alpha=weight * h))
-    return moved
+    scale = weights.weight * h
+    return [torch.add(part, weights.bracket(slopes, index), alpha=scale) for index, part in enumerate(y)]
 
 
 def _through(nodes: list[float], at: list[float]) -> list[float]:

@@ -61,9 +61,10 @@ def check_tolerances(owner: str, rtol: float, atol: float) -> None:
 class Stats:
     """Counts what a solve cost.
 
-    Shapes: ``steps``, ``accepted`` and ``rejected`` are int64 ``[B]`` (attempts, and how they ended), ``reached`` ``[B]``
-    is the time up to which each sample was integrated. ``nfe`` is the number of calls of the field, ``evaluations``
-    the number of rows over all calls: a solver that drops finished samples evaluates fewer than ``nfe * B``.
+    Shapes: ``steps``, ``accepted`` and ``rejected`` are int64 ``[B]`` (attempts, and how they ended), ``reached``
+    ``[B]`` is the time up to which each sample was integrated. ``nfe`` is the number of calls of the field and
+    ``evaluations`` the number of rows over all calls: a solver that drops finished samples evaluates fewer than
+    ``nfe * B``.
     """
 
     nfe: int

@@ -7,6 +7,9 @@ from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 __all__ = ["DOPRI5", "EULER", "HEUN", "MIDPOINT", "RK4", "Combination", "Tableau"]
 
 
@@ -20,6 +23,13 @@ class Combination(NamedTuple):
     lead: int
     weight: float
     rest: tuple[tuple[int, float], ...]
+
+    def bracket(self, slopes: list[list[Tensor]], part: int) -> Tensor:
+        """Computes the bracket for one part of the state; ``slopes`` holds a list of parts per stage."""
+        total = slopes[self.lead][part]
+        for other, ratio in self.rest:
+            total = torch.add(total, slopes[other][part], alpha=ratio)
+        return total
 
 
 def _combination(weights: tuple[Fraction, ...]) -> Combination | None:

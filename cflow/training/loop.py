@@ -34,8 +34,8 @@ class MeanLoss(nn.Module):
             losses = self.objective.loss(self.flow, batch)
         if losses.dim() != 1:
             raise ValueError(
-                f"{type(self.objective).__name__}.loss gave shape {tuple(losses.shape)}: return one loss per item, "
-                f"shape [B]."
+                f"{type(self.objective).__name__}.loss gave shape {tuple(losses.shape)}: fit weighs items alike "
+                f"and needs one loss for each; return shape [B]."
             )
         return losses.float().mean() if losses.dtype in (torch.float16, torch.bfloat16) else losses.mean()
 
@@ -126,7 +126,7 @@ class Loop:
     flow: Any
     objective: Any
     module: Any  # MeanLoss as accelerate wrapped it
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     accelerator: Any
     average: Any
     source: Any
@@ -147,9 +147,8 @@ class Loop:
         floating = [each.dtype for each in (*self.flow.parameters(), *self.parameters) if each.is_floating_point()]
         self.dtype = torch.promote_types(floating[0], torch.float32)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        deferred = self.device.type != "cpu" and bool(inner.defaults.get("fused"))
-        self.watch = Watch(inner, self.device, deferred)
+        deferred = self.device.type != "cpu" and bool(self.optimizer.defaults.get("fused"))
+        self.watch = Watch(self.optimizer, self.device, deferred)
         self.pending: list[tuple[Tensor, Tensor]] = []
         self.interrupt = Interrupt()
         base = getattr(self.flow, "base", None)
@@ -161,7 +160,7 @@ class Loop:
     def prepare(self, raw: RawBatch, *counters: int) -> Any:
         """Carries a raw batch to what the objective's loss takes; all draws come from the stream of ``counters``."""
         check_batch(self.flow, self.objective, raw.x, raw.context, "data")
-        generator = generator_for(self.device, self.options.seed, *counters, self.accelerator.process_index)
+        generator = generator_for(self.device, self.options.seed, *counters)
         x, context = cast((raw.x, raw.context), self.device, self.dtype)
         with torch.no_grad():
             if takes_pairs(self.objective):
@@ -180,7 +179,9 @@ class Loop:
             with torch.no_grad(), stream(self.device, options.seed, FORWARD, self.step):
                 self.module(self.prepare(self.source.fetch(), PREPARE, self.step))
             return False
-        batches = ahead(self.source.fetch, lambda at, raw: self.prepare(raw, PREPARE, at), self.step, steps, self.depth)
+        rank = self.accelerator.process_index
+        prepare = lambda at, raw: self.prepare(raw, PREPARE, at, rank)
+        batches = ahead(self.source.fetch, prepare, self.step, steps, self.depth)
         stopped = False
         try:
             for raw, batch in batches:
@@ -217,7 +218,7 @@ class Loop:
                 syncs = nullcontext() if number == len(parts) - 1 else self.accelerator.no_sync(self.module)
                 with syncs:
                     loss = self.module(part) * share
-                    self.accelerator.backward(loss)
+                    loss.backward()
                 total = loss.detach() if total is None else total + loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.parameters, options.clip or float("inf"))
         if not self.watch.allows(self.step, total, norm):

@@ -11,9 +11,9 @@ FIELDS = {
     "mlp": lambda: MLP(3, hidden=(16, 8)),
     "mlp with classes": lambda: MLP(3, hidden=(16, 8), classes=4),
     "mlp with context": lambda: MLP(3, hidden=(16, 8), context=2),
-    "unet": lambda: UNet(2, 8, width=8, heads=2, blocks=1),
-    "unet with classes": lambda: UNet(2, 8, width=8, heads=2, blocks=1, classes=4),
-    "unet with context": lambda: UNet(1, 8, width=8, heads=2, blocks=1, attention=(), context=2),
+    "unet": lambda: UNet(2, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(4,)),
+    "unet with classes": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=2, classes=4),
+    "unet with context": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(), context=2),
 }
 CONDITIONAL = [name for name in FIELDS if "with" in name]
 
@@ -121,6 +121,16 @@ def test_the_derivative_in_time_is_that_of_differences(name, make):
     step = 1e-6
     differences = (field(t + step, x, context) - field(t - step, x, context)) / (2 * step)
     assert (tangent - differences).norm() < 1e-6 * tangent.norm()
+
+
+@pytest.mark.parametrize("name", ["mlp with classes", "unet with classes"])
+def test_a_tangent_passes_through_vmap(name, make):
+    field, t, x, context = make(name)
+    direction = torch.ones_like(x)
+    _, tangent = torch.func.jvp(lambda x: field(t, x, context), (x,), (direction,))
+    single = torch.func.vmap(lambda t, x, c: field(t[None], x[None], c[None])[0])
+    _, mapped = torch.func.jvp(lambda x: single(t, x, context), (x,), (direction,))
+    torch.testing.assert_close(mapped, tangent)
 
 
 def test_rows_of_an_expanded_time_keep_their_own_gradients(make):

@@ -173,6 +173,13 @@ def test_a_sample_that_starts_at_a_pole_fails_alone():
     assert solution.y[1].item() == pytest.approx(3**0.5, rel=1e-4)
 
 
+def test_a_state_at_rest_at_zero_has_no_error_even_without_an_absolute_tolerance():
+    start = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    solution = Dopri5(rtol=1e-4, atol=0.0).solve(lambda t, y: -y, start, 0.0, 1.0)
+    assert solution.success.all()
+    torch.testing.assert_close(solution.y, start * torch.exp(torch.tensor(-1.0)), rtol=1e-3, atol=0)
+
+
 def test_a_batch_of_failures_ends():
     solution = Dopri5().solve(lambda t, y: y * torch.nan, torch.ones(3, 2), 0.0, 1.0, at=[0.2, 1.0])
     assert solution.status.tolist() == [Status.NON_FINITE] * 3

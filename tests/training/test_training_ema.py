@@ -9,8 +9,8 @@ class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
-        self.half = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-        self.double = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.narrow = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+        self.wide = nn.Parameter(torch.zeros(3, dtype=torch.float64))
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
         self.register_buffer("running", torch.zeros(3))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
@@ -24,7 +24,7 @@ def test_it_follows_the_recursion(warmup, generator):
     for number in range(1, 40):
         value = torch.randn(3, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            for each in (module.weight, module.half, module.double):
+            for each in (module.weight, module.narrow, module.wide):
                 each.copy_(value)
             module.running = value.float()  # replaced, not written into
             module.count += 1
@@ -33,10 +33,10 @@ def test_it_follows_the_recursion(warmup, generator):
         expected = decay * expected + (1 - decay) * value
     raw = {name: value.clone() for name, value in module.state_dict().items()}
     with average.applied():
-        torch.testing.assert_close(module.double.detach(), expected)
+        torch.testing.assert_close(module.wide.detach(), expected)
         torch.testing.assert_close(module.weight.detach(), expected.float())
         torch.testing.assert_close(module.running, expected.float())
-        torch.testing.assert_close(module.half.detach().double(), expected, atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(module.narrow.detach().double(), expected, atol=1e-2, rtol=1e-2)
         assert module.count == 39
         assert module.mask.tolist() == [0.0, -torch.inf]
     assert all(torch.equal(value, raw[name]) for name, value in module.state_dict().items())
@@ -45,12 +45,12 @@ def test_it_follows_the_recursion(warmup, generator):
 def test_the_average_of_half_precision_weights_takes_small_steps():
     """A step of a thousandth of the weight is lost in bfloat16 and kept in the average."""
     module = Mixed()
-    nn.init.ones_(module.half)
+    nn.init.ones_(module.narrow)
     average = Average(module, EMA(0.999, warmup=False))
     with torch.no_grad():
-        module.half.fill_(1.5)
+        module.narrow.fill_(1.5)
     average.update()
-    position = [id(each) for each in average._live()].index(id(module.half))
+    position = [id(each) for each in average._live()].index(id(module.narrow))
     torch.testing.assert_close(average.shadow[position], torch.full((3,), 1.0005))
 
 

@@ -51,7 +51,6 @@ def test_another_seed_gives_another_run():
 def test_the_flow_holds_the_average_of_the_weights():
     seen = []
     flow, _ = train(ema=training.EMA(0.8), steps=12, callbacks=[lambda step, flow: seen.append(weight(flow).clone())])
-    weight(small_flow())
     average = weight(small_flow())
     for number, value in enumerate(seen, 1):
         average = average + (1 - min(0.8, (1 + number) / (10 + number))) * (value - average)
@@ -94,7 +93,6 @@ def test_progress_is_shown_when_asked_for(capfd):
 
 
 def test_validation_uses_average_weights_and_fixed_draws():
-    judged = []
     flow, run = train(validation=data(50), validate_every=20, steps=45, batch_size=32)
     assert [row["step"] for row in run.history if "validation" in row] == [20, 40, 45]
     again = train(validation=data(50), validate_every=5, flow=flow, lr=1e-30, steps=10, ema=None)[1]
@@ -142,12 +140,11 @@ def test_history_holds_means_rates_and_norms():
 
 
 def test_clipping_bounds_the_step():
-    """Under SGD-like Adam the first step has size lr whatever the gradient, so the clipped gradient itself is read."""
+    """Adam's first step has size lr whatever the gradient, so the gradient that it is given is read."""
     seen = []
 
     class Squeezed(Squares):
         def loss(self, flow, batch):
-            flow.map.weight.register_hook(lambda gradient: None)
             return 1e6 * super().loss(flow, batch)
 
     x, context = regression_data(torch.Generator().manual_seed(0))
@@ -273,9 +270,7 @@ def test_the_real_flow_learns_where_the_data_are(tmp_path):
     assert (samples.mean(0) - 3).abs().max() < 0.4
     again = cflow.io.load(tmp_path / "model")
     assert again.path.coupling == flow.path.coupling is not None
-    torch.testing.assert_close(
-        again.sample((4,), generator=torch.Generator().manual_seed(0)), samples[:4], atol=1, rtol=0
-    )
+    assert same(again, flow)
     # A finished run, taken up again by a new flow, gives the same flow.
     fresh = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     training.fit(fresh, objectives.FlowMatching(), data(), resume=True, **fixed)

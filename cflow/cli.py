@@ -1,0 +1,213 @@
+"""The command line: draw from a trained flow, and look at what a run holds.
+
+    cflow sample runs/images-digits --num 64 --solver heun --steps 8 --label 3 --output x.png
+    cflow info runs/images-digits
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from .guidance import ClassifierFree
+from .io import load
+from .registry import configuration
+from .solvers import by_name
+
+__all__ = ["main"]
+
+app = tyro.extras.SubcommandApp()
+FORMATS = (".png", ".npy", ".npz", ".csv")
+
+
+@app.command
+def sample(
+    run: tyro.conf.Positional[Path],
+    /,
+    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+    solver: str | None = None,
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    label: int | None = None,
+    guidance: float = 2.0,
+    seed: int | None = None,
+    batch: int = 250,
+    device: str = "cpu",
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("samples.png"),
+) -> None:
+    """Draw samples from a trained flow.
+
+    Args:
+        run: A run's folder, or a folder that cflow.save wrote.
+        num: How many samples.
+        solver: Euler, midpoint, heun, rk4 or dopri5; the flow's own unless given.
+        steps: Steps of a fixed-grid solver.
+        rtol: Relative tolerance of an adaptive solver.
+        atol: Absolute tolerance of an adaptive solver.
+        label: The class to draw; every class in turn unless given.
+        guidance: Classifier-free guidance scale of a class-conditional flow; 1 is none.
+        seed: Seed of the draws; a new one each time unless given.
+        batch: Samples carried at once.
+        device: Where to compute, such as cuda.
+        output: A .png picture, or the numbers as .npy, .npz or .csv.
+    """
+    if output.suffix not in FORMATS:
+        raise ValueError(f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings.")
+    if num < 1 or batch < 1:
+        raise ValueError(f"--num {num} --batch {batch}: both are at least 1.")
+    flow = load(folder_of(run), device=device).eval()
+    generator = torch.Generator(device=device)
+    seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
+    options = {"generator": generator, **_solver(solver, steps, rtol, atol)}
+    labels = _labels(flow, label, num)
+    if labels is not None and guidance != 1:
+        options["guidance"] = ClassifierFree(guidance)
+    parts = []
+    for start in range(0, num, batch):
+        count = min(batch, num - start)
+        if labels is None:
+            parts.append(flow.sample((count,), **options).cpu())
+        else:
+            parts.append(flow.sample((), labels[start : start + count].to(device), **options).cpu())
+        print(f"\r{start + count} of {num} samples", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    x = torch.cat(parts)
+    _write(flow, x, output, None if label is not None else labels)
+    print(f"{output}: {num} samples, shape {tuple(x.shape[1:])}, seed {seed}")
+
+
+@app.command
+def info(run: tyro.conf.Positional[Path], /) -> None:
+    """Show what a run holds: the flow, how it was trained, what was measured.
+
+    Args:
+        run: A run's folder, or a folder that cflow.save wrote.
+    """
+    folder = folder_of(run)
+    flow = load(folder)
+    count = sum(each.numel() for each in flow.parameters())
+    weights = (folder / "flow.safetensors").stat().st_size
+    print(f"{type(flow).__name__} in {folder}: {count:,} parameters, {weights / 2**20:.1f} MiB")
+    for name, value in configuration(flow).items():
+        if name == "transform":
+            value = ", ".join(type(each).__name__ for each in value) or None
+        elif isinstance(value, torch.nn.Module):
+            arguments = {key: each for key, each in configuration(value).items() if not isinstance(each, torch.nn.Module)}
+            value = f"{type(value).__name__}({', '.join(f'{key}={_short(each)}' for key, each in arguments.items())})"
+        if value is not None:
+            print(f"  {name:14s} {value}")
+    print(f"  {'event':14s} {tuple(flow.event_shape)}, likelihood {flow.likelihood}")
+    history, report = run / "history.csv", run / "metrics.json"
+    if history.is_file():
+        with history.open() as lines:
+            rows = list(csv.DictReader(lines))
+        if rows:
+            shown = {key: value for key, value in rows[-1].items() if value}
+            print("training: " + ", ".join(f"{key} {_short(value)}" for key, value in shown.items()))
+    if report.is_file():
+        print("metrics:")
+        for name, value in json.loads(report.read_text()).items():
+            print(f"  {name:44s} {_short(value)}")
+
+
+def folder_of(run: Path) -> Path:
+    """Finds the saved flow of a run: its folder ``model``, or the folder itself."""
+    for folder in (run / "model", run):
+        if (folder / "flow.json").is_file():
+            return folder
+    if (run / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{run}: the run was interrupted before its model was written; continue it with --resume, then sample."
+        )
+    raise FileNotFoundError(f"{run}: no saved flow there (flow.json is missing); pass the folder that a recipe wrote.")
+
+
+def _solver(name: str | None, steps: int | None, rtol: float | None, atol: float | None) -> dict:
+    options = {key: value for key, value in (("steps", steps), ("rtol", rtol), ("atol", atol)) if value is not None}
+    if name is None and not options:
+        return {}
+    if name is None:
+        name = "heun" if steps is not None else "dopri5"
+    return {"solver": by_name(name, **options)}
+
+
+def _labels(flow, label: int | None, num: int) -> Tensor | None:
+    classes = getattr(flow.field, "classes", 0)
+    if flow.context_shape is None:
+        if label is not None:
+            raise ValueError(f"--label {label}: this flow was trained without classes; leave the label away.")
+        return None
+    if not classes:
+        raise ValueError(
+            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which the command line has no "
+            f"option for; use flow.sample(context=...) in Python."
+        )
+    if label is None:
+        return torch.arange(num) % classes
+    if not 0 <= label < classes:
+        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}.")
+    return torch.full((num,), label)
+
+
+def _write(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
+    import numpy
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".png":
+        _draw(flow, x, output, labels)
+    elif output.suffix == ".npy":
+        numpy.save(output, x.numpy())
+    elif output.suffix == ".npz":
+        extra = {} if labels is None else {"labels": labels.numpy()}
+        numpy.savez_compressed(output, samples=x.numpy(), **extra)
+    else:
+        numpy.savetxt(output, x.flatten(1).numpy(), delimiter=",", fmt="%.9g")
+
+
+def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
+    from . import plot
+
+    if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
+        levels = next((each.levels for each in flow.transform if hasattr(each, "levels")), None)
+        pixels = x.float() / (levels - 1) if levels else (x.float() + 1) / 2
+        columns = len(labels.unique()) if labels is not None else min(len(x), round(len(x) ** 0.5))
+        plot.images(pixels.clamp(0, 1), output, columns=columns)
+    elif flow.event_shape == (2,):
+        plot.scatter(x, output)
+    else:
+        raise ValueError(
+            f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, .npz or "
+            f".csv file."
+        )
+
+
+def _short(value) -> str:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        text = str(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    return f"{number:.5g}"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; mistakes of the user end in one line and exit status 2."""
+    try:
+        app.cli(prog="cflow", args=args)
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+        print(f"cflow: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

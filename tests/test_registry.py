@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+import torch
+
+from cflow import bases, paths, registry
+
+
+def test_package_classes_are_named_after_their_place():
+    assert registry.name_of(paths.Linear) == "paths.Linear"
+    assert registry.lookup("bases.Normal") is bases.Normal
+
+
+def test_replace_changes_one_argument_and_shares_the_rest():
+    @registry.register(name="tests.Pair")
+    class Pair(torch.nn.Module):
+        def __init__(self, left, *, right=1):
+            super().__init__()
+            self.left, self.right = left, right
+
+    first = Pair(torch.nn.Linear(2, 2))
+    second = registry.replace(first, right=5)
+    assert second.left is first.left
+    assert second.right == 5
+    with pytest.raises(ValueError, match="takes left, right"):
+        registry.replace(first, wrong=1)
+
+
+def test_spread_arguments_are_read_back():
+    @registry.register(name="tests.Many")
+    class Many:
+        def __init__(self, first, *parts, last=0):
+            self.first, self.parts, self.last = first, parts, last
+
+    again = registry.replace(Many(1, 2, 3, last=4), last=5)
+    assert (again.first, again.parts, again.last) == (1, (2, 3), 5)
+
+
+def test_mistakes_are_named():
+    @registry.register(name="tests.Forgetful")
+    class Forgetful:
+        def __init__(self, size):
+            pass
+
+    with pytest.raises(ValueError, match=r"set self\.size"):
+        registry.configuration(Forgetful(3))
+    with pytest.raises(ValueError, match="name its arguments"):
+
+        @registry.register
+        class Loose:
+            def __init__(self, **options):
+                pass
+
+    with pytest.raises(ValueError, match="belongs to cflow"):
+
+        @registry.register(name="paths.Linear")
+        @dataclasses.dataclass
+        class Linear:
+            slope: float = 1.0
+
+    with pytest.raises(ValueError, match="import the module"):
+        registry.lookup("paths.Nowhere")
+    with pytest.raises(ValueError, match=r"@cflow\.register"):
+        registry.name_of(torch.nn.Linear)

@@ -1,0 +1,242 @@
+"""Runs that end early and go on: killed, interrupted, damaged, changed."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from training_standins import SmallMatching, data, small_flow, source, train
+
+from cflow import training
+
+
+class Accident(Exception):
+    pass
+
+
+def accident(at, error=Accident):
+    def callback(step, flow):
+        if step == at:
+            raise error
+
+    return callback
+
+
+def same(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def rows(folder):
+    """The history without the clock."""
+    with (Path(folder) / "history.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def without_clock(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "loader"])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, kind, prefetch):
+    options = {"prefetch": prefetch, "validation": data(30), "validate_every": 10}
+    whole, straight = train(kind, out=tmp_path / "whole", **options)
+    with pytest.raises(Accident):
+        train(kind, out=tmp_path / "broken", callbacks=[accident(24)], **options)
+    other = small_flow()
+    with torch.no_grad():  # what it starts from must not matter
+        other.net[0].weight.zero_()
+    torch.rand(7)
+    resumed, run = train(kind, flow=other, out=tmp_path / "broken", resume=True, **options)
+    assert run.resumed_from == 21
+    assert same(whole, resumed)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+    assert without_clock(run.history) == without_clock(straight.history)
+    # The raw weights too, not their average alone.
+    raw = [torch.load(tmp_path / name / "checkpoints/step-000045/pytorch_model.bin") for name in ("whole", "broken")]
+    assert all(torch.equal(raw[0][name], raw[1][name]) for name in raw[0])
+
+
+def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path):
+    steps = 160
+    whole, _ = train(out=tmp_path / "whole", steps=steps)
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("training_standins.py")),
+        str(tmp_path / "killed"),
+        str(steps),
+    ]
+    chance, kills = random.Random(0), 0
+    for after in (40, 70):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            for number, _ in enumerate(process.stdout):
+                if number == after:
+                    time.sleep(chance.uniform(0, 0.02))
+                    break
+        finally:
+            process.kill()
+            process.stdout.close()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2
+    resumed, run = train(out=tmp_path / "killed", steps=steps, resume=True)
+    assert run.resumed_from >= 98  # the checkpoints after 40 and then 70 more steps
+    assert same(whole, resumed)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    assert not list((tmp_path / "killed" / "checkpoints").glob("part-*"))
+
+
+def test_resuming_leaves_the_random_state_alone(tmp_path):
+    with pytest.raises(Accident):
+        train(out=tmp_path, callbacks=[accident(10)])
+    before = random.getstate(), torch.get_rng_state(), numpy.random.get_state()[1].tolist()  # noqa: NPY002
+    random.random()
+    torch.rand(1)
+    now = random.getstate(), torch.get_rng_state()
+    train(out=tmp_path, resume=True)
+    assert random.getstate() == now[0]
+    assert torch.equal(torch.get_rng_state(), now[1])
+    assert numpy.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+
+
+def test_ctrl_c_saves_the_last_complete_step(tmp_path):
+    def press(step, flow):
+        if step == 17:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    flow = small_flow()
+    with pytest.raises(KeyboardInterrupt, match=r"SIGINT.*after step 17; the checkpoint is .*step-000017"):
+        train(flow=flow, out=tmp_path / "pressed", callbacks=[press])
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert same(flow, train(steps=17, schedule=training.Constant())[0]) is False
+    # It holds the average, which is what a run of 45 steps held after 17.
+    state = torch.load(tmp_path / "pressed/checkpoints/step-000017/custom_checkpoint_0.pkl")
+    assert torch.equal(state["shadow"][0], flow.net[0].weight)
+    resumed, run = train(out=tmp_path / "pressed", resume=True)
+    assert run.resumed_from == 17
+    assert same(resumed, train()[0])
+
+
+def test_a_keyboard_interrupt_from_a_callback_saves_too(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="step-000013"):
+        train(out=tmp_path, callbacks=[accident(13, KeyboardInterrupt)])
+    with pytest.raises(KeyboardInterrupt, match=r"nothing was written \(out=None\)"):
+        train(callbacks=[accident(13, KeyboardInterrupt)])
+
+
+def test_sigterm_ends_like_ctrl_c(tmp_path):
+    def end(step, flow):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match=r"SIGTERM.*step-000009"):
+        train(out=tmp_path, callbacks=[end])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    train(out=tmp_path, steps=8)
+    with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run \(up to step 8\).*resume=True"):
+        train(out=tmp_path, steps=8)
+
+
+def test_resuming_nothing_starts_anew(tmp_path):
+    flow, run = train(out=tmp_path, resume=True)
+    assert run.resumed_from is None
+    assert same(flow, train()[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"batch_size": 16}, "batch_size"),
+        ({"lr": 2e-2}, "lr"),
+        ({"ema": None}, "ema"),
+        ({"accumulate": 2}, "accumulate"),
+        ({"schedule": training.Constant()}, "schedule"),
+        ({"flow": small_flow(width=8)}, "parameters"),
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path, change, name):
+    train(out=tmp_path, steps=8)
+    with pytest.raises(ValueError, match=rf"fit\(resume=True\): {name} is .* now and was"):
+        train(out=tmp_path, steps=16, resume=True, **change)
+
+
+def test_other_data_are_refused(tmp_path):
+    fixed = {"steps": 4, "batch_size": 32, "out": tmp_path}
+    training.fit(small_flow(), SmallMatching(), data(), **fixed)
+    with pytest.raises(ValueError, match="data size is 150 now and was 200"):
+        training.fit(small_flow(), SmallMatching(), data()[:150], resume=True, **fixed)
+    with pytest.raises(ValueError, match="data content is"):
+        training.fit(small_flow(), SmallMatching(), data() + 1, resume=True, **fixed)
+
+
+def test_more_steps_are_allowed_and_fewer_are_not(tmp_path):
+    fixed = {"schedule": training.Constant(), "log_every": 5}
+    train(out=tmp_path, steps=10, **fixed)
+    longer, run = train(out=tmp_path, steps=25, resume=True, **fixed)
+    straight, whole = train(steps=25, **fixed)
+    assert same(longer, straight)
+    assert without_clock(run.history) == without_clock(whole.history)
+    with pytest.raises(ValueError, match=r"fit\(steps=12, resume=True\): .* has gone 25 steps already"):
+        train(out=tmp_path, steps=12, resume=True, **fixed)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "optimizer.bin", "custom_checkpoint_0.pkl", "cflow.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_still_serves(tmp_path, file):
+    whole, _ = train(out=tmp_path)
+    newest = tmp_path / "checkpoints" / "step-000045"
+    (newest / file).write_bytes((newest / file).read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"step-000045 is damaged .*delete that folder, .* resumes from step 42"):
+        train(out=tmp_path, resume=True)
+    for each in newest.iterdir():
+        each.unlink()
+    newest.rmdir()
+    resumed, run = train(out=tmp_path, resume=True)
+    assert run.resumed_from == 42
+    assert same(whole, resumed)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    train(out=tmp_path, keep=3)
+    names = sorted(each.name for each in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000035", "step-000042", "step-000045"]
+    note = json.loads((tmp_path / "checkpoints" / "step-000045" / "cflow.json").read_text())
+    assert (note["step"], note["settings"]["seed"], note["settings"]["data size"]) == (45, 3, 200)
+
+
+def test_a_folder_holds_history_events_checkpoints_and_the_model(tmp_path, capfd):
+    import cflow.io
+
+    flow, run = train(out=tmp_path, validation=data(20), validate_every=20)
+    assert capfd.readouterr() == ("", "")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["checkpoints", "history.csv", "model", "tensorboard"]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert same(cflow.io.load(tmp_path / "model"), flow)
+    written = rows(tmp_path)
+    assert [int(row["step"]) for row in written] == [*range(4, 45, 4), 45]
+    assert [float(row["loss"]) for row in written] == [row["loss"] for row in run.history]
+    assert [row["step"] for row in written if row["validation"]] == ["20", "40", "45"]
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    """Seven batches an epoch: step 21 ends one, step 24 lies inside one."""
+    whole, _ = train("loader", steps=30, checkpoint_every=24)
+    with pytest.raises(Accident):
+        train("loader", steps=30, checkpoint_every=24, out=tmp_path, callbacks=[accident(26)])
+    note = json.loads((tmp_path / "checkpoints" / "step-000024" / "cflow.json").read_text())
+    assert (note["epoch"], note["used"]) == (3, 3)
+    assert same(whole, train("loader", steps=30, checkpoint_every=24, out=tmp_path, resume=True)[0])
+    assert len(source("loader")) == 7
