@@ -99,7 +99,7 @@ def read_array(path: str | os.PathLike, key: str | None = None) -> Tensor:
             f"read_array({str(path)!r}): the array is of {array.dtype}, which torch cannot hold; save numbers of at "
             f"most 64 bits."
         )
-    return torch.from_numpy(np.ascontiguousarray(array, WIDER.get(array.dtype.name, array.dtype.newbyteorder("="))))
+    return torch.from_numpy(np.array(array, WIDER.get(array.dtype.name, array.dtype.newbyteorder("=")), order="C"))
 
 
 def find(folders: Sequence[Path], names: Sequence[str]) -> Path:

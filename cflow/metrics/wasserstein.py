@@ -20,8 +20,8 @@ def wasserstein2(x: Tensor, y: Tensor, *, iterations: int = 50_000_000) -> float
     over plans with uniform marginals. Between samples of one distribution it is positive, and falls slowly with
     their number: compare it with that between two samples of the data.
 
-    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: memory for N x M float64, time about cubic in N, on the CPU: a second for
-    2,000 points, a minute for 10,000.
+    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: memory for N x M float64, time about cubic in N, on the CPU: seconds for
+    2,000 points, minutes for 10,000.
 
     Raises:
         ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite.

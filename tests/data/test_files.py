@@ -58,6 +58,8 @@ def test_arrays_come_back_as_saved(tmp_path):
         )
     np.save(tmp_path / "wide.npy", np.array([65_535], dtype=np.uint16))
     assert read_array(tmp_path / "wide.npy").tolist() == [65_535]
+    np.save(tmp_path / "scalar.npy", np.array(2.5))
+    assert read_array(tmp_path / "scalar.npy").shape == ()
     np.save(tmp_path / "fortran.npy", np.asfortranarray(np.arange(6.0).reshape(2, 3)))
     assert read_array(tmp_path / "fortran.npy").tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 

@@ -43,7 +43,7 @@ def test_density_integrates_to_one_and_has_the_samples_moments(name, generator):
 
 def grid_test(name, generator, **options):
     """Compares counts of samples in boxes with the density's masses, by chi square."""
-    edge, boxes, fine = (4.0, 16, 8) if name == "checkerboard" else (8.0, 16, 8)
+    edge, boxes, fine = {"checkerboard": (4.0, 16, 8), "spirals": (4.0, 16, 5)}.get(name, (8.0, 16, 8))
     side = (torch.arange(boxes * fine, dtype=torch.float64) + 0.5) / (boxes * fine) * 2 * edge - edge
     grid = torch.cartesian_prod(side, side)
     log_prob = torch.cat([toys.log_prob(name, part, **options) for part in grid.split(1_000)])
@@ -72,7 +72,7 @@ def test_samples_follow_the_density(name, generator):
         ("moons", {"noise": 0.1, "scale": 2.0, "shift": 1.0}),
         ("s_curve", {"noise": 0.3, "scale": 1.0}),
         ("checkerboard", {"cells": 6, "scale": 1.0}),
-        ("spirals", {"noise": 1.0, "scale": 0.5}),
+        ("spirals", {"noise": 1.0, "scale": 0.2}),
     ],
 )
 def test_options_mean_the_same_to_sampler_and_density(name, options, generator):

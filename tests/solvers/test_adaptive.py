@@ -96,6 +96,37 @@ def test_cost_is_two_and_six_per_attempt():
     assert given.stats.rejected.item() > 0
 
 
+def test_the_first_step_is_tried_inside_the_interval():
+    for t0, t1 in ((0.1, 0.7), (0.7, 0.1)):
+        seen = []
+        Dopri5().solve(lambda t, y, seen=seen: seen.append(t[0].item()) or 1e-3 * y, torch.ones(1, 2), t0, t1)
+        # So slow a field suggests a step beyond the end.
+        assert seen[1] == pytest.approx(t1)
+        low, high = sorted(torch.tensor([t0, t1]).tolist())
+        assert low <= min(seen) <= max(seen) <= high
+
+
+def test_no_step_grows_right_after_a_rejection(float64):
+    seen = []
+
+    def field(t, y):
+        seen.append(t.item())
+        return torch.sign(torch.sin(9 * t))[:, None] * y
+
+    Dopri5(1e-7, 1e-7).solve(field, torch.ones(1, 1), 0.0, 3.0)
+    attempts = [(seen[i], seen[i + 5]) for i in range(2, len(seen), 6)]
+    lengths = [(last - first) / 0.8 for first, last in attempts]
+    starts = [last - length for (_, last), length in zip(attempts, lengths)]
+    recovered = 0
+    for i in range(len(starts) - 2):
+        rejected = abs(starts[i + 1] - starts[i]) < 1e-12
+        accepted = abs(starts[i + 2] - attempts[i + 1][1]) < 1e-12
+        if rejected and accepted:
+            recovered += 1
+            assert lengths[i + 2] <= lengths[i + 1] * (1 + 1e-6)
+    assert recovered > 3
+
+
 def test_finished_samples_are_not_evaluated():
     rates = torch.cat((torch.full((63,), 0.1), torch.tensor([80.0]))).unsqueeze(1)
     widths = []

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -44,6 +46,16 @@ def test_one_grid_serves_every_interval(t0, t1, nodes):
     seen = []
     solver.solve(lambda t, y: seen.append(t[0].item()) or -y, torch.ones(1, dtype=torch.float64), t0, t1)
     assert seen == nodes[:-1]
+
+
+def test_a_stage_at_the_end_of_a_step_is_at_the_next_node_to_the_last_bit(generator):
+    inner = torch.rand(50, generator=generator, dtype=torch.float64).sort().values.tolist()
+    solver, seen = Heun(grid=tuple(inner)), []
+    solver.solve(lambda t, y: seen.append(t[0].item()) or -y, torch.ones(1, dtype=torch.float64), -0.1, 1.1)
+    nodes = [-0.1, *inner, 1.1]
+    assert any(start + (end - start) != end for start, end in pairwise(nodes))
+    assert seen[0::2] == nodes[:-1]
+    assert seen[1::2] == nodes[1:]
 
 
 def test_output_times_become_nodes_and_equal_ones_do_not_double_steps():
@@ -170,6 +182,7 @@ ONE = torch.ones(2, 3)
         ((lambda t, y: (y, {"q": t}), ONE, 0.0, 1.0), {}, TypeError, "quadratures="),
         ((decay, ONE, 0.0, 1.0), {"quadratures": {"q": None}}, ValueError, "without integrands"),
         ((lambda t, y: (y, {"p": t}), ONE, 0.0, 1.0), {"quadratures": {"q": None}}, ValueError, "exactly the names"),
+        ((lambda t, y: (y, {"q": t, "p": t}), ONE, 0.0, 1.0), {"quadratures": {"q": None}}, ValueError, "exactly the"),
         ((lambda t, y: (y, {"q": t[0]}), ONE, 0.0, 1.0), {"quadratures": {"q": None}}, ValueError, "per sample"),
         ((lambda t, y: {"b": y["a"]}, {"a": ONE}, 0.0, 1.0), {}, TypeError, "same keys"),
         ((lambda t, y: (y[0],), (ONE, ONE), 0.0, 1.0), {}, TypeError, "as many tensors"),
