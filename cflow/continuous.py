@@ -287,7 +287,10 @@ class ContinuousFlow(BaseInvertibleFlow):
             path=self.path, generator=generator, at=inside,
         )  # fmt: skip
         y = solution.y
-        totals = {name: totals.get(name, 0.0) + value for name, value in solution.quadratures.items()}
+        for name, value in solution.quadratures.items():
+            # The solver integrates over dt; energies are over |dt|.
+            signed = value if name.startswith("ladj") or t1 >= t0 else -value
+            totals[name] = totals.get(name, 0.0) + signed
         if inner1 != t1:
             y, last, calls = self._boundary(f, y, inner1, t1, inner1, args, names)
             totals = {name: totals[name] + last[name] for name in totals}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tuple, str]) -> Any:
     """Writes a value as JSON; tensors go to ``tensors``, or are named where the state holds them already."""
-    nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)  # noqa: E731
+    nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)
     if isinstance(value, Plain):
         return value
     if isinstance(value, Tensor):

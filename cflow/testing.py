@@ -180,9 +180,9 @@ def check_coupling(coupling, dimension: int = 3, count: int = 24) -> None:
     _close(carried, y1[:, 0] * 2, 0.0, "contexts travel with their data rows")
     for before, after, name in ((x0, y0, "x0"), (x1, y1, "x1")):
         _demand(after.dtype == before.dtype and after.shape == before.shape, f"{name} keeps shape and dtype")
-        sort = lambda x: x[x[:, 0].argsort()]  # noqa: E731
+        sort = lambda x: x[x[:, 0].argsort()]
         _close(sort(after), sort(before), 0.0, f"every row of {name} is used exactly once")
-    cost = lambda a, b: float((a - b).square().sum())  # noqa: E731
+    cost = lambda a, b: float((a - b).square().sum())
     _demand(cost(y0, y1) <= cost(x0, x1) + 1e-9, "the pairs cost no more than as they came")
     _demand(coupling(x0, x1, None, generator=generator)[2] is None, "no context stays no context")
     one = coupling(x0[:1], x1[:1], None, generator=generator)
@@ -274,7 +274,7 @@ def _check_bijection(flow, context, tolerance: float) -> None:
     if exact:
         _close(ladj, -inverse, 10 * tolerance, "the two log-determinants are opposite")
         for name, point, value in (("encode", x, ladj), ("decode", z, inverse)):
-            function = lambda row, name=name: getattr(flow, name)(row[None], context)[0].flatten()  # noqa: E731
+            function = lambda row, name=name: getattr(flow, name)(row[None], context)[0].flatten()
             for i in range(2):
                 jacobian = torch.autograd.functional.jacobian(function, point[i]).reshape(rows(x).shape[1], -1)
                 slogdet = torch.linalg.slogdet(jacobian).logabsdet
@@ -330,7 +330,7 @@ def _check_integral(flow, context) -> None:
 
 
 def _check_saving(flow, context) -> None:
-    draw = lambda each: each.sample((3,), context, generator=torch.Generator().manual_seed(8))  # noqa: E731
+    draw = lambda each: each.sample((3,), context, generator=torch.Generator().manual_seed(8))
     before = draw(flow)
     _demand(torch.equal(draw(copy.deepcopy(flow)), before), "a deep copy is the same flow")
     with tempfile.TemporaryDirectory() as folder:

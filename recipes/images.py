@@ -103,7 +103,7 @@ def draw(flow, labels, options: Options, generator) -> torch.Tensor:
 
 def measure(samples, labels, images: data.ImageData) -> dict:
     """Compares samples with held-out images: recognised, not copied, equally distributed."""
-    flat = lambda x: x.flatten(1).float() / (images.levels - 1)  # noqa: E731
+    flat = lambda x: x.flatten(1).float() / (images.levels - 1)
     real, held, drawn = flat(images.train), flat(images.test), flat(samples)
     report = {"samples": len(drawn)}
     if len(images.classes) > 1:
@@ -166,7 +166,7 @@ def main(options: Options) -> None:
     labels = torch.arange(options.num, device=device) % classes
     samples = draw(flow, labels, options, generator).cpu()
     grid = samples[: 10 * classes] if classes <= 10 else samples[:100]
-    pixels = lambda x: x.float() / (images.levels - 1)  # noqa: E731
+    pixels = lambda x: x.float() / (images.levels - 1)
     plot.images(pixels(grid), out / "samples.png", columns=min(classes, 10))
 
     rows = labels[: min(classes, 10)]

@@ -3,10 +3,9 @@
 from cflow.data import toys
 from cflow.data.files import read_array, read_idx
 from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
-from cflow.data.transforms import Chain, DataTransform, Dequantise, Logit, Rescale, Standardise
+from cflow.data.transforms import DataTransform, Dequantise, Logit, Rescale, Standardise
 
 __all__ = [
-    "Chain",
     "DataTransform",
     "Dequantise",
     "ImageData",

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from cflow.registry import register
 
-__all__ = ["Chain", "DataTransform", "Dequantise", "Logit", "Rescale", "Standardise"]
+__all__ = ["DataTransform", "Dequantise", "Logit", "Rescale", "Standardise"]
 
 
 class DataTransform(nn.Module):
@@ -322,53 +322,6 @@ class Dequantise(DataTransform):
         u = self._accept(u, "decode")
         x = torch.floor(u.detach() * self.levels).clamp(0, self.levels - 1)
         return x, self._constant(self._size * math.log(self.levels), x)
-
-
-@register
-class Chain(DataTransform):
-    """Applies several transforms in turn, the first to the data as measured.
-
-    Raises:
-        ValueError: if there is none, or their event shapes differ.
-
-    Example:
-        >>> chain = Chain(Dequantise((1, 8, 8), levels=17), Logit((1, 8, 8)))
-        >>> chain.likelihood, chain.has_rsample
-        ('bound', False)
-    """
-
-    def __init__(self, *transforms: DataTransform):
-        if len({tuple(transform.event_shape) for transform in transforms}) != 1:
-            raise ValueError(
-                f"Chain: the transforms have event shapes {[tuple(t.event_shape) for t in transforms]}; pass at least "
-                f"one, all of one shape."
-            )
-        super().__init__(transforms[0].event_shape)
-        self.transforms = nn.ModuleList(transforms)
-
-    @property
-    def likelihood(self) -> Literal["exact", "bound"]:
-        """Says "exact" only if every part is."""
-        return "bound" if any(transform.likelihood == "bound" for transform in self.transforms) else "exact"
-
-    @property
-    def has_rsample(self) -> bool:
-        """Says whether gradients pass through every part."""
-        return all(transform.has_rsample for transform in self.transforms)
-
-    def encode(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        total = 0.0
-        for transform in self.transforms:
-            x, ladj = transform.encode(x, generator=generator)
-            total = total + ladj
-        return x, total
-
-    def decode(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        total = 0.0
-        for transform in reversed(self.transforms):
-            u, ladj = transform.decode(u)
-            total = total + ladj
-        return u, total
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:

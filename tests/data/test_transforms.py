@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 import torch
 
-from cflow.data import Chain, Dequantise, Logit, Rescale, Standardise
+from cflow.data import Dequantise, Logit, Rescale, Standardise
 from cflow.registry import build, configuration
 
 
@@ -19,7 +19,6 @@ def members(dtype=torch.float64):
         "logit": Logit((2, 3)),
         "logit-0": Logit((2, 3), alpha=0.0),
         "logit-mnist": Logit((2, 3), alpha=1e-6),
-        "chain": Chain(Logit((2, 3)), Standardise(loc, scale, (2, 3)), Rescale((2, 3), -1.0, 3.0)),
     }
 
 
@@ -209,19 +208,3 @@ def test_dequantise_clamps_and_refuses():
             Dequantise(2).encode(torch.tensor([0.0, bad]))
     with pytest.raises(ValueError, match="levels"):
         Dequantise(2, levels=1)
-
-
-def test_chain_says_the_weakest_likelihood():
-    exact = Chain(Rescale(2, 0, 1), Logit(2))
-    assert (exact.likelihood, exact.has_rsample) == ("exact", True)
-    bound = Chain(Dequantise(2), Logit(2))
-    assert (bound.likelihood, bound.has_rsample) == ("bound", False)
-    u, ladj = bound.encode(torch.tensor([[3, 255]]), generator=torch.Generator().manual_seed(3))
-    v, first = Dequantise(2).encode(torch.tensor([[3, 255]]), generator=torch.Generator().manual_seed(3))
-    w, second = Logit(2).encode(v)
-    assert torch.equal(u, w)
-    assert torch.equal(ladj, first + second)
-    with pytest.raises(ValueError, match="all of one shape"):
-        Chain(Logit(2), Logit(3))
-    with pytest.raises(ValueError, match="at least one"):
-        Chain()

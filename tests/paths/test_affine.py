@@ -34,7 +34,7 @@ def test_the_suite_finds_a_wrong_schedule(fault):
     class Wrong(paths.Linear):
         pass
 
-    wrong = {"alpha": lambda self, t: t**2, "d_sigma": lambda self, t: -2 * t, "time_at": lambda self, a, s: a}
+    wrong = {"alpha": lambda self, t: t**2, "d_sigma": lambda self, t: -2 * t, "time_at": lambda self, a, s: 1 - s}
     setattr(Wrong, fault, wrong[fault])
     with pytest.raises(AssertionError):
         check_path(Wrong("velocity", sigma_min=0.1))
