@@ -1,7 +1,7 @@
 """cflow: continuous flows and flow matching in PyTorch.
 
-A :class:`Flow` is a module that carries a simple distribution to the data's. What it is made of decides how it samples and
-what its likelihood means; an objective decides how it is trained; the two never know each other's insides.
+A :class:`Flow` is a module that carries a simple distribution to the data's. What it is made of decides how it samples
+and what its likelihood means; an objective decides how it is trained; the two never know each other's insides.
 
 Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batch, *event]``; log-densities are in nats.
 """

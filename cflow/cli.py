@@ -1,7 +1,7 @@
 """The command line: draw from a trained flow, and look at what a run holds.
 
-    cflow sample runs/images-digits --num 64 --solver heun --steps 8 --label 3 --output x.png
-    cflow info runs/images-digits
+cflow sample runs/images-digits --num 64 --solver heun --steps 8 --label 3 --output x.png
+cflow info runs/images-digits
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def sample(
         output: A .png picture, or the numbers as .npy, .npz or .csv.
     """
     if output.suffix not in FORMATS:
-        raise ValueError(f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings.")
+        raise ValueError(
+            f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings."
+        )
     if num < 1 or batch < 1:
         raise ValueError(f"--num {num} --batch {batch}: both are at least 1.")
     flow = load(folder_of(run), device=device).eval()
@@ -100,7 +102,9 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
         if name == "transform":
             value = ", ".join(type(each).__name__ for each in value) or None
         elif isinstance(value, torch.nn.Module):
-            arguments = {key: each for key, each in configuration(value).items() if not isinstance(each, torch.nn.Module)}
+            arguments = {
+                key: each for key, each in configuration(value).items() if not isinstance(each, torch.nn.Module)
+            }
             value = f"{type(value).__name__}({', '.join(f'{key}={_short(each)}' for key, each in arguments.items())})"
         if value is not None:
             print(f"  {name:14s} {value}")
@@ -147,8 +151,8 @@ def _labels(flow, label: int | None, num: int) -> Tensor | None:
         return None
     if not classes:
         raise ValueError(
-            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which the command line has no "
-            f"option for; use flow.sample(context=...) in Python."
+            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which the command line has "
+            "no option for; use flow.sample(context=...) in Python."
         )
     if label is None:
         return torch.arange(num) % classes
@@ -184,8 +188,8 @@ def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
         plot.scatter(x, output)
     else:
         raise ValueError(
-            f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, .npz or "
-            f".csv file."
+            f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, "
+            ".npz or .csv file."
         )
 
 

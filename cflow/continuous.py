@@ -14,7 +14,7 @@ from .divergence import Exact, Hutchinson
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Rescheduled
 from .shapes import Size, expand_like, flatten, rows, unflatten
-from .solvers import Dopri5, Solution, Status, Tolerance
+from .solvers import Dopri5, Solution, Tolerance
 
 __all__ = ["ContinuousFlow"]
 
@@ -24,8 +24,8 @@ QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
 class VelocityField:
     """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
 
-    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay in
-    float32 or better around a network in bf16.
+    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
+    in float32 or better around a network in bf16.
     """
 
     def __init__(self, field: nn.Module, path: AffinePath | None, event_shape: Size, context_shape):
@@ -46,8 +46,8 @@ class VelocityField:
             prediction = self.field(t, x.to(self.half), inner)
         if prediction.shape != x.shape:
             raise ValueError(
-                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one value per "
-                f"entry of x."
+                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one "
+                "value per entry of x."
             )
         prediction = prediction.to(x.dtype)
         return prediction if self.path is None else self.path.velocity(prediction, x, t)
@@ -72,15 +72,16 @@ class ContinuousFlow(BaseInvertibleFlow):
     Args:
         field: a network called as ``field(t, x, context)``.
         base: the distribution at ``t = 0``.
-        path: what the field was or will be trained on, and what it predicts. ``None``: a velocity field with no schedule.
+        path: what the field was or will be trained on, and what it predicts; ``None`` for a velocity field with no
+            schedule.
         solver: the default solver; ``Dopri5(rtol=1e-5, atol=1e-6)`` where none is given.
         divergence: how the log-determinant is computed; exact where none is given.
         context_shape: shape of what the flow is conditioned on; ``()`` for a class label.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
-        ValueError: where event or context shapes of field, base and flow differ, or the path predicts a score and the base is
-            not a standard normal.
+        ValueError: where event or context shapes of field, base and flow differ, or the path predicts a score and the
+            base is not a standard normal.
 
     Source: Chen et al., Neural Ordinary Differential Equations, 2018, arXiv:1806.07366; Grathwohl et al., FFJORD, 2018,
     arXiv:1810.01367; Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv:2210.02747.
@@ -110,7 +111,8 @@ class ContinuousFlow(BaseInvertibleFlow):
         super().__init__(base.event_shape, context_shape, transform)
         if manifold is not None:
             raise ValueError(
-                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; leave the argument away for flat space."
+                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; leave the argument away for "
+                "flat space."
             )
         self.field, self.base, self.path, self.manifold = field, base, path, None
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
@@ -121,8 +123,8 @@ class ContinuousFlow(BaseInvertibleFlow):
         event = getattr(self.field, "event_shape", None)
         if event is not None and Size(event) != self.event_shape:
             raise ValueError(
-                f"ContinuousFlow: the field works on events {tuple(event)} and the base draws {tuple(self.event_shape)}; "
-                f"give both the same shape."
+                f"ContinuousFlow: the field works on events {tuple(event)} and the base draws "
+                f"{tuple(self.event_shape)}; give both the same shape."
             )
         reads = getattr(self.field, "context_shape", self.context_shape)
         if reads != self.context_shape:
@@ -133,8 +135,9 @@ class ContinuousFlow(BaseInvertibleFlow):
             )
         if self.path is not None and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
             raise ValueError(
-                f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, not "
-                f"{type(self.base).__name__}; use bases.Normal(event_shape), or predict 'velocity', 'x1' or 'noise'."
+                f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, "
+                f"not {type(self.base).__name__}; use bases.Normal(event_shape), or predict 'velocity', 'x1' or "
+                "'noise'."
             )
 
     @property
@@ -164,8 +167,8 @@ class ContinuousFlow(BaseInvertibleFlow):
             raise ValueError("flow.score: this flow has no path, so its schedule is unknown; build it with path=...")
         if self.path.coupling not in (None, "couplings.Independent"):
             raise ValueError(
-                f"flow.score: the flow was trained with {self.path.coupling}; the score follows from the velocity only for "
-                f"independent couplings. Train with couplings.Independent()."
+                f"flow.score: the flow was trained with {self.path.coupling}; the score follows from the velocity only "
+                "for independent couplings. Train with couplings.Independent()."
             )
         loc, scale = getattr(self.base, "loc", None), getattr(self.base, "scale", None)
         if type(self.base).__name__ != "Normal":
@@ -189,7 +192,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         The new flow shares the trained field; its samples follow the same distribution, along other trajectories.
         """
         if self.path is None:
-            raise ValueError("flow.with_path: this flow has no path, so what to change from is unknown; set path=... first.")
+            raise ValueError(
+                "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."
+            )
         path = registry.replace(path, coupling=self.path.coupling)
         return registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
 
@@ -234,8 +239,8 @@ class ContinuousFlow(BaseInvertibleFlow):
 
         Args:
             ladj: also integrate the divergence: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
-            quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius norm of
-                the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
+            quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius
+                norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
             at: times at which to keep the state.
 
         Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
@@ -257,7 +262,8 @@ class ContinuousFlow(BaseInvertibleFlow):
         )
 
     def _transport(
-        self, x, t0, t1, context, generator, *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None
+        self, x, t0, t1, context, generator,
+        *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None,
     ) -> Solution:  # fmt: skip
         unknown = set(quadratures) - set(QUADRATURES)
         if unknown:
@@ -311,8 +317,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         per_probe = "ladj_probes" in names
         if per_probe and (not isinstance(divergence, Hutchinson) or "jacobian" in names):
             raise ValueError(
-                f"flow.transport(quadratures={tuple(quadratures)}): 'ladj_probes' comes from a divergence with probes and "
-                f"without 'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for 'jacobian' apart."
+                f"flow.transport(quadratures={tuple(quadratures)}): 'ladj_probes' comes from a divergence with probes "
+                f"and without 'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for "
+                "'jacobian' apart."
             )
         needs_divergence = ladj or per_probe or "jacobian" in names
         probe = divergence.begin(x, generator) if needs_divergence else None
@@ -335,8 +342,8 @@ class ContinuousFlow(BaseInvertibleFlow):
     def _boundary(self, f, x, t, s, tau, args, names):
         """Crosses the short stretch between an end and the interval by one closed-form step.
 
-        The velocity is asked at ``tau``, the inner of the two times. Where ``x`` is not at ``tau`` yet, the step is implicit
-        and solved by fixed-point iteration, whose contraction is of the stretch's length.
+        The velocity is asked at ``tau``, the inner of the two times. Where ``x`` is not at ``tau`` yet, the step is
+        implicit and solved by fixed-point iteration, whose contraction is of the stretch's length.
         """
         here, there, inner = (torch.full((x.shape[0],), each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
         point, calls = x, 1 if tau == t else 2
@@ -345,12 +352,14 @@ class ContinuousFlow(BaseInvertibleFlow):
             v, values = answer if names else (answer, {})
             point = self._leap(v, x, point, here, there, inner)
         length = self._length(t, s, tau)
-        return point, {name: values[name] * (length if name.startswith("ladj") else abs(length)) for name in names}, calls
+        lengths = {name: length if name.startswith("ladj") else abs(length) for name in names}
+        return point, {name: values[name] * lengths[name] for name in names}, calls
 
     def _length(self, t: float, s: float, tau: float) -> float:
         """Gives the factor by which the integrand at ``tau`` becomes its integral over the stretch, to second order.
 
-        At the base's end everything runs with ``alpha``, whose derivative may vanish there; at the data's end with time.
+        At the base's end everything runs with ``alpha``, whose derivative may vanish there; at the data's end with
+        time.
         """
         if self.path is None or min(t, s) > 0:
             return s - t
@@ -366,16 +375,13 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     def _solved(self, solution: Solution, method: str) -> Solution:
         """Raises where some samples failed; one host read."""
-        failed = solution.status != Status.SUCCESS
-        if bool(failed.any()):
-            index = int(failed.nonzero()[0])
-            reason = Status(int(solution.status[index])).name.lower().replace("_", " ")
+        try:
+            return solution.require_success()
+        except RuntimeError as failure:
             raise FloatingPointError(
-                f"flow.{method}: {int(failed.sum())} of {failed.numel()} samples were not solved (the first is row {index}: "
-                f"{reason}). Check the input for NaN, loosen the tolerances or raise max_steps of the solver, or call "
-                f"flow.transport, which returns a status per sample and the others' results."
-            )
-        return solution
+                f"flow.{method}: {failure} If the input is sound, flow.transport gives the status of every sample "
+                f"and the result of those that succeeded."
+            ) from None
 
     def _encode(self, x, context, generator, **options):
         solution = self._solved(self._transport(x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
@@ -388,8 +394,9 @@ class ContinuousFlow(BaseInvertibleFlow):
     def log_prob_estimate(self, x, context=None, *, draws: int = 8, generator=None, **options):
         """Estimates the log-density with its standard error: ``(value [*batch], standard_error [*batch])``.
 
-        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean. Other random
-        likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is not in it.
+        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean.
+        Other random likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is
+        not in it.
         """
         divergence = options.get("divergence") or self.divergence
         if not (self._transform_is_exact and isinstance(divergence, Hutchinson) and divergence.probes > 1):
@@ -418,8 +425,8 @@ class ContinuousFlow(BaseInvertibleFlow):
     ) -> Tensor:
         """Follows points from the first to the last of ``times`` and keeps the states: ``[T, *batch, *event]``.
 
-        ``times`` is increasing (``x`` are base samples; an int spaces that many times over [0, 1]) or decreasing (``x`` are
-        data). The states are in the data's space: transforms are undone.
+        ``times`` is increasing (``x`` are base samples; an int spaces that many times over [0, 1]) or decreasing (``x``
+        are data). The states are in the data's space: transforms are undone.
         """
         if isinstance(times, int):
             if times < 2:

@@ -26,10 +26,10 @@ Likelihood = Literal["exact", "estimate", "bound", "none"]
 class Flow(Protocol):
     """What every kind of flow offers: continuous, discrete-time, token and joint.
 
-    Shapes: ``x [*batch, *event]`` (a dict of such for joint flows), ``context [*batch, *context_shape]``; the batch of a
-    call is the broadcast of both. ``sample(shape, context)`` gives ``[*shape, *context_batch, *event]``. Log-densities
-    are in nats, ``[*batch]``. ``likelihood`` says what ``log_prob`` means: ``"exact"`` up to the solver's tolerance, an
-    unbiased ``"estimate"``, a lower ``"bound"``, or ``"none"``.
+    Shapes: ``x [*batch, *event]`` (a dict of such for joint flows), ``context [*batch, *context_shape]``; the batch of
+    a call is the broadcast of both. ``sample(shape, context)`` gives ``[*shape, *context_batch, *event]``.
+    Log-densities are in nats, ``[*batch]``. ``likelihood`` says what ``log_prob`` means: ``"exact"`` up to the solver's
+    tolerance, an unbiased ``"estimate"``, a lower ``"bound"``, or ``"none"``.
     """
 
     event_shape: Shape
@@ -67,8 +67,8 @@ class BaseFlow(nn.Module):
     """Derives the protocol from two methods on one batch dimension.
 
     A subclass writes ``_sample(count, context, generator, **options) -> x [count, *event]`` and, unless its
-    ``likelihood`` is ``"none"``, ``_log_prob(x, context, generator, **options) -> [B]``. Names listed in ``options`` are
-    the keywords its methods take beside the protocol's (a solver, a guidance); a misspelt one is refused by name.
+    ``likelihood`` is ``"none"``, ``_log_prob(x, context, generator, **options) -> [B]``. Names listed in ``options``
+    are the keywords its methods take beside the protocol's (a solver, a guidance); a misspelt one is refused by name.
 
     Args:
         event_shape: shape of one event, or a dict of shapes.
@@ -137,7 +137,9 @@ class BaseFlow(nn.Module):
             value = self.log_prob(x, context, generator=generator)
             return value, torch.zeros_like(value)
         if draws < 2:
-            raise ValueError(f"log_prob_estimate(draws={draws}): a standard error needs two draws or more; pass draws=8.")
+            raise ValueError(
+                f"log_prob_estimate(draws={draws}): a standard error needs two draws or more; pass draws=8."
+            )
         values = torch.stack([self.log_prob(x, context, generator=generator, **options) for _ in range(draws)])
         return values.mean(0), values.std(0) / math.sqrt(draws)
 
@@ -153,7 +155,7 @@ class BaseFlow(nn.Module):
     def sample_and_log_prob(
         self, shape=(), context: Value | None = None, *, generator=None, **options
     ) -> tuple[Value, Tensor]:
-        """Draws samples and gives their log-density: ``([*shape, *context_batch, *event], [*shape, *context_batch])``."""
+        """Draws samples with their log-density: ``([*shape, *context_batch, *event], [*shape, *context_batch])``."""
         self._check(options, "sample_and_log_prob")
         context, batch = self._count(shape, context, "sample_and_log_prob")
         u = self._sample(math.prod(batch), context, generator, **options)
@@ -175,8 +177,8 @@ class BaseFlow(nn.Module):
     def with_transform(self, *transform: nn.Module):
         """Gives a flow over transformed data: ``transform`` maps data to what the flow models, first one first.
 
-        The new flow shares its networks with this one; transforms it already had stay innermost. Log-densities are those
-        of the original data: the transforms' log-determinants are added.
+        The new flow shares its networks with this one; transforms it already had stay innermost. Log-densities are
+        those of the original data: the transforms' log-determinants are added.
 
         Example:
             >>> import torch, cflow
@@ -190,8 +192,8 @@ class BaseFlow(nn.Module):
         for each in transform:
             if not (callable(getattr(each, "encode", None)) and callable(getattr(each, "decode", None))):
                 raise TypeError(
-                    f"with_transform({type(each).__qualname__}): a transform has encode(x) and decode(u), each returning "
-                    f"(value, ladj); see cflow.data.Standardise, Logit and Dequantise."
+                    f"with_transform({type(each).__qualname__}): a transform has encode(x) and decode(u), each "
+                    "returning (value, ladj); see cflow.data.Standardise, Logit and Dequantise."
                 )
         # A shallow copy: parameters and networks are the same objects, only the list of transforms is new.
         flow = copy.copy(self)
@@ -233,8 +235,8 @@ class BaseFlow(nn.Module):
         if self.context_shape is None:
             if context is not None:
                 raise ValueError(
-                    f"flow.{method}(context=...): this flow is unconditional; leave the context away, or build the flow "
-                    f"with context_shape=... and a field that reads a context."
+                    f"flow.{method}(context=...): this flow is unconditional; leave the context away, or build the "
+                    "flow with context_shape=... and a field that reads a context."
                 )
             return Size()
         if context is None:
@@ -371,7 +373,9 @@ class FlowDistribution(Distribution):
 
     arg_constraints: ClassVar[dict] = {}
 
-    def __init__(self, flow: BaseFlow, context: Value | None = None, batch_shape: Size | None = None, validate_args=None):
+    def __init__(
+        self, flow: BaseFlow, context: Value | None = None, batch_shape: Size | None = None, validate_args=None
+    ):
         self.flow, self.context = flow, context
         own = flow._context(context, "forward") if batch_shape is None else Size(batch_shape)
         super().__init__(own, flow.event_shape, validate_args=validate_args)
@@ -387,7 +391,9 @@ class FlowDistribution(Distribution):
     def expand(self, batch_shape, _instance=None) -> FlowDistribution:
         context = self.context
         if isinstance(context, dict):
-            context = {name: part.expand(*batch_shape, *self.flow.context_shape[name]) for name, part in context.items()}
+            context = {
+                name: part.expand(*batch_shape, *self.flow.context_shape[name]) for name, part in context.items()
+            }
         elif context is not None:
             context = context.expand(*batch_shape, *self.flow.context_shape)
         return type(self)(self.flow, context, Size(batch_shape), validate_args=self._validate_args)

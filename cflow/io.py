@@ -80,7 +80,9 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
     path = Path(path)
     if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
         hint = " Its folder `model` does." if (path / "model" / CONFIG).is_file() else ""
-        raise FileNotFoundError(f"load({str(path)!r}): no {CONFIG} and {TENSORS} there, so it holds no saved flow.{hint}")
+        raise FileNotFoundError(
+            f"load({str(path)!r}): no {CONFIG} and {TENSORS} there, so it holds no saved flow.{hint}"
+        )
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -147,8 +149,8 @@ def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tu
         return {"$dict": {key: nested(part, key) for key, part in value.items()}}
     if callable(value) and not isinstance(value, nn.Module) and type(value).__name__ in ("function", "method", "type"):
         raise ValueError(
-            f"save: {where} is the function {getattr(value, '__qualname__', value)!r}, which is code, not data; write it as a "
-            f"class with a constructor and mark it with @cflow.register."
+            f"save: {where} is the function {getattr(value, '__qualname__', value)!r}, which is code, not data; write "
+            "it as a class with a constructor and mark it with @cflow.register."
         )
     try:
         arguments = registry.configuration(value) if registry.name_of(type(value)) else {}

@@ -1,7 +1,7 @@
 """Conformance suites: one per contract, for the members shipped here and for yours.
 
-Each raises an ``AssertionError`` that names the property which fails. They run in float64 on the CPU, take a copy of what they are
-given, and draw from fixed generators.
+Each raises an ``AssertionError`` that names the property which fails. They run in float64 on the CPU, take a copy of
+what they are given, and draw from fixed generators.
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ class GaussianField(nn.Module):
 
 def check_path(path: AffinePath) -> None:
     """Checks an affine path: schedule, derivatives, conversions, targets and a whole Gaussian flow in closed form."""
-    double = dict(dtype=torch.float64)
+    double = {"dtype": torch.float64}
     ends = torch.tensor([0.0, 1.0], **double)
     alpha, sigma = path.alpha(ends), path.sigma(ends)
-    _demand(float(alpha[0]) < 0.02 and abs(float(alpha[1]) - 1) < 1e-12, f"alpha runs from 0 to 1, not {alpha.tolist()}")
+    _demand(
+        float(alpha[0]) < 0.02 and abs(float(alpha[1]) - 1) < 1e-12, f"alpha runs from 0 to 1, not {alpha.tolist()}"
+    )
     _demand(abs(float(sigma[0]) - 1) < 1e-4 and float(sigma[1]) < 0.5, f"sigma falls from 1, not {sigma.tolist()}")
 
     t = torch.linspace(0.02, 0.98, 33, **double)
@@ -111,13 +113,18 @@ def _check_path_training(path: AffinePath) -> None:
         at = torch.full((64,), where, dtype=torch.float64)
         sample = path.sample(x0, x1, at)
         _demand(sample.target.isfinite().all(), f"the target is finite at t = {where}")
-        _demand((path.loss(sample.target, sample) < 1e-20).all(), f"the loss of the target itself is zero at t = {where}")
+        _demand(
+            (path.loss(sample.target, sample) < 1e-20).all(), f"the loss of the target itself is zero at t = {where}"
+        )
         _demand(path.loss(sample.target + 1, sample).shape == (64,), "the loss is per item")
     mask = torch.tensor([True, True, False])
     sample = path.sample(x0, x1, at, mask=mask)
     error = torch.tensor([1.0, 1.0, 100.0], dtype=torch.float64)
     _close(
-        path.loss(sample.target + error, sample), path.loss(sample.target + 1, sample), 1e-9, "a masked entry has no loss"
+        path.loss(sample.target + error, sample),
+        path.loss(sample.target + 1, sample),
+        1e-9,
+        "a masked entry has no loss",
     )
 
     # The least-squares predictor of the target from x_t is the optimum that the conversions assume.
@@ -131,7 +138,9 @@ def _check_path_training(path: AffinePath) -> None:
         fitted = design @ torch.linalg.lstsq(design, sample.target).solution
         gap = (fitted - oracle(sample.t, sample.xt)).square().mean().sqrt() / sample.target.std()
         # Two coefficients from 400,000 draws: the gap is about 0.002; five times that is never reached by chance.
-        _demand(float(gap) < 0.01, f"the regression target at t = {where} is not the optimum: relative gap {float(gap):.3g}")
+        _demand(
+            float(gap) < 0.01, f"the regression target at t = {where} is not the optimum: relative gap {float(gap):.3g}"
+        )
 
 
 def _check_path_flow(path: AffinePath) -> None:
@@ -167,7 +176,7 @@ def _check_path_flow(path: AffinePath) -> None:
 
 
 def check_coupling(coupling, dimension: int = 3, count: int = 24) -> None:
-    """Checks a coupling: marginals kept, contexts travel with their data, reproducible; permutations use every row once."""
+    """Checks a coupling that permutes: marginals kept, contexts travel with their data, reproducible."""
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(count, dimension, generator=generator, dtype=torch.float64)
     x1 = torch.randn(count, dimension, generator=generator, dtype=torch.float64) + 3
@@ -252,10 +261,15 @@ def _check_shapes(flow, context) -> None:
     _demand(isinstance(distribution, torch.distributions.Distribution), "flow(context) is a torch Distribution")
     _demand(distribution.event_shape == event and distribution.batch_shape == (), "the distribution's shapes")
     wide = distribution.expand((3,))
-    _demand(wide.batch_shape == (3,) and wide.sample((2,)).shape == (2, 3, *event), "expand gives the batch it was asked for")
+    _demand(
+        wide.batch_shape == (3,) and wide.sample((2,)).shape == (2, 3, *event),
+        "expand gives the batch it was asked for",
+    )
     for call, wrong in ((flow.sample, "missing"), (flow.sample, "misspelt")):
         try:
-            extra = {"context": None if context is not None else torch.zeros(1)} if wrong == "missing" else {"sovler": 1}
+            extra = (
+                {"context": None if context is not None else torch.zeros(1)} if wrong == "missing" else {"sovler": 1}
+            )
             call((2,), **({"context": context} | extra))
         except (ValueError, TypeError):
             continue

@@ -178,7 +178,12 @@ def main(options: Options) -> None:
     plot.image_trajectories(pixels(frames), out / "trajectories.png")
 
     report = measure(samples, labels.cpu(), images)
-    report |= {"steps": run.steps, "training_seconds": run.seconds, "solver": repr(solver), "guidance": options.guidance}
+    report |= {
+        "steps": run.steps,
+        "training_seconds": run.seconds,
+        "solver": repr(solver),
+        "guidance": options.guidance,
+    }
     report["seconds"] = time.perf_counter() - began
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
     for name, value in report.items():

@@ -3,7 +3,8 @@
     python recipes/toys.py                                   # moons, optimal-transport flow matching, about a minute
     python recipes/toys.py --data checkerboard --coupling independent --path cosine --predict x1
 
-Leaves ``model/``, ``samples.png``, ``density.png``, ``trajectories.png``, ``training.png`` and ``metrics.json`` in one folder.
+Leaves ``model/``, ``samples.png``, ``density.png``, ``trajectories.png``, ``training.png`` and ``metrics.json`` in one
+folder.
 """
 
 import json

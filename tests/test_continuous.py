@@ -69,7 +69,7 @@ def test_a_linear_field_has_the_matrix_exponentials_density(generator):
     part = flow.transport(x, 0.2, 0.7, ladj=True)
     assert torch.allclose(part.y, x @ torch.linalg.matrix_exp(0.5 * field.matrix).T, atol=1e-8)
     assert torch.allclose(part.quadratures["ladj"], 0.5 * field.matrix.trace(), atol=1e-8)
-    log_prob, = torch.autograd.grad(flow.log_prob(x).sum(), field.matrix)
+    (log_prob,) = torch.autograd.grad(flow.log_prob(x).sum(), field.matrix)
     exact, = torch.autograd.grad(
         torch.distributions.MultivariateNormal(
             torch.zeros(3, dtype=torch.float64), (m := torch.linalg.matrix_exp(field.matrix)) @ m.T
@@ -196,7 +196,7 @@ def test_log_prob_works_under_every_grad_mode():
     with torch.inference_mode():
         assert torch.allclose(flow.log_prob(x), free)
     x.requires_grad_()
-    score, = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
     assert torch.allclose(score, -x, atol=1e-5)  # an untrained field stands still
 
 
@@ -214,7 +214,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
     assert solution.status.tolist()[0] == solution.status.tolist()[2] == solvers.Status.SUCCESS
     assert solution.status[1] == solvers.Status.NON_FINITE
     assert torch.allclose(solution.y[[0, 2]], torch.tensor([[-4.0], [-2.0]]))
-    with pytest.raises(FloatingPointError, match="1 of 3 samples were not solved .the first is row 1"):
+    with pytest.raises(FloatingPointError, match="1 of 3 samples .* sample 1 ended with NON_FINITE"):
         flow.decode(torch.tensor([[-5.0], [0.5], [-3.0]]))
 
 
@@ -232,7 +232,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: FLOWS["plain"]()[0].score(0.5, torch.zeros(2)), "has no path"),
         (lambda: FLOWS["line"]()[0].score(0.5, torch.zeros(1)), "needs bases.Normal"),
         (lambda: FLOWS["plain"]()[0].trajectory(torch.zeros(2), times=1), "two times or more"),
-        (lambda: FLOWS["plain"]()[0].log_prob(torch.full((2,), math.nan)), "Check the input for NaN"),
+        (lambda: FLOWS["plain"]()[0].log_prob(torch.full((2,), math.nan)), "If the input is sound"),
     ],
 )
 def test_bad_use_says_what_to_do(call, message):

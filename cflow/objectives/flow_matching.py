@@ -30,7 +30,8 @@ class MatchingBatch:
 class FlowMatching(Objective):
     r"""Regresses the field on the path between paired base and data samples.
 
-    .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi} \; w(t) \, \| f_\theta(t, x_t, c) - \mathrm{target}(x_0, x_1, t) \|^2 / D
+    .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi} \; w(t) \, \| f_\theta(t, x_t, c) - \mathrm{target}(x_0, x_1, t) \|^2 /
+    D
 
     The minimiser gives the marginal velocity of the path under the coupling :math:`\pi`, whatever the network predicts
     (``flow.path.predict``). With ``couplings.OptimalTransport()`` this is OT-CFM; with the linear path and
@@ -48,8 +49,8 @@ class FlowMatching(Objective):
     Raises:
         ValueError: for a flow without a path, or a dropout of contexts on an unconditional flow.
 
-    Source: Lipman et al., 2022, arXiv:2210.02747; Tong et al., Improving and Generalizing Flow-Based Generative Models with
-    Minibatch Optimal Transport, 2023, arXiv:2302.00482; Ho and Salimans, Classifier-Free Diffusion Guidance, 2022,
+    Source: Lipman et al., 2022, arXiv:2210.02747; Tong et al., Improving and Generalizing Flow-Based Generative Models
+    with Minibatch Optimal Transport, 2023, arXiv:2302.00482; Ho and Salimans, Classifier-Free Diffusion Guidance, 2022,
     arXiv:2207.12598.
 
     Example:
@@ -88,15 +89,16 @@ class FlowMatching(Objective):
         path = getattr(flow, "path", None)
         if path is None:
             raise ValueError(
-                "FlowMatching: the flow has no path to match on; build it with ContinuousFlow(..., path=paths.Linear())."
+                "FlowMatching: the flow has no path to match on; build it with ContinuousFlow(..., "
+                "path=paths.Linear())."
             )
         path.coupling = self._record(path.coupling)
         context = batch.context
         if batch.drop is not None:
             if context is None:
                 raise ValueError(
-                    f"FlowMatching(condition_dropout={self.condition_dropout}): there is no context to drop; train with "
-                    f"data=(x, context), or leave condition_dropout at 0."
+                    f"FlowMatching(condition_dropout={self.condition_dropout}): there is no context to drop; train "
+                    "with data=(x, context), or leave condition_dropout at 0."
                 )
             drop = batch.drop.reshape(-1, *(1,) * (context.dim() - 1))
             context = torch.where(drop, flow.field.null_context(context), context)

@@ -18,7 +18,8 @@ __all__ = ["MinSNR", "VelocityWeight"]
 class VelocityWeight:
     r"""Weighs the error of any prediction as the error of the velocity that follows from it.
 
-    .. math:: w_{x_1} = (\dot\alpha - \alpha \dot\sigma / \sigma)^2, \quad w_{x_0} = (\dot\sigma - \sigma \dot\alpha / \alpha)^2
+    .. math:: w_{x_1} = (\dot\alpha - \alpha \dot\sigma / \sigma)^2, \quad w_{x_0} = (\dot\sigma - \sigma \dot\alpha /
+    \alpha)^2
 
     ``maximum`` bounds the weight, which grows without bound towards the end where the conversion divides by zero.
 
@@ -54,10 +55,12 @@ class VelocityWeight:
 class MinSNR:
     r"""Weighs an ``x1`` error by the signal-to-noise ratio, capped; a noise error by the equivalent.
 
-    .. math:: w_{x_1} = \min(\mathrm{SNR}_t, \gamma), \quad w_{x_0} = \min(\mathrm{SNR}_t, \gamma) / \mathrm{SNR}_t, \quad
+    .. math:: w_{x_1} = \min(\mathrm{SNR}_t, \gamma), \quad w_{x_0} = \min(\mathrm{SNR}_t, \gamma) / \mathrm{SNR}_t,
+    \quad
               \mathrm{SNR}_t = \alpha_t^2 / \sigma_t^2
 
-    For velocities the weight is divided by what an ``x1`` error becomes there: ``(d_alpha sigma - alpha d_sigma)^2 / sigma^2``.
+    For velocities the weight is divided by what an ``x1`` error becomes there: ``(d_alpha sigma - alpha d_sigma)^2 /
+    sigma^2``.
 
     Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, 2023, arXiv:2303.09556.
 

@@ -46,8 +46,8 @@ class AffinePath:
     .. math:: x_t = \alpha_t x_1 + \sigma_t x_0, \qquad
               v_t = \dot\alpha_t \, \mathbb E[x_1 | x_t] + \dot\sigma_t \, \mathbb E[x_0 | x_t]
 
-    with :math:`\alpha` rising to 1 and :math:`\sigma` falling from 1. A subclass gives ``alpha``, ``sigma``, ``d_alpha``,
-    ``d_sigma`` and ``time_at``. The network predicts one of
+    with :math:`\alpha` rising to 1 and :math:`\sigma` falling from 1. A subclass gives ``alpha``, ``sigma``,
+    ``d_alpha``, ``d_sigma`` and ``time_at``. The network predicts one of
 
     ============ ============================= ====================================== =======================
     ``predict``  target                        what the optimum is                    well conditioned where
@@ -58,16 +58,16 @@ class AffinePath:
     score        ``-x0 / sigma``               the score, for a standard normal base  both
     ============ ============================= ====================================== =======================
 
-    ``interval`` is that range of times: training draws times in it, solvers stay in it, and the rest of [0, 1] is crossed
-    by one closed-form step (:meth:`step`), which is exact for a constant posterior mean.
+    ``interval`` is that range of times: training draws times in it, solvers stay in it, and the rest of [0, 1] is
+    crossed by one closed-form step (:meth:`step`), which is exact for a constant posterior mean.
 
     Args:
         predict: what the network predicts.
         margin: the smallest ``alpha`` or ``sigma`` by which a conversion divides.
         coupling: name of the coupling that the network was trained with; objectives record it here.
 
-    Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions, 2023,
-    arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
+    Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
+    2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
     """
 
     def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None):
@@ -77,7 +77,9 @@ class AffinePath:
                 f"{', '.join(PREDICTIONS)}; choose one of them."
             )
         if not 0 < margin < 0.5:
-            raise ValueError(f"{type(self).__name__}(margin={margin}): the margin lies in (0, 0.5); the default is 1e-3.")
+            raise ValueError(
+                f"{type(self).__name__}(margin={margin}): the margin lies in (0, 0.5); the default is 1e-3."
+            )
         self.predict, self.margin, self.coupling = predict, margin, coupling
         self.interval = self._interval()
 
@@ -125,11 +127,11 @@ class AffinePath:
     # Training
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, mask: Tensor | None = None, generator=None) -> PathSample:
-        """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]`` (deterministic for affine paths)."""
+        """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]`` (affine paths add no noise)."""
         if x0.shape != x1.shape:
             raise ValueError(
-                f"path.sample: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} differ in shape; an affine path adds them, "
-                f"so pair each data sample with one base sample."
+                f"path.sample: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} differ in shape; an affine path adds "
+                "them, so pair each data sample with one base sample."
             )
         if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != x1.shape[0]):
             raise ValueError(
@@ -151,8 +153,8 @@ class AffinePath:
     def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
         r"""Computes the mean squared error of the prediction per item, ``[B]``, in float32 or better.
 
-        Scores are weighted by :math:`\sigma_t^2`, so that the loss is finite at the data's end (it is then the error of the
-        noise). Where a mask is given, only what it marks counts, and the mean is over the marked entries.
+        Scores are weighted by :math:`\sigma_t^2`, so that the loss is finite at the data's end (it is then the error of
+        the noise). Where a mask is given, only what it marks counts, and the mean is over the marked entries.
         """
         target = sample.target
         error = prediction.to(torch.promote_types(target.dtype, torch.float32)) - target

@@ -16,20 +16,21 @@ __all__ = ["Rescheduled"]
 class Rescheduled(nn.Module):
     r"""Answers on ``path`` what a field trained on ``trained`` knows.
 
-    Two affine paths with the same ends pass through the same marginals up to scale: with :math:`\tau` the time at which the
-    trained path has the ratio :math:`\alpha'_t / \sigma'_t`,
+    Two affine paths with the same ends pass through the same marginals up to scale: with :math:`\tau` the time at which
+    the trained path has the ratio :math:`\alpha'_t / \sigma'_t`,
 
-    .. math:: x'_t = c \, x_\tau, \quad c = \sqrt{\frac{\alpha_t'^2 + \sigma_t'^2}{\alpha_\tau^2 + \sigma_\tau^2}}, \quad
+    .. math:: x'_t = c \, x_\tau, \quad c = \sqrt{\frac{\alpha_t'^2 + \sigma_t'^2}{\alpha_\tau^2 + \sigma_\tau^2}},
+    \quad
               \mathbb E'[x_1 | x'_t] = \mathbb E[x_1 | x_\tau],
 
-    so the expected ends are read from the field at :math:`(\tau, x'_t / c)` and written as ``path``'s prediction. Nothing is
-    divided by a weight that vanishes at an end, except what the trained prediction itself divides by, and the field is
-    not asked there (``interval``).
+    so the expected ends are read from the field at :math:`(\tau, x'_t / c)` and written as ``path``'s prediction.
+    Nothing is divided by a weight that vanishes at an end, except what the trained prediction itself divides by, and
+    the field is not asked there (``interval``).
 
     Cost: one call of the field.
 
-    Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv:2206.00364; Pokle et
-    al., Training-free Linear Image Inverses via Flows, 2023, arXiv:2310.04432.
+    Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv:2206.00364;
+    Pokle et al., Training-free Linear Image Inverses via Flows, 2023, arXiv:2310.04432.
     """
 
     two_times = False

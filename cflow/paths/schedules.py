@@ -22,8 +22,8 @@ class Linear(AffinePath):
     ``sigma_min > 0`` gives Lipman's path, which ends at a Gaussian of that width around each data point; a small one
     (1e-4) keeps the conditional density proper.
 
-    Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003; Lipman et al., Flow Matching for Generative
-    Modeling, 2022, arXiv:2210.02747, equation 20.
+    Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003; Lipman et al., Flow Matching for
+    Generative Modeling, 2022, arXiv:2210.02747, equation 20.
 
     Example:
         >>> x0, x1 = torch.zeros(2, 3), torch.ones(2, 3)
@@ -32,10 +32,17 @@ class Linear(AffinePath):
     """
 
     def __init__(
-        self, predict: Prediction = "velocity", *, sigma_min: float = 0.0, margin: float = 1e-3, coupling: str | None = None
+        self,
+        predict: Prediction = "velocity",
+        *,
+        sigma_min: float = 0.0,
+        margin: float = 1e-3,
+        coupling: str | None = None,
     ):
         if not 0 <= sigma_min < 1:
-            raise ValueError(f"Linear(sigma_min={sigma_min}): the width at the data's end lies in [0, 1); use 0 or 1e-4.")
+            raise ValueError(
+                f"Linear(sigma_min={sigma_min}): the width at the data's end lies in [0, 1); use 0 or 1e-4."
+            )
         self.sigma_min = sigma_min
         super().__init__(predict, margin=margin, coupling=coupling)
 
@@ -142,11 +149,12 @@ class VariancePreserving(AffinePath):
     .. math:: \alpha_t = e^{-L(1 - t)}, \quad \sigma_t = \sqrt{1 - e^{-2 L(1 - t)}}, \quad
               L(s) = \tfrac14 s^2 (\beta_{\max} - \beta_{\min}) + \tfrac12 s \beta_{\min}
 
-    The path starts at ``alpha(0) = 0.0066`` for the defaults, not at zero: the base is met up to that remainder of the data,
-    as in diffusion models. Its velocity is infinite at ``t = 1`` for single points, so every prediction ends with the
-    closed-form step.
+    The path starts at ``alpha(0) = 0.0066`` for the defaults, not at zero: the base is met up to that remainder of the
+    data, as in diffusion models. Its velocity is infinite at ``t = 1`` for single points, so every prediction ends with
+    the closed-form step.
 
-    Source: Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2020, arXiv:2011.13456.
+    Source: Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2020,
+    arXiv:2011.13456.
 
     Example:
         >>> VariancePreserving().interval[1] < 1

@@ -56,9 +56,7 @@ def test_the_trained_velocity_of_a_gaussian_pair_is_the_closed_form(generator):
 
 
 def test_a_generator_fixes_every_draw():
-    flow = cflow.ContinuousFlow(
-        fields.MLP(2, classes=3), bases.Normal(2), path=paths.Linear(), context_shape=()
-    )
+    flow = cflow.ContinuousFlow(fields.MLP(2, classes=3), bases.Normal(2), path=paths.Linear(), context_shape=())
     torch.nn.init.normal_(flow.field.output.weight)
     objective = objectives.FlowMatching(
         coupling=couplings.OptimalTransport(), times=times.LogitNormal(), condition_dropout=0.3
@@ -143,8 +141,8 @@ def test_bad_use_says_what_to_do():
     plain = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2))
     with pytest.raises(ValueError, match="path=paths.Linear"):
         objectives.FlowMatching()(plain, torch.randn(4, 2))
+    flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     with pytest.raises(ValueError, match="no context to drop"):
-        flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
         objectives.FlowMatching(condition_dropout=0.1)(flow, torch.randn(4, 2))
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         objectives.FlowMatching(condition_dropout=1.0)
