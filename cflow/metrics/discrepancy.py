@@ -16,14 +16,16 @@ __all__ = ["energy_distance", "mmd"]
 PAIRS_AT_ONCE = 1 << 20  # 8 MB of float64
 
 
-def energy_distance(x: Tensor, y: Tensor) -> Estimate:
+def energy_distance(x: Tensor, y: Tensor, *, empirical: bool = False) -> Estimate:
     r"""Estimates the energy distance between two distributions from a sample of each.
 
     .. math:: 2\, \mathbb E \lVert X - Y \rVert - \mathbb E \lVert X - X' \rVert - \mathbb E \lVert Y - Y' \rVert
 
     It is zero only for equal distributions, and needs no choice of scale. The estimate is the unbiased U-statistic
     (pairs of different samples only), so it may fall below zero where the distributions agree. (Some call its square
-    root the energy distance.)
+    root the energy distance.) ``empirical=True`` gives the distance between the two samples themselves instead, every
+    pair counted (the V-statistic): never negative, so that ratios mean something, but larger for smaller samples;
+    compare it only between samples of one size.
 
     Shapes: ``x [N, D]``, ``y [M, D]``. Cost: (N + M)^2 distances, in blocks of 8 MB.
 
@@ -41,7 +43,12 @@ def energy_distance(x: Tensor, y: Tensor) -> Estimate:
         (True, True)
     """
     x, y = two_samples("energy_distance", x, y, at_least=4)
-    return _discrepancy(lambda distance: -distance, x, y)
+    estimate = _discrepancy(lambda distance: -distance, x, y)
+    if not empirical:
+        return estimate
+    # The distance of a row to itself is zero: it shrinks the mean within a sample by a share of one over its size.
+    within = sum(_means(torch.abs, part, None).mean / len(part) for part in (x, y))
+    return Estimate(estimate.value + within, estimate.standard_error)
 
 
 def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:

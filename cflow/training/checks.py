@@ -1,16 +1,21 @@
-"""What is checked before training starts: shapes, contexts, missing values, sizes."""
+"""What is checked before training starts: options, shapes, contexts, missing values, sizes."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from cflow.training.batches import LoaderBatches, RowBatches
 
-__all__ = ["cast", "check_batch", "check_data", "takes_pairs"]
+__all__ = ["cast", "check_batch", "check_data", "check_options", "settings_of", "takes_pairs"]
 
 
 def takes_pairs(objective: Any) -> bool:
@@ -109,3 +114,52 @@ def cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype, non_blocking=True)
 
     return tree_map(one, value)
+
+
+def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
+    """Checks the arguments that stand alone; ``options`` holds them by name."""
+    for name in ("steps", "batch_size", "validate_every", "accumulate", "checkpoint_every", "keep", "log_every"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"fit({name}={getattr(options, name)}): this is a number of one or more; pass at least 1.")
+    for name in ("seed", "prefetch", "weight_decay"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"fit({name}={getattr(options, name)}): this cannot be negative; pass 0 or more.")
+    if not options.lr > 0 or (options.clip is not None and not options.clip > 0):
+        raise ValueError(f"fit(lr={options.lr}, clip={options.clip}): both are positive (clip may be None).")
+    if options.precision not in ("no", "bf16"):
+        raise ValueError(f"fit(precision={options.precision!r}): there is no such precision; choose 'no' or 'bf16'.")
+    if options.resume and options.out is None:
+        raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")
+    if not any(each.requires_grad for part in (flow, objective) for each in _parameters(part)):
+        raise ValueError(
+            "fit(flow): no parameter requires a gradient, so nothing can be trained; unfreeze some of them."
+        )
+    if options.out is not None:
+        from cflow.io import save
+
+        # A flow that cannot be saved is refused now, not after training.
+        with tempfile.TemporaryDirectory() as folder:
+            save(flow, Path(folder) / "model")
+
+
+def _parameters(part: Any) -> Iterable[nn.Parameter]:
+    return part.parameters() if isinstance(part, nn.Module) else ()
+
+
+def settings_of(flow: Any, objective: Any, source: Any, options: SimpleNamespace) -> dict[str, Any]:
+    """Collects what must be equal for a resumed run to repeat the one before, in the form that JSON gives back."""
+    names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate")
+    settings = {name: getattr(options, name) for name in names} | source.describe()
+    settings["betas"] = list(options.betas)
+    settings["ema"] = None if options.ema is None else asdict(options.ema)
+    # A function of the user's has no readable form: its name must do.
+    shown = repr(options.schedule) if hasattr(options.schedule, "__dataclass_fields__") else None
+    settings["schedule"] = shown or getattr(options.schedule, "__qualname__", type(options.schedule).__qualname__)
+    settings["objective"] = type(objective).__qualname__
+    settings["parameters"] = [
+        [name, str(each.dtype), list(each.shape)]
+        for part in (flow, objective)
+        if isinstance(part, nn.Module)
+        for name, each in part.named_parameters()
+    ]
+    return settings

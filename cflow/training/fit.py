@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torch import nn
 
 from cflow.training.batches import batches_of
 from cflow.training.checkpoints import Checkpoints, check_settings
-from cflow.training.checks import check_data
+from cflow.training.checks import check_data, check_options, settings_of
 from cflow.training.ema import EMA, Average
 from cflow.training.loop import Loop, MeanLoss
 from cflow.training.schedules import Cosine
@@ -129,10 +128,17 @@ def fit(
         KeyboardInterrupt: at Ctrl-C or SIGTERM, after a checkpoint of the last complete step.
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017, arXiv:1711.05101 (AdamW).
+
+    Example:
+        >>> from cflow import ContinuousFlow, bases, fields, objectives, paths
+        >>> flow = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> run = fit(flow, objectives.FlowMatching(), torch.randn(512, 2), steps=20, log_every=10)
+        >>> [row["step"] for row in run.history]
+        [10, 20]
     """
     options = SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("flow", "objective")})
     options.callbacks = tuple(callbacks)
-    _check(flow, objective, options)
+    check_options(flow, objective, options)
     from accelerate import Accelerator
 
     accelerator = Accelerator()
@@ -162,7 +168,7 @@ def fit(
     folder = None if out is None else Path(out)
     writes = folder is not None and accelerator.is_main_process
     checkpoints = None if folder is None else Checkpoints(folder, accelerator, keep)
-    settings = _settings(flow, objective, source, options)
+    settings = settings_of(flow, objective, source, options)
     loop = Loop(
         flow, objective, module, optimizer, accelerator, average, source, judged, None, checkpoints, options, settings
     )
@@ -198,36 +204,6 @@ def fit(
     return Run(loop.step, loop.seconds, loop.tracker.history, folder, resumed_from, stopped)
 
 
-def _check(flow: Any, objective: Any, options: SimpleNamespace) -> None:
-    """Checks the arguments that stand alone."""
-    for name in ("steps", "batch_size", "validate_every", "accumulate", "checkpoint_every", "keep", "log_every"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"fit({name}={getattr(options, name)}): this is a number of one or more; pass at least 1.")
-    for name in ("seed", "prefetch", "weight_decay"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"fit({name}={getattr(options, name)}): this cannot be negative; pass 0 or more.")
-    if not options.lr > 0 or (options.clip is not None and not options.clip > 0):
-        raise ValueError(f"fit(lr={options.lr}, clip={options.clip}): both are positive (clip may be None).")
-    if options.precision not in ("no", "bf16"):
-        raise ValueError(f"fit(precision={options.precision!r}): there is no such precision; choose 'no' or 'bf16'.")
-    if options.resume and options.out is None:
-        raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")
-    if not any(each.requires_grad for part in (flow, objective) for each in _parameters(part)):
-        raise ValueError(
-            "fit(flow): no parameter requires a gradient, so nothing can be trained; unfreeze some of them."
-        )
-    if options.out is not None:
-        from cflow.io import save
-
-        # A flow that cannot be saved is refused now, not after training.
-        with tempfile.TemporaryDirectory() as folder:
-            save(flow, Path(folder) / "model")
-
-
-def _parameters(part: Any) -> Iterable[nn.Parameter]:
-    return part.parameters() if isinstance(part, nn.Module) else ()
-
-
 def _optimizer(module: nn.Module, options: SimpleNamespace) -> torch.optim.Optimizer:
     """Builds AdamW, fused where the device has it; gains and biases are not decayed."""
     trained = [each for each in module.parameters() if each.requires_grad]
@@ -242,25 +218,6 @@ def _optimizer(module: nn.Module, options: SimpleNamespace) -> torch.optim.Optim
         weight_decay=options.weight_decay,
         fused=True if fused else None,
     )
-
-
-def _settings(flow: Any, objective: Any, source: Any, options: SimpleNamespace) -> dict[str, Any]:
-    """Collects what must be equal for a resumed run to repeat the one before, in the form that JSON gives back."""
-    names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate")
-    settings = {name: getattr(options, name) for name in names} | source.describe()
-    settings["betas"] = list(options.betas)
-    settings["ema"] = None if options.ema is None else asdict(options.ema)
-    # A function of the user's has no readable form: its name must do.
-    shown = repr(options.schedule) if hasattr(options.schedule, "__dataclass_fields__") else None
-    settings["schedule"] = shown or getattr(options.schedule, "__qualname__", type(options.schedule).__qualname__)
-    settings["objective"] = type(objective).__qualname__
-    settings["parameters"] = [
-        [name, str(each.dtype), list(each.shape)]
-        for part in (flow, objective)
-        if isinstance(part, nn.Module)
-        for name, each in part.named_parameters()
-    ]
-    return settings
 
 
 def _resume(loop: Loop, saved: list[int], options: SimpleNamespace) -> None:

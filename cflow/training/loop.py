@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from cflow.training.batches import RawBatch, ahead
 from cflow.training.checks import cast, check_batch, takes_pairs
+from cflow.training.safety import Interrupt, Watch
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
 
-__all__ = ["Interrupt", "Loop", "MeanLoss", "Watch", "pieces"]
+__all__ = ["Loop", "MeanLoss", "pieces"]
 
 
 class MeanLoss(nn.Module):
@@ -64,59 +62,6 @@ def _slice(batch: Any, size: int, start: int, stop: int) -> Any:
         parts = [_slice(part, size, start, stop) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch[start:stop] if isinstance(batch, Tensor) and batch.dim() > 0 and len(batch) == size else batch
-
-
-class Watch:
-    """Keeps non-finite losses and gradients out of the weights.
-
-    On the CPU the verdict is read at every step. On an accelerator that would stall it: the flag stays there, makes the
-    fused optimizer skip this and all later updates, and is read when rows are recorded.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, deferred: bool) -> None:
-        self.optimizer, self.deferred = optimizer, deferred
-        self.first = torch.full((), -1, device=device)
-
-    def allows(self, step: int, loss: Tensor, norm: Tensor) -> bool:
-        """Tells whether the update may go ahead, as far as the host knows."""
-        fine = loss.isfinite() & norm.isfinite()
-        if not self.deferred:
-            return bool(fine)
-        self.first = torch.where((self.first < 0) & ~fine, step, self.first)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, (self.first >= 0).float()
-        return True
-
-    def failed_at(self) -> int | None:
-        """Reads the step of the first bad update, where there was one."""
-        step = int(self.first) if self.deferred else -1
-        return None if step < 0 else step
-
-
-class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.name is not None:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listens while the block runs; handlers that the caller has set are left alone."""
-        defaults = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
-        taken = []
-        if threading.current_thread() is threading.main_thread():
-            taken = [(number, usual) for number, usual in defaults if signal.getsignal(number) == usual]
-        for number, _ in taken:
-            signal.signal(number, self._note)
-        try:
-            yield
-        finally:
-            for number, usual in taken:
-                signal.signal(number, usual)
 
 
 @dataclasses.dataclass

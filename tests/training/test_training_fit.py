@@ -102,6 +102,19 @@ def test_validation_uses_average_weights_and_fixed_draws():
     assert run.final_validation < run.history[0]["loss"]
 
 
+def test_validation_runs_in_evaluation_mode_and_training_in_training_mode():
+    modes = set()
+
+    class Noted(SmallMatching):
+        def loss(self, flow, batch):
+            modes.add((torch.is_grad_enabled(), flow.training, flow.net[1].training))
+            return super().loss(flow, batch)
+
+    options = {"validation": data(20), "validate_every": 2}
+    training.fit(small_flow().eval(), Noted(), data(), steps=4, batch_size=32, **options)
+    assert modes == {(True, True, True), (False, False, False)}
+
+
 def test_validation_is_the_mean_over_all_rows(generator):
     x, context = regression_data(generator)
     flow = Regression()

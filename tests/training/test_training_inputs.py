@@ -6,7 +6,7 @@ from torch import nn
 from training_standins import Regression, SmallFlow, SmallMatching, Squares, data, small_flow, train
 
 from cflow import training
-from cflow.training.loop import Watch
+from cflow.training.safety import Watch
 
 
 def fit(data, flow=None, objective=None, **options):

@@ -51,7 +51,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, kind, p
     options = {"prefetch": prefetch, "validation": data(30), "validate_every": 10}
     whole, straight = train(kind, out=tmp_path / "whole", **options)
     with pytest.raises(Accident):
-        train(kind, out=tmp_path / "broken", callbacks=[accident(24)], **options)
+        train(kind, out=tmp_path / "broken", callbacks=[accident(27)], **options)
     other = small_flow()
     with torch.no_grad():  # what it starts from must not matter
         other.net[0].weight.zero_()
@@ -66,7 +66,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, kind, p
     assert all(torch.equal(raw[0][name], raw[1][name]) for name in raw[0])
 
 
-def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path):
+def test_a_run_killed_at_a_random_moment_equals_the_uninterrupted_one(tmp_path):
     steps = 160
     whole, _ = train(out=tmp_path / "whole", steps=steps)
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
@@ -76,21 +76,18 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path):
         str(tmp_path / "killed"),
         str(steps),
     ]
-    chance, kills = random.Random(0), 0
-    for after in (40, 70):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        try:
-            for number, _ in enumerate(process.stdout):
-                if number == after:
-                    time.sleep(chance.uniform(0, 0.02))
-                    break
-        finally:
-            process.kill()
-            process.stdout.close()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 2
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        for number, _ in enumerate(process.stdout):
+            if number == 40:
+                time.sleep(random.Random().uniform(0, 0.02))  # anywhere: in a step, in a checkpoint, between them
+                break
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
     resumed, run = train(out=tmp_path / "killed", steps=steps, resume=True)
-    assert run.resumed_from >= 98  # the checkpoints after 40 and then 70 more steps
+    assert 35 <= run.resumed_from < steps
     assert same(whole, resumed)
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob("part-*"))

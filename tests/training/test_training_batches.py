@@ -1,0 +1,115 @@
+"""The order of batches, the random streams they are drawn in, and preparation ahead of the step."""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cflow.training.batches import ahead, batches_of
+
+
+class Noise(Dataset):
+    """Nothing but draws from torch's default generator."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, row):
+        return torch.rand(2)
+
+
+def test_an_epoch_holds_every_row_once_and_the_next_another_order():
+    source = batches_of(torch.arange(10.0)[:, None], 3, seed=0)
+    batches = [source.fetch() for _ in range(6)]
+    first, second = (torch.cat([each.x for each in batches if each.epoch == epoch]).flatten() for epoch in (0, 1))
+    assert len(first.unique()) == len(second.unique()) == 9  # the tenth row waits for another epoch
+    assert not torch.equal(first, second)
+    assert [(each.epoch, each.used) for each in batches] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+
+
+def test_processes_share_an_epoch_without_overlap():
+    sources = [batches_of(torch.arange(12.0)[:, None], 2, 0, rank, world=3) for rank in range(3)]
+    rows = torch.cat([source.fetch().x for _ in range(2) for source in sources])
+    assert sorted(rows.flatten().tolist()) == list(range(12))
+
+
+@pytest.mark.parametrize("data", [Noise(), DataLoader(Noise(), batch_size=4), DataLoader(Noise(), 4, num_workers=1)])
+def test_augmentations_differ_between_batches_and_repeat_between_runs(data):
+    state = torch.get_rng_state()
+    runs = []
+    for _ in range(2):
+        source = batches_of(data, 4, seed=0)
+        runs.append([source.fetch().x for _ in range(6)])
+        torch.rand(1)
+        state = torch.get_rng_state()
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert len(torch.cat(runs[0]).unique()) == 6 * 4 * 2
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("data", [Noise(), DataLoader(Noise(), batch_size=4, shuffle=True)])
+def test_seeking_gives_the_batches_that_follow(data):
+    source = batches_of(data, 4, seed=0)
+    batches = [source.fetch() for _ in range(9)]
+    again = batches_of(data, 4, seed=0)
+    again.seek(5, batches[4].epoch, batches[4].used)
+    assert all(torch.equal(again.fetch().x, each.x) for each in batches[5:])
+
+
+def test_contexts_follow_their_rows():
+    x = torch.arange(20.0)[:, None]
+    batch = batches_of((x, -x), 5, seed=0).fetch()
+    assert torch.equal(batch.x, -batch.context)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_preparation_keeps_order_and_runs_no_further_ahead_than_asked(depth):
+    fetched, threads = [], set()
+
+    def fetch():
+        fetched.append(len(fetched))
+        return fetched[-1]
+
+    def prepare(step, raw):
+        threads.add(threading.current_thread() is threading.main_thread())
+        return 10 * step
+
+    for number, (raw, prepared) in enumerate(ahead(fetch, prepare, 4, 12, depth)):
+        assert (raw, prepared) == (number, 10 * (number + 4))
+        assert len(fetched) <= number + 1 + depth
+    assert number == 7
+    assert threads == {depth == 0}
+
+
+def test_preparation_overlaps_with_the_step():
+    """The next batch is prepared while this one is used: the worker starts before the caller asks again."""
+    started = [threading.Event() for _ in range(4)]
+
+    def prepare(step, raw):
+        started[step].set()
+
+    batches = ahead(lambda: None, prepare, 0, 4, 2)
+    next(batches)
+    assert started[1].wait(10)
+    assert started[2].wait(10)
+    assert not started[3].is_set()
+    batches.close()
+
+
+def test_an_abandoned_run_leaves_no_thread():
+    before = threading.active_count()
+    batches = ahead(lambda: None, lambda step, raw: time.sleep(0.01), 0, 100, 3)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_iterable_datasets_need_a_loader():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(5))
+
+    with pytest.raises(TypeError, match="wrap it in torch.utils.data.DataLoader"):
+        batches_of(Endless(), 4, 0)
