@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
+from torch import nn
+
 __all__ = ["configuration", "lookup", "name_of", "register", "replace"]
 
 T = TypeVar("T", bound=type)
@@ -30,7 +32,7 @@ def register(cls: T | None = None, *, name: str | None = None) -> T:
 
     Example:
         >>> import torch
-        >>> @register
+        >>> @register(name="examples.Scale")
         ... class Scale(torch.nn.Module):
         ...     def __init__(self, factor=2.0):
         ...         super().__init__()
@@ -56,9 +58,9 @@ def register(cls: T | None = None, *, name: str | None = None) -> T:
 
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Gives the constructor's parameters by name, without ``self``."""
-    found = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-    if cls.__init__ is object.__init__:
+    if cls.__init__ in (object.__init__, nn.Module.__init__):
         return {}
+    found = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
     for parameter in found.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             raise ValueError(

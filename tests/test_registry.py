@@ -62,3 +62,13 @@ def test_mistakes_are_named():
         registry.lookup("paths.Nowhere")
     with pytest.raises(ValueError, match=r"@cflow\.register"):
         registry.name_of(torch.nn.Linear)
+
+
+def test_a_module_without_a_constructor_has_no_arguments():
+    @registry.register(name="tests.Still")
+    class Still(torch.nn.Module):
+        def forward(self, t, x, context=None):
+            return torch.zeros_like(x)
+
+    assert registry.configuration(Still()) == {}
+    assert isinstance(registry.replace(Still()), Still)

@@ -78,7 +78,7 @@ def eight_gaussians_log_prob(x: Tensor, *, radius: float = 5.0, noise: float = m
 
 
 def moons(
-    n: int, *, noise: float = 0.2, scale: float = 3.0, shift: float = -1.0, generator=None, device=None, dtype=None
+    n: int, *, noise: float = 0.1, scale: float = 3.0, shift: float = -1.0, generator=None, device=None, dtype=None
 ):
     r"""Draws from two interleaving half circles with Gaussian noise.
 
@@ -102,7 +102,7 @@ def moons(
     return (points + noise * _normal(n, generator, device, dtype)) * scale + shift
 
 
-def moons_log_prob(x: Tensor, *, noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Tensor:
+def moons_log_prob(x: Tensor, *, noise: float = 0.1, scale: float = 3.0, shift: float = -1.0) -> Tensor:
     """Computes the log-density of :func:`moons`, by quadrature along the two arcs to rounding error.
 
     Shapes: ``x [*batch, 2]`` gives ``[*batch]``. Cost: at least 512 normal densities per point, and as much memory.

@@ -72,11 +72,15 @@ class FlowMatching(Objective):
         self.times = Uniform() if times is None else times
         self.weight, self.condition_dropout = weight, condition_dropout
 
+    @property
+    def takes_pairs(self) -> bool:
+        return not self.coupling.draws_base
+
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> MatchingBatch:
-        if self.coupling.draws_base:
-            x0, x1 = base.sample((x.shape[0],), generator=generator), x
-        else:
+        if self.takes_pairs:
             x0, x1 = self.coupling.split(x)
+        else:
+            x0, x1 = base.sample((x.shape[0],), generator=generator), x
         x0, x1, context = self.coupling(x0, x1, context, generator=generator)
         count, device = x1.shape[0], x1.device
         t = self.times(count, generator=generator, device=device, dtype=x1.dtype)

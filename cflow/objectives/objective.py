@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Objective"]
@@ -14,6 +15,17 @@ class Objective(nn.Module):
     which asks the flow's network. An objective with parameters of its own (a teacher) holds them as a module does.
     """
 
+    takes_pairs = False
+    """Whether the data are given pairs ``[B, 2, *event]`` of a base and a data sample."""
+
+    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
+        """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
+        if not self.takes_pairs:
+            return flow.preprocess(x, generator=generator)[0]
+        x0, x1 = x.unbind(1)
+        x1, _ = flow.preprocess(x1, generator=generator)
+        return torch.stack((x0.to(x1.dtype), x1), 1)
+
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
         """Draws what the loss needs for data ``x [B, *event]`` (transforms applied): anything with tensors in it."""
         raise TypeError(f"{type(self).__qualname__} does not define prepare.")
@@ -23,5 +35,5 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__qualname__} does not define loss.")
 
     def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
-        x, _ = flow.preprocess(x, generator=generator)
+        x = self.preprocess(flow, x, generator)
         return self.loss(flow, self.prepare(flow.base, x, context, generator))

@@ -15,12 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from cflow.training.batches import LoaderBatches, RowBatches
 
-__all__ = ["cast", "check_batch", "check_data", "check_options", "settings_of", "takes_pairs"]
-
-
-def takes_pairs(objective: Any) -> bool:
-    """Tells whether the data are pairs ``[N, 2, *event]`` of a base sample and a data sample."""
-    return getattr(getattr(objective, "coupling", None), "draws_base", True) is False
+__all__ = ["cast", "check_batch", "check_data", "check_options", "settings_of"]
 
 
 def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, what: str, drops_last: bool) -> None:
@@ -58,7 +53,7 @@ def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, wh
 
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
     """Raises where the shapes of a batch are not those of the flow."""
-    count = _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", 2 if takes_pairs(objective) else None)
+    count = _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", 2 if objective.takes_pairs else None)
     if flow.context_shape is None and context is not None:
         raise ValueError(
             f"fit({what}=(x, context)): this flow is unconditional (context_shape=None), so a context cannot be used; "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cflow.training.batches import RawBatch, ahead
-from cflow.training.checks import cast, check_batch, takes_pairs
+from cflow.training.checks import cast, check_batch
 from cflow.training.safety import Interrupt, Watch
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
 
@@ -108,11 +108,7 @@ class Loop:
         generator = generator_for(self.device, self.options.seed, *counters)
         x, context = cast((raw.x, raw.context), self.device, self.dtype)
         with torch.no_grad():
-            if takes_pairs(self.objective):
-                x0, x1 = x.unbind(1)
-                u = torch.stack((x0, self.flow.preprocess(x1, generator=generator)[0]), 1)
-            else:
-                u, _ = self.flow.preprocess(x, generator=generator)
+            u = self.objective.preprocess(self.flow, x, generator)
             return self.objective.prepare(getattr(self.flow, "base", None), u, context, generator)
 
     def run(self, steps: int, bar: Any) -> bool:

@@ -5,6 +5,7 @@ import torch
 
 from cflow.couplings import Coupling, Independent, OptimalTransport, Paired, paired
 from cflow.registry import configuration
+from cflow.testing import check_coupling
 
 each = pytest.mark.parametrize("coupling", [Independent(), OptimalTransport(), OptimalTransport("simplex"), Paired()])
 
@@ -15,6 +16,7 @@ def test_every_coupling_keeps_the_contract(coupling):
     assert type(coupling)(**configuration(coupling)) == coupling == copy.deepcopy(coupling)
     assert coupling.draws_base is not isinstance(coupling, Paired)
     assert "draws_base" not in configuration(coupling)
+    check_coupling(coupling)
 
 
 @each

@@ -243,11 +243,8 @@ def test_pairs_are_split_and_only_their_data_end_is_transformed():
         def preprocess(self, x, *, generator=None):
             return x - 100, 0.0
 
-    class Pairs:
-        draws_base = False
-
     class Reflow(SmallMatching):
-        coupling = Pairs()
+        takes_pairs = True
 
         def prepare(self, base, u, context, generator):
             seen["x0"], seen["x1"] = u[:, 0], u[:, 1]

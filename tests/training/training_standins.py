@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cflow import training
+from cflow.objectives import Objective
 from cflow.registry import register
 
 
@@ -42,7 +43,7 @@ class Batch(NamedTuple):
     t: torch.Tensor
 
 
-class SmallMatching(nn.Module):
+class SmallMatching(Objective):
     def prepare(self, base, u, context, generator):
         return Batch(base.sample((len(u),), generator=generator), u, torch.rand(len(u), 1, generator=generator))
 
@@ -68,7 +69,7 @@ class Regression(nn.Module):
         return x, 0.0
 
 
-class Squares(nn.Module):
+class Squares(Objective):
     def prepare(self, base, u, context, generator):
         return {"x": u, "context": context}
 
