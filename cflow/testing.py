@@ -52,8 +52,8 @@ class GaussianField(nn.Module):
     Example:
         >>> from cflow import paths
         >>> field = GaussianField(paths.Linear(), 1, mean=1.0, std=0.5)
-        >>> field(torch.tensor(0.0), torch.zeros(1, 1))
-        tensor([[1.]])
+        >>> field(torch.tensor(0.0), torch.zeros(1, 1)).item()
+        1.0
     """
 
     two_times = False
