@@ -185,7 +185,7 @@ class BaseFlow(nn.Module):
             >>> from cflow import bases, fields
             >>> from cflow.data import Standardise
             >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2))
-            >>> metres = flow.with_transform(Standardise(100.0, 5.0, 2))
+            >>> metres = flow.with_transform(Standardise(2, loc=100.0, scale=5.0))
             >>> metres.sample((3,)).shape
             torch.Size([3, 2])
         """

@@ -125,7 +125,7 @@ def test_the_suite_finds_an_inverse_that_is_none():
 
 def test_densities_are_those_of_the_data_before_the_transform(float64):
     inner = AffineFlow(2)
-    flow = inner.with_transform(Standardise(torch.tensor([10.0, -3.0]), torch.tensor([2.0, 0.5]), 2))
+    flow = inner.with_transform(Standardise(2, torch.tensor([10.0, -3.0]), torch.tensor([2.0, 0.5])))
     x = torch.randn(7, 2) + 3
     law = torch.distributions.Normal(
         torch.tensor([10.0, -3.0]), torch.tensor([2.0, 0.5]) * inner.log_scale.detach().exp()
@@ -136,13 +136,13 @@ def test_densities_are_those_of_the_data_before_the_transform(float64):
 
 
 def test_dequantised_flows_give_a_bound_on_the_log_mass(generator):
-    flow = AffineFlow(1).with_transform(Dequantise(1, levels=4), Standardise(0.5, 0.3, 1)).double()
+    flow = AffineFlow(1).with_transform(Dequantise(1, levels=4), Standardise(1, 0.5, 0.3)).double()
     assert flow.likelihood == "bound"
     x = torch.arange(4)[:, None]
     estimate, error = flow.log_prob_estimate(x, draws=64, generator=generator)
     # The true mass of a level is the density's integral over its cell.
     edges = torch.linspace(0, 1, 4001, dtype=torch.float64)
-    inner = AffineFlow(1).with_transform(Standardise(0.5, 0.3, 1)).double()
+    inner = AffineFlow(1).with_transform(Standardise(1, 0.5, 0.3)).double()
     density = inner.log_prob(((edges[1:] + edges[:-1]) / 2)[:, None]).exp()
     mass = density.reshape(4, 1000).mean(1) / 4
     assert (estimate < mass.log() + 5 * error).all()

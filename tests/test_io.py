@@ -19,7 +19,7 @@ def flow_with_everything():
         context_shape=(),
     )
     torch.nn.init.normal_(flow.field.output.weight)
-    return flow.with_transform(Standardise(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0]), 2))
+    return flow.with_transform(Standardise(2, torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])))
 
 
 def draws(flow):

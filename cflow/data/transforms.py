@@ -94,7 +94,7 @@ class Standardise(DataTransform):
         tensor([-2.3026, -2.3026])
     """
 
-    def __init__(self, loc: Tensor | float, scale: Tensor | float, event_shape: int | Sequence[int]):
+    def __init__(self, event_shape: int | Sequence[int], loc: Tensor | float, scale: Tensor | float):
         super().__init__(event_shape)
         for name, value in (("loc", loc), ("scale", scale)):
             tensor = torch.as_tensor(value)
@@ -163,7 +163,7 @@ class Standardise(DataTransform):
                 f"{', '.join(str(index) for index in some)}{', ...' if constant.sum() > 5 else ''}), so they have no "
                 f"scale; drop them, pool dimensions (pooled=...), or pass minimum_scale=1.0."
             )
-        return cls(loc.to(dtype), scale.to(dtype), tuple(data.shape[1:]))
+        return cls(tuple(data.shape[1:]), loc.to(dtype), scale.to(dtype))
 
     def encode(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         x = self._accept(x, "encode")

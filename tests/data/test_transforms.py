@@ -13,8 +13,8 @@ def members(dtype=torch.float64):
     loc = torch.randn(2, 3, generator=generator, dtype=dtype)
     scale = torch.rand(2, 1, generator=generator, dtype=dtype) + 0.1
     return {
-        "standardise": Standardise(loc, scale, (2, 3)),
-        "standardise-scalar": Standardise(torch.tensor(1.5, dtype=dtype), torch.tensor(2.5, dtype=dtype), (2, 3)),
+        "standardise": Standardise((2, 3), loc, scale),
+        "standardise-scalar": Standardise((2, 3), torch.tensor(1.5, dtype=dtype), torch.tensor(2.5, dtype=dtype)),
         "rescale": Rescale((2, 3), -2.0, 5.0),
         "logit": Logit((2, 3)),
         "logit-0": Logit((2, 3), alpha=0.0),
@@ -100,9 +100,9 @@ def test_constant_features_are_refused_or_given_a_scale():
 
 def test_standardise_refuses_what_it_cannot_use():
     with pytest.raises(ValueError, match="does not broadcast"):
-        Standardise(torch.zeros(4), torch.ones(3), 3)
+        Standardise(3, torch.zeros(4), torch.ones(3))
     with pytest.raises(ValueError, match="positive"):
-        Standardise(0.0, torch.tensor([1.0, 0.0]), 2)
+        Standardise(2, 0.0, torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="not finite"):
         Standardise.fit(torch.tensor([[0.0], [math.nan]]))
     with pytest.raises(ValueError, match="at least two items"):
@@ -110,13 +110,13 @@ def test_standardise_refuses_what_it_cannot_use():
     with pytest.raises(ValueError, match="pass some of these"):
         Standardise.fit(torch.randn(5, 3), pooled=(-2,))
     with pytest.raises(ValueError, match=r"event_shape=\(3,\)"):
-        Standardise(0.0, 1.0, 3).encode(torch.zeros(5, 4))
+        Standardise(3, 0.0, 1.0).encode(torch.zeros(5, 4))
     with pytest.raises(ValueError, match="last dimensions"):
-        Standardise(0.0, 1.0, (2, 3)).decode(torch.zeros(3))
+        Standardise((2, 3), 0.0, 1.0).decode(torch.zeros(3))
 
 
 def test_scalar_events():
-    u, ladj = Standardise(1.0, 2.0, ()).encode(torch.tensor([1.0, 5.0]))
+    u, ladj = Standardise((), 1.0, 2.0).encode(torch.tensor([1.0, 5.0]))
     assert u.tolist() == [0.0, 2.0]
     assert torch.allclose(ladj, torch.full((2,), -math.log(2)))
 

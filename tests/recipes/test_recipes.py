@@ -1,0 +1,114 @@
+"""The recipes run as a user runs them, shortened; what they leave behind is complete."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cflow
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def run(recipe, folder, *options, check=True):
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights(folder):
+    return cflow.load(folder / "model").state_dict()
+
+
+SMALL = ("--width", "8", "--num", "40", "--solver-steps", "2", "--batch-size", "32")
+
+
+def test_images_leaves_pictures_model_and_metrics(tmp_path):
+    done = run("images", tmp_path, "--steps", "20", *SMALL)
+    folder = tmp_path / "runs" / "images-digits"
+    names = {each.name for each in folder.iterdir()}
+    assert names >= {"model", "samples.png", "training.png", "trajectories.png", "metrics.json", "history.csv"}
+    report = json.loads((folder / "metrics.json").read_text())
+    assert report["samples"] == 40
+    assert 0 <= report["recognised"] <= 1
+    assert "cflow sample" in done.stdout
+    x = cflow.load(folder / "model").sample((), torch.arange(3), solver=cflow.solvers.Heun(steps=2))
+    assert x.shape == (3, 1, 8, 8)
+    assert set(x.unique().tolist()) <= set(range(17))
+
+
+def test_images_goes_on_where_it_stopped(tmp_path):
+    """Ten steps, then ten more, against the end of a run of twenty with the same schedule."""
+    options = ("--steps", "20", *SMALL)
+    run("images", tmp_path, *options, "--out", "whole")
+    run("images", tmp_path, *options, "--out", "parts")
+    checkpoints = sorted((tmp_path / "parts" / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    # The last checkpoint and everything after it is lost; the one before remains.
+    for file in sorted(checkpoints[-1].rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    checkpoints[-1].rmdir()
+    refused = run("images", tmp_path, *options, "--out", "parts", check=False)
+    assert refused.returncode == 1
+    assert "pass resume=True" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    run("images", tmp_path, *options, "--out", "parts", "--resume")
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_images_reads_folders_of_pictures(tmp_path, generator):
+    from PIL import Image
+
+    for label in ("cats", "dogs"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(24):
+            pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / label / f"{i}.png")
+    run("images", tmp_path, "--data", "folder", "--root", "pictures", "--size", "16", "--steps", "3", *SMALL)
+    assert (tmp_path / "runs" / "images-folder" / "samples.png").stat().st_size > 1000
+
+
+def test_images_reads_mnist(tmp_path, real_data):
+    run("images", tmp_path, "--data", "mnist", "--root", str(real_data / "mnist"), "--steps", "2", *SMALL)
+
+
+def test_toys_leaves_pictures_model_and_metrics(tmp_path):
+    options = ("--steps", "30", "--count", "1000", "--solver-steps", "4", "--hidden", "16")
+    run("toys", tmp_path, *options, "--data", "checkerboard", "--path", "cosine", "--predict", "x1")
+    folder = tmp_path / "runs" / "toys-checkerboard"
+    names = {each.name for each in folder.iterdir()}
+    assert names >= {"model", "samples.png", "density.png", "trajectories.png", "training.png", "metrics.json"}
+    assert set(json.loads((folder / "metrics.json").read_text())) >= {"wasserstein2", "log_prob_true"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("images", ("--data", "mnist"), "pass --root"),
+        ("images", ("--data", "cifar10", "--root", "nowhere"), "nowhere"),
+        ("images", ("--stpes", "3"), "--steps"),
+        ("toys", ("--data", "moon"), "moons"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(recipe, options, message, tmp_path):
+    done = run(recipe, tmp_path, *options, check=False)
+    assert done.returncode != 0
+    said = done.stderr + done.stdout
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_default_digits_are_read_are_no_copies_and_follow_the_held_out_ones(tmp_path):
+    run("images", tmp_path)
+    report = json.loads((tmp_path / "runs" / "images-digits" / "metrics.json").read_text())
+    assert report["recognised"] >= 0.97
+    assert report["nearest_ratio"] >= 0.8
+    assert report["energy_ratio"] <= 2

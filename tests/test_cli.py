@@ -1,0 +1,95 @@
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+import cflow
+from cflow import bases, fields, paths, solvers
+from cflow.cli import main
+from cflow.data import Dequantise, Rescale
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    toys = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear(), solver=solvers.Heun(steps=3))
+    cflow.save(toys, folder / "toys" / "model")
+    (folder / "toys" / "metrics.json").write_text('{"wasserstein2": 0.25}')
+    (folder / "toys" / "history.csv").write_text("step,loss,validation\n1,2.0,\n50,0.5,0.75\n")
+    shape = (1, 8, 8)
+    field = fields.UNet(1, 8, width=8, blocks=1, classes=4)
+    images = cflow.ContinuousFlow(field, bases.Normal(shape), path=paths.Linear(), context_shape=())
+    cflow.save(images.with_transform(Dequantise(shape, 17), Rescale(shape)), folder / "images" / "model")
+    vector = cflow.ContinuousFlow(fields.MLP(3, context=2), bases.Normal(3), context_shape=2)
+    cflow.save(vector, folder / "vector")
+    (folder / "stopped" / "checkpoints").mkdir(parents=True)
+    return folder
+
+
+def test_samples_are_written_in_every_format(runs, tmp_path, capsys):
+    arguments = ["sample", str(runs / "toys"), "--num", "7", "--seed", "3", "--output"]
+    for ending in ("npy", "npz", "csv", "png"):
+        main([*arguments, str(tmp_path / f"x.{ending}")])
+    assert "7 samples" in capsys.readouterr().out
+    array = numpy.load(tmp_path / "x.npy")
+    assert array.shape == (7, 2)
+    assert numpy.array_equal(numpy.load(tmp_path / "x.npz")["samples"], array)
+    assert numpy.allclose(numpy.loadtxt(tmp_path / "x.csv", delimiter=","), array)
+    exact = cflow.load(runs / "toys" / "model").sample((7,), generator=torch.Generator().manual_seed(3))
+    assert numpy.array_equal(array, exact.numpy())
+
+
+def test_a_label_is_drawn_with_guidance_in_portions(runs, tmp_path):
+    options = ["--num", "10", "--solver", "heun", "--steps", "2", "--label", "3", "--batch", "4", "--seed", "1"]
+    main(["sample", str(runs / "images"), *options, "--output", str(tmp_path / "deep" / "x.png")])
+    assert Image.open(tmp_path / "deep" / "x.png").size[0] > 50
+    main(["sample", str(runs / "images"), *options, "--output", str(tmp_path / "x.npy")])
+    assert set(numpy.unique(numpy.load(tmp_path / "x.npy"))) <= set(range(17))
+
+
+def test_every_class_in_turn_is_the_default(runs, tmp_path):
+    options = ["--num", "6", "--solver", "euler", "--steps", "1", "--output", str(tmp_path / "x.npz")]
+    main(["sample", str(runs / "images"), *options])
+    assert numpy.load(tmp_path / "x.npz")["labels"].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_info_shows_flow_training_and_metrics(runs, capsys):
+    main(["info", str(runs / "toys")])
+    said = capsys.readouterr().out
+    for part in ("22,370 parameters", "Linear(predict='velocity')", "Heun(steps=3", "validation 0.75", "wasserstein2"):
+        assert part in said
+    main(["info", str(runs / "images")])
+    assert "Dequantise, Rescale" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sample", "nowhere"), "no saved flow there"),
+        (("info", "stopped"), "--resume"),
+        (("sample", "toys", "--label", "1"), "without classes"),
+        (("sample", "images", "--label", "4"), "0 to 3"),
+        (("sample", "toys", "--solver", "hun", "--steps", "2"), "did you mean 'heun'"),
+        (("sample", "toys", "--output", "x.jpg"), ".png, .npy, .npz, .csv"),
+        (("sample", "toys", "--num", "0"), "at least 1"),
+        (("sample", "vector"), "no option for"),
+        (("sample", "toys", "--solver", "dopri5", "--steps", "3"), "steps"),
+    ],
+)
+def test_mistakes_end_in_one_line(runs, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("cflow: ")
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_misspelt_option_names_the_right_one(runs, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(runs / "toys"), "--stpes", "3"])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert "--steps" in captured.err + captured.out
