@@ -31,6 +31,7 @@ class VelocityField:
     def __init__(self, field: nn.Module, path: AffinePath | None, event_shape: Size, context_shape):
         self.field, self.path = field, path
         self.event_shape, self.context_shape = event_shape, context_shape
+        self.converts = path is not None and path.predict != "velocity"
         parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
         self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
 
@@ -49,8 +50,9 @@ class VelocityField:
                 f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one "
                 "value per entry of x."
             )
-        prediction = prediction.to(x.dtype)
-        return prediction if self.path is None else self.path.velocity(prediction, x, t)
+        if prediction.dtype != x.dtype:
+            prediction = prediction.to(x.dtype)
+        return self.path.velocity(prediction, x, t) if self.converts else prediction
 
 
 HALF = (torch.bfloat16, torch.float16)
@@ -274,7 +276,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         solver = self.solver if solver is None else solver
         divergence = self.divergence if divergence is None else divergence
         f, probe, names = self._integrand(x, generator, ladj, quadratures, divergence, guidance)
-        args = (context, probe)
+        args = (context, *probe)
         # A log-determinant that is returned is held to the solver's tolerance, as the state is.
         held = Tolerance(solver.rtol, solver.atol) if getattr(solver, "rtol", None) is not None else None
         wanted = {name: held if name == "ladj" else None for name in names} or None
@@ -309,11 +311,11 @@ class ContinuousFlow(BaseInvertibleFlow):
         return Solution(y=y, quadratures=totals, stats=solution.stats, status=solution.status, trajectory=trajectory)
 
     def _integrand(self, x, generator, ladj, quadratures, divergence, guidance):
-        """Builds ``f(t, x, context, probe)`` with the integrals asked for, and draws the probe."""
+        """Builds ``f(t, x, context, *probe)`` with the integrals asked for, and draws the probe."""
         velocity = self._velocity(guidance)
         names = (("ladj",) if ladj else ()) + tuple(quadratures)
         if not names:
-            return (lambda t, x, context, probe: velocity(t, x, context)), None, names
+            return velocity, (), names
         per_probe = "ladj_probes" in names
         if per_probe and (not isinstance(divergence, Hutchinson) or "jacobian" in names):
             raise ValueError(
@@ -337,7 +339,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 values["kinetic"] = rows(v.square()).sum(1)
             return v, {name: values[name] for name in names}
 
-        return f, probe, names
+        return f, (probe,), names
 
     def _boundary(self, f, x, t, s, tau, args, names):
         """Crosses the short stretch between an end and the interval by one closed-form step.

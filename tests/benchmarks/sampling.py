@@ -2,8 +2,8 @@
 
     python tests/benchmarks/sampling.py
 
-Both draw from the same network; rounds alternate, and the ratio of each pair of rounds counts. The bare loop is what one would
-write: ``x = x + h * net(t, x)`` with times made ahead.
+Both draw from the same network; rounds alternate, and the ratio of each pair of rounds counts. The bare loop is what
+one would write: ``x = x + h * net(t, x)`` with times made ahead.
 """
 
 import statistics
