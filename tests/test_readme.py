@@ -1,0 +1,28 @@
+"""The README's code runs as it stands, in the order in which it is read."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["logp"].shape == (64,)
+    assert names["x"].shape == (16, 1, 8, 8)
+    assert (tmp_path / "moons" / "flow.json").is_file()
+
+
+def test_there_are_exactly_two_set_up_commands():
+    commands = re.findall(r"^pip install .*$", README, re.MULTILINE)
+    assert commands == ["pip install -e . && python recipes/images.py", 'pip install -e ".[test]" && pytest']
+
+
+def test_every_picture_is_there():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (Path(__file__).parents[1] / name).stat().st_size > 1000
