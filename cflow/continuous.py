@@ -151,9 +151,13 @@ class ContinuousFlow(BaseInvertibleFlow):
     # The vector field
 
     def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
-        """Computes the marginal velocity at time ``t`` ([] or [*batch]) and ``x [*batch, *event]`` (model space)."""
+        """Computes the marginal velocity at time ``t`` ([] or [*batch]) and ``x [*batch, *event]`` (model space).
+
+        A time outside :attr:`interval`, where the prediction's conversion divides by nearly zero, is answered at the
+        interval's end.
+        """
         x, context, batch = self._enter(x, context, "velocity")
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1).clamp(*self.interval)
         return unflatten(self._velocity(guidance)(t, x, context), batch)
 
     def score(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
@@ -273,6 +277,12 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
                 f"{', '.join(QUADRATURES)}."
             )
+        outside = [t for t in (t0, t1, *(at or ())) if not 0 <= t <= 1]
+        if outside:
+            raise ValueError(
+                f"flow.transport: time {outside[0]} lies outside [0, 1], where 0 is the base and 1 the data; a flow is "
+                f"not defined beyond its ends."
+            )
         solver = self.solver if solver is None else solver
         divergence = self.divergence if divergence is None else divergence
         f, probe, names = self._integrand(x, generator, ladj, quadratures, divergence, guidance)
@@ -282,7 +292,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         wanted = {name: held if name == "ladj" else None for name in names} or None
 
         low, high = self.interval
-        inner0, inner1 = (min(max(t, low), high) for t in (t0, t1))
+        inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
         totals: dict[str, Tensor] = {}
         nfe = 0
         start = x
@@ -308,6 +318,7 @@ class ContinuousFlow(BaseInvertibleFlow):
             ends = {t0: start, t1: y}
             trajectory = torch.stack([ends.get(t, trajectory[i]) for i, t in enumerate(at)])
         solution.stats.nfe += nfe
+        solution.stats.evaluations += nfe * len(x)
         return Solution(y=y, quadratures=totals, stats=solution.stats, status=solution.status, trajectory=trajectory)
 
     def _integrand(self, x, generator, ladj, quadratures, divergence, guidance):

@@ -228,6 +228,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), manifold="sphere"), "flat space"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0, 1, quadratures=("energy",)), "choose from kinetic"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0, 1, quadratures=("ladj_probes",)), "Hutchinson"),
+        (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0.0, 1.5), r"outside \[0, 1\]"),
         (lambda: FLOWS["plain"]()[0].with_path(paths.Linear()), "has no path"),
         (lambda: FLOWS["plain"]()[0].score(0.5, torch.zeros(2)), "has no path"),
         (lambda: FLOWS["line"]()[0].score(0.5, torch.zeros(1)), "needs bases.Normal"),
@@ -238,3 +239,17 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
 def test_bad_use_says_what_to_do(call, message):
     with pytest.raises((ValueError, FloatingPointError), match=message):
         call()
+
+
+@pytest.mark.parametrize("predict", ["velocity", "x1", "noise", "score"])
+def test_velocities_are_finite_at_both_ends_and_no_time_changes_nothing(predict):
+    path = paths.Linear(predict)
+    flow = cflow.ContinuousFlow(GaussianField(path, 2, 0.7, 0.5), bases.Normal(2), path=path).double()
+    x = torch.randn(4, 2, dtype=torch.float64)
+    for t, slope in ((0.0, -1.0), (1.0, 1.0)):
+        # The closed form at the ends: dx/dt of m t + sqrt(t^2 s^2 + (1 - t)^2) z.
+        spread = 1.0 if t == 0 else 0.5
+        exact = 0.7 + (x - 0.7 * t) / spread * (slope * (0.25 if t == 1 else 1.0) / spread)
+        assert torch.allclose(flow.velocity(t, x), exact, atol=0.02)
+    for t in (0.0, 0.5, 1.0):
+        assert torch.equal(flow.transport(x, t, t, ladj=True).y, x)

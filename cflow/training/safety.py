@@ -18,7 +18,8 @@ class Watch:
     """Keeps non-finite losses and gradients out of the weights.
 
     On the CPU the verdict is read at every step. On an accelerator that would stall it: the flag stays there, makes the
-    fused optimizer skip this and all later updates, and is read when rows are recorded.
+    fused optimizer skip this and all later updates, and is read when rows are recorded. (That path has been tested with
+    the CPU's fused optimizer; it has not run on a GPU yet.)
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, deferred: bool) -> None:
