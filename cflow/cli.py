@@ -37,7 +37,7 @@ def sample(
     rtol: float | None = None,
     atol: float | None = None,
     label: int | None = None,
-    guidance: float = 2.0,
+    guidance: float | None = None,
     seed: int | None = None,
     batch: int = 250,
     device: str = "cpu",
@@ -53,25 +53,32 @@ def sample(
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
         label: The class to draw; every class in turn unless given.
-        guidance: Classifier-free guidance scale of a class-conditional flow; 1 is none.
+        guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         seed: Seed of the draws; a new one each time unless given.
         batch: Samples carried at once.
         device: Where to compute, such as cuda.
         output: A .png picture, or the numbers as .npy, .npz or .csv.
     """
-    if output.suffix not in FORMATS:
+    if output.suffix.lower() not in FORMATS:
         raise ValueError(
             f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings."
         )
     if num < 1 or batch < 1:
         raise ValueError(f"--num {num} --batch {batch}: both are at least 1.")
-    flow = load(folder_of(run), device=device).eval()
-    generator = torch.Generator(device=device)
+    if seed is not None and seed < 0:
+        raise ValueError(f"--seed {seed}: a seed is 0 or more.")
+    folder = folder_of(run)
+    generator = torch.Generator(device=_device(device))
+    flow = load(folder, device=device).eval()
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
     options = {"generator": generator, **_solver(solver, steps, rtol, atol)}
     labels = _labels(flow, label, num)
+    if labels is None and guidance is not None:
+        raise ValueError(f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to.")
+    guidance = _report(run).get("guidance", 1.0) if guidance is None else guidance
     if labels is not None and guidance != 1:
         options["guidance"] = ClassifierFree(guidance)
+    output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is drawn
     parts = []
     for start in range(0, num, batch):
         count = min(batch, num - start)
@@ -109,16 +116,16 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
         if value is not None:
             print(f"  {name:14s} {value}")
     print(f"  {'event':14s} {tuple(flow.event_shape)}, likelihood {flow.likelihood}")
-    history, report = run / "history.csv", run / "metrics.json"
+    history, report = run / "history.csv", _report(run)
     if history.is_file():
         with history.open() as lines:
             rows = list(csv.DictReader(lines))
         if rows:
             shown = {key: value for key, value in rows[-1].items() if value}
             print("training: " + ", ".join(f"{key} {_short(value)}" for key, value in shown.items()))
-    if report.is_file():
+    if report:
         print("metrics:")
-        for name, value in json.loads(report.read_text()).items():
+        for name, value in report.items():
             print(f"  {name:44s} {_short(value)}")
 
 
@@ -127,11 +134,26 @@ def folder_of(run: Path) -> Path:
     for folder in (run / "model", run):
         if (folder / "flow.json").is_file():
             return folder
-    if (run / "checkpoints").is_dir():
+    if (run / "checkpoints").is_dir() or (run / "history.csv").is_file():
         raise FileNotFoundError(
-            f"{run}: the run was interrupted before its model was written; continue it with --resume, then sample."
+            f"{run}: the run ended before its model was written; continue it with --resume (or begin it again)."
         )
     raise FileNotFoundError(f"{run}: no saved flow there (flow.json is missing); pass the folder that a recipe wrote.")
+
+
+def _report(run: Path) -> dict:
+    """Reads what the recipe measured, where it did."""
+    file = run / "metrics.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not to be had here ({str(error).splitlines()[0]}); use cpu.") from None
+    return device
 
 
 def _solver(name: str | None, steps: int | None, rtol: float | None, atol: float | None) -> dict:
@@ -164,12 +186,12 @@ def _labels(flow, label: int | None, num: int) -> Tensor | None:
 def _write(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
     import numpy
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".png":
+    ending = output.suffix.lower()
+    if ending == ".png":
         _draw(flow, x, output, labels)
-    elif output.suffix == ".npy":
+    elif ending == ".npy":
         numpy.save(output, x.numpy())
-    elif output.suffix == ".npz":
+    elif ending == ".npz":
         extra = {} if labels is None else {"labels": labels.numpy()}
         numpy.savez_compressed(output, samples=x.numpy(), **extra)
     else:
@@ -206,7 +228,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line; mistakes of the user end in one line and exit status 2."""
     try:
         app.cli(prog="cflow", args=args)
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"cflow: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,8 +15,8 @@ from . import registry
 from .divergence import Exact, Hutchinson
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Rescheduled
-from .shapes import Size, expand_like, flatten, rows, unflatten
-from .solvers import Dopri5, Solution, Tolerance
+from .shapes import Size, expand_like, flatten, on_tensors, rows, unflatten
+from .solvers import Dopri5, FixedGrid, Solution, Status, Tolerance
 
 __all__ = ["ContinuousFlow"]
 
@@ -42,9 +44,8 @@ class VelocityField:
         if self.half is None:
             prediction = self.field(t, x, context)
         else:
-            floating = context is not None and context.is_floating_point()
-            inner = context.to(self.half) if floating else context
-            prediction = self.field(t, x.to(self.half), inner)
+            halve = lambda each: each.to(self.half) if each.is_floating_point() else each
+            prediction = self.field(t, x.to(self.half), on_tensors(halve, context))
         if prediction.shape != x.shape:
             raise ValueError(
                 f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one "
@@ -110,18 +111,31 @@ class ContinuousFlow(BaseInvertibleFlow):
         context_shape=None,
         transform: Sequence[nn.Module] = (),
     ):
+        if not callable(getattr(base, "sample", None)) or not hasattr(base, "event_shape"):
+            raise TypeError(
+                f"ContinuousFlow(base={type(base).__name__}): the second argument is a distribution such as "
+                f"bases.Normal(2), with event_shape, sample and log_prob."
+            )
         super().__init__(base.event_shape, context_shape, transform)
         if manifold is not None:
             raise ValueError(
                 f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; leave the argument away for "
                 "flat space."
             )
-        self.field, self.base, self.path, self.manifold = field, base, path, None
+        self.field, self.base, self.manifold = field, base, None
+        self.path = copy.copy(path)  # it records what this flow is trained with
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
         self.divergence = Exact() if divergence is None else divergence
         self._validate()
 
     def _validate(self) -> None:
+        if not isinstance(self.field, nn.Module) or hasattr(self.field, "log_prob"):
+            raise TypeError(
+                f"ContinuousFlow(field={type(self.field).__name__}, base={type(self.base).__name__}): the first "
+                f"argument is the network, a torch.nn.Module called as field(t, x, context); the second is the base."
+            )
+        if self.path is not None and not isinstance(self.path, AffinePath):
+            raise TypeError(f"ContinuousFlow(path={self.path!r}): a path is an object such as paths.Linear().")
         event = getattr(self.field, "event_shape", None)
         if event is not None and Size(event) != self.event_shape:
             raise ValueError(
@@ -158,7 +172,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         """
         x, context, batch = self._enter(x, context, "velocity")
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1).clamp(*self.interval)
-        return unflatten(self._velocity(guidance)(t, x, context), batch)
+        return unflatten(self.velocity_field(guidance)(t, x, context), batch)
 
     def score(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
         r"""Computes the score :math:`\nabla \log p_t(x)` of the path's marginal at time ``t`` (model space).
@@ -188,7 +202,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"flow.score(t={float(t.max()):.4g}): the score is not to be had where sigma is below "
                 f"{self.path.margin}, nor outside [{low:.3g}, {high:.3g}] on this path; ask at another time."
             )
-        velocity = self._velocity(guidance)(t, x, context)
+        velocity = self.velocity_field(guidance)(t, x, context)
         _, x0 = self._ends(velocity, x, t)
         return unflatten(-(x0 - loc) / (expand_like(sigma, x) * scale**2), batch)
 
@@ -202,11 +216,22 @@ class ContinuousFlow(BaseInvertibleFlow):
                 "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."
             )
         path = registry.replace(path, coupling=self.path.coupling)
-        return registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
+        flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
+        flow.training, flow.field.training = self.training, self.training
+        return flow
 
-    def _velocity(self, guidance=None):
+    def velocity_field(self, guidance=None) -> VelocityField:
+        """Gives the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension, guided if asked."""
         velocity = VelocityField(self.field, self.path, self.event_shape, self.context_shape)
-        return velocity if guidance is None else guidance(velocity)
+        if guidance is None:
+            return velocity
+        if not callable(guidance):
+            raise TypeError(f"flow: guidance={guidance!r} is no guidance; pass guidance.ClassifierFree(2.0), say.")
+        return guidance(velocity)
+
+    def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
+        return VelocityField(self.field, None, self.event_shape, self.context_shape)(t, x, context)
 
     def _ends(self, velocity: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Solves a velocity and a point for the expected ends ``(x1, x0)``."""
@@ -220,6 +245,19 @@ class ContinuousFlow(BaseInvertibleFlow):
         low, high = (0.0, 1.0) if self.path is None else self.path.interval
         inner = getattr(self.field, "interval", (0.0, 1.0))
         return max(low, inner[0]), min(high, inner[1])
+
+    def _context(self, context, method):
+        batch = super()._context(context, method)
+        classes = getattr(self.field, "classes", 0)
+        # Read where that waits for no device: an index beyond the table has no readable error of its own.
+        if classes and isinstance(context, Tensor) and context.device.type == "cpu" and context.numel():
+            low, high = int(context.min()), int(context.max())
+            if low < 0 or high > classes:
+                raise ValueError(
+                    f"flow.{method}: class labels from {low} to {high} were given; this flow knows 0 to {classes - 1}, "
+                    f"and {classes} for no condition."
+                )
+        return batch
 
     # The one method under all others
 
@@ -277,53 +315,80 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
                 f"{', '.join(QUADRATURES)}."
             )
+        t0, t1, at = float(t0), float(t1), None if at is None else [float(t) for t in at]
         outside = [t for t in (t0, t1, *(at or ())) if not 0 <= t <= 1]
         if outside:
             raise ValueError(
                 f"flow.transport: time {outside[0]} lies outside [0, 1], where 0 is the base and 1 the data; a flow is "
                 f"not defined beyond its ends."
             )
-        solver = self.solver if solver is None else solver
-        divergence = self.divergence if divergence is None else divergence
+        solver = self._option("solver", self.solver if solver is None else solver, "solve")
+        divergence = self._option("divergence", self.divergence if divergence is None else divergence, "begin")
         f, probe, names = self._integrand(x, generator, ladj, quadratures, divergence, guidance)
         args = (context, *probe)
+        density = any(name.startswith("ladj") for name in names)
         # A log-determinant that is returned is held to the solver's tolerance, as the state is.
-        held = Tolerance(solver.rtol, solver.atol) if getattr(solver, "rtol", None) is not None else None
-        wanted = {name: held if name == "ladj" else None for name in names} or None
+        held = Tolerance(solver.rtol, solver.atol) if hasattr(solver, "rtol") else None
+        wanted = {name: held if name.startswith("ladj") else None for name in names} or None
 
         low, high = self.interval
         inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
-        totals: dict[str, Tensor] = {}
-        nfe = 0
-        start = x
+        if t0 < inner1 < t1 and isinstance(solver, FixedGrid) and not density:
+            solver, inner1 = self._shortened(solver, inner0, t1, high, at)
+        start, totals, calls = x, {}, 0
         if inner0 != t0:
-            x, totals, calls = self._boundary(f, x, t0, inner0, inner0, args, names)
-            nfe += calls
-        inside = None if at is None else [min(max(t, low), high) for t in at]
+            x, totals, calls = self._cross(f, x, t0, inner0, inner0, args, names, density)
+        first, last = min(inner0, inner1), max(inner0, inner1)
+        inside = None if at is None else [min(max(t, first), last) for t in at]
         solution = solver.solve(
-            f, x, inner0, inner1, args=args, params=tuple(self.field.parameters()), quadratures=wanted,
-            path=self.path, generator=generator, at=inside,
+            f, x, inner0, inner1, args=args, params=tuple(self.field.parameters()), quadratures=wanted, path=self.path,
+            generator=generator, at=inside,
         )  # fmt: skip
-        y = solution.y
+        y, status = solution.y, solution.status
         for name, value in solution.quadratures.items():
+            if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
+                value = value.unsqueeze(1).expand(-1, divergence.probes)
             # The solver integrates over dt; energies are over |dt|.
-            signed = value if name.startswith("ladj") or t1 >= t0 else -value
-            totals[name] = totals.get(name, 0.0) + signed
+            totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
         if inner1 != t1:
-            y, last, calls = self._boundary(f, y, inner1, t1, inner1, args, names)
-            totals = {name: totals[name] + last[name] for name in totals}
-            nfe += calls
+            crossed, rest, more = self._cross(f, y, inner1, t1, inner1, args, names, density)
+            fine = status == Status.SUCCESS
+            y = torch.where(expand_like(fine, y), crossed, y)
+            totals = {name: totals[name] + rest[name] for name in totals}
+            status = torch.where(fine & ~rows(y).isfinite().all(1), int(Status.NON_FINITE), status)
+            calls += more
         trajectory = solution.trajectory
         if trajectory is not None:
             ends = {t0: start, t1: y}
             trajectory = torch.stack([ends.get(t, trajectory[i]) for i, t in enumerate(at)])
-        solution.stats.nfe += nfe
-        solution.stats.evaluations += nfe * len(x)
-        return Solution(y=y, quadratures=totals, stats=solution.stats, status=solution.status, trajectory=trajectory)
+        solution.stats.nfe += calls
+        solution.stats.evaluations += calls * len(x)
+        return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
+
+    @staticmethod
+    def _option(name: str, value, method: str):
+        if isinstance(value, type) or not callable(getattr(value, method, None)):
+            raise TypeError(
+                f"flow: {name}={value!r} is a {type(value).__name__}; options are objects, such as "
+                f"solvers.Heun(steps=20), divergence.Hutchinson() or guidance.ClassifierFree(2.0)."
+            )
+        return value
+
+    @staticmethod
+    def _shortened(solver: FixedGrid, t0: float, t1: float, high: float, at) -> tuple[FixedGrid, float]:
+        """Leaves the last step of a grid to the closed form, which divides by nothing that vanishes at the data's end.
+
+        A step that ends just short of it would: its last stage multiplies the network's error by the step over sigma.
+        """
+        nodes = [t for t in (*solver.nodes(t0, t1), *(at or ())) if t0 < t < high]
+        if not nodes:
+            return solver, t0
+        grid = tuple(sorted(set(nodes) - {max(nodes)}))
+        return (replace(solver, steps=None, grid=grid) if grid else replace(solver, steps=1, grid=None)), max(nodes)
 
     def _integrand(self, x, generator, ladj, quadratures, divergence, guidance):
         """Builds ``f(t, x, context, *probe)`` with the integrals asked for, and draws the probe."""
-        velocity = self._velocity(guidance)
+        velocity = self.velocity_field(guidance)
         names = (("ladj",) if ladj else ()) + tuple(quadratures)
         if not names:
             return velocity, (), names
@@ -352,37 +417,29 @@ class ContinuousFlow(BaseInvertibleFlow):
 
         return f, (probe,), names
 
-    def _boundary(self, f, x, t, s, tau, args, names):
-        """Crosses the short stretch between an end and the interval by one closed-form step.
+    def _cross(self, f, x, t, s, tau, args, names, density):
+        """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside the interval.
 
-        The velocity is asked at ``tau``, the inner of the two times. Where ``x`` is not at ``tau`` yet, the step is
-        implicit and solved by fixed-point iteration, whose contraction is of the stretch's length.
+        Without a log-determinant: the closed-form step with the network asked at ``tau``. Where ``x`` is not at ``tau``
+        yet, the step is implicit and takes two fixed-point iterations.
+
+        With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
+        data's end it leaves the noise of the path's margin in (the density is that of the data with noise of relative
+        size ``margin``, and differs in second order); at the base's end it neglects ``margin`` times the data's mean.
         """
-        here, there, inner = (torch.full((x.shape[0],), each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
+        here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
+        if density:
+            size = self.path.alpha if max(t, s) > self.interval[1] else self.path.norm
+            factor = size(there) / size(here)
+            change = math.prod(self.event_shape) * factor.log()
+            ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
+            return x * factor, ladj, 0
         point, calls = x, 1 if tau == t else 2
         for _ in range(calls):
-            answer = f(inner, point, *args)
+            answer = f(inner.expand(len(x)), point, *args)
             v, values = answer if names else (answer, {})
-            point = self._leap(v, x, point, here, there, inner)
-        length = self._length(t, s, tau)
-        lengths = {name: length if name.startswith("ladj") else abs(length) for name in names}
-        return point, {name: values[name] * lengths[name] for name in names}, calls
-
-    def _length(self, t: float, s: float, tau: float) -> float:
-        """Gives the factor by which the integrand at ``tau`` becomes its integral over the stretch, to second order.
-
-        At the base's end everything runs with ``alpha``, whose derivative may vanish there; at the data's end with
-        time.
-        """
-        if self.path is None or min(t, s) > 0:
-            return s - t
-        here, there, inner = (torch.tensor(each, dtype=torch.float64) for each in (t, s, tau))
-        return float((self.path.alpha(there) - self.path.alpha(here)) / self.path.d_alpha(inner))
-
-    def _leap(self, v, x, point, here, there, inner):
-        if self.path is None:
-            return x + expand_like(there - here, x) * v
-        return x + self.path.increment(*self._ends(v, point, inner), here, there)
+            point = x + self.path.increment(*self._ends(v, point, inner), here, there)
+        return point, {name: values[name] * abs(s - t) for name in names}, calls
 
     # What the base class derives the protocol from
 
@@ -423,8 +480,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         solution = self._transport(u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
         self._solved(solution, "log_prob_estimate")
         each = solution.quadratures["ladj_probes"]
+        spread = each.std(1) if len(each) else each.sum(1)
         value = self.base.log_prob(solution.y) + each.mean(1) + outer
-        return value.reshape(batch), (each.std(1) / math.sqrt(each.shape[1])).reshape(batch)
+        return value.reshape(batch), (spread / math.sqrt(divergence.probes)).reshape(batch)
 
     def trajectory(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, unflatten
+from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, unflatten
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "FlowDistribution", "InvertibleFlow"]
 
@@ -247,23 +247,21 @@ class BaseFlow(nn.Module):
             )
         return batch_of(context, self.context_shape, f"flow.{method}: context")
 
-    def _cast(self, value: Value | None) -> Value | None:
+    def cast(self, value: Value | None) -> Value | None:
         """Brings floating tensors to the flow's dtype; integers (labels, pixels) stay what they are."""
-        if isinstance(value, dict):
-            return {name: self._cast(part) for name, part in value.items()}
-        return value.to(self.dtype) if value is not None and value.is_floating_point() else value
+        return on_tensors(lambda each: each.to(self.dtype) if each.is_floating_point() else each, value)
 
     def _enter(self, x: Value, context: Value | None, method: str) -> tuple[Value, Value | None, Size]:
         own = batch_of(x, self.event_shape, f"flow.{method}: x")
         batch = broadcast(f"flow.{method}", own, self._context(context, method))
         if context is not None:
-            context = flatten(self._cast(context), self.context_shape, batch)
-        return self._cast(flatten(x, self.event_shape, batch)), context, batch
+            context = flatten(self.cast(context), self.context_shape, batch)
+        return self.cast(flatten(x, self.event_shape, batch)), context, batch
 
     def _count(self, shape, context: Value | None, method: str) -> tuple[Value | None, Size]:
         batch = Size((*as_shape(shape), *self._context(context, method)))
         if context is not None:
-            context = flatten(self._cast(context), self.context_shape, batch)
+            context = flatten(self.cast(context), self.context_shape, batch)
         return context, batch
 
 

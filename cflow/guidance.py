@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cflow.fields.embedding import shared_time
 from cflow.registry import register
+from cflow.shapes import on_tensors
 
 __all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guided"]
 
@@ -67,8 +68,8 @@ def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> 
     if isinstance(t, Tensor) and t.dim():
         shared = shared_time(t)
         t = shared.expand(2 * x.shape[0]) if len(shared) == 1 else torch.cat([t, t])
-    both = field(t, torch.cat([x, x]), torch.cat([context, field.null_context(context)]))
-    return both.chunk(2)
+    both = on_tensors(lambda *pair: torch.cat(pair), context, field.null_context(context))
+    return field(t, torch.cat([x, x]), both).chunk(2)
 
 
 def _present(guidance, field, context: Tensor | None) -> Tensor:
@@ -233,7 +234,8 @@ class AutoGuidance(nn.Module):
     unconditional fields can be guided too.
 
     Args:
-        weak_field: a velocity field with the same event shape; it gets the context if it takes one.
+        weak_field: the weak flow, or a field that predicts velocities, with the same event shape; it gets the context
+            if it takes one.
         scale: the weight ``w``; 1 is the good model alone, 0 the weak one.
 
     Shapes: as the field's. Cost: one call of each field; one call in all for scale 0 or 1.
@@ -255,8 +257,19 @@ class AutoGuidance(nn.Module):
         self.weak_field, self.scale = weak_field, scale
         _check_scale(self)
 
+    def weak(self):
+        """Gives the weak model's velocity field."""
+        flow = hasattr(self.weak_field, "velocity_field")
+        return self.weak_field.velocity_field() if flow else self.weak_field
+
     def forward(self, field) -> Guided:
-        weak = self.weak_field
+        weak = self.weak()
+        if weak is self.weak_field and getattr(field, "converts", False):
+            raise ValueError(
+                f"AutoGuidance(weak_field={type(weak).__name__}): the guided flow's network predicts "
+                f"{field.path.predict}, which becomes a velocity by its path, and a bare field would not; "
+                f"pass the weak flow itself."
+            )
         if weak.event_shape != field.event_shape or weak.context_shape not in (None, field.context_shape):
             raise ValueError(
                 f"AutoGuidance(weak_field)(field): the weak field has event_shape={tuple(weak.event_shape)} and "
@@ -269,7 +282,8 @@ class AutoGuidance(nn.Module):
         """Computes the guided velocity of ``field``."""
         if self.scale == 1:
             return field(t, x, context)
-        weak = self.weak_field(t, x, None if self.weak_field.context_shape is None else context)
+        weak = self.weak()
+        weak = weak(t, x, None if weak.context_shape is None else context)
         return weak if self.scale == 0 else torch.lerp(weak, field(t, x, context), self.scale)
 
 

@@ -40,7 +40,7 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
         >>> cflow.load(folder).path
         Cosine(predict='x1')
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.exists() and not (path.is_dir() and {each.name for each in path.iterdir()} <= {CONFIG, TENSORS}):
         raise FileExistsError(f"save({str(path)!r}): that exists and is not a saved flow; choose another path.")
     from safetensors.torch import save_file
@@ -96,7 +96,7 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
         raise ValueError(f"load({str(path)!r}): {CONFIG} is not a saved flow of the format {FORMAT!r}.")
     try:
         flow = _build(document["flow"], tensors)
-    except (TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, RecursionError, RuntimeError, OverflowError) as error:
         raise ValueError(f"load({str(path)!r}): {CONFIG} does not describe a flow ({error!r}).") from error
     if not isinstance(flow, nn.Module):
         raise ValueError(f"load({str(path)!r}): {CONFIG} describes a {type(flow).__name__}, not a flow.")
@@ -134,6 +134,8 @@ def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tu
         if name is None:
             name = f"argument.{where}"
             tensors[name] = value.detach().cpu().contiguous().clone()
+        if isinstance(value, nn.Parameter):
+            return {"$tensor": name, "trained": value.requires_grad}
         return {"$tensor": name}
     if isinstance(value, Size):
         return {"$size": list(value)}
@@ -171,10 +173,11 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
         case {"$class": str(name), "arguments": dict(arguments)}:
             built = {key: _build(part, tensors) for key, part in arguments.items()}
             return registry.build(registry.lookup(name), built)
-        case {"$tensor": str(name)}:
+        case {"$tensor": str(name), **rest}:
             if name not in tensors:
                 raise ValueError(f"load: the tensor {name!r} is missing from {TENSORS}; the save is incomplete.")
-            return tensors[name].clone()  # an argument never shares memory with the state
+            value = tensors[name].clone()  # an argument never shares memory with the state
+            return nn.Parameter(value, requires_grad=bool(rest["trained"])) if "trained" in rest else value
         case {"$tuple": list(parts)}:
             return tuple(_build(part, tensors) for part in parts)
         case {"$size": list(sizes)}:
@@ -190,12 +193,13 @@ def _fill(flow: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Gives the module the saved tensors, dtype included."""
     saved = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
     own = flow.state_dict()
-    wrong = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+    kind = lambda value: (value.shape, value.is_floating_point(), value.is_complex())
+    wrong = [name for name in own.keys() & saved.keys() if kind(own[name]) != kind(saved[name])]
     if own.keys() != saved.keys() or wrong:
         parts = {
             "missing": sorted(own.keys() - saved.keys()),
             "unexpected": sorted(saved.keys() - own.keys()),
-            "of another shape": sorted(wrong),
+            "of another shape or kind": sorted(wrong),
         }
         shown = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in parts.items() if names)
         raise ValueError(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["configuration", "lookup", "name_of", "register", "replace"]
+__all__ = ["configuration", "lookup", "name_of", "outline", "register", "replace"]
 
 T = TypeVar("T", bound=type)
 
@@ -46,7 +46,9 @@ def register(cls: T | None = None, *, name: str | None = None) -> T:
         place = cls.__module__.split(".")
         name = ".".join([*place[1:2], cls.__qualname__]) if place[0] == "cflow" else cls.__name__
     other = _classes.get(name)
-    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+    # Running a notebook's cell again defines the same class anew; classes made inside functions may differ.
+    same = other is not None and (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
+    if other not in (None, cls) and (not same or "<locals>" in cls.__qualname__):
         raise ValueError(
             f"register({cls.__qualname__}): the name {name!r} belongs to {other.__module__}.{other.__qualname__}; "
             f"pass another one with register(name=...)."
@@ -128,3 +130,25 @@ def replace(obj: Any, **changes: Any) -> Any:
     Modules given as arguments (a field, a base) are the very same modules in the new object, parameters included.
     """
     return build(type(obj), {**configuration(obj), **changes})
+
+
+def outline(obj: Any) -> Any:
+    """Describes what an object is made of, in plain values that JSON holds: to compare two set-ups, not to rebuild one.
+
+    Registered objects are named with their arguments, tensors by shape, and anything else by its class. What a path
+    records of its training (``coupling``, a string) is left out.
+    """
+    if isinstance(obj, str | int | float | bool | None):
+        return obj
+    if isinstance(obj, Tensor):
+        return f"{obj.dtype}{list(obj.shape)}"
+    if isinstance(obj, dict):
+        return {str(key): outline(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple | nn.ModuleList):
+        return [outline(value) for value in obj]
+    if type(obj) not in _names:
+        return getattr(obj, "__qualname__", type(obj).__qualname__)
+    arguments = {key: outline(value) for key, value in configuration(obj).items()}
+    if isinstance(arguments.get("coupling"), str):
+        del arguments["coupling"]
+    return {name_of(type(obj)): arguments}

@@ -6,12 +6,13 @@ Every function takes a tensor with an event shape, or a dict of tensors with a d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Size, Tensor
 
-__all__ = ["as_shape", "batch_of", "broadcast", "expand_like", "flatten", "rows", "unflatten"]
+__all__ = ["as_shape", "batch_of", "broadcast", "expand_like", "flatten", "on_tensors", "rows", "unflatten"]
 
 Shape = Size | dict[str, Size]
 Value = Tensor | dict[str, Tensor]
@@ -23,8 +24,11 @@ def as_shape(shape: int | Iterable[int] | dict | None) -> Shape | None:
         return None
     if isinstance(shape, dict):
         return {name: as_shape(part) for name, part in shape.items()}
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+    try:
+        sizes = tuple(operator.index(size) for size in (shape if isinstance(shape, Iterable) else (shape,)))
+    except TypeError:
+        sizes = (-1,)
+    if any(size < 0 for size in sizes):
         raise ValueError(f"shape {shape!r}: a shape is an int or a tuple of non-negative ints such as (3, 32, 32).")
     return Size(sizes)
 
@@ -74,6 +78,15 @@ def unflatten(x: Value, batch: Size) -> Value:
     if isinstance(x, dict):
         return {name: unflatten(part, batch) for name, part in x.items()}
     return x.reshape((*batch, *x.shape[1:]))
+
+
+def on_tensors(function: Callable, *values: Value | None) -> Value | None:
+    """Applies a function to tensors, or part by part to dicts of them; ``None`` stays ``None``."""
+    if values[0] is None:
+        return None
+    if isinstance(values[0], dict):
+        return {name: on_tensors(function, *(value[name] for value in values)) for name in values[0]}
+    return function(*values)
 
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:

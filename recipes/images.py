@@ -31,7 +31,7 @@ class Options:
     """Which images; all but digits are read from --root."""
     root: Path | None = None
     """The folder with the files of the data set."""
-    size: int = 32
+    size: Literal[8, 16, 32, 64] = 32
     """Side to which the pictures of a folder are cropped and scaled."""
     out: Path | None = None
     """Where everything is written; runs/images-<data> unless given."""
@@ -91,6 +91,13 @@ def build(images: data.ImageData, width: int) -> cflow.ContinuousFlow:
     return flow.with_transform(data.Dequantise(images.event_shape, images.levels), data.Rescale(images.event_shape))
 
 
+def held_out(images: data.ImageData, flow):
+    """Gives up to 2000 held-out images for validation (every tenth of the run), or None where there are none."""
+    if not len(images.test):
+        return None
+    return (images.test[:2000], images.test_labels[:2000]) if flow.context_shape is not None else images.test[:2000]
+
+
 def draw(flow, labels, options: Options, generator) -> torch.Tensor:
     """Draws one image per label (or as many images, where there are no classes), in portions that fit in memory."""
     solver = solvers.by_name(options.solver, steps=options.solver_steps)
@@ -129,12 +136,13 @@ def main(options: Options) -> None:
     began = time.perf_counter()
     images = read(options)
     small = options.data == "digits"
-    steps = options.steps or (700 if small else 20_000)
+    steps = (700 if small else 20_000) if options.steps is None else options.steps
+    width = (32 if small else 64) if options.width is None else options.width
     out = options.out or Path("runs") / f"images-{options.data}"
     print(f"{options.data}: {images}")
 
     torch.manual_seed(options.seed)  # the network's initial weights; everything else draws from generators of its own
-    flow = build(images, options.width or (32 if small else 64))
+    flow = build(images, width)
     print(f"network: {sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M parameters; writing to {out}/")
     objective = objectives.FlowMatching(
         coupling=couplings.Independent(),
@@ -151,7 +159,7 @@ def main(options: Options) -> None:
         schedule=training.Cosine(warmup=100),
         ema=training.EMA(decay=0.99 if small else 0.9995),
         precision=options.precision,
-        validation=(images.test, images.test_labels) if flow.context_shape is not None else images.test,
+        validation=held_out(images, flow),
         validate_every=max(1, steps // 10),
         checkpoint_every=max(1, steps // 10),
         seed=options.seed,
@@ -159,6 +167,9 @@ def main(options: Options) -> None:
         resume=options.resume,
         progress=True,
     )
+    if options.resume:
+        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
+        print(f"--resume: {begun}")
     print(f"trained {run.steps} steps in {run.seconds:.0f} s")
     plot.training(run.history, out / "training.png")
 
@@ -168,11 +179,11 @@ def main(options: Options) -> None:
     classes = max(1, len(images.classes))
     labels = torch.arange(options.num, device=device) % classes
     samples = draw(flow, labels, options, generator).cpu()
-    grid = samples[: 10 * classes] if classes <= 10 else samples[:100]
+    grid = samples[: 10 * classes] if 5 <= classes <= 10 else samples[:100]
     pixels = lambda x: x.float() / (images.levels - 1)
-    plot.images(pixels(grid), out / "samples.png", columns=min(classes, 10))
+    plot.images(pixels(grid), out / "samples.png", columns=classes if 5 <= classes <= 10 else 10)
 
-    rows = labels[: min(classes, 10)]
+    rows = labels[: min(max(classes, 4), 10)]
     noise = flow.base.sample((len(rows),), generator=generator)
     context = None if flow.context_shape is None else rows
     solver = solvers.by_name(options.solver, steps=options.solver_steps)
@@ -180,8 +191,9 @@ def main(options: Options) -> None:
     frames = flow.trajectory(noise, context, times=9, solver=solver, guidance=guide).cpu()
     plot.image_trajectories(pixels(frames), out / "trajectories.png", times=torch.linspace(0, 1, len(frames)))
 
-    report = measure(samples, labels.cpu(), images)
+    report = measure(samples, labels.cpu(), images) if len(images.test) >= 4 else {"samples": len(samples)}
     report |= {
+        "classes": list(images.classes),
         "steps": run.steps,
         "training_seconds": run.seconds,
         "solver": repr(solver),
@@ -192,13 +204,16 @@ def main(options: Options) -> None:
     for name, value in report.items():
         print(f"  {name:44s} {value:.4g}" if isinstance(value, float) else f"  {name:44s} {value}")
     print(f"pictures: {out}/samples.png, trajectories.png, training.png")
-    print(f"more samples: cflow sample {out} --num 64 --output more.png" + (" --label 3" if classes > 1 else ""))
+    print(
+        f"more samples: cflow sample {out} --num 64 --output more.png"
+        + (f" --label {classes - 1}" if classes > 1 else "")
+    )
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"images.py: {error}")
     except KeyboardInterrupt as stop:
         sys.exit(f"images.py: {stop or 'interrupted'}")

@@ -87,6 +87,9 @@ def main(options: Options) -> None:
         resume=options.resume,
         progress=True,
     )
+    if options.resume:
+        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
+        print(f"--resume: {begun}")
     flow = flow.cpu().eval()
     plot.training(run.history, out / "training.png")
 
@@ -133,7 +136,7 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"toys.py: {error}")
     except KeyboardInterrupt as stop:
         sys.exit(f"toys.py: {stop or 'interrupted'}")

@@ -130,9 +130,9 @@ def test_network_calls_are_as_few_as_promised():
     assert count(lambda: flow.rsample_and_log_prob((4,), solver=euler)) == 10
     assert count(lambda: flow.log_prob(torch.zeros(4, 3), solver=euler)) == 10
     x1 = cflow.ContinuousFlow(field, bases.Normal(3), path=paths.Linear("x1")).double()
-    assert count(lambda: x1.sample((4,), solver=euler)) == 11  # the closed-form step to the data's end
+    assert count(lambda: x1.sample((4,), solver=euler)) == 10  # the last step is the closed form
     assert flow.transport(torch.zeros(4, 3), 0.0, 1.0, solver=euler).stats.nfe == 10
-    assert x1.transport(torch.zeros(4, 3), 0.0, 1.0, solver=euler).stats.nfe == 11
+    assert x1.transport(torch.zeros(4, 3), 0.0, 1.0, solver=euler).stats.nfe == 10
 
 
 def test_trajectories_start_and_end_where_they_should(generator):
@@ -226,6 +226,14 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), context_shape=()), "pass context_shape=None"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Uniform(2), path=paths.Linear("score")), "standard normal"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), manifold="sphere"), "flat space"),
+        (lambda: cflow.ContinuousFlow(bases.Normal(2), MLP(2)), "second argument is a distribution"),
+        (lambda: cflow.ContinuousFlow(bases.Normal(2), bases.Normal(2)), "the first argument is the network"),
+        (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), path="linear"), "paths.Linear"),
+        (lambda: FLOWS["plain"]()[0].sample((2,), solver="heun"), "options are objects"),
+        (lambda: FLOWS["plain"]()[0].sample((2,), solver=solvers.Heun), "options are objects"),
+        (lambda: FLOWS["plain"]()[0].sample((2,), guidance=2.0), "no guidance"),
+        (lambda: FLOWS["plain"]()[0].log_prob(torch.zeros(2), divergence="exact"), "options are objects"),
+        (lambda: FLOWS["images"]()[0].sample((), torch.tensor(7)), "knows 0 to 2, and 3 for no condition"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0, 1, quadratures=("energy",)), "choose from kinetic"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0, 1, quadratures=("ladj_probes",)), "Hutchinson"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0.0, 1.5), r"outside \[0, 1\]"),
@@ -237,7 +245,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
     ],
 )
 def test_bad_use_says_what_to_do(call, message):
-    with pytest.raises((ValueError, FloatingPointError), match=message):
+    with pytest.raises((ValueError, TypeError, FloatingPointError), match=message):
         call()
 
 
@@ -253,3 +261,111 @@ def test_velocities_are_finite_at_both_ends_and_no_time_changes_nothing(predict)
         assert torch.allclose(flow.velocity(t, x), exact, atol=0.02)
     for t in (0.0, 0.5, 1.0):
         assert torch.equal(flow.transport(x, t, t, ladj=True).y, x)
+
+
+@pytest.mark.parametrize("solver", [solvers.Heun(steps=10), solvers.RK4(steps=10), solvers.Midpoint(steps=10)])
+@pytest.mark.parametrize("schedule", [paths.Linear, paths.Cosine, paths.VariancePreserving])
+def test_an_imperfect_x1_network_is_not_amplified_at_the_datas_end(schedule, solver, generator):
+    """A last stage just short of t = 1 would multiply the network's error by the step over sigma, here by fifty."""
+    path = schedule("x1")
+    flow = cflow.ContinuousFlow(GaussianField(path, 2, 0.0, 0.5), bases.Normal(2), path=path).double()
+    with torch.no_grad():
+        flow.field.scale.mul_(0.95)
+    x = flow.sample((2000,), solver=solver, generator=generator)
+    fine = flow.sample((2000,), solver=solvers.Euler(steps=400), generator=torch.Generator().manual_seed(0))
+    assert abs(float(x.std() / fine.std()) - 1) < 0.25
+    assert flow.transport(x[:3], 0.0, 1.0, solver=solvers.Euler(steps=10)).stats.nfe == 10
+
+
+def test_the_log_determinant_of_an_estimate_is_held_to_the_tolerance():
+    class Wave(nn.Module):
+        """A trace that oscillates while the state, at zero, stands still."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(20.0))
+
+        def forward(self, t, x, context=None):
+            return x * self.scale * torch.sin(20 * t)[:, None] ** 2
+
+    flow = cflow.ContinuousFlow(Wave(), bases.Normal(2), divergence=divergence.Hutchinson(probes=2)).double()
+    with torch.no_grad():
+        value, _ = flow.log_prob_estimate(torch.zeros(1, 2, dtype=torch.float64))
+    exact = -math.log(2 * math.pi) - 2 * 20 * (0.5 - math.sin(40) / 80)
+    assert abs(float(value) - exact) < 1e-3
+
+
+def test_an_empty_batch_has_an_empty_estimate():
+    flow, _ = FLOWS["hutchinson"]()
+    value, error = flow.log_prob_estimate(torch.zeros(0, 3))
+    assert value.shape == error.shape == (0,)
+
+
+def test_guiding_a_flow_by_itself_changes_nothing(generator):
+    path = paths.Linear("x1")
+    flow = cflow.ContinuousFlow(GaussianField(path, 2, 1.0, 0.5), bases.Normal(2), path=path).double()
+    x0 = flow.base.sample((5,), generator=generator)
+    same = flow.transport(x0, 0.0, 1.0, guidance=guidance.AutoGuidance(flow, 2.0)).y
+    assert torch.allclose(same, flow.transport(x0, 0.0, 1.0).y, atol=1e-5)
+    with pytest.raises(ValueError, match="pass the weak flow itself"):
+        flow.transport(x0, 0.0, 1.0, guidance=guidance.AutoGuidance(flow.field, 2.0))
+
+
+def test_a_failure_in_the_closed_form_step_has_a_status():
+    class Cliff(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, t, x, context=None):
+            return torch.where((t[:, None] > 0.95) & (x > 0), math.nan, self.scale * x.sign())
+
+    flow = cflow.ContinuousFlow(Cliff(), bases.Normal(1), path=paths.Linear("x1"))
+    solution = flow.transport(torch.tensor([[-9.0], [9.0]]), 0.0, 1.0, solver=solvers.Euler(steps=40))
+    assert solution.status.tolist() == [solvers.Status.SUCCESS, solvers.Status.NON_FINITE]
+    with pytest.raises(FloatingPointError, match="NON_FINITE"):
+        flow.sample((50,), solver=solvers.Euler(steps=40))
+
+
+def test_flows_do_not_share_what_their_path_records():
+    path = paths.Linear()
+    one, two = (cflow.ContinuousFlow(MLP(2), bases.Normal(2), path=path) for _ in range(2))
+    one.path.coupling = "couplings.OptimalTransport"
+    assert two.path.coupling is path.coupling is None
+
+
+def test_paths_with_other_ends_are_not_exchanged():
+    flow = cflow.ContinuousFlow(MLP(2), bases.Normal(2), path=paths.Linear(sigma_min=0.3))
+    with pytest.raises(ValueError, match="sigma differs by 0.3 at an end"):
+        flow.with_path(paths.Linear())
+    evaluated = cflow.ContinuousFlow(MLP(2), bases.Normal(2), path=paths.Linear()).eval().with_path(paths.Cosine())
+    assert not evaluated.training
+
+
+def test_contexts_of_several_parts_are_dropped_and_guided(generator):
+    from cflow import objectives
+
+    class Parts(nn.Module):
+        """Reads a label and a vector."""
+
+        event_shape = torch.Size([2])
+        context_shape = {"label": torch.Size([]), "vector": torch.Size([3])}
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.net = nn.Embedding(5, 4), nn.Linear(10, 2)
+
+        def null_context(self, context):
+            return {"label": torch.full_like(context["label"], 4), "vector": torch.zeros_like(context["vector"])}
+
+        def forward(self, t, x, context=None):
+            parts = [x, t.expand(len(x))[:, None], self.embed(context["label"]), context["vector"]]
+            return self.net(torch.cat(parts, 1))
+
+    flow = cflow.ContinuousFlow(Parts(), bases.Normal(2), path=paths.Linear(), context_shape={"label": (), "vector": 3})
+    context = {"label": torch.arange(4), "vector": torch.randn(4, 3)}
+    loss = objectives.FlowMatching(condition_dropout=0.5)(flow, torch.randn(4, 2), context, generator=generator)
+    assert loss.shape == (4,)
+    x = flow.sample((6,), context, solver=solvers.Euler(steps=2), guidance=guidance.ClassifierFree(2.0))
+    assert x.shape == (6, 4, 2)
+    assert flow(context).expand((3, 4)).sample().shape == (3, 4, 2)

@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-HEAVY = ("ot", "geoopt", "torch_geometric", "matplotlib", "sklearn", "accelerate", "tensorboard", "scipy", "torchdiffeq")
+HEAVY = (
+    "ot",
+    "geoopt",
+    "torch_geometric",
+    "matplotlib",
+    "sklearn",
+    "accelerate",
+    "tensorboard",
+    "scipy",
+    "torchdiffeq",
+)
 
 
 def test_nothing_heavy_is_imported_and_nothing_is_said():

@@ -129,7 +129,7 @@ def test_hostile_and_damaged_files_execute_nothing(tmp_path):
     save_file({key: value for key, value in tensors.items() if key != name}, weights)
     refuse("missing: field.output.bias")
     save_file(tensors | {name: torch.zeros(9)}, weights)
-    refuse("of another shape: field.output.bias")
+    refuse("of another shape or kind: field.output.bias")
     weights.unlink()
     refuse("holds no saved flow", FileNotFoundError)
     assert torch.equal(draws(cflow.load(path)), draws(flow := cflow.load(path)))
@@ -154,3 +154,13 @@ def test_guidance_objects_are_plain_configuration(tmp_path):
     assert again.option == holder.option
     assert again.numbers == holder.numbers
     assert again.names == holder.names
+
+
+def test_a_trained_base_stays_trained(tmp_path):
+    loc, scale = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2, loc=loc, scale=scale))
+    again = cflow.load(cflow.save(flow, tmp_path / "m"))
+    found = {name: each.requires_grad for name, each in again.base.named_parameters()}
+    assert found == {"loc": True, "scale": False}
+    assert torch.equal(again.base.loc, loc)
+    assert not again.base.is_standard

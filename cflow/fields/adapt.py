@@ -69,7 +69,7 @@ class Adapted(Field):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
-        result = self.call(self.network, t.expand(x.shape[0]), x, context)
+        result = self.call(self.network, t.to(x.dtype).expand(x.shape[0]), x, context)
         if result.shape != x.shape:
             raise ValueError(
                 f"Adapted: the network gave a result of shape {list(result.shape)} for x of shape {list(x.shape)}, but "

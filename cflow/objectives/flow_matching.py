@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..couplings import Independent
+from ..shapes import expand_like, on_tensors
 from ..times import Uniform
 from .objective import Objective
 
@@ -68,6 +69,12 @@ class FlowMatching(Objective):
                 f"FlowMatching(condition_dropout={condition_dropout}): the share of dropped contexts lies in [0, 1); "
                 f"0.1 to 0.2 is usual for classifier-free guidance."
             )
+        for name, value in (("coupling", coupling), ("times", times), ("weight", weight)):
+            if value is not None and (isinstance(value, type) or not callable(value)):
+                raise TypeError(
+                    f"FlowMatching({name}={value!r}): options are objects, such as couplings.OptimalTransport() or "
+                    f"times.LogitNormal()."
+                )
         self.coupling = Independent() if coupling is None else coupling
         self.times = Uniform() if times is None else times
         self.weight, self.condition_dropout = weight, condition_dropout
@@ -104,11 +111,11 @@ class FlowMatching(Objective):
                     f"FlowMatching(condition_dropout={self.condition_dropout}): there is no context to drop; train "
                     "with data=(x, context), or leave condition_dropout at 0."
                 )
-            drop = batch.drop.reshape(-1, *(1,) * (context.dim() - 1))
-            context = torch.where(drop, flow.field.null_context(context), context)
+            null = flow.field.null_context(context)
+            context = on_tensors(lambda old, new: torch.where(expand_like(batch.drop, old), new, old), context, null)
         low, high = flow.interval
         sample = path.sample(batch.x0, batch.x1, low + (high - low) * batch.t)
-        loss = path.loss(flow.field(sample.t, sample.xt, context), sample)
+        loss = path.loss(flow.predict(sample.t, sample.xt, context), sample)
         return loss if self.weight is None else loss * self.weight(path, sample.t)
 
     def _record(self, before: str | None) -> str:

@@ -35,5 +35,5 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__qualname__} does not define loss.")
 
     def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
-        x = self.preprocess(flow, x, generator)
-        return self.loss(flow, self.prepare(flow.base, x, context, generator))
+        x = self.preprocess(flow, flow.cast(x), generator)
+        return self.loss(flow, self.prepare(flow.base, x, flow.cast(context), generator))

@@ -86,4 +86,5 @@ class MinSNR:
                 return torch.minimum(torch.ones_like(t), self.gamma * square / alpha.square())
             case "velocity":
                 capped = torch.minimum(alpha.square(), self.gamma * square)
-                return capped / (path.d_alpha(t) * sigma - alpha * path.d_sigma(t)).square()
+                slope = (path.d_alpha(t) * sigma - alpha * path.d_sigma(t)).square()
+                return capped / slope.clamp(min=torch.finfo(t.dtype).tiny)  # zero over zero where a path stands still

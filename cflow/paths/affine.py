@@ -99,6 +99,10 @@ class AffinePath:
         """Gives the schedule and its derivatives at ``t`` ([] or [B]), shaped to multiply ``x [B, *event]``."""
         return Coefficients(*(expand_like(f(t), x) for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma)))
 
+    def norm(self, t: Tensor) -> Tensor:
+        """Gives the standard deviation of ``x_t`` where base and data have unit variance."""
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
     def _interval(self) -> tuple[float, float]:
         """Finds where the prediction's conversion divides by nothing smaller than the margin."""
         one, m = torch.ones((), dtype=torch.float64), torch.tensor(self.margin, dtype=torch.float64)

@@ -38,9 +38,21 @@ class Rescheduled(nn.Module):
     def __init__(self, field: nn.Module, trained: AffinePath, path: AffinePath):
         super().__init__()
         self.field, self.trained, self.path = field, trained, path
+        self._check_ends()
         self.event_shape = getattr(field, "event_shape", None)
         self.context_shape = getattr(field, "context_shape", None)
         self.interval = self._interval()
+
+    def _check_ends(self) -> None:
+        """Two paths share their ends' distributions only where they stop equally far from them."""
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        for name in ("alpha", "sigma"):
+            gap = (getattr(self.trained, name)(ends) - getattr(self.path, name)(ends)).abs().max()
+            if gap > 0.02:
+                raise ValueError(
+                    f"Rescheduled({self.trained!r} -> {self.path!r}): {name} differs by {float(gap):.2g} at an end, so "
+                    f"the two paths join different distributions; choose a path with the same ends (sigma_min)."
+                )
 
     def null_context(self, context: Tensor) -> Tensor:
         """Gives the context of "no condition", as the inner field defines it."""

@@ -13,7 +13,9 @@ import torch
 from torch import Size, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from cflow import registry
 from cflow.training.batches import LoaderBatches, RowBatches
+from cflow.training.ema import EMA
 
 __all__ = ["cast", "check_batch", "check_data", "check_options", "settings_of"]
 
@@ -66,6 +68,14 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
                 f"have no context; pass a pair (x, context)."
             )
         contexts = _check_shape(context, flow.context_shape, f"fit({what}=(x, context)): the context", "[N", None)
+        classes = getattr(getattr(flow, "field", None), "classes", 0)
+        if classes and isinstance(context, Tensor) and context.device.type == "cpu" and len(context):
+            wrong = ((context < 0) | (context >= classes)).nonzero().flatten()
+            if len(wrong):
+                raise ValueError(
+                    f"fit({what}=(x, context)): {len(wrong)} of {contexts} labels are not among 0 to {classes - 1} "
+                    f"(rows {wrong[:8].tolist()}{'...' if len(wrong) > 8 else ''}); number the classes from 0."
+                )
         if contexts != count:
             raise ValueError(
                 f"fit({what}=(x, context)): x has {count} rows and context {contexts}, so they cannot belong together; "
@@ -113,7 +123,22 @@ def cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     """Checks the arguments that stand alone; ``options`` holds them by name."""
-    for name in ("steps", "batch_size", "validate_every", "accumulate", "checkpoint_every", "keep", "log_every"):
+    for name, value, methods, example in (
+        ("flow", flow, ("parameters", "preprocess"), "cflow.ContinuousFlow(...)"),
+        ("objective", objective, ("prepare", "loss"), "objectives.FlowMatching()"),
+        ("schedule", options.schedule, ("__call__",), "training.Cosine(warmup=100)"),
+    ):
+        if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+            shown = f"the class {value.__name__}" if isinstance(value, type) else repr(type(value).__name__)
+            raise TypeError(f"fit({name}=...) is {shown}, not a {name}; pass an object such as {example}.")
+    if options.ema is not None and not isinstance(options.ema, EMA):
+        raise TypeError(f"fit(ema={options.ema!r}): pass training.EMA(decay=0.999), or None for no averaging.")
+    counts = ("steps", "batch_size", "validate_every", "accumulate", "checkpoint_every", "keep", "log_every")
+    for name in (*counts, "seed", "prefetch"):
+        value = getattr(options, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"fit({name}={value!r}): this is a whole number, not a {type(value).__name__}.")
+    for name in counts:
         if getattr(options, name) < 1:
             raise ValueError(f"fit({name}={getattr(options, name)}): this is a number of one or more; pass at least 1.")
     for name in ("seed", "prefetch", "weight_decay"):
@@ -131,6 +156,9 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
         )
     if options.out is not None:
         from cflow.io import save
+
+        if Path(options.out).exists() and not Path(options.out).is_dir():
+            raise ValueError(f"fit(out={str(options.out)!r}): that is a file; pass the name of a folder.")
 
         # A flow that cannot be saved is refused now, not after training.
         with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +178,7 @@ def settings_of(flow: Any, objective: Any, source: Any, options: SimpleNamespace
     # A function of the user's has no readable form: its name must do.
     shown = repr(options.schedule) if hasattr(options.schedule, "__dataclass_fields__") else None
     settings["schedule"] = shown or getattr(options.schedule, "__qualname__", type(options.schedule).__qualname__)
-    settings["objective"] = type(objective).__qualname__
+    settings["flow"], settings["objective"] = registry.outline(flow), registry.outline(objective)
     settings["parameters"] = [
         [name, str(each.dtype), list(each.shape)]
         for part in (flow, objective)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -227,6 +228,10 @@ class Loop:
                 count += size
         for part, mode in modes:
             part.training = mode
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f"fit: the validation loss at step {self.step} is {total / count}; look for NaN in the validation data."
+            )
         return total / count
 
     def save(self) -> None:

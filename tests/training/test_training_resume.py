@@ -162,7 +162,7 @@ def test_resuming_nothing_starts_anew(tmp_path):
         ({"ema": None}, "ema"),
         ({"accumulate": 2}, "accumulate"),
         ({"schedule": training.Constant()}, "schedule"),
-        ({"flow": small_flow(width=8)}, "parameters"),
+        ({"flow": small_flow(width=8)}, "flow"),
     ],
 )
 def test_other_settings_are_refused_by_name(tmp_path, change, name):
