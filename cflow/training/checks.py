@@ -130,7 +130,7 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     ):
         if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
             shown = f"the class {value.__name__}" if isinstance(value, type) else repr(type(value).__name__)
-            raise TypeError(f"fit({name}=...) is {shown}, not a {name}; pass an object such as {example}.")
+            raise TypeError(f"fit({name}=...) is {shown}, not what is wanted there; pass an object such as {example}.")
     if options.ema is not None and not isinstance(options.ema, EMA):
         raise TypeError(f"fit(ema={options.ema!r}): pass training.EMA(decay=0.999), or None for no averaging.")
     counts = ("steps", "batch_size", "validate_every", "accumulate", "checkpoint_every", "keep", "log_every")

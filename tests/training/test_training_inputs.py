@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from training_standins import Regression, SmallFlow, SmallMatching, Squares, data, small_flow, train
 
-from cflow import training
+from cflow import ContinuousFlow, bases, paths, training
+from cflow.fields import MLP
+from cflow.objectives import FlowMatching
 from cflow.training.safety import Watch
 
 
@@ -182,3 +184,37 @@ def test_a_deferred_failure_names_its_step(monkeypatch):
     )
     deferred, _ = train()
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), deferred.parameters(), strict=True))
+
+
+def test_labels_beyond_the_classes_are_named_before_training():
+    flow = ContinuousFlow(MLP(2, classes=3), bases.Normal(2), path=paths.Linear(), context_shape=())
+    for wrong in (3, -1):  # 3 would mean "no condition" to the field
+        labels = torch.zeros(100, dtype=torch.long)
+        labels[7] = wrong
+        with pytest.raises(ValueError, match=r"1 of 100 labels are not among 0 to 2 \(rows \[7\]\)"):
+            training.fit(flow, FlowMatching(), (torch.randn(100, 2), labels), steps=1, batch_size=50)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": FlowMatching}, "is the class FlowMatching, not what is wanted"),
+        ({"flow": torch.nn.Linear(2, 2)}, "pass an object such as cflow.ContinuousFlow"),
+        ({"steps": 2.5}, "whole number, not a float"),
+        ({"steps": "4"}, "whole number, not a str"),
+        ({"ema": 0.99}, "training.EMA"),
+        ({"schedule": "cosine"}, "training.Cosine"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(change, message):
+    flow = ContinuousFlow(MLP(2), bases.Normal(2), path=paths.Linear())
+    arguments = {"flow": flow, "objective": FlowMatching(), "data": torch.randn(64, 2), "steps": 1, "batch_size": 32}
+    with pytest.raises(TypeError, match=message):
+        training.fit(**(arguments | change))
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run():
+    flow = ContinuousFlow(MLP(2), bases.Normal(2), path=paths.Linear())
+    judged = torch.utils.data.DataLoader(torch.full((8, 2), torch.nan), batch_size=4)
+    with pytest.raises(FloatingPointError, match="validation loss at step 1 is nan"):
+        training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32, validation=judged)

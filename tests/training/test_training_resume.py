@@ -15,7 +15,9 @@ import pytest
 import torch
 from training_standins import SmallMatching, data, small_flow, source, train
 
-from cflow import training
+from cflow import ContinuousFlow, bases, couplings, paths, times, training
+from cflow.fields import MLP
+from cflow.objectives import FlowMatching
 
 
 class Accident(Exception):
@@ -237,3 +239,26 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(tmp_path):
     assert (note["epoch"], note["used"]) == (3, 3)
     assert same(whole, train("loader", steps=30, checkpoint_every=24, out=tmp_path, resume=True)[0])
     assert len(source("loader")) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"path": paths.Cosine("x1")}, "flow"),
+        ({"base": bases.StudentT(2, df=5.0)}, "flow"),
+        ({"coupling": couplings.OptimalTransport()}, "objective"),
+        ({"times": times.LogitNormal()}, "objective"),
+        ({"condition_dropout": 0.5}, "objective"),
+    ],
+)
+def test_another_flow_or_objective_is_refused(tmp_path, change, name):
+    def go(steps, *, base=None, path=None, **options):
+        flow = ContinuousFlow(MLP(2, hidden=(8,)), base or bases.Normal(2), path=path or paths.Linear())
+        return training.fit(
+            flow, FlowMatching(**options), data(), steps=steps, batch_size=32, out=tmp_path, resume=True
+        )
+
+    go(4)
+    assert go(6).resumed_from == 4
+    with pytest.raises(ValueError, match=rf"fit\(resume=True\): {name} is .* now and was"):
+        go(8, **change)
