@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,48 +14,11 @@ from . import registry
 from .divergence import Exact, Hutchinson
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Rescheduled
-from .shapes import Size, expand_like, flatten, on_tensors, rows, unflatten
-from .solvers import Dopri5, FixedGrid, Solution, Status, Tolerance
+from .shapes import Size, expand_like, flatten, unflatten
+from .solvers import Dopri5, Solution
+from .transport import VelocityField, transport
 
 __all__ = ["ContinuousFlow"]
-
-QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
-
-
-class VelocityField:
-    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
-
-    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
-    in float32 or better around a network in bf16.
-    """
-
-    def __init__(self, field: nn.Module, path: AffinePath | None, event_shape: Size, context_shape):
-        self.field, self.path = field, path
-        self.event_shape, self.context_shape = event_shape, context_shape
-        self.converts = path is not None and path.predict != "velocity"
-        parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
-        self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
-
-    def null_context(self, context: Tensor) -> Tensor:
-        return self.field.null_context(context)
-
-    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if self.half is None:
-            prediction = self.field(t, x, context)
-        else:
-            halve = lambda each: each.to(self.half) if each.is_floating_point() else each
-            prediction = self.field(t, x.to(self.half), on_tensors(halve, context))
-        if prediction.shape != x.shape:
-            raise ValueError(
-                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one "
-                "value per entry of x."
-            )
-        if prediction.dtype != x.dtype:
-            prediction = prediction.to(x.dtype)
-        return self.path.velocity(prediction, x, t) if self.converts else prediction
-
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @registry.register
@@ -71,6 +33,12 @@ class ContinuousFlow(BaseInvertibleFlow):
     Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``, log-densities ``[*batch]`` in nats.
     Cost: one field call per solver stage; with the log-determinant, also ``D`` vector-Jacobian products (``Exact``) or
     ``probes`` (``Hutchinson``) per stage. Every method takes ``solver``, ``divergence`` and ``guidance`` for one call.
+
+    Networks that predict ``x1``, ``noise`` or ``score`` give no velocity at the very ends (``interval``). Samples cross
+    the rest by the path's closed form; where a density is asked for (``log_prob``, ``encode``, ``decode``,
+    ``sample_and_log_prob``), a change of scale does, which is exactly invertible: the two differ by the path's margin.
+
+    A log-density outside ``torch.no_grad()`` keeps the graph of every solver stage.
 
     Args:
         field: a network called as ``field(t, x, context)``.
@@ -203,7 +171,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"{self.path.margin}, nor outside [{low:.3g}, {high:.3g}] on this path; ask at another time."
             )
         velocity = self.velocity_field(guidance)(t, x, context)
-        _, x0 = self._ends(velocity, x, t)
+        _, x0 = self.path.velocity_ends(velocity, x, t)
         return unflatten(-(x0 - loc) / (expand_like(sigma, x) * scale**2), batch)
 
     def with_path(self, path: AffinePath) -> ContinuousFlow:
@@ -232,12 +200,6 @@ class ContinuousFlow(BaseInvertibleFlow):
     def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
         return VelocityField(self.field, None, self.event_shape, self.context_shape)(t, x, context)
-
-    def _ends(self, velocity: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Solves a velocity and a point for the expected ends ``(x1, x0)``."""
-        c = self.path.coefficients(t, x)
-        determinant = c.alpha * c.d_sigma - c.sigma * c.d_alpha
-        return (c.d_sigma * x - c.sigma * velocity) / determinant, (c.alpha * velocity - c.d_alpha * x) / determinant
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -290,9 +252,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
         """
         x, context, batch = self._enter(x, context, "transport")
-        solution = self._transport(
-            x, t0, t1, context, generator, ladj=ladj, quadratures=quadratures, solver=solver, divergence=divergence,
-            guidance=guidance, at=at,
+        solution = transport(
+            self, x, t0, t1, context, generator, ladj=ladj, quadratures=quadratures, solver=solver,
+            divergence=divergence, guidance=guidance, at=at,
         )  # fmt: skip
         trajectory = solution.trajectory
         if trajectory is not None:
@@ -304,142 +266,6 @@ class ContinuousFlow(BaseInvertibleFlow):
             status=solution.status.reshape(batch),
             trajectory=trajectory,
         )
-
-    def _transport(
-        self, x, t0, t1, context, generator,
-        *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None,
-    ) -> Solution:  # fmt: skip
-        unknown = set(quadratures) - set(QUADRATURES)
-        if unknown:
-            raise ValueError(
-                f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
-                f"{', '.join(QUADRATURES)}."
-            )
-        t0, t1, at = float(t0), float(t1), None if at is None else [float(t) for t in at]
-        outside = [t for t in (t0, t1, *(at or ())) if not 0 <= t <= 1]
-        if outside:
-            raise ValueError(
-                f"flow.transport: time {outside[0]} lies outside [0, 1], where 0 is the base and 1 the data; a flow is "
-                f"not defined beyond its ends."
-            )
-        solver = self._option("solver", self.solver if solver is None else solver, "solve")
-        divergence = self._option("divergence", self.divergence if divergence is None else divergence, "begin")
-        f, probe, names = self._integrand(x, generator, ladj, quadratures, divergence, guidance)
-        args = (context, *probe)
-        density = any(name.startswith("ladj") for name in names)
-        # A log-determinant that is returned is held to the solver's tolerance, as the state is.
-        held = Tolerance(solver.rtol, solver.atol) if hasattr(solver, "rtol") else None
-        wanted = {name: held if name.startswith("ladj") else None for name in names} or None
-
-        low, high = self.interval
-        inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
-        if t0 < inner1 < t1 and isinstance(solver, FixedGrid) and not density:
-            solver, inner1 = self._shortened(solver, inner0, t1, high, at)
-        start, totals, calls = x, {}, 0
-        if inner0 != t0:
-            x, totals, calls = self._cross(f, x, t0, inner0, inner0, args, names, density)
-        first, last = min(inner0, inner1), max(inner0, inner1)
-        inside = None if at is None else [min(max(t, first), last) for t in at]
-        solution = solver.solve(
-            f, x, inner0, inner1, args=args, params=tuple(self.field.parameters()), quadratures=wanted, path=self.path,
-            generator=generator, at=inside,
-        )  # fmt: skip
-        y, status = solution.y, solution.status
-        for name, value in solution.quadratures.items():
-            if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
-                value = value.unsqueeze(1).expand(-1, divergence.probes)
-            # The solver integrates over dt; energies are over |dt|.
-            totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
-        if inner1 != t1:
-            crossed, rest, more = self._cross(f, y, inner1, t1, inner1, args, names, density)
-            fine = status == Status.SUCCESS
-            y = torch.where(expand_like(fine, y), crossed, y)
-            totals = {name: totals[name] + rest[name] for name in totals}
-            status = torch.where(fine & ~rows(y).isfinite().all(1), int(Status.NON_FINITE), status)
-            calls += more
-        trajectory = solution.trajectory
-        if trajectory is not None:
-            ends = {t0: start, t1: y}
-            trajectory = torch.stack([ends.get(t, trajectory[i]) for i, t in enumerate(at)])
-        solution.stats.nfe += calls
-        solution.stats.evaluations += calls * len(x)
-        return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
-
-    @staticmethod
-    def _option(name: str, value, method: str):
-        if isinstance(value, type) or not callable(getattr(value, method, None)):
-            raise TypeError(
-                f"flow: {name}={value!r} is a {type(value).__name__}; options are objects, such as "
-                f"solvers.Heun(steps=20), divergence.Hutchinson() or guidance.ClassifierFree(2.0)."
-            )
-        return value
-
-    @staticmethod
-    def _shortened(solver: FixedGrid, t0: float, t1: float, high: float, at) -> tuple[FixedGrid, float]:
-        """Leaves the last step of a grid to the closed form, which divides by nothing that vanishes at the data's end.
-
-        A step that ends just short of it would: its last stage multiplies the network's error by the step over sigma.
-        """
-        nodes = [t for t in (*solver.nodes(t0, t1), *(at or ())) if t0 < t < high]
-        if not nodes:
-            return solver, t0
-        grid = tuple(sorted(set(nodes) - {max(nodes)}))
-        return (replace(solver, steps=None, grid=grid) if grid else replace(solver, steps=1, grid=None)), max(nodes)
-
-    def _integrand(self, x, generator, ladj, quadratures, divergence, guidance):
-        """Builds ``f(t, x, context, *probe)`` with the integrals asked for, and draws the probe."""
-        velocity = self.velocity_field(guidance)
-        names = (("ladj",) if ladj else ()) + tuple(quadratures)
-        if not names:
-            return velocity, (), names
-        per_probe = "ladj_probes" in names
-        if per_probe and (not isinstance(divergence, Hutchinson) or "jacobian" in names):
-            raise ValueError(
-                f"flow.transport(quadratures={tuple(quadratures)}): 'ladj_probes' comes from a divergence with probes "
-                f"and without 'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for "
-                "'jacobian' apart."
-            )
-        needs_divergence = ladj or per_probe or "jacobian" in names
-        probe = divergence.begin(x, generator) if needs_divergence else None
-
-        def f(t, x, context, probe):
-            values = {}
-            if per_probe:
-                v, values["ladj_probes"] = divergence.estimates(velocity, t, x, probe, context)
-                values["ladj"] = values["ladj_probes"].mean(1)
-            elif needs_divergence:
-                v, values["ladj"], values["jacobian"] = divergence(velocity, t, x, probe, context)
-            else:
-                v = velocity(t, x, context)
-            if "kinetic" in names:
-                values["kinetic"] = rows(v.square()).sum(1)
-            return v, {name: values[name] for name in names}
-
-        return f, (probe,), names
-
-    def _cross(self, f, x, t, s, tau, args, names, density):
-        """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside the interval.
-
-        Without a log-determinant: the closed-form step with the network asked at ``tau``. Where ``x`` is not at ``tau``
-        yet, the step is implicit and takes two fixed-point iterations.
-
-        With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
-        data's end it leaves the noise of the path's margin in (the density is that of the data with noise of relative
-        size ``margin``, and differs in second order); at the base's end it neglects ``margin`` times the data's mean.
-        """
-        here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
-        if density:
-            size = self.path.alpha if max(t, s) > self.interval[1] else self.path.norm
-            factor = size(there) / size(here)
-            change = math.prod(self.event_shape) * factor.log()
-            ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
-            return x * factor, ladj, 0
-        point, calls = x, 1 if tau == t else 2
-        for _ in range(calls):
-            answer = f(inner.expand(len(x)), point, *args)
-            v, values = answer if names else (answer, {})
-            point = x + self.path.increment(*self._ends(v, point, inner), here, there)
-        return point, {name: values[name] * abs(s - t) for name in names}, calls
 
     # What the base class derives the protocol from
 
@@ -454,11 +280,11 @@ class ContinuousFlow(BaseInvertibleFlow):
             ) from None
 
     def _encode(self, x, context, generator, **options):
-        solution = self._solved(self._transport(x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
+        solution = self._solved(transport(self, x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
         return solution.y, solution.quadratures["ladj"]
 
     def _decode(self, z, context, generator, *, ladj=True, **options):
-        solution = self._solved(self._transport(z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")
+        solution = self._solved(transport(self, z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")
         return solution.y, solution.quadratures.get("ladj")
 
     def log_prob_estimate(self, x, context=None, *, draws: int = 8, generator=None, **options):
@@ -477,7 +303,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         self._check(options, "log_prob_estimate")
         x, context, batch = self._enter(x, context, "log_prob_estimate")
         u, outer = self.preprocess(x, generator=generator)
-        solution = self._transport(u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
+        solution = transport(self, u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
         self._solved(solution, "log_prob_estimate")
         each = solution.quadratures["ladj_probes"]
         spread = each.std(1) if len(each) else each.sum(1)
@@ -509,7 +335,7 @@ class ContinuousFlow(BaseInvertibleFlow):
             x = self.preprocess(x, generator=generator)[0]
         with torch.no_grad():
             solution = self._solved(
-                self._transport(x, times[0], times[-1], context, generator, solver=solver, guidance=guidance, at=times),
+                transport(self, x, times[0], times[-1], context, generator, solver=solver, guidance=guidance, at=times),
                 "trajectory",
             )
         states = flatten(solution.trajectory, self.event_shape, solution.trajectory.shape[:2])

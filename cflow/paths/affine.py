@@ -176,9 +176,7 @@ class AffinePath:
         c = self.coefficients(t, x)
         match self.predict:
             case "velocity":
-                determinant = c.alpha * c.d_sigma - c.sigma * c.d_alpha
-                x1 = (c.d_sigma * x - c.sigma * prediction) / determinant
-                return x1, (c.alpha * prediction - c.d_alpha * x) / determinant
+                return self.velocity_ends(prediction, x, t)
             case "x1":
                 return prediction, (x - c.alpha * prediction) / c.sigma
             case "noise":
@@ -186,6 +184,12 @@ class AffinePath:
             case "score":
                 x0 = -c.sigma * prediction
                 return (x - c.sigma * x0) / c.alpha, x0
+
+    def velocity_ends(self, velocity: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Solves a velocity and ``x`` at time ``t`` for the expected ends ``(x1, x0)``."""
+        c = self.coefficients(t, x)
+        determinant = c.alpha * c.d_sigma - c.sigma * c.d_alpha
+        return (c.d_sigma * x - c.sigma * velocity) / determinant, (c.alpha * velocity - c.d_alpha * x) / determinant
 
     def velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""

@@ -1,0 +1,192 @@
+"""How a continuous flow carries points between two times: the solve, and what lies outside the path's interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .divergence import Hutchinson
+from .paths import AffinePath
+from .shapes import Size, expand_like, on_tensors, rows
+from .solvers import FixedGrid, Solution, Status, Tolerance
+
+__all__ = ["QUADRATURES", "VelocityField", "transport"]
+
+QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
+HALF = (torch.bfloat16, torch.float16)
+
+
+class VelocityField:
+    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
+
+    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
+    in float32 or better around a network in bf16.
+    """
+
+    def __init__(self, field: nn.Module, path: AffinePath | None, event_shape: Size, context_shape):
+        self.field, self.path = field, path
+        self.event_shape, self.context_shape = event_shape, context_shape
+        self.converts = path is not None and path.predict != "velocity"
+        parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
+        self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
+
+    def null_context(self, context: Tensor) -> Tensor:
+        return self.field.null_context(context)
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.half is None:
+            prediction = self.field(t, x, context)
+        else:
+            halve = lambda each: each.to(self.half) if each.is_floating_point() else each
+            prediction = self.field(t, x.to(self.half), on_tensors(halve, context))
+        if prediction.shape != x.shape:
+            raise ValueError(
+                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one "
+                "value per entry of x."
+            )
+        if prediction.dtype != x.dtype:
+            prediction = prediction.to(x.dtype)
+        return self.path.velocity(prediction, x, t) if self.converts else prediction
+
+
+def transport(
+    flow, x, t0, t1, context, generator,
+    *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None,
+) -> Solution:  # fmt: skip
+    """Carries ``x [B, *event]`` from ``t0`` to ``t1``; see :meth:`cflow.ContinuousFlow.transport`."""
+    unknown = set(quadratures) - set(QUADRATURES)
+    if unknown:
+        raise ValueError(
+            f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
+            f"{', '.join(QUADRATURES)}."
+        )
+    t0, t1, at = float(t0), float(t1), None if at is None else [float(t) for t in at]
+    outside = [t for t in (t0, t1, *(at or ())) if not 0 <= t <= 1]
+    if outside:
+        raise ValueError(
+            f"flow.transport: time {outside[0]} lies outside [0, 1], where 0 is the base and 1 the data; a flow is "
+            f"not defined beyond its ends."
+        )
+    solver = _option("solver", flow.solver if solver is None else solver, "solve")
+    divergence = _option("divergence", flow.divergence if divergence is None else divergence, "begin")
+    f, probe, names = _integrand(flow, x, generator, ladj, quadratures, divergence, guidance)
+    args = (context, *probe)
+    density = any(name.startswith("ladj") for name in names)
+    # A log-determinant that is returned is held to the solver's tolerance, as the state is.
+    held = Tolerance(solver.rtol, solver.atol) if hasattr(solver, "rtol") else None
+    wanted = {name: held if name.startswith("ladj") else None for name in names} or None
+
+    low, high = flow.interval
+    inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
+    if t0 < inner1 < t1 and isinstance(solver, FixedGrid) and not density:
+        solver, inner1 = _shortened(solver, inner0, t1, high, at)
+    start, totals, calls = x, {}, 0
+    if inner0 != t0:
+        x, totals, calls = _cross(flow, f, x, t0, inner0, inner0, args, names, density)
+    first, last = min(inner0, inner1), max(inner0, inner1)
+    inside = None if at is None else [min(max(t, first), last) for t in at]
+    solution = solver.solve(
+        f, x, inner0, inner1, args=args, params=tuple(flow.field.parameters()), quadratures=wanted, path=flow.path,
+        generator=generator, at=inside,
+    )  # fmt: skip
+    y, status = solution.y, solution.status
+    for name, value in solution.quadratures.items():
+        if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
+            value = value.unsqueeze(1).expand(-1, divergence.probes)
+        # The solver integrates over dt; energies are over |dt|.
+        totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
+    if inner1 != t1:
+        crossed, rest, more = _cross(flow, f, y, inner1, t1, inner1, args, names, density)
+        fine = status == Status.SUCCESS
+        y = torch.where(expand_like(fine, y), crossed, y)
+        totals = {name: totals[name] + rest[name] for name in totals}
+        status = torch.where(fine & ~rows(y).isfinite().all(1), int(Status.NON_FINITE), status)
+        calls += more
+    trajectory = solution.trajectory
+    if trajectory is not None:
+        ends = {t0: start, t1: y}
+        trajectory = torch.stack([ends.get(t, trajectory[i]) for i, t in enumerate(at)])
+    solution.stats.nfe += calls
+    solution.stats.evaluations += calls * len(x)
+    return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
+
+
+def _option(name: str, value, method: str):
+    if isinstance(value, type) or not callable(getattr(value, method, None)):
+        raise TypeError(
+            f"flow: {name}={value!r} is a {type(value).__name__}; options are objects, such as "
+            f"solvers.Heun(steps=20), divergence.Hutchinson() or guidance.ClassifierFree(2.0)."
+        )
+    return value
+
+
+def _shortened(solver: FixedGrid, t0: float, t1: float, high: float, at) -> tuple[FixedGrid, float]:
+    """Leaves the last step of a grid to the closed form, which divides by nothing that vanishes at the data's end.
+
+    A step that ends just short of it would: its last stage multiplies the network's error by the step over sigma.
+    """
+    nodes = [t for t in (*solver.nodes(t0, t1), *(at or ())) if t0 < t < high]
+    if not nodes:
+        return solver, t0
+    grid = tuple(sorted(set(nodes) - {max(nodes)}))
+    return (replace(solver, steps=None, grid=grid) if grid else replace(solver, steps=1, grid=None)), max(nodes)
+
+
+def _integrand(flow, x, generator, ladj, quadratures, divergence, guidance):
+    """Builds ``f(t, x, context, *probe)`` with the integrals asked for, and draws the probe."""
+    velocity = flow.velocity_field(guidance)
+    names = (("ladj",) if ladj else ()) + tuple(quadratures)
+    if not names:
+        return velocity, (), names
+    per_probe = "ladj_probes" in names
+    if per_probe and (not isinstance(divergence, Hutchinson) or "jacobian" in names):
+        raise ValueError(
+            f"flow.transport(quadratures={tuple(quadratures)}): 'ladj_probes' comes from a divergence with probes "
+            f"and without 'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for "
+            "'jacobian' apart."
+        )
+    needs_divergence = ladj or per_probe or "jacobian" in names
+    probe = divergence.begin(x, generator) if needs_divergence else None
+
+    def f(t, x, context, probe):
+        values = {}
+        if per_probe:
+            v, values["ladj_probes"] = divergence.estimates(velocity, t, x, probe, context)
+            values["ladj"] = values["ladj_probes"].mean(1)
+        elif needs_divergence:
+            v, values["ladj"], values["jacobian"] = divergence(velocity, t, x, probe, context)
+        else:
+            v = velocity(t, x, context)
+        if "kinetic" in names:
+            values["kinetic"] = rows(v.square()).sum(1)
+        return v, {name: values[name] for name in names}
+
+    return f, (probe,), names
+
+
+def _cross(flow, f, x, t, s, tau, args, names, density):
+    """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside the interval.
+
+    Without a log-determinant: the closed-form step with the network asked at ``tau``. Where ``x`` is not at ``tau``
+    yet, the step is implicit and takes two fixed-point iterations.
+
+    With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
+    data's end it leaves the noise of the path's margin in (the density is that of the data with noise of relative
+    size ``margin``, and differs in second order); at the base's end it neglects ``margin`` times the data's mean.
+    """
+    here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
+    if density:
+        size = flow.path.alpha if max(t, s) > flow.interval[1] else flow.path.norm
+        factor = size(there) / size(here)
+        change = math.prod(flow.event_shape) * factor.log()
+        ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
+        return x * factor, ladj, 0
+    point, calls = x, 1 if tau == t else 2
+    for _ in range(calls):
+        answer = f(inner.expand(len(x)), point, *args)
+        v, values = answer if names else (answer, {})
+        point = x + flow.path.increment(*flow.path.velocity_ends(v, point, inner), here, there)
+    return point, {name: values[name] * abs(s - t) for name in names}, calls
