@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import math
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -109,9 +110,17 @@ class BaseFlow(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The floating dtype of events: that of the module's first floating tensor, float32 or better."""
-        tensors = (*self.parameters(), *self.buffers())
-        found = next((each.dtype for each in tensors if each.is_floating_point()), torch.get_default_dtype())
-        return torch.promote_types(found, torch.float32)
+        return torch.promote_types(self._reference.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the module's first floating tensor."""
+        return self._reference.device
+
+    @property
+    def _reference(self) -> Tensor:
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((each for each in tensors if each.is_floating_point()), torch.empty(0))
 
     # The protocol
 
@@ -248,8 +257,9 @@ class BaseFlow(nn.Module):
         return batch_of(context, self.context_shape, f"flow.{method}: context")
 
     def cast(self, value: Value | None) -> Value | None:
-        """Brings floating tensors to the flow's dtype; integers (labels, pixels) stay what they are."""
-        return on_tensors(lambda each: each.to(self.dtype) if each.is_floating_point() else each, value)
+        """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""
+        device, dtype = self.device, self.dtype
+        return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
 
     def _enter(self, x: Value, context: Value | None, method: str) -> tuple[Value, Value | None, Size]:
         own = batch_of(x, self.event_shape, f"flow.{method}: x")

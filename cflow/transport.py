@@ -81,8 +81,8 @@ def transport(
 
     low, high = flow.interval
     inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
-    if t0 < inner1 < t1 and isinstance(solver, FixedGrid) and not density:
-        solver, inner1 = _shortened(solver, inner0, t1, high, at)
+    if t0 < t1 and (inner0, inner1) != (t0, t1) and isinstance(solver, FixedGrid) and not density:
+        solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at)
     start, totals, calls = x, {}, 0
     if inner0 != t0:
         x, totals, calls = _cross(flow, f, x, t0, inner0, inner0, args, names, density)
@@ -123,16 +123,22 @@ def _option(name: str, value, method: str):
     return value
 
 
-def _shortened(solver: FixedGrid, t0: float, t1: float, high: float, at) -> tuple[FixedGrid, float]:
-    """Leaves the last step of a grid to the closed form, which divides by nothing that vanishes at the data's end.
+def _aligned(solver: FixedGrid, t0: float, t1: float, inner0: float, inner1: float, at):
+    """Gives the closed form whole steps of a grid at the ends that the interval leaves out: ``(solver, start, stop)``.
 
-    A step that ends just short of it would: its last stage multiplies the network's error by the step over sigma.
+    A step that began or ended at the interval's edge would multiply the network's error by the step over the small
+    weight there; the closed form divides by the weight a whole step away.
     """
-    nodes = [t for t in (*solver.nodes(t0, t1), *(at or ())) if t0 < t < high]
-    if not nodes:
-        return solver, t0
-    grid = tuple(sorted(set(nodes) - {max(nodes)}))
-    return (replace(solver, steps=None, grid=grid) if grid else replace(solver, steps=1, grid=None)), max(nodes)
+    nodes = sorted({t for t in (*solver.nodes(t0, t1), *(at or ())) if inner0 < t < inner1})
+    if inner0 != t0 and nodes:
+        inner0 = nodes.pop(0)
+    if inner1 != t1:
+        inner1 = nodes.pop() if nodes else inner0
+    return (
+        (replace(solver, steps=None, grid=tuple(nodes)) if nodes else replace(solver, steps=1, grid=None)),
+        inner0,
+        inner1,
+    )
 
 
 def _integrand(flow, x, generator, ladj, quadratures, divergence, guidance):

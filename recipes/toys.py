@@ -72,10 +72,12 @@ def main(options: Options) -> None:
         fields.MLP(2, hidden=options.hidden), bases.Normal(2), path=PATHS[options.path](options.predict)
     ).with_transform(data.Standardise.fit(train, pooled=(-1,)))
     pairing = {"independent": couplings.Independent(), "optimal-transport": couplings.OptimalTransport()}
+    # A velocity near the data's end, and with it the density, amplifies errors of x1; training must weigh them so.
+    weight = objectives.VelocityWeight() if options.predict == "x1" else None
     print(f"{options.data}: {len(train)} points, {options.coupling} coupling, {flow.path}; writing to {out}/")
     run = training.fit(
         flow,
-        objectives.FlowMatching(coupling=pairing[options.coupling]),
+        objectives.FlowMatching(coupling=pairing[options.coupling], weight=weight),
         train,
         steps=options.steps,
         batch_size=options.batch_size,

@@ -369,3 +369,28 @@ def test_contexts_of_several_parts_are_dropped_and_guided(generator):
     x = flow.sample((6,), context, solver=solvers.Euler(steps=2), guidance=guidance.ClassifierFree(2.0))
     assert x.shape == (6, 4, 2)
     assert flow(context).expand((3, 4)).sample().shape == (3, 4, 2)
+
+
+@pytest.mark.parametrize("predict", ["noise", "score"])
+@pytest.mark.parametrize("solver", [solvers.Heun(steps=10), solvers.RK4(steps=10), solvers.Euler(steps=20)])
+def test_an_imperfect_noise_network_is_not_amplified_at_the_bases_end(predict, solver, generator):
+    path = paths.Linear(predict)
+    flow = cflow.ContinuousFlow(GaussianField(path, 2, 0.0, 0.5), bases.Normal(2), path=path).double()
+    with torch.no_grad():
+        flow.field.scale.mul_(0.97)
+    x = flow.sample((2000,), solver=solver, generator=generator)
+    fine = flow.sample((2000,), generator=torch.Generator().manual_seed(0))
+    assert abs(float(x.std() / fine.std()) - 1) < 0.2
+
+
+def test_grids_of_few_steps_and_output_times_keep_the_closed_form(generator):
+    x0 = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    for predict in ("x1", "noise", "score"):
+        path = paths.Cosine(predict)
+        flow = cflow.ContinuousFlow(GaussianField(path, 2, 0.7, 0.5), bases.Normal(2), path=path).double()
+        for steps in (1, 2, 3):
+            assert flow.transport(x0, 0.0, 1.0, solver=solvers.Heun(steps=steps)).y.isfinite().all()
+        at = [0.0, 0.3, 0.97, 1.0]
+        states = flow.transport(x0, 0.0, 1.0, solver=solvers.RK4(steps=50), at=at).trajectory
+        for t, state in zip(at, states):
+            assert (state - flow.field.carry(x0, 0.0, t)[0]).abs().max() < 0.02
