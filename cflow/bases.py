@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ __all__ = ["Base", "Mixture", "Normal", "StudentT", "Uniform"]
 Number = float | Tensor
 
 
-class Base(nn.Module):
+class Base(nn.Module, ABC):
     """Holds what all bases share: the shape of an event, the dtype and device of draws, and the checks of arguments.
 
     A subclass gives ``_sample(shape, generator)`` and ``_log_prob(x)``; both work in :attr:`dtype`, which is the
@@ -74,11 +75,13 @@ class Base(nn.Module):
             )
         return self._log_prob(x.to(torch.promote_types(x.dtype, self.dtype)))
 
+    @abstractmethod
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} gives no _sample(shape, generator).")
+        """Draws ``[*shape, *event]``."""
 
+    @abstractmethod
     def _log_prob(self, x: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} gives no _log_prob(x).")
+        """Computes the log-density of ``x [*batch, *event]``, whose shape and dtype have been seen to."""
 
     def _refuse(self, method: str, context: Tensor | None, mask: Tensor | None) -> None:
         for name, value in (("context", context), ("mask", mask)):

@@ -15,6 +15,8 @@ from .coupling import Context, check_rows
 
 __all__ = ["OptimalTransport"]
 
+SIMPLEX_ABOVE = {2: 128, 3: 256}  # by dimension, the batch size from which the network simplex is the faster solver
+
 
 @register
 @dataclass(frozen=True)
@@ -30,20 +32,20 @@ class OptimalTransport:
 
     - ``"simplex"``: POT's network simplex;
     - ``"assignment"``: SciPy's shortest augmenting paths, on costs reduced by their column minima and with the wider of
-      the two sets along the rows: up to three times as fast for data wider than the base, at worst 1.9 times as slow
+      the two sets along the rows: up to three times as fast for data wider than the base, at worst 1.6 times as slow
       (narrow isotropic data in many dimensions);
     - ``None``: the faster one by measurement (``tests/benchmarks/couplings.py``): the simplex for events of two
-      dimensions in batches above 128, where it is 1.3 to 2.7 times as fast, and the assignment elsewhere (in three
-      dimensions they draw level, and above, the assignment mostly leads).
+      dimensions in batches above 128, where it is 1.3 to 2.3 times as fast, and of three in batches above 256 (1.2 to
+      1.5 times); the assignment elsewhere.
 
     One-dimensional events are sorted, on their device, whatever ``method`` says. Should the simplex stop at a plan that
     is no permutation, the assignment is solved instead: the answer is the same, at the cost of a second solve.
 
     Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such.
-    Cost: one core of the host. Up to 50 dimensions 1 ms at B = 128, 2 to 8 ms at 256, 0.1 to 0.2 s at 1024; with 3072
-    entries 7 to 11 ms, 25 ms and 0.4 to 0.7 s on a busy machine, as distances take long as well. Costs are
-    computed where the samples are (in float64 on a GPU), then ``B x B`` numbers go to the host and ``B`` indices back,
-    which waits for the device. No gradient flows through the choice. Safe to call from several threads.
+    Cost: one core of the host. Up to 50 dimensions 1 ms at B = 128, 2 to 4 ms at 256, 0.1 s at 1024; with 3072 entries
+    2 ms, 9 ms and 0.2 s, as distances take long as well (two cores, one run of the benchmark). Costs are computed where
+    the samples are (in float64 on a GPU), then ``B x B`` numbers go to the host and ``B`` indices back, which waits for
+    the device. No gradient flows through the choice. Safe to call from several threads.
 
     A batch is a biased picture of the whole: the coupling tends to the true optimal one only as B grows. With a
     context, it skews which base samples belong to which condition, because distances do not see the context.
@@ -104,7 +106,7 @@ class OptimalTransport:
                 else torch.arange(count, device=x1.device)
             )
         cost, x0_is_wider = _squared_distances(x0, x1)
-        method = self.method or ("simplex" if dimension <= 2 and count > 128 else "assignment")
+        method = self.method or ("simplex" if count > SIMPLEX_ABOVE.get(dimension, count) else "assignment")
         index = _simplex(cost) if method == "simplex" else None
         if index is None:
             index = _assignment(cost, x0_is_wider)

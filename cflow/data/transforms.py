@@ -7,6 +7,7 @@ its densities are those of the data as measured.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,7 +20,7 @@ from cflow.registry import register
 __all__ = ["DataTransform", "Dequantise", "Logit", "Rescale", "Standardise"]
 
 
-class DataTransform(nn.Module):
+class DataTransform(nn.Module, ABC):
     """Maps data to what a flow models, event by event.
 
     A transform has ``encode(x, *, generator=None) -> (u, ladj)`` and ``decode(u) -> (x, ladj)``; each returns the
@@ -39,13 +40,13 @@ class DataTransform(nn.Module):
         super().__init__()
         self.event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
 
+    @abstractmethod
     def encode(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Maps data to what the flow models, with the log-determinant."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Maps what the flow models back to data, with the log-determinant."""
-        raise NotImplementedError
 
     def _accept(self, x: Tensor, method: str) -> Tensor:
         """Checks the shape and makes integers and half precision float."""

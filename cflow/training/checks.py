@@ -9,15 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Size, Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from cflow import registry
 from cflow.training.batches import LoaderBatches, RowBatches
 from cflow.training.ema import EMA
 
-__all__ = ["cast", "check_batch", "check_data", "check_options", "settings_of"]
+__all__ = ["check_batch", "check_data", "check_options", "settings_of"]
 
 
 def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, what: str, drops_last: bool) -> None:
@@ -110,21 +109,10 @@ def _shown(shape: Any) -> Any:
     return {name: tuple(part) for name, part in shape.items()} if isinstance(shape, dict) else tuple(Size(shape))
 
 
-def cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Brings tensors to a device and floating ones to a dtype."""
-
-    def one(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype, non_blocking=True)
-
-    return tree_map(one, value)
-
-
 def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     """Checks the arguments that stand alone; ``options`` holds them by name."""
     for name, value, methods, example in (
-        ("flow", flow, ("parameters", "preprocess"), "cflow.ContinuousFlow(...)"),
+        ("flow", flow, ("parameters", "preprocess", "cast"), "cflow.ContinuousFlow(...)"),
         ("objective", objective, ("prepare", "loss"), "objectives.FlowMatching()"),
         ("schedule", options.schedule, ("__call__",), "training.Cosine(warmup=100)"),
     ):
@@ -161,8 +149,14 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
             raise ValueError(f"fit(out={str(options.out)!r}): that is a file; pass the name of a folder.")
 
         # A flow that cannot be saved is refused now, not after training.
-        with tempfile.TemporaryDirectory() as folder:
-            save(flow, Path(folder) / "model")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                save(flow, Path(folder) / "model")
+        except ValueError as error:
+            raise ValueError(
+                f"fit(out={str(options.out)!r}): the trained flow could not be written there. {error} Write the network as "
+                f"a class of your own with that mark, or pass out=None and keep flow.state_dict() yourself."
+            ) from error
 
 
 def _parameters(part: Any) -> Iterable[nn.Parameter]:

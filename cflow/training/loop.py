@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cflow.training.batches import RawBatch, ahead
-from cflow.training.checks import cast, check_batch
+from cflow.training.checks import check_batch
 from cflow.training.safety import Interrupt, Watch
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
 
@@ -90,8 +90,6 @@ class Loop:
     def __post_init__(self) -> None:
         self.parameters = [each for each in self.module.parameters() if each.requires_grad]
         self.device = self.parameters[0].device
-        floating = [each.dtype for each in (*self.flow.parameters(), *self.parameters) if each.is_floating_point()]
-        self.dtype = torch.promote_types(floating[0], torch.float32)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         deferred = self.device.type != "cpu" and bool(self.optimizer.defaults.get("fused"))
         self.watch = Watch(self.optimizer, self.device, deferred)
@@ -107,7 +105,7 @@ class Loop:
         """Carries a raw batch to what the objective's loss takes; all draws come from the stream of ``counters``."""
         check_batch(self.flow, self.objective, raw.x, raw.context, "data")
         generator = generator_for(self.device, self.options.seed, *counters)
-        x, context = cast((raw.x, raw.context), self.device, self.dtype)
+        x, context = self.flow.cast(raw.x), self.flow.cast(raw.context)
         with torch.no_grad():
             u = self.objective.preprocess(self.flow, x, generator)
             return self.objective.prepare(getattr(self.flow, "base", None), u, context, generator)

@@ -6,7 +6,7 @@ from torch import nn
 from training_standins import Regression, SmallFlow, SmallMatching, Squares, data, small_flow, train
 
 from cflow import ContinuousFlow, bases, paths, training
-from cflow.fields import MLP
+from cflow.fields import MLP, Adapted
 from cflow.objectives import FlowMatching
 from cflow.training.safety import Watch
 
@@ -218,3 +218,11 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run():
     judged = torch.utils.data.DataLoader(torch.full((8, 2), torch.nan), batch_size=4)
     with pytest.raises(FloatingPointError, match="validation loss at step 1 is nan"):
         training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32, validation=judged)
+
+
+def test_a_flow_that_cannot_be_saved_is_refused_before_training(tmp_path):
+    field = Adapted(nn.Linear(2, 2), lambda net, t, x, context: net(x), event_shape=2)
+    flow = ContinuousFlow(field, bases.Normal(2), path=paths.Linear())
+    with pytest.raises(ValueError, match=r"ContinuousFlow\.field.*out=None"):
+        training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32, out=tmp_path / "run")
+    assert training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32).steps == 1

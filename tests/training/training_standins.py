@@ -33,6 +33,10 @@ class SmallFlow(nn.Module):
             nn.Linear(3, width), nn.BatchNorm1d(width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 2)
         )
 
+    def cast(self, value):
+        reference = next(self.parameters())
+        return value if value is None else value.to(reference)
+
     def preprocess(self, x, *, generator=None):
         return x, 0.0
 
@@ -64,6 +68,10 @@ class Regression(nn.Module):
         self.map = nn.Linear(3, 2, dtype=dtype)
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
+
+    def cast(self, value):
+        reference = next(self.parameters())
+        return value if value is None else value.to(reference)
 
     def preprocess(self, x, *, generator=None):
         return x, 0.0

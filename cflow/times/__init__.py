@@ -1,0 +1,25 @@
+"""How training times are drawn, and how sampling grids are laid; t = 0 is the base (noise), t = 1 the data."""
+
+from cflow.times.grids import cosine_grid, edm_grid, power_grid, quantile_grid, shifted_grid, uniform_grid
+from cflow.times.law import Times
+from cflow.times.laws import Beta, CosMap, LogitNormal, Mode, Uniform
+from cflow.times.nested import Antithetic, Shifted, Stratified, shift_times
+
+__all__ = [
+    "Antithetic",
+    "Beta",
+    "CosMap",
+    "LogitNormal",
+    "Mode",
+    "Shifted",
+    "Stratified",
+    "Times",
+    "Uniform",
+    "cosine_grid",
+    "edm_grid",
+    "power_grid",
+    "quantile_grid",
+    "shift_times",
+    "shifted_grid",
+    "uniform_grid",
+]

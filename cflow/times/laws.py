@@ -1,0 +1,182 @@
+"""Laws of training times; t = 0 is the base (noise), t = 1 the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cflow.registry import register
+from cflow.times.law import Times, inside, require
+
+__all__ = ["Beta", "CosMap", "LogitNormal", "Mode", "Uniform"]
+
+
+@register
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Draws times uniformly.
+
+    Cost: one uniform draw per time.
+
+    Example:
+        >>> Uniform()(3, generator=torch.Generator().manual_seed(0))
+        tensor([0.4963, 0.7682, 0.0885])
+    """
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return u
+
+    def log_density(self, t: Tensor) -> Tensor:
+        return inside(t, torch.zeros_like(t))
+
+
+@register
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    r"""Draws times that crowd where the velocity is hardest to learn.
+
+    .. math:: t = \operatorname{sigmoid}(\mu + \sigma \epsilon), \qquad \epsilon \sim \mathcal N(0, 1)
+
+    A positive ``loc`` moves times towards the data. Cost: one uniform draw and an inverse normal per time.
+
+    Raises:
+        ValueError: if ``scale`` is not positive, or an argument is not finite.
+
+    Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
+    arXiv:2403.03206, section 3.1 (there t = 1 is noise, hence the opposite sign of ``loc``).
+
+    Example:
+        >>> LogitNormal(loc=1.0).icdf(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.7311, 1.0000])
+    """
+
+    loc: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        require(self, "loc", math.isfinite(self.loc), "the median's logit is a finite number, such as 0.0")
+        require(self, "scale", 0 < self.scale < math.inf, "the scale of a normal is positive, such as 1.0")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.loc + self.scale * torch.special.ndtri(u))
+
+    def log_density(self, t: Tensor) -> Tensor:
+        z = (torch.logit(t) - self.loc) / self.scale
+        value = -0.5 * z.square() - torch.log(t) - torch.log1p(-t) - math.log(self.scale * math.sqrt(2 * math.pi))
+        return torch.where((t > 0) & (t < 1), value, -torch.inf)
+
+
+@register
+@dataclass(frozen=True)
+class Mode(Times):
+    r"""Draws times with a mode in the middle and tails that still reach both ends.
+
+    .. math:: t = u + s \big(u - \sin^2(\tfrac{\pi}{2} u)\big), \qquad u \sim \mathcal U(0, 1)
+
+    A positive ``scale`` prefers the middle, a negative one the ends. The law is symmetric, so that it reads the same in
+    the source's convention (t = 1 noise). Cost: one uniform draw per time; the density solves for u by 60 bisections.
+
+    Raises:
+        ValueError: if ``scale`` leaves [-1, 2 / (pi - 2)], where the map stops being monotone.
+
+    Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
+    arXiv:2403.03206, section 3.1, "mode sampling with heavy tails".
+
+    Example:
+        >>> Mode(1.29).icdf(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+        tensor([0.0000, 0.3836, 0.5000, 1.0000])
+    """
+
+    scale: float
+
+    def __post_init__(self):
+        bound = 2 / (math.pi - 2)
+        require(self, "scale", -1 <= self.scale <= bound, f"the map is monotone for -1 <= scale <= {bound:.4f} only")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return u + self.scale * (u - torch.sin(0.5 * math.pi * u).square())
+
+    def log_density(self, t: Tensor) -> Tensor:
+        target = t.double()
+        low, high = torch.zeros_like(target), torch.ones_like(target)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            below = self.icdf(middle) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        slope = 1 + self.scale * (1 - 0.5 * math.pi * torch.sin(math.pi * high))
+        return inside(t, -slope.log().to(t.dtype))
+
+
+@register
+@dataclass(frozen=True)
+class CosMap(Times):
+    r"""Draws times at which the linear path has the noise-to-signal ratios of the cosine schedule under uniform times.
+
+    .. math:: t = \frac{\tan(\pi u / 2)}{1 + \tan(\pi u / 2)}, \qquad p(t) = \frac{2}{\pi - 2 \pi t + 2 \pi t^2}
+
+    The law is symmetric. Cost: one uniform draw per time.
+
+    Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
+    arXiv:2403.03206, section 3.1.
+
+    Example:
+        >>> CosMap().icdf(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+        tensor([0.0000, 0.2929, 0.5000, 1.0000])
+    """
+
+    def icdf(self, u: Tensor) -> Tensor:
+        # Both written as sines of an angle up to pi/2, so that the ends are met without a rounded cosine below zero.
+        rising, falling = torch.sin(0.5 * math.pi * u), torch.sin(0.5 * math.pi * (1 - u))
+        return rising / (rising + falling)
+
+    def log_density(self, t: Tensor) -> Tensor:
+        return inside(t, math.log(2 / math.pi) - torch.log1p(-2 * t * (1 - t)))
+
+
+@register
+@dataclass(frozen=True)
+class Beta(Times):
+    r"""Draws times from a Beta law.
+
+    .. math:: p(t) = \frac{t^{\alpha - 1} (1 - t)^{\beta - 1}}{B(\alpha, \beta)}
+
+    Cost: one uniform draw and one power per time where ``alpha`` or ``beta`` is one; otherwise SciPy inverts the
+    distribution function in float64 on the host, about a microsecond per time and a round trip from another device.
+
+    Raises:
+        ValueError: if ``alpha`` or ``beta`` is not positive.
+
+    Source: Black et al., pi_0: A Vision-Language-Action Flow Model for General Robot Control, 2024, arXiv:2410.24164
+    (a Beta(1.5, 1) law with its weight on the noisy end: here ``Beta(1, 1.5)``).
+
+    Example:
+        >>> Beta(1.0, 2.0).icdf(torch.tensor([0.0, 0.75, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    alpha: float
+    beta: float
+
+    def __post_init__(self):
+        for name in ("alpha", "beta"):
+            require(self, name, 0 < getattr(self, name) < math.inf, "the exponents of a Beta law are positive")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        if self.beta == 1:
+            return u ** (1 / self.alpha)
+        if self.alpha == 1:
+            return -torch.expm1(torch.log1p(-u) / self.beta)
+        import scipy.special
+
+        t = scipy.special.betaincinv(self.alpha, self.beta, u.detach().to("cpu", torch.float64).numpy())
+        return torch.as_tensor(t, dtype=u.dtype, device=u.device)
+
+    def log_density(self, t: Tensor) -> Tensor:
+        constant = math.lgamma(self.alpha) + math.lgamma(self.beta) - math.lgamma(self.alpha + self.beta)
+        powers = torch.xlogy(torch.full_like(t, self.alpha - 1), t) + torch.special.xlog1py(
+            torch.full_like(t, self.beta - 1), -t
+        )
+        return inside(t, powers - constant)
