@@ -55,5 +55,6 @@ def inside(t: Tensor, value: Tensor) -> Tensor:
 
 
 def require(law: Times, name: str, holds: bool, why: str) -> None:
+    """Raises for an argument of a law that breaks its condition, saying why it is one."""
     if not holds:
         raise ValueError(f"{type(law).__name__}({name}={getattr(law, name)}): {why}.")

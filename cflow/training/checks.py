@@ -154,8 +154,8 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
                 save(flow, Path(folder) / "model")
         except ValueError as error:
             raise ValueError(
-                f"fit(out={str(options.out)!r}): the trained flow could not be written there. {error} Write the network as "
-                f"a class of your own with that mark, or pass out=None and keep flow.state_dict() yourself."
+                f"fit(out={str(options.out)!r}): the trained flow could not be written there. {error} Write the "
+                f"network as a class of your own with that mark, or pass out=None and keep flow.state_dict() yourself."
             ) from error
 
 

@@ -220,7 +220,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run():
         training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32, validation=judged)
 
 
-def test_a_flow_that_cannot_be_saved_is_refused_before_training(tmp_path):
+def test_an_adapted_lambda_trains_without_out_and_says_so_with_it(tmp_path):
     field = Adapted(nn.Linear(2, 2), lambda net, t, x, context: net(x), event_shape=2)
     flow = ContinuousFlow(field, bases.Normal(2), path=paths.Linear())
     with pytest.raises(ValueError, match=r"ContinuousFlow\.field.*out=None"):
