@@ -228,7 +228,8 @@ class Loop:
             part.training = mode
         if not math.isfinite(total):
             raise FloatingPointError(
-                f"fit: the validation loss at step {self.step} is {total / count}; look for NaN in the validation data."
+                f"fit: the validation loss at step {self.step} is {total / count}: either the weights have "
+                f"run away (lower lr), or the validation data hold NaN."
             )
         return total / count
 
