@@ -80,11 +80,11 @@ class FlowMatching(Objective):
         self.weight, self.condition_dropout = weight, condition_dropout
 
     @property
-    def takes_pairs(self) -> bool:
-        return not self.coupling.draws_base
+    def members(self) -> int | None:
+        return None if self.coupling.draws_base else 2
 
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> MatchingBatch:
-        if self.takes_pairs:
+        if self.members:
             x0, x1 = self.coupling.split(x)
         else:
             x0, x1 = base.sample((x.shape[0],), generator=generator), x

@@ -15,12 +15,13 @@ class Objective(nn.Module):
     which asks the flow's network. An objective with parameters of its own (a teacher) holds them as a module does.
     """
 
-    takes_pairs = False
-    """Whether the data are given pairs ``[B, 2, *event]`` of a base and a data sample."""
+    members: int | None = None
+    """How many samples an item of the data holds: ``None`` for one, ``[B, *event]``; 2 for given pairs of a base and a
+    data sample, ``[B, 2, *event]``; and so on."""
 
     def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
-        if not self.takes_pairs:
+        if self.members is None:
             return flow.preprocess(x, generator=generator)[0]
         x0, x1 = x.unbind(1)
         x1, _ = flow.preprocess(x1, generator=generator)

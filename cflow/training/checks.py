@@ -54,7 +54,7 @@ def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, wh
 
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
     """Raises where the shapes of a batch are not those of the flow."""
-    count = _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", 2 if objective.takes_pairs else None)
+    count = _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", objective.members)
     if flow.context_shape is None and context is not None:
         raise ValueError(
             f"fit({what}=(x, context)): this flow is unconditional (context_shape=None), so a context cannot be used; "
@@ -82,25 +82,24 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
             )
 
 
-def _check_shape(x: Any, shape: Any, who: str, lead: str, pair: int | None) -> int:
+def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None) -> int:
     if isinstance(shape, dict):
         if not isinstance(x, dict) or set(x) != set(shape):
             got = sorted(x) if isinstance(x, dict) else type(x).__name__
             raise ValueError(f"{who}: the flow has the parts {sorted(shape)}, not {got}; pass a dict with these keys.")
-        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, pair) for name in shape}
+        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, members) for name in shape}
         if len(set(counts.values())) != 1:
             raise ValueError(f"{who}: the parts have {counts} rows; pass equally many of each.")
         return next(iter(counts.values()))
     if not isinstance(x, Tensor):
         raise TypeError(f"{who} is a {type(x).__name__}, not a torch.Tensor; make one with torch.as_tensor.")
-    wanted = (*(() if pair is None else (pair,)), *shape)
+    wanted = (*(() if members is None else (members,)), *shape)
     if x.dim() != len(wanted) + 1 or tuple(x.shape[1:]) != wanted:
-        pairs = (
-            "" if pair is None else " (pairs of a base sample and a data sample, which the objective's coupling wants)"
-        )
+        what = "a base sample and a data sample" if members == 2 else f"{members} samples"
+        held = "" if members is None else f" (the objective takes items that hold {what} each)"
         raise ValueError(
             f"{who} has shape {tuple(x.shape)}, and the flow models events of shape {_shown(shape)}; pass a tensor of "
-            f"shape {', '.join([lead, *map(str, wanted)])}]{pairs}."
+            f"shape {', '.join([lead, *map(str, wanted)])}]{held}."
         )
     return len(x)
 

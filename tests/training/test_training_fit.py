@@ -244,7 +244,7 @@ def test_pairs_are_split_and_only_their_data_end_is_transformed():
             return x - 100, 0.0
 
     class Reflow(SmallMatching):
-        takes_pairs = True
+        members = 2
 
         def prepare(self, base, u, context, generator):
             seen["x0"], seen["x1"] = u[:, 0], u[:, 1]
@@ -254,7 +254,7 @@ def test_pairs_are_split_and_only_their_data_end_is_transformed():
     training.fit(Shifted(), Reflow(), pairs, steps=1, batch_size=40, prefetch=0)
     assert (seen["x0"] == 0).all()
     assert (seen["x1"] == 0).all()
-    with pytest.raises(ValueError, match=r"shape \[N, 2, 2\] \(pairs"):
+    with pytest.raises(ValueError, match=r"shape \[N, 2, 2\] \(the objective takes items that hold a base"):
         training.fit(Shifted(), Reflow(), pairs[:, 0], steps=1, batch_size=40)
 
 
