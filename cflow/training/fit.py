@@ -94,9 +94,9 @@ def fit(
         objective: what is minimised. Its own parameters are trained where they require gradients.
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
             ``(x, context)``, or a loader of batches of these. Where an item holds several samples
-            (``objective.members``; two for given pairs), ``x`` is ``[N, members, *event]``. Floating data are brought to the flow's dtype.
-            Tensors and datasets are drawn without replacement and the last partial batch of an epoch is left out;
-            a loader decides for itself (under several processes it must give each its own rows).
+            (``objective.members``; two for given pairs), ``x`` is ``[N, members, *event]``. Floating data are brought
+            to the flow's dtype. Tensors and datasets are drawn without replacement and the last partial batch of an
+            epoch is left out; a loader decides for itself (under several processes it must give each its own rows).
         steps: number of optimizer steps.
         batch_size: items per step and process; a loader's batches are taken as they are.
         lr: learning rate, multiplied by ``schedule``.
