@@ -36,6 +36,7 @@ def sample(
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    diffusion: float | None = None,
     label: int | None = None,
     guidance: float | None = None,
     seed: int | None = None,
@@ -48,10 +49,11 @@ def sample(
     Args:
         run: A run's folder, or a folder that cflow.save wrote.
         num: How many samples.
-        solver: Euler, midpoint, heun, rk4 or dopri5; the flow's own unless given.
+        solver: Euler, midpoint, heun, rk4, dopri5, euler_maruyama or stochastic_heun; the flow's own unless given.
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
+        diffusion: Strength of the noise of a stochastic solver.
         label: The class to draw; every class in turn unless given.
         guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         seed: Seed of the draws; a new one each time unless given.
@@ -71,7 +73,7 @@ def sample(
     generator = torch.Generator(device=_device(device))
     flow = load(folder, device=device).eval()
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
-    options = {"generator": generator, **_solver(solver, steps, rtol, atol)}
+    options = {"generator": generator, **_solver(solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)}
     labels = _labels(flow, label, num)
     if labels is None and guidance is not None:
         raise ValueError(f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to.")
@@ -156,12 +158,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _solver(name: str | None, steps: int | None, rtol: float | None, atol: float | None) -> dict:
-    options = {key: value for key, value in (("steps", steps), ("rtol", rtol), ("atol", atol)) if value is not None}
+def _solver(name: str | None, **options: float | None) -> dict:
+    options = {key: value for key, value in options.items() if value is not None}
     if name is None and not options:
         return {}
     if name is None:
-        name = "heun" if steps is not None else "dopri5"
+        stochastic, counted = "diffusion" in options, "steps" in options
+        name = "euler_maruyama" if stochastic else "heun" if counted else "dopri5"
     return {"solver": by_name(name, **options)}
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from . import registry
 from .divergence import Exact, Hutchinson
 from .flow import BaseInvertibleFlow, Likelihood
-from .paths import AffinePath, Rescheduled
-from .shapes import Size, expand_like, flatten, unflatten
+from .paths import AffinePath, Path, Rescheduled
+from .shapes import Size, flatten, unflatten
 from .solvers import Dopri5, Solution
-from .transport import VelocityField, transport
+from .transport import transport
+from .velocity import Prediction, VelocityAndScore, VelocityField
 
 __all__ = ["ContinuousFlow"]
 
@@ -72,7 +73,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         field: nn.Module,
         base: nn.Module,
         *,
-        path: AffinePath | None = None,
+        path: Path | None = None,
         solver=None,
         divergence=None,
         manifold=None,
@@ -102,7 +103,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"ContinuousFlow(field={type(self.field).__name__}, base={type(self.base).__name__}): the first "
                 f"argument is the network, a torch.nn.Module called as field(t, x, context); the second is the base."
             )
-        if self.path is not None and not isinstance(self.path, AffinePath):
+        if self.path is not None and not isinstance(self.path, Path):
             raise TypeError(f"ContinuousFlow(path={self.path!r}): a path is an object such as paths.Linear().")
         event = getattr(self.field, "event_shape", None)
         if event is not None and Size(event) != self.event_shape:
@@ -117,7 +118,14 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"ContinuousFlow(context_shape={self.context_shape and tuple(self.context_shape)}): the field's "
                 f"context_shape is {shown}; pass context_shape={shown}."
             )
-        if self.path is not None and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
+        heads, outputs = 1 if self.path is None else self.path.heads, getattr(self.field, "outputs", None)
+        if outputs not in (None, heads):
+            raise ValueError(
+                f"ContinuousFlow: the field returns {outputs} heads and {self.path!r} has a use for {heads}; build the "
+                f"field with outputs={heads}" + (", or choose predict='velocity'." if heads == 2 else ".")
+            )
+        affine = isinstance(self.path, AffinePath)
+        if affine and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
             raise ValueError(
                 f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, "
                 f"not {type(self.base).__name__}; use bases.Normal(event_shape), or predict 'velocity', 'x1' or "
@@ -126,6 +134,8 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     @property
     def likelihood(self) -> Likelihood:
+        if not getattr(self.base, "has_density", True):
+            return "none"
         if not self._transform_is_exact:
             return "bound"
         return "exact" if self.divergence.exact else "estimate"
@@ -145,34 +155,27 @@ class ContinuousFlow(BaseInvertibleFlow):
     def score(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
         r"""Computes the score :math:`\nabla \log p_t(x)` of the path's marginal at time ``t`` (model space).
 
-        .. math:: \nabla \log p_t(x) = -(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)
+        On an affine path it follows from the velocity, :math:`-(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)`;
+        on an interpolant with two heads it is what the second one learned. Cost: one call of the network.
 
         Raises:
-            ValueError: without a path, for a base that is not normal, for a flow trained with another coupling than the
-                independent one (the formula does not hold), and where ``sigma_t`` is below the path's margin.
+            ValueError: without a path; on an affine path for a base that is not normal and for a flow trained with
+                another coupling than the independent one (the formula does not hold); on an interpolant that predicts
+                the velocity alone, or with guidance; and where the score is not well conditioned (on affine paths,
+                where ``sigma_t`` is below the path's margin).
         """
-        if self.path is None:
-            raise ValueError("flow.score: this flow has no path, so its schedule is unknown; build it with path=...")
-        if self.path.coupling not in (None, "couplings.Independent"):
-            raise ValueError(
-                f"flow.score: the flow was trained with {self.path.coupling}; the score follows from the velocity only "
-                "for independent couplings. Train with couplings.Independent()."
-            )
-        loc, scale = getattr(self.base, "loc", None), getattr(self.base, "scale", None)
-        if type(self.base).__name__ != "Normal":
-            raise ValueError(f"flow.score: the base is a {type(self.base).__name__}; the score needs bases.Normal.")
+        both = VelocityAndScore(self, "score", guidance)
         x, context, batch = self._enter(x, context, "score")
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
-        sigma = self.path.sigma(t)
-        low, high = self.path.ends_interval
-        if bool(((sigma < self.path.margin) | (t < low) | (t > high)).any()):
+        low, high = self.path.score_interval
+        low, high = max(low, self.interval[0]), min(high, self.interval[1])
+        # The bounds are float64: a time that was rounded to them is inside.
+        if bool(((t < low) & ~torch.isclose(t, t.new_tensor(low))).any() | (t > high).any()):
             raise ValueError(
-                f"flow.score(t={float(t.max()):.4g}): the score is not to be had where sigma is below "
-                f"{self.path.margin}, nor outside [{low:.3g}, {high:.3g}] on this path; ask at another time."
+                f"flow.score(t={float(t.max()):.4g}): the score is well conditioned in [{low:.3g}, {high:.6g}] on this "
+                f"path (margin {self.path.margin}); ask at another time."
             )
-        velocity = self.velocity_field(guidance)(t, x, context)
-        _, x0 = self.path.velocity_ends(velocity, x, t)
-        return unflatten(-(x0 - loc) / (expand_like(sigma, x) * scale**2), batch)
+        return unflatten(both(t, x, context)[1], batch)
 
     def with_path(self, path: AffinePath) -> ContinuousFlow:
         """Gives the same flow read on another schedule (or predicting something else), without training.
@@ -183,6 +186,12 @@ class ContinuousFlow(BaseInvertibleFlow):
             raise ValueError(
                 "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."
             )
+        for each in (self.path, path):
+            if not isinstance(each, AffinePath):
+                raise ValueError(
+                    f"flow.with_path({path!r}): only affine paths pass through the same marginals, and {each!r} adds "
+                    f"noise of its own; train a flow on it."
+                )
         path = registry.replace(path, coupling=self.path.coupling)
         flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
         flow.training, flow.field.training = self.training, self.training
@@ -199,7 +208,7 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
-        return VelocityField(self.field, None, self.event_shape, self.context_shape)(t, x, context)
+        return Prediction(self.field, self.path, self.event_shape, self.context_shape)(t, x, context)
 
     @property
     def interval(self) -> tuple[float, float]:

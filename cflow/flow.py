@@ -299,6 +299,8 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def likelihood(self) -> Likelihood:
+        if not getattr(self.base, "has_density", True):
+            return "none"
         return "exact" if self._transform_is_exact else "bound"
 
     def _log_prob(self, x: Tensor, context: Tensor | None, generator, **options) -> Tensor:

@@ -6,50 +6,15 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
 from .divergence import Hutchinson
-from .paths import AffinePath
-from .shapes import Size, expand_like, on_tensors, rows
-from .solvers import FixedGrid, Solution, Status, Tolerance
+from .shapes import expand_like, rows
+from .solvers import FixedGrid, Solution, Status, StochasticGrid, Tolerance
+from .velocity import VelocityAndScore
 
-__all__ = ["QUADRATURES", "VelocityField", "transport"]
+__all__ = ["QUADRATURES", "transport"]
 
 QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
-HALF = (torch.bfloat16, torch.float16)
-
-
-class VelocityField:
-    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
-
-    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
-    in float32 or better around a network in bf16.
-    """
-
-    def __init__(self, field: nn.Module, path: AffinePath | None, event_shape: Size, context_shape):
-        self.field, self.path = field, path
-        self.event_shape, self.context_shape = event_shape, context_shape
-        self.converts = path is not None and path.predict != "velocity"
-        parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
-        self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
-
-    def null_context(self, context: Tensor) -> Tensor:
-        return self.field.null_context(context)
-
-    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if self.half is None:
-            prediction = self.field(t, x, context)
-        else:
-            halve = lambda each: each.to(self.half) if each.is_floating_point() else each
-            prediction = self.field(t, x.to(self.half), on_tensors(halve, context))
-        if prediction.shape != x.shape:
-            raise ValueError(
-                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; a vector field returns one "
-                "value per entry of x."
-            )
-        if prediction.dtype != x.dtype:
-            prediction = prediction.to(x.dtype)
-        return self.path.velocity(prediction, x, t) if self.converts else prediction
 
 
 def transport(
@@ -74,12 +39,23 @@ def transport(
     divergence = _option("divergence", flow.divergence if divergence is None else divergence, "begin")
     f, probe, names = _integrand(flow, x, generator, ladj, quadratures, divergence, guidance)
     args = (context, *probe)
+    low, high = flow.interval
+    integrand, stochastic = f, isinstance(solver, StochasticGrid)
+    if stochastic:
+        if names:
+            raise ValueError(
+                f"flow.transport(solver={solver!r}): {', '.join(names)} is defined along the ODE, and this solver "
+                f"simulates an SDE with the same marginals; take a solver such as solvers.Dopri5() for it."
+            )
+        integrand = VelocityAndScore(flow, "transport", guidance)
+        # The last step is the ODE's, and whole: noise added there would stay in the samples.
+        inner = flow.path.score_interval
+        low, high = max(low, inner[0]), min(high, inner[1], 1 - flow.path.margin)
     density = any(name.startswith("ladj") for name in names)
     # A log-determinant that is returned is held to the solver's tolerance, as the state is.
     held = Tolerance(solver.rtol, solver.atol) if hasattr(solver, "rtol") else None
     wanted = {name: held if name.startswith("ladj") else None for name in names} or None
 
-    low, high = flow.interval
     inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
     if t0 < t1 and (inner0, inner1) != (t0, t1) and isinstance(solver, FixedGrid) and not density:
         solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at)
@@ -89,8 +65,8 @@ def transport(
     first, last = min(inner0, inner1), max(inner0, inner1)
     inside = None if at is None else [min(max(t, first), last) for t in at]
     solution = solver.solve(
-        f, x, inner0, inner1, args=args, params=tuple(flow.field.parameters()), quadratures=wanted, path=flow.path,
-        generator=generator, at=inside,
+        integrand, x, inner0, inner1, args=args, params=tuple(flow.field.parameters()), quadratures=wanted,
+        path=flow.path, generator=generator, at=inside,
     )  # fmt: skip
     y, status = solution.y, solution.status
     for name, value in solution.quadratures.items():
@@ -194,5 +170,5 @@ def _cross(flow, f, x, t, s, tau, args, names, density):
     for _ in range(calls):
         answer = f(inner.expand(len(x)), point, *args)
         v, values = answer if names else (answer, {})
-        point = x + flow.path.increment(*flow.path.velocity_ends(v, point, inner), here, there)
+        point = x + flow.path.cross(v, point, inner, here, there)
     return point, {name: values[name] * abs(s - t) for name in names}, calls

@@ -159,7 +159,7 @@ def test_the_score_is_the_gradient_of_the_log_density(generator):
     t = torch.tensor(0.6, dtype=torch.float64)
     variance = path.alpha(t) ** 2 * 0.25 + path.sigma(t) ** 2
     assert torch.allclose(flow.score(0.6, x), -(x - path.alpha(t) * 0.7) / variance, atol=1e-10)
-    with pytest.raises(ValueError, match="below"):
+    with pytest.raises(ValueError, match="well conditioned in"):
         flow.score(1.0, x)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cflow.fields.base import Field
+from cflow.fields.base import Field, check_outputs
 from cflow.registry import register
 
 __all__ = ["Adapted"]
@@ -27,6 +27,7 @@ class Adapted(Field):
         event_shape: the shape of one sample.
         context_shape: the shape of one context; None where the network takes none.
         null: the context of "no condition": a number, or a tensor of shape ``context_shape``.
+        outputs: how many heads the network returns, ``[B, outputs, *event_shape]`` where there is more than one.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; context ``[B, *context_shape]`` -> like ``x``.
 
@@ -49,6 +50,7 @@ class Adapted(Field):
         event_shape: int | Sequence[int],
         context_shape: int | Sequence[int] | None = None,
         null: Tensor | float | None = None,
+        outputs: int = 1,
     ):
         super().__init__(event_shape, context_shape)
         if null is not None and self.context_shape is None:
@@ -61,7 +63,8 @@ class Adapted(Field):
                 f"Adapted(null of shape {list(null.shape)}): the context of this network has shape "
                 f"{tuple(self.context_shape)}; pass a number, or a tensor of that shape."
             )
-        self.network, self.call = network, call
+        check_outputs("Adapted", outputs)
+        self.network, self.call, self.outputs = network, call, outputs
         if isinstance(null, Tensor):
             self.register_buffer("null", null)
         else:
@@ -70,10 +73,12 @@ class Adapted(Field):
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
         result = self.call(self.network, t.to(x.dtype).expand(x.shape[0]), x, context)
-        if result.shape != x.shape:
+        wanted = x.shape if self.outputs == 1 else (len(x), self.outputs, *self.event_shape)
+        if result.shape != wanted:
             raise ValueError(
-                f"Adapted: the network gave a result of shape {list(result.shape)} for x of shape {list(x.shape)}, but "
-                f"a field gives one velocity per entry of x; select or reshape its result in call."
+                f"Adapted(outputs={self.outputs}): the network gave a result of shape {list(result.shape)} for x of "
+                f"shape {list(x.shape)}, but a field gives one value per entry of x and head, {list(wanted)}; select "
+                f"or reshape its result in call."
             )
         return result.to(x.dtype)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cflow.shapes import as_shape
 
-__all__ = ["NULL", "Field", "is_null", "null_like"]
+__all__ = ["NULL", "Field", "check_outputs", "is_null", "null_like"]
 
 NULL = -1e30
 """Every entry of a continuous context vector that means "no condition"."""
@@ -43,6 +43,8 @@ class Field(nn.Module):
         context_shape: the shape of one context, ``()`` for class labels, None for an unconditional field.
         classes: how many class labels there are; 0 when the context is no label.
         two_times: whether the field reads ``s``.
+        outputs: how many heads it returns: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for paths
+            that learn a velocity and a score (``paths.BrownianBridge``).
 
     Example:
         >>> class Linear(Field):
@@ -57,6 +59,7 @@ class Field(nn.Module):
     """
 
     two_times = False
+    outputs = 1
 
     def __init__(self, event_shape: int | Sequence[int], context_shape: int | Sequence[int] | None = None):
         super().__init__()
@@ -134,6 +137,15 @@ class Field(nn.Module):
             )
         self._check_labels(context)
         return null_like(context, self.classes)
+
+
+def check_outputs(name: str, outputs: int) -> None:
+    """Raises unless the number of heads is a positive integer."""
+    if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
+        raise ValueError(
+            f"{name}(outputs={outputs!r}): a network returns one head or more; pass 1 for a velocity, 2 for a velocity "
+            f"and a score."
+        )
 
 
 def _listed(shape: torch.Size) -> str:

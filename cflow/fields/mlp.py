@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from einops import rearrange
 from torch import Tensor, nn
 
-from cflow.fields.base import Field
+from cflow.fields.base import Field, check_outputs
 from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, check_condition, shared_time
 from cflow.registry import register
 
@@ -33,9 +34,10 @@ class MLP(Field):
         classes: the number of class labels, where the context is a label; 0 for none.
         activation: one of silu, gelu, tanh, softplus, mish.
         time_width: how many sines and cosines the time becomes; also the width of the embedding.
+        outputs: how many heads the network returns; 2 for paths that learn a velocity and a score.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, features]``; context ``[B, context]``, or labels ``[B]``
-    -> ``[B, features]``.
+    -> ``[B, features]``, or ``[B, outputs, features]`` for more than one head.
 
     Cost: three operations per hidden layer. A time shared by the batch (0-dim, or expanded from one number) is embedded
     once, as one row. ``MLP(2)`` has 22,370 parameters.
@@ -64,6 +66,7 @@ class MLP(Field):
         classes: int = 0,
         activation: str = "silu",
         time_width: int = 32,
+        outputs: int = 1,
     ):
         hidden = tuple(hidden)
         if features < 1 or not hidden or min(hidden) < 1:
@@ -77,16 +80,17 @@ class MLP(Field):
                 f"{', '.join(ACTIVATIONS)}."
             )
         check_condition("MLP", classes, context)
+        check_outputs("MLP", outputs)
         super().__init__((features,), () if classes else (context,) if context else None)
         self.features, self.hidden, self.context, self.classes = features, hidden, context, classes
-        self.activation, self.time_width = activation, time_width
+        self.activation, self.time_width, self.outputs = activation, time_width, outputs
         self.time = SinusoidalTime(time_width)
         self.time_layer = nn.Linear(time_width, time_width)
         conditional = classes or context
         self.condition = ContextEmbedding(time_width, classes=classes, context=context) if conditional else None
         self.modulation = nn.Linear(time_width, 2 * sum(hidden))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip((features, *hidden[:-1]), hidden))
-        self.output = nn.Linear(hidden[-1], features)
+        self.output = nn.Linear(hidden[-1], outputs * features)
         self.act = ACTIVATIONS[activation]()
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -102,4 +106,5 @@ class MLP(Field):
         h = x.to(dtype)
         for layer, scale, shift in zip(self.layers, scales, shifts):
             h = self.act(shift.addcmul(layer(h), scale))
-        return self.output(h).to(x.dtype)
+        result = self.output(h).to(x.dtype)
+        return result if self.outputs == 1 else rearrange(result, "b (k d) -> b k d", k=self.outputs)

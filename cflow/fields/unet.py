@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflow.fields.base import Field
+from cflow.fields.base import Field, check_outputs
 from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, check_condition, forward_mode, shared_time
 from cflow.registry import register
 
@@ -108,6 +108,7 @@ class UNet(Field):
         heads: of every attention.
         classes: the number of class labels, where the context is a label; 0 for none.
         context: the width of a continuous context vector; 0 for none.
+        outputs: how many heads the network returns, ``[B, outputs, *event]`` where there is more than one.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context ``[B, context]``
     -> like ``x``.
@@ -140,6 +141,7 @@ class UNet(Field):
         heads: int = 4,
         classes: int = 0,
         context: int = 0,
+        outputs: int = 1,
     ):
         if multipliers is None:
             if size not in MULTIPLIERS:
@@ -173,9 +175,11 @@ class UNet(Field):
                 f"{', '.join(map(str, sides))} pixels a side; pass some of these, or () for the middle alone."
             )
         check_condition("UNet", classes, context)
+        check_outputs("UNet", outputs)
         super().__init__((channels, size, size), () if classes else (context,) if context else None)
         self.channels, self.size, self.width, self.multipliers, self.blocks = channels, size, width, multipliers, blocks
         self.attention, self.heads, self.classes, self.context = attention, heads, classes, context
+        self.outputs = outputs
 
         embedding = 4 * width
         self.time = SinusoidalTime(width, highest=256.0)
@@ -215,7 +219,7 @@ class UNet(Field):
                     parts.append(ResidualBlock(current, current, embedding, resample="up"))
                     side *= 2
                 self.up.append(parts)
-        self.norm, self.output = GroupNorm(current), zeroed(nn.Conv2d(current, channels, 3, padding=1))
+        self.norm, self.output = GroupNorm(current), zeroed(nn.Conv2d(current, outputs * channels, 3, padding=1))
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
@@ -242,4 +246,5 @@ class UNet(Field):
             h = torch.cat([h, kept.pop()], 1)
             for part in parts:
                 h = part(h, embedding, differentiable)
-        return self.output(F.silu(self.norm(h, differentiable))).to(x.dtype)
+        result = self.output(F.silu(self.norm(h, differentiable))).to(x.dtype)
+        return result if self.outputs == 1 else rearrange(result, "b (k c) h w -> b k c h w", k=self.outputs)

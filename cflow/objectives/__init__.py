@@ -1,7 +1,19 @@
 """Objectives: how a flow is trained. Each is called as ``objective(flow, x, context) -> [B]``."""
 
+from .bridge_matching import BridgeBatch, BridgeMatching
 from .flow_matching import FlowMatching, MatchingBatch
+from .multi_marginal import MultiMarginal, MultiMarginalBatch
 from .objective import Objective
 from .weights import MinSNR, VelocityWeight
 
-__all__ = ["FlowMatching", "MatchingBatch", "MinSNR", "Objective", "VelocityWeight"]
+__all__ = [
+    "BridgeBatch",
+    "BridgeMatching",
+    "FlowMatching",
+    "MatchingBatch",
+    "MinSNR",
+    "MultiMarginal",
+    "MultiMarginalBatch",
+    "Objective",
+    "VelocityWeight",
+]

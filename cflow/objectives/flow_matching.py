@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..couplings import Independent
+from ..paths import Path
 from ..shapes import expand_like, on_tensors
 from ..times import Uniform
 from .objective import Objective
@@ -48,7 +49,8 @@ class FlowMatching(Objective):
     Cost: one field call; the coupling's cost is paid in :meth:`prepare`, ahead of the step.
 
     Raises:
-        ValueError: for a flow without a path, or a dropout of contexts on an unconditional flow.
+        ValueError: for a flow without a path or on a bridge (which :class:`BridgeMatching` trains), or a dropout of
+            contexts on an unconditional flow.
 
     Source: Lipman et al., 2022, arXiv:2210.02747; Tong et al., Improving and Generalizing Flow-Based Generative Models
     with Minibatch Optimal Transport, 2023, arXiv:2302.00482; Ho and Salimans, Classifier-Free Diffusion Guidance, 2022,
@@ -62,17 +64,19 @@ class FlowMatching(Objective):
         torch.Size([16])
     """
 
+    noisy = False  # whether the paths that are matched hold noise beside their ends
+
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
         if not 0 <= condition_dropout < 1:
             raise ValueError(
-                f"FlowMatching(condition_dropout={condition_dropout}): the share of dropped contexts lies in [0, 1); "
+                f"{type(self).__name__}(condition_dropout={condition_dropout}): the share of dropped contexts lies in [0, 1); "
                 f"0.1 to 0.2 is usual for classifier-free guidance."
             )
         for name, value in (("coupling", coupling), ("times", times), ("weight", weight)):
             if value is not None and (isinstance(value, type) or not callable(value)):
                 raise TypeError(
-                    f"FlowMatching({name}={value!r}): options are objects, such as couplings.OptimalTransport() or "
+                    f"{type(self).__name__}({name}={value!r}): options are objects, such as couplings.OptimalTransport() or "
                     f"times.LogitNormal()."
                 )
         self.coupling = Independent() if coupling is None else coupling
@@ -97,26 +101,43 @@ class FlowMatching(Objective):
         return MatchingBatch(x0, x1, t, context, drop)
 
     def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
-        path = getattr(flow, "path", None)
+        path, context = self._path(flow), self._context(flow, batch)
+        low, high = flow.interval
+        t = low + (high - low) * batch.t
+        loss = self._match(flow, path, batch, t, context)
+        return loss if self.weight is None else loss * self.weight(path, t)
+
+    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+        """Computes the error of the network on the path, ``[B]``."""
+        sample = path.sample(batch.x0, batch.x1, t)
+        return path.loss(flow.predict(t, sample.xt, context), sample)
+
+    def _path(self, flow: nn.Module) -> Path:
+        """Gives the flow's path, on which the coupling is noted."""
+        name, path = type(self).__name__, getattr(flow, "path", None)
         if path is None:
             raise ValueError(
-                "FlowMatching: the flow has no path to match on; build it with ContinuousFlow(..., "
-                "path=paths.Linear())."
+                f"{name}: the flow has no path to match on; build it with ContinuousFlow(..., path=paths.Linear())."
             )
+        if path.noisy != self.noisy:
+            other = "BridgeMatching" if path.noisy else "FlowMatching"
+            what = "has noise of its own beside its ends" if path.noisy else "has no noise beside its ends"
+            raise ValueError(f"{name}: {path!r} {what}; train on it with objectives.{other}.")
         path.coupling = self._record(path.coupling)
+        return path
+
+    def _context(self, flow: nn.Module, batch: MatchingBatch):
+        """Gives the contexts, "no condition" in place of those that are dropped."""
         context = batch.context
-        if batch.drop is not None:
-            if context is None:
-                raise ValueError(
-                    f"FlowMatching(condition_dropout={self.condition_dropout}): there is no context to drop; train "
-                    "with data=(x, context), or leave condition_dropout at 0."
-                )
-            null = flow.field.null_context(context)
-            context = on_tensors(lambda old, new: torch.where(expand_like(batch.drop, old), new, old), context, null)
-        low, high = flow.interval
-        sample = path.sample(batch.x0, batch.x1, low + (high - low) * batch.t)
-        loss = path.loss(flow.predict(sample.t, sample.xt, context), sample)
-        return loss if self.weight is None else loss * self.weight(path, sample.t)
+        if batch.drop is None:
+            return context
+        if context is None:
+            raise ValueError(
+                f"{type(self).__name__}(condition_dropout={self.condition_dropout}): there is no context to drop; "
+                "train with data=(x, context), or leave condition_dropout at 0."
+            )
+        null = flow.field.null_context(context)
+        return on_tensors(lambda old, new: torch.where(expand_like(batch.drop, old), new, old), context, null)
 
     def _record(self, before: str | None) -> str:
         """Names the couplings that the flow has been trained with, oldest first."""

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..shapes import expand_like, rows
+from ..shapes import expand_like
+from .path import Path, PathSample, first_time, mean_square
 
-__all__ = ["PREDICTIONS", "AffinePath", "PathSample"]
+__all__ = ["AffinePath"]
 
 Prediction = Literal["velocity", "x1", "noise", "score"]
-PREDICTIONS: tuple[str, ...] = ("velocity", "x1", "noise", "score")
-
-
-@dataclass
-class PathSample:
-    """A draw from a path: the point, its time, its ends and what the network should say there.
-
-    Shapes: ``xt, x0, x1, target [B, *event]``, ``t [B]``, ``mask`` broadcastable to the event or ``None``.
-    """
-
-    xt: Tensor
-    t: Tensor
-    x0: Tensor
-    x1: Tensor
-    target: Tensor
-    mask: Tensor | None = None
 
 
 class Coefficients(NamedTuple):
@@ -40,7 +24,7 @@ class Coefficients(NamedTuple):
     d_sigma: Tensor
 
 
-class AffinePath:
+class AffinePath(Path):
     r"""Joins base and data by a schedule.
 
     .. math:: x_t = \alpha_t x_1 + \sigma_t x_0, \qquad
@@ -70,18 +54,10 @@ class AffinePath:
     2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
     """
 
+    predictions: ClassVar[tuple[str, ...]] = ("velocity", "x1", "noise", "score")
+
     def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None):
-        if predict not in PREDICTIONS:
-            raise ValueError(
-                f"{type(self).__name__}(predict={predict!r}): a network on this path predicts one of "
-                f"{', '.join(PREDICTIONS)}; choose one of them."
-            )
-        if not 0 < margin < 0.5:
-            raise ValueError(
-                f"{type(self).__name__}(margin={margin}): the margin lies in (0, 0.5); the default is 1e-3."
-            )
-        self.predict, self.margin, self.coupling = predict, margin, coupling
-        self.interval = self._interval()
+        super().__init__(predict, margin, coupling)
 
     # The schedule, which a subclass gives for t of any shape
 
@@ -108,10 +84,10 @@ class AffinePath:
         one, m = torch.ones((), dtype=torch.float64), torch.tensor(self.margin, dtype=torch.float64)
         low, high = 0.0, 1.0
         if self.predict in ("noise", "score") and float(self.alpha(0 * one)) < self.margin:
-            low = self._bisect(lambda t: self.alpha(t) >= m)
+            low = first_time(lambda t: self.alpha(t) >= m)
         steep = not bool(torch.isfinite(self.d_sigma(one)))
         if (self.predict in ("x1", "score") or steep) and float(self.sigma(one)) < self.margin:
-            high = self._bisect(lambda t: self.sigma(t) <= m)
+            high = first_time(lambda t: self.sigma(t) <= m)
         return low, high
 
     @property
@@ -119,28 +95,20 @@ class AffinePath:
         """The times at which :meth:`ends` divides by nothing smaller than the margin."""
         return self.interval
 
-    @staticmethod
-    def _bisect(holds) -> float:
-        """Finds the time from which on a monotone condition holds."""
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if bool(holds(torch.tensor(middle, dtype=torch.float64))) else (middle, high)
-        return high
+    @property
+    def score_interval(self) -> tuple[float, float]:
+        """The times at which :meth:`score` divides by nothing smaller than the margin."""
+        low, high = self.ends_interval
+        ends = torch.ones((), dtype=torch.float64)
+        if float(self.sigma(ends)) < self.margin:
+            high = min(high, first_time(lambda t: self.sigma(t) <= self.margin))
+        return low, high
 
     # Training
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, mask: Tensor | None = None, generator=None) -> PathSample:
         """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]`` (affine paths add no noise)."""
-        if x0.shape != x1.shape:
-            raise ValueError(
-                f"path.sample: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} differ in shape; an affine path adds "
-                "them, so pair each data sample with one base sample."
-            )
-        if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != x1.shape[0]):
-            raise ValueError(
-                f"path.sample: t {tuple(t.shape)} must be a scalar or hold one time per row of x1 {tuple(x1.shape)}."
-            )
+        self._check_ends(x0, x1, t)
         c = self.coefficients(t, x1)
         xt = c.alpha * x1 + c.sigma * x0
         match self.predict:
@@ -164,10 +132,7 @@ class AffinePath:
         error = prediction.to(torch.promote_types(target.dtype, torch.float32)) - target
         if self.predict == "score":
             error = expand_like(self.sigma(sample.t), error) * prediction.to(error.dtype) + sample.x0
-        if sample.mask is None:
-            return rows(error.square()).mean(1)
-        mask = sample.mask.expand_as(error).to(error.dtype)
-        return rows(error.square() * mask).sum(1) / rows(mask).sum(1).clamp(min=1)
+        return mean_square(error, sample.mask)
 
     # From the prediction to what a solver uses
 
@@ -196,6 +161,14 @@ class AffinePath:
         if self.predict == "velocity":
             return prediction
         return self._combine(*self.ends(prediction, x, t), t)
+
+    def score(self, velocity: Tensor, x: Tensor, t: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
+        r"""Converts a velocity to the score, for independent pairs with a normal base of that mean and deviation.
+
+        .. math:: \nabla \log p_t(x) = -(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)
+        """
+        _, x0 = self.velocity_ends(velocity, x, t)
+        return (loc - x0) / (expand_like(self.sigma(t), x) * scale**2)
 
     def express(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """Writes expected ends as this path's prediction: the inverse of :meth:`ends`."""
@@ -230,10 +203,6 @@ class AffinePath:
         change = expand_like(self.alpha(s) - self.alpha(t), x1) * x1
         return change + expand_like(self.sigma(s) - self.sigma(t), x0) * x0
 
-    def __eq__(self, other) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(predict={self.predict!r})"
+    def cross(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Gives the change from ``t`` to ``s`` with the expected ends at ``tau`` held fixed: the closed-form step."""
+        return self.increment(*self.velocity_ends(velocity, x, tau), t, s)

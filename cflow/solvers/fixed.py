@@ -89,11 +89,11 @@ class FixedGrid(Solver):
             return problem.nothing()
         nodes = self.nodes(problem.t0, problem.t1)
         if problem.at:
-            nodes = _through(nodes, problem.at)
+            nodes = through(nodes, problem.at)
         stages, step = self.tableau.stages, self.tableau.step
         used = 1 + max([step.lead, *(index for index, _ in step.rest)])
         times = iter(_stage_times(problem, nodes, self.tableau.nodes[:used]))
-        y, integrals, outputs = problem.y0, [], _Outputs(problem.at)
+        y, integrals, outputs = problem.y0, [], Outputs(problem.at)
         outputs.keep(nodes[0], y)
         for start, end in itertools.pairwise(nodes):
             h = end - start
@@ -114,7 +114,7 @@ class FixedGrid(Solver):
         return problem.solution(y, integrals, stats, problem.status(y, integrals), outputs.kept)
 
 
-class _Outputs:
+class Outputs:
     """Keeps the state at the output times, which are nodes of the grid."""
 
     def __init__(self, times: list[float] | None):
@@ -131,7 +131,7 @@ def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, 
     return [torch.add(part, weights.bracket(slopes, index), alpha=scale) for index, part in enumerate(y)]
 
 
-def _through(nodes: list[float], at: list[float]) -> list[float]:
+def through(nodes: list[float], at: list[float]) -> list[float]:
     """Makes every output time a node: moves a node that is next to one, adds the others."""
     t0, t1 = nodes[0], nodes[-1]
     near = 1e-6 * abs(t1 - t0)

@@ -9,15 +9,18 @@ from typing import Any
 from cflow.solvers.adaptive import Dopri5
 from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint
 from cflow.solvers.solver import Solver
+from cflow.solvers.stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = ["METHODS", "by_name"]
 
 METHODS: dict[str, type[Solver]] = {
     "dopri5": Dopri5,
     "euler": Euler,
+    "euler_maruyama": EulerMaruyama,
     "heun": Heun,
     "midpoint": Midpoint,
     "rk4": RK4,
+    "stochastic_heun": StochasticHeun,
 }
 
 

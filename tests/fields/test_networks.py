@@ -315,7 +315,36 @@ def test_an_adapted_network_is_called_as_it_wants(generator):
     torch.testing.assert_close(field(torch.tensor(0.5), x, labels), expected)
     assert field.null_context(labels).tolist() == [-1, -1, -1]
     assert list(field.parameters()) == list(network.parameters())
-    assert set(configuration(field)) == {"network", "call", "event_shape", "context_shape", "null"}
+    assert set(configuration(field)) == {"network", "call", "event_shape", "context_shape", "null", "outputs"}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda k: MLP(2, hidden=(8,), outputs=k), lambda k: UNet(2, 4, width=8, multipliers=(1,), heads=2, outputs=k)],
+    ids=["mlp", "unet"],
+)
+def test_more_heads_are_more_tensors_like_the_event(build, generator):
+    one, two = build(1), build(2)
+    x = torch.randn(3, *one.event_shape, generator=generator)
+    assert one(torch.tensor(0.5), x).shape == x.shape
+    assert two(torch.tensor(0.5), x).shape == (3, 2, *one.event_shape)
+    # The last layer's second half is the second head.
+    last = two.output
+    with torch.no_grad():
+        last.bias.copy_(torch.cat([torch.zeros(2), torch.ones(2)]))
+    heads = two(torch.tensor(0.5), x)
+    assert not heads[:, 0].any()
+    assert (heads[:, 1] == 1).all()
+    with pytest.raises(ValueError, match="outputs=0"):
+        build(0)
+
+
+def test_an_adapted_network_says_how_many_heads_it_has():
+    call = lambda net, t, x, c: net(x).reshape(-1, 2, 2)
+    two = Adapted(nn.Linear(2, 4), call, event_shape=2, outputs=2)
+    assert two(torch.tensor(0.5), torch.zeros(3, 2)).shape == (3, 2, 2)
+    with pytest.raises(ValueError, match=r"outputs=1\): the network gave a result of shape \[3, 2, 2\]"):
+        Adapted(nn.Linear(2, 4), call, event_shape=2)(torch.tensor(0.5), torch.zeros(3, 2))
 
 
 def test_an_adapted_network_repeats_a_null_tensor():

@@ -8,7 +8,7 @@ from torch import nn
 
 import cflow
 from cflow import bases, paths, solvers
-from cflow.paths.affine import PREDICTIONS
+from cflow.paths import AffinePath
 from cflow.testing import GaussianField, check_path
 
 SCHEDULES = {
@@ -19,7 +19,7 @@ SCHEDULES = {
     "cosine": paths.Cosine,
     "vp": paths.VariancePreserving,
 }
-every_prediction = pytest.mark.parametrize("predict", PREDICTIONS)
+every_prediction = pytest.mark.parametrize("predict", AffinePath.predictions)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 

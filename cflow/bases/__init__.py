@@ -1,0 +1,7 @@
+"""Base distributions: the laws that flows carry to the data's, simple ones or given samples."""
+
+from cflow.bases.base import Base
+from cflow.bases.empirical import Empirical
+from cflow.bases.laws import Mixture, Normal, StudentT, Uniform
+
+__all__ = ["Base", "Empirical", "Mixture", "Normal", "StudentT", "Uniform"]

@@ -1,0 +1,176 @@
+"""What all base distributions share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Base", "Number", "broadcasts", "show"]
+
+Number = float | Tensor
+
+
+class Base(nn.Module, ABC):
+    """Holds what all bases share: the shape of an event, the dtype and device of draws, and the checks of arguments.
+
+    A subclass gives ``_sample(shape, generator)`` and ``_log_prob(x)``; both work in :attr:`dtype`, which is the
+    module's own dtype or float32, whichever is wider. Numbers given as floats stay floats, exact in every dtype;
+    tensors become buffers; an ``nn.Parameter`` stays one and is trained with the flow.
+    """
+
+    context_shape: torch.Size | None = None
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__()
+        self.event_shape = event_size(type(self).__name__, event_shape)
+        # Follows .to() and .cuda() even where every argument is a float; the constructor restores it, not the state.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of draws: the module's own, float32 at least."""
+        return torch.promote_types(self._like.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of draws."""
+        return self._like.device
+
+    def sample(
+        self,
+        shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws ``[*shape, *event]``, differentiably in any argument of the base that requires gradients.
+
+        Raises:
+            ValueError: if a context or a mask is given: this base reads neither.
+        """
+        self._refuse("sample", context, mask)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._sample(shape, generator)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Computes the log-density ``[*batch]`` of ``x [*batch, *event]`` in nats, in float32 at least.
+
+        Raises:
+            ValueError: if ``x`` does not end in the event's shape, or a context or a mask is given.
+        """
+        self._refuse("log_prob", context, mask)
+        rank = len(self.event_shape)
+        if x.dim() < rank or x.shape[x.dim() - rank :] != self.event_shape:
+            raise ValueError(
+                f"{type(self).__name__}.log_prob(x of shape {list(x.shape)}): this base has events of shape "
+                f"{list(self.event_shape)}, which x must end in; pass a tensor of shape [*batch, *event]."
+            )
+        return self._log_prob(x.to(torch.promote_types(x.dtype, self.dtype)))
+
+    @abstractmethod
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Draws ``[*shape, *event]``."""
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """Computes the log-density of ``x [*batch, *event]``, whose shape and dtype have been seen to."""
+
+    def _refuse(self, method: str, context: Tensor | None, mask: Tensor | None) -> None:
+        for name, value in (("context", context), ("mask", mask)):
+            if value is not None:
+                given = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+                raise ValueError(
+                    f"{type(self).__name__}.{method}({name}={type(value).__name__}{given}): this base does not depend "
+                    f"on a {name}; leave it out, or choose a base that reads it."
+                )
+
+    def _keep(self, **arguments: Number) -> None:
+        """Keeps floats as attributes, tensors as buffers and parameters as parameters, if all are finite."""
+        dtypes = []
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor):
+                value = float(value)
+                finite = math.isfinite(value)
+            else:
+                if not isinstance(value, nn.Parameter):
+                    value = value.detach().clone()
+                    value = value if value.is_floating_point() else value.to(self._like.dtype)
+                finite = bool(value.isfinite().all())
+            if not finite:
+                raise ValueError(
+                    f"{type(self).__name__}({name}={show(value)}): a NaN or an infinity gives no distribution; pass "
+                    f"finite numbers."
+                )
+            if not isinstance(value, Tensor):
+                setattr(self, name, value)
+                continue
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+            dtypes.append(value.dtype)
+            self._like = self._like.to(value.device, functools.reduce(torch.promote_types, dtypes))
+
+    def _keep_broadcast(self, **arguments: Number) -> None:
+        """Keeps numbers that broadcast to the event's shape."""
+        for name, value in arguments.items():
+            if isinstance(value, Tensor) and not broadcasts(value.shape, self.event_shape):
+                raise ValueError(
+                    f"{type(self).__name__}({name} of shape {list(value.shape)}): it does not broadcast to the event's "
+                    f"shape {list(self.event_shape)}; pass a number or a tensor of that shape."
+                )
+        self._keep(**arguments)
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not bool((value > 0).all() if isinstance(value, Tensor) else value > 0):
+                raise ValueError(
+                    f"{type(self).__name__}({name}={show(value)}): it must be positive everywhere; pass a value "
+                    f"such as 1.0."
+                )
+
+    def _number(self, name: str, dtype: torch.dtype) -> Number:
+        """Gives an argument ready for arithmetic in ``dtype``: a float, or a tensor of that dtype."""
+        value = getattr(self, name)
+        return value.to(dtype) if isinstance(value, Tensor) else value
+
+    def _full(self, value: Number, dtype: torch.dtype) -> Tensor:
+        """Expands a number to the event's shape, so that sums over the event count each entry."""
+        return torch.as_tensor(value, dtype=dtype, device=self.device).expand(self.event_shape)
+
+    def _sum_event(self, x: Tensor) -> Tensor:
+        return x.sum(tuple(range(x.dim() - len(self.event_shape), x.dim()))) if self.event_shape else x
+
+    def _draw(self, draw, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return draw((*shape, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device)
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+def event_size(name: str, event_shape: int | Sequence[int]) -> torch.Size:
+    """Reads an event's shape from an int or a sequence of positive ints."""
+    sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(
+            f"{name}(event_shape={event_shape}): the sizes of an event are positive integers; pass an int or a tuple "
+            f"such as (3, 32, 32)."
+        )
+    return torch.Size(sizes)
+
+
+def broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    """Tells whether ``shape`` expands to ``target``."""
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target)))
+
+
+def show(value: Number) -> str:
+    """Shows a number, or the shape of a tensor, in an error."""
+    return f"tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

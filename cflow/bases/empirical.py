@@ -1,0 +1,58 @@
+"""Given samples as a base: flows from data to data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cflow.bases.base import Base, show
+from cflow.registry import register
+
+__all__ = ["Empirical"]
+
+
+@register
+class Empirical(Base):
+    r"""Draws rows of given samples, with replacement.
+
+    .. math:: p = \frac1N \sum_{i=1}^N \delta_{x_i}
+
+    The base of a flow between two data sets (matching, bridges). It has no density, so such a flow has none either
+    (``flow.likelihood == "none"``); ``encode`` and ``decode`` work all the same. The samples are in model space: a flow
+    with transforms applies them to its data alone, so transform the samples alike before. They are saved with the flow.
+
+    Shapes: ``samples [N, *event]``; draws ``[*shape, *event]``. Cost: one gather; memory for the samples.
+
+    Raises:
+        ValueError: if there are no samples, or some hold NaN or infinity; in ``log_prob``, always.
+
+    Source: Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport, 2023,
+    arXiv:2302.00482, for flows with any source.
+
+    Example:
+        >>> base = Empirical(torch.arange(6.0).reshape(3, 2))
+        >>> base.sample((4,), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 2])
+    """
+
+    has_density = False
+
+    def __init__(self, samples: Tensor):
+        if not isinstance(samples, Tensor) or samples.dim() == 0 or samples.shape[0] == 0:
+            given = show(samples) if isinstance(samples, Tensor) else type(samples).__name__
+            raise ValueError(
+                f"Empirical(samples={given}): draws are rows of the samples, of which there must be one or more; pass "
+                f"a tensor of shape [N, *event]."
+            )
+        super().__init__(tuple(samples.shape[1:]))
+        self._keep(samples=samples)
+
+    def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        rows = torch.randint(len(self.samples), shape, generator=generator, device=self.device)
+        return self.samples[rows].to(self.dtype)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        raise ValueError(
+            f"Empirical.log_prob(x of shape {list(x.shape)}): given samples have no density, and neither has a flow "
+            f"from them; take a base such as bases.Normal({tuple(self.event_shape)}) where densities are wanted."
+        )

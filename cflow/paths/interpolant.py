@@ -1,0 +1,209 @@
+"""Stochastic interpolants: paths between two arbitrary distributions with noise on the way."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..registry import register
+from ..shapes import expand_like
+from .affine import AffinePath
+from .gammas import BrownianGamma, Gamma
+from .path import Path, PathSample, mean_square
+from .schedules import Linear
+
+__all__ = ["BrownianBridge", "Interpolant"]
+
+Prediction = Literal["score", "noise", "velocity"]
+
+
+@register
+class Interpolant(Path):
+    r"""Joins two distributions by a schedule, with noise that vanishes at both ends.
+
+    .. math:: x_t = \alpha_t x_1 + \sigma_t x_0 + \gamma_t z, \qquad z \sim \mathcal N(0, I)
+
+    Neither end has to be normal and the pairs may come from any coupling: the score of the path is that of its own
+    noise. With :math:`u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0`, the marginal velocity and the score are
+
+    .. math:: v_t(x) = \mathbb E[u_t | x] + \dot\gamma_t \mathbb E[z | x]
+                     = \mathbb E[u_t | x] - \tfrac12 (\gamma_t^2)^{\boldsymbol\cdot} \, s_t(x), \qquad
+              s_t(x) = \nabla \log p_t(x) = -\mathbb E[z | x] / \gamma_t
+
+    One network learns both, with two heads ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
+
+    ============ ========================= ============== ===========================================================
+    ``predict``  heads                     interval       for
+    ============ ========================= ============== ===========================================================
+    score        ``E[u|x]``, ``s``         [0, 1]         ends with a density: nothing is divided by, anywhere
+    noise        ``E[u|x]``, ``E[z|x]``    inside, where  ends on points or surfaces, whose scores are unbounded
+                                           gamma is steep
+    velocity     ``v`` alone               as for noise   sampling by the ODE; there is no score
+    ============ ========================= ============== ===========================================================
+
+    The score's error is weighted by ``gamma``, so that all losses are those of ``z``; near an end, where ``gamma``
+    vanishes, its loss says little about the score, and what is computed from it needs little.
+
+    Args:
+        schedule: the affine path of which the weights of the ends are taken; linear where none is given.
+        gamma: the width of the noise, such as ``paths.BrownianGamma(1.0)``.
+        predict: what the network predicts.
+        margin: how far from the ends the interval stays where a conversion is singular there.
+        coupling: name of the coupling that the network was trained with; objectives record it here.
+
+    Raises:
+        ValueError: for an unknown prediction or margin.
+        TypeError: where schedule or gamma are not what they should be.
+
+    Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
+    2023, arXiv:2303.08797.
+
+    Example:
+        >>> path = Interpolant(gamma=BrownianGamma(0.5))
+        >>> sample = path.sample(torch.zeros(4, 2), torch.ones(4, 2), torch.rand(4))
+        >>> sample.target.shape
+        torch.Size([4, 2, 2])
+    """
+
+    predictions: ClassVar[tuple[str, ...]] = ("score", "noise", "velocity")
+    noisy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        schedule: AffinePath | None = None,
+        gamma: Gamma | None = None,
+        predict: Prediction = "score",
+        *,
+        margin: float = 1e-3,
+        coupling: str | None = None,
+    ):
+        self.schedule = Linear() if schedule is None else schedule
+        self.gamma = BrownianGamma() if gamma is None else gamma
+        for name, value, kind, example in (
+            ("schedule", self.schedule, AffinePath, "paths.Linear()"),
+            ("gamma", self.gamma, Gamma, "paths.BrownianGamma(1.0)"),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{type(self).__name__}({name}={value!r}): pass an object such as {example}.")
+        if self.schedule.predict != "velocity":
+            raise ValueError(
+                f"{type(self).__name__}(schedule={self.schedule!r}): the schedule only weighs the two ends, and what "
+                f"the network predicts is said by the interpolant itself; leave predict out of the schedule."
+            )
+        super().__init__(predict, margin, coupling)
+
+    @property
+    def heads(self) -> int:
+        return 1 if self.predict == "velocity" else 2
+
+    def _interval(self) -> tuple[float, float]:
+        low, high = self.schedule.interval
+        if self.gamma.steep and self.predict != "score":
+            low, high = max(low, self.margin), min(high, 1 - self.margin)
+        return low, high
+
+    @property
+    def score_interval(self) -> tuple[float, float]:
+        """The times at which the score is well conditioned; a score that is predicted is so everywhere."""
+        low, high = self.interval
+        return (low, high) if self.predict == "score" else (max(low, self.margin), min(high, 1 - self.margin))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Gives the weight of the data."""
+        return self.schedule.alpha(t)
+
+    def norm(self, t: Tensor) -> Tensor:
+        """Gives the standard deviation of ``x_t`` without its noise, where base and data have unit variance."""
+        return self.schedule.norm(t)
+
+    # Training
+
+    def sample(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        t: Tensor,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> PathSample:
+        """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``, with ``noise`` where given.
+
+        The target of a score is kept multiplied by ``gamma``, as :meth:`loss` wants it.
+        """
+        self._check_ends(x0, x1, t)
+        if noise is None:
+            noise = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
+        c, gamma = self.schedule.coefficients(t, x1), expand_like(self.gamma(t), x1)
+        xt = c.alpha * x1 + c.sigma * x0 + gamma * noise
+        drift = c.d_alpha * x1 + c.d_sigma * x0
+        match self.predict:
+            case "velocity":
+                target = drift + expand_like(self.gamma.slope(t), x1) * noise
+            case "noise":
+                target = torch.stack((drift, noise), 1)
+            case "score":
+                target = torch.stack((drift, -noise), 1)
+        return PathSample(xt, t, x0, x1, target, mask)
+
+    def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
+        r"""Computes the mean squared error of the heads per item, ``[B]``, in float32 or better; scores times gamma."""
+        target, mask = sample.target, sample.mask
+        prediction = prediction.to(torch.promote_types(target.dtype, torch.float32))
+        if self.predict == "score":
+            drift, score = prediction.unbind(1)
+            prediction = torch.stack((drift, expand_like(self.gamma(sample.t), score) * score), 1)
+        if mask is not None and self.heads == 2:
+            mask = mask.expand_as(sample.xt).unsqueeze(1)
+        return mean_square(prediction - target, mask)
+
+    # From the prediction to what a solver uses
+
+    def velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""
+        if self.predict == "velocity":
+            return prediction
+        drift, second = prediction.unbind(1)
+        if self.predict == "noise":
+            return drift + expand_like(self.gamma.slope(t), x) * second
+        return drift - 0.5 * expand_like(self.gamma.d_square(t), x) * second
+
+    def score(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Converts the network's prediction to the score at ``(t, x)``; ``t`` inside ``score_interval``."""
+        second = prediction[:, 1]
+        return second if self.predict == "score" else -second / expand_like(self.gamma(t), x)
+
+    def cross(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Gives the change from ``t`` to ``s`` at the velocity of ``tau``: Euler's step, of about the margin's size."""
+        return (s - t) * velocity
+
+
+@register
+class BrownianBridge(Interpolant):
+    r"""Joins pairs by Brownian bridges: the path of Schroedinger-bridge matching.
+
+    .. math:: x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t (1 - t)} \, z
+
+    With pairs from entropic transport at :math:`\epsilon = 2 \sigma^2`
+    (``couplings.Sinkhorn(epsilon=2 * sigma**2, relative=False)``), sampling with
+    ``solvers.EulerMaruyama(diffusion=sigma)`` simulates the Schroedinger bridge between base and data; the plan of a
+    batch approximates that coupling, and the exact plan of a batch does so as well where batches are small. By the ODE
+    the same marginals are reached.
+
+    Source: Tong et al., Simulation-free Schrödinger Bridges via Score and Flow Matching, 2023, arXiv:2307.03672.
+
+    Example:
+        >>> path = BrownianBridge(sigma=1.0)
+        >>> sample = path.sample(torch.zeros(4, 2), torch.ones(4, 2), torch.zeros(4))
+        >>> bool((sample.xt == 0).all()), path.heads
+        (True, 2)
+    """
+
+    def __init__(
+        self, sigma: float = 1.0, predict: Prediction = "score", *, margin: float = 1e-3, coupling: str | None = None
+    ):
+        self.sigma = sigma
+        super().__init__(None, BrownianGamma(sigma), predict, margin=margin, coupling=coupling)

@@ -1,0 +1,110 @@
+"""What a network and its path give at one point: the marginal velocity, and the score beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .paths import Path
+from .shapes import Size, on_tensors
+
+__all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Prediction:
+    """The network's answer as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two heads.
+
+    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
+    in float32 or better around a network in bf16.
+    """
+
+    def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
+        self.field, self.path = field, path
+        self.event_shape, self.context_shape = event_shape, context_shape
+        self.heads = 1 if path is None else path.heads
+        parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
+        self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
+
+    def null_context(self, context: Tensor) -> Tensor:
+        return self.field.null_context(context)
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.half is None:
+            prediction = self.field(t, x, context)
+        else:
+            halve = lambda each: each.to(self.half) if each.is_floating_point() else each
+            prediction = self.field(t, x.to(self.half), on_tensors(halve, context))
+        wanted = x.shape if self.heads == 1 else (len(x), self.heads, *self.event_shape)
+        if prediction.shape != wanted:
+            raise ValueError(
+                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; "
+                + (
+                    "a vector field returns one value per entry of x."
+                    if self.heads == 1
+                    else f"{self.path!r} wants two heads, {tuple(wanted)}, such as fields.MLP(..., outputs=2) gives."
+                )
+            )
+        return prediction if prediction.dtype == x.dtype else prediction.to(x.dtype)
+
+
+class VelocityField(Prediction):
+    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``."""
+
+    def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
+        super().__init__(field, path, event_shape, context_shape)
+        self.converts = path is not None and path.predict != "velocity"
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        prediction = super().__call__(t, x, context)
+        return self.path.velocity(prediction, x, t) if self.converts else prediction
+
+
+class VelocityAndScore:
+    """The marginal velocity and score of a flow, as a callable ``(t, x, context) -> (v, s)``; one call of the network.
+
+    Raises:
+        ValueError: on construction, where the flow has no score: without a path; on an affine path with a base that is
+            not normal or another coupling than the independent one; on an interpolant that predicts velocities alone,
+            or under guidance.
+    """
+
+    def __init__(self, flow, method: str, guidance=None):
+        path, base = flow.path, flow.base
+        if path is None:
+            raise ValueError(
+                f"flow.{method}: this flow has no path, so its schedule is unknown; build it with path=..."
+            )
+        self.path, self.noisy = path, path.noisy
+        if self.noisy:
+            if path.heads != 2:
+                raise ValueError(
+                    f"flow.{method}: {path!r} learns the velocity alone, and between two arbitrary ends the score does "
+                    f"not follow from it; train with predict='score', or sample by an ODE solver."
+                )
+            if guidance is not None:
+                raise ValueError(
+                    f"flow.{method}(guidance={guidance!r}): guidance mixes velocities, and on {path!r} the score is a "
+                    f"head of its own; sample by an ODE solver, or without guidance."
+                )
+            self.field = Prediction(flow.field, path, flow.event_shape, flow.context_shape)
+            return
+        if path.coupling not in (None, "couplings.Independent"):
+            raise ValueError(
+                f"flow.{method}: the flow was trained with {path.coupling}, and on {path!r} the score follows from "
+                f"the velocity only for independent couplings. Train with couplings.Independent(), or on "
+                f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
+            )
+        if type(base).__name__ != "Normal":
+            raise ValueError(
+                f"flow.{method}: the base is a {type(base).__name__}; on {path!r} the score needs bases.Normal. On "
+                f"paths.BrownianBridge() any base has one."
+            )
+        self.field, self.loc, self.scale = flow.velocity_field(guidance), base.loc, base.scale
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        answer = self.field(t, x, context)
+        if self.noisy:
+            return self.path.velocity(answer, x, t), self.path.score(answer, x, t)
+        return answer, self.path.score(answer, x, t, self.loc, self.scale)
