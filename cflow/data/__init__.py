@@ -3,6 +3,7 @@
 from cflow.data import toys
 from cflow.data.files import read_array, read_idx
 from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
+from cflow.data.snapshots import Snapshots, read_snapshots
 from cflow.data.transforms import DataTransform, Dequantise, Logit, Rescale, Standardise
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ImageData",
     "Logit",
     "Rescale",
+    "Snapshots",
     "Standardise",
     "cifar10",
     "digits",
@@ -18,5 +20,6 @@ __all__ = [
     "mnist",
     "read_array",
     "read_idx",
+    "read_snapshots",
     "toys",
 ]

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from .. import registry
 from ..couplings import OptimalTransport
-from ..shapes import rows
+from ..shapes import expand_like, on_tensors, rows
 from ..times import Stratified
 from .objective import Objective
 
@@ -39,12 +39,12 @@ class MultiMarginal(Objective):
         \qquad x_{\tau_k} = x_k, \quad (x_k, x_{k+1}) \sim \pi_{k, k+1}
 
     Snapshot k was taken at time :math:`\tau_k`. The members of an item need not belong together: ``coupling`` pairs the
-    batch's rows of every two neighbouring snapshots, and the pairs are joined to chains. A curve is
+    batch's rows of every two neighbouring snapshots. A curve is
 
-    - ``"linear"``: straight from snapshot to snapshot; between two of them the target is
-      :math:`(x_{k+1} - x_k) / (\tau_{k+1} - \tau_k)`;
-    - ``"spline"``: the natural cubic spline through the chain, whose velocity is continuous. With pairs that are not
-      optimal it swings out far; couple by optimal transport.
+    - ``"linear"``: straight between two neighbours, with the velocity
+      :math:`(x_{k+1} - x_k) / (\tau_{k+1} - \tau_k)`; each item takes the pair of the segment in which its time falls;
+    - ``"spline"``: the natural cubic spline through the pairs joined to a chain, whose velocity is continuous. Where
+      pairs are not optimal it swings out far.
 
     The minimiser carries the law of snapshot 0, from which its marginals between 0 and 1 follow: give the flow that law
     as its base (``bases.Empirical``), and ``flow.transport(x, tau_k, tau_l)`` carries one snapshot to another. The flow
@@ -62,12 +62,12 @@ class MultiMarginal(Objective):
     Shapes: items are ``[B, K, *event]`` (:class:`cflow.data.Snapshots` gives them), the loss ``[B]``.
     Cost: K - 1 couplings of the batch, ahead of the step, and one field call.
 
-    A context belongs to the item, and the couplings do not see it: chains may then join members of items with different
-    contexts, of which the last member's is used.
+    A context belongs to the item, all its members included. A coupling that does not look at it pairs across contexts,
+    and the later member's is used.
 
     Raises:
         ValueError: if the times do not increase from 0 to 1, the interpolation is unknown, items do not have K members,
-            or the flow has a path.
+            the flow has a path, or a coupling for splines does not keep the rows of its second argument.
         TypeError: if an option is no object, or the flow is no continuous flow.
 
     Source: Tong et al., TrajectoryNet: A Dynamic Optimal Transport Network for Modeling Cellular Dynamics, 2020,
@@ -108,8 +108,6 @@ class MultiMarginal(Objective):
         self.coupling = OptimalTransport() if coupling is None else coupling
         self.law = Stratified() if law is None else law
         self.weight, self.interpolation = weight, interpolation
-        # Second derivatives at the snapshots are linear in the chain; for straight segments they are zero.
-        self._curvature = _natural_curvature(self.times) if interpolation == "spline" else None
 
     @property
     def members(self) -> int:
@@ -127,10 +125,22 @@ class MultiMarginal(Objective):
         return rearrange(u, "(b k) ... -> b k ...", b=count, k=self.members)
 
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> MultiMarginalBatch:
-        chain, context = self.chains(x, context, generator)
-        t = self.law(len(chain), generator=generator, device=chain.device, dtype=chain.dtype)
-        xt, target = self.curve(chain, t)
-        return MultiMarginalBatch(xt, t, target, context)
+        t = self.law(len(x), generator=generator, device=x.device, dtype=x.dtype)
+        if self.interpolation == "spline":
+            xt, target = self.spline(self.chains(x, context, generator), t)
+            return MultiMarginalBatch(xt, t, target, context)
+        segment, s, width = (expand_like(each, x[:, 0]) for each in self._place(t))
+        start = stop = x[:, 0]
+        chosen = context
+        for k in range(self.members - 1):
+            pairs = self.coupling(x[:, k], x[:, k + 1], context, generator=generator)
+            # A coupling may give fewer pairs than rows: they are then used in turn.
+            rows = torch.arange(len(x), device=x.device) % len(pairs[1])
+            here = (segment == k).flatten()
+            pick = lambda new, old, rows=rows, here=here: torch.where(expand_like(here, old), new[rows], old)
+            start, stop = pick(pairs[0], start), pick(pairs[1], stop)
+            chosen = on_tensors(pick, pairs[2], chosen)
+        return MultiMarginalBatch(start + s * (stop - start), t, (stop - start) / width, chosen)
 
     def loss(self, flow: nn.Module, batch: MultiMarginalBatch) -> Tensor:
         if not hasattr(flow, "predict"):
@@ -148,39 +158,44 @@ class MultiMarginal(Objective):
         loss = rows(error.square()).mean(1)
         return loss if self.weight is None else loss * self.weight(batch.t)
 
-    def chains(self, x: Tensor, context=None, generator=None):
-        """Re-pairs the members of a batch ``[B, K, *event]`` into chains of coupled samples: ``(chains, context)``."""
-        snapshots = x.unbind(1)
-        # From the last to the first, because a coupling keeps the rows of its second argument, with what belongs to
-        # them: the part of the chain that is known already.
-        last, carried = snapshots[-1], {"chain": x[:, -1:], "context": context}
-        for each in reversed(snapshots[:-1]):
-            last, _, carried = self.coupling(each, last, carried, generator=generator)
-            carried = {**carried, "chain": torch.cat([last[:, None], carried["chain"]], 1)}
-        return carried["chain"], carried["context"]
+    def chains(self, x: Tensor, context=None, generator=None) -> Tensor:
+        """Re-pairs the members of a batch ``[B, K, *event]`` into chains of coupled samples, of the same shape."""
+        # From the last to the first, because couplings permute their first argument: the chain so far stays in place.
+        chain = [x[:, -1]]
+        for k in reversed(range(self.members - 1)):
+            start, stop, _ = self.coupling(x[:, k], chain[0], context, generator=generator)
+            if stop is not chain[0] and not torch.equal(stop, chain[0]):
+                raise ValueError(
+                    f"MultiMarginal(coupling={self.coupling!r}, interpolation='spline'): a smooth curve goes through "
+                    f"one sample of every snapshot, but this coupling draws or drops rows, so its pairs make no "
+                    f"chains; take couplings.OptimalTransport(), or interpolation='linear'."
+                )
+            chain.insert(0, start)
+        return torch.stack(chain, 1)
 
-    def curve(self, chain: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes points and velocities ``[B, *event]`` on the curves through chains ``[B, K, *event]`` at ``t [B]``.
+    def spline(self, chain: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes points and velocities ``[B, *event]`` at times ``t [B]`` on the splines through ``[B, K, *event]``.
 
         Both are sums over the chain, with weights ``[B, K]`` that depend on time alone.
         """
-        dtype = torch.promote_types(chain.dtype, torch.float32)
-        knots = torch.tensor(self.times, dtype=torch.float64).to(chain.device, dtype)
-        t = t.to(dtype)
-        segment = torch.bucketize(t.contiguous(), knots[1:-1], right=True)
-        width = (knots[segment + 1] - knots[segment])[:, None]
-        s = (t - knots[segment])[:, None] / width
-        start, stop = (one_hot(index, self.members).to(dtype) for index in (segment, segment + 1))
-        point, velocity = (1 - s) * start + s * stop, (stop - start) / width
-        if self._curvature is not None:
-            curvature = self._curvature.to(chain.device, dtype)
-            before, after = curvature[segment], curvature[segment + 1]
-            rest = 1 - s
-            point = point + width.square() / 6 * ((rest**3 - rest) * before + (s**3 - s) * after)
-            velocity = velocity + width / 6 * ((3 * s**2 - 1) * after - (3 * rest**2 - 1) * before)
+        segment, s, width = self._place(t)
+        curvature = _natural_curvature(self.times).to(t.device, s.dtype)
+        before, after = curvature[segment], curvature[segment + 1]
+        start, stop = (one_hot(index, self.members).to(s.dtype) for index in (segment, segment + 1))
+        s, width = s[:, None], width[:, None]
+        rest = 1 - s
+        point = rest * start + s * stop + width.square() / 6 * ((rest**3 - rest) * before + (s**3 - s) * after)
+        velocity = (stop - start) / width + width / 6 * ((3 * s**2 - 1) * after - (3 * rest**2 - 1) * before)
         # No matrix product: one in reduced precision would drown the differences between neighbours.
         shape = (*point.shape, *(1,) * (chain.dim() - 2))
-        return tuple((w.to(chain.dtype).reshape(shape) * chain).sum(1) for w in (point, velocity))
+        return tuple((weight.to(chain.dtype).reshape(shape) * chain).sum(1) for weight in (point, velocity))
+
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Finds each time's segment, how far along it lies, from 0 to 1, and how long the segment lasts: ``[B]``."""
+        knots = torch.tensor(self.times, dtype=torch.float64).to(t.device, t.dtype)
+        segment = torch.bucketize(t.detach(), knots[1:-1], right=True)
+        width = knots[segment + 1] - knots[segment]
+        return segment, (t - knots[segment]) / width, width
 
 
 def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
@@ -199,7 +214,7 @@ def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
 
 
 def _natural_curvature(times: tuple[float, ...]) -> Tensor:
-    """Computes the matrix ``[K, K]`` from a chain to the second derivatives of its natural cubic spline."""
+    """Computes the matrix ``[K, K]`` from a chain to the second derivatives of its natural spline, zero at the ends."""
     count = len(times)
     left, right = torch.eye(count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
     for k in range(1, count - 1):

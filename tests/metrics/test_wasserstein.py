@@ -5,7 +5,7 @@ import scipy.optimize
 import scipy.stats
 import torch
 
-from cflow.metrics import sliced_wasserstein2, wasserstein2
+from cflow.metrics import sliced_wasserstein2, wasserstein1, wasserstein2
 
 
 def test_shifted_copies_are_the_shift_apart(generator):
@@ -29,6 +29,24 @@ def test_unequal_sizes_share_mass(generator):
     expected = wasserstein2(x.repeat_interleave(2, 0), y.repeat_interleave(3, 0))
     assert wasserstein2(x, y) == pytest.approx(expected, rel=1e-10)
     assert wasserstein2(x, y) == pytest.approx(wasserstein2(y, x), rel=1e-10)
+
+
+def test_first_distance_on_the_line_is_scipys(generator):
+    x = torch.randn(70, 1, generator=generator, dtype=torch.float64)
+    y = 2 * torch.randn(45, 1, generator=generator, dtype=torch.float64) + 0.5
+    expected = scipy.stats.wasserstein_distance(x.flatten().numpy(), y.flatten().numpy())
+    assert wasserstein1(x, y) == pytest.approx(expected, rel=1e-10)
+
+
+def test_first_distance_is_the_best_assignment_by_length_and_below_the_second(generator):
+    x = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    y = 2 * torch.randn(50, 3, generator=generator, dtype=torch.float64) + 1
+    cost = torch.cdist(x, y).numpy()
+    rows, columns = scipy.optimize.linear_sum_assignment(cost)
+    assert wasserstein1(x, y) == pytest.approx(cost[rows, columns].mean(), rel=1e-10)
+    assert wasserstein1(x, y) < wasserstein2(x, y)
+    assert wasserstein1(x, x.flip(0)) == 0.0
+    assert wasserstein1(x, x + torch.tensor([1.0, -2.0, 2.0])) == pytest.approx(3.0, rel=1e-10)
 
 
 def test_far_from_the_origin_nothing_is_lost(generator):

@@ -1,0 +1,238 @@
+"""Snapshots: samples of one population at several times, with nothing said about which belongs to which."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cflow.data.files import find, read_array
+
+__all__ = ["Snapshots", "read_snapshots"]
+
+VALUES = ("pcs", "X", "x", "samples", "values", "data")
+TIMES = ("sample_labels", "times", "time", "t", "day", "days", "labels", "label")
+
+
+class Snapshots(Dataset):
+    """Holds unpaired samples of a population at K times, as training data of :class:`objectives.MultiMarginal`.
+
+    Item i holds one sample of every snapshot: row i of the largest, and of every other a row drawn at random from
+    torch's default generator (which ``training.fit`` seeds anew for every step). So one epoch goes through the largest
+    snapshot once, and no two rows are tied to each other.
+
+    Args:
+        samples: K tensors ``[N_k, *event]``, one per time.
+        times: K increasing numbers in any unit; equally spaced over [0, 1] where none are given.
+
+    Shapes: an item is ``[K, *event]``, of the widest dtype among the snapshots. Cost: one draw and one look-up per
+    item.
+
+    Raises:
+        ValueError: for fewer than two snapshots, empty ones, events of different shapes, values that are not finite, or
+            times that do not increase or are not one per snapshot.
+        TypeError: if a snapshot is no tensor.
+
+    Example:
+        >>> snapshots = Snapshots([torch.zeros(5, 2), torch.ones(8, 2), torch.ones(3, 2)], times=[2, 3, 7])
+        >>> snapshots
+        Snapshots(sizes=(5, 8, 3), times=(2.0, 3.0, 7.0), event_shape=(2,))
+        >>> len(snapshots), snapshots[0].shape
+        (8, torch.Size([3, 2]))
+        >>> snapshots.normalised().without(1).times
+        (0.0, 1.0)
+    """
+
+    def __init__(self, samples: Sequence[Tensor], times: Sequence[float] | None = None):
+        samples = tuple(samples)
+        if len(samples) < 2:
+            raise ValueError(
+                f"Snapshots({len(samples)} samples): something can move only between two snapshots or more; pass a "
+                f"list of tensors [N_k, *event], one per time."
+            )
+        for k, each in enumerate(samples):
+            _check_snapshot(k, each, samples[0])
+        if times is None:
+            times = [k / (len(samples) - 1) for k in range(len(samples))]
+        self.times = tuple(float(each) for each in times)
+        increase = all(a < b for a, b in itertools.pairwise(self.times)) and all(map(math.isfinite, self.times))
+        if len(self.times) != len(samples) or not increase:
+            raise ValueError(
+                f"Snapshots({len(samples)} samples, times={self.times}): there is one time per snapshot, and each is "
+                f"later than the one before; sort the snapshots by time and merge those of one time."
+            )
+        dtype = torch.get_default_dtype() if not samples[0].is_floating_point() else samples[0].dtype
+        for each in samples:
+            dtype = torch.promote_types(dtype, each.dtype)
+        self.samples = tuple(each.detach().to(dtype) for each in samples)
+        sizes = [len(each) for each in samples]
+        self._rows = torch.cat(self.samples)
+        self._sizes = torch.tensor(sizes)
+        self._starts = self._sizes.cumsum(0) - self._sizes
+        self._largest = sizes.index(max(sizes))
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Gives the shape of one sample."""
+        return self.samples[0].shape[1:]
+
+    def __len__(self) -> int:
+        return int(self._sizes[self._largest])
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Snapshots[{index}]: the largest snapshot has {len(self)} rows; ask for 0 to that.")
+        # In float64 a draw below one, times a size, stays below the size.
+        rows = (torch.rand(len(self.samples), dtype=torch.float64) * self._sizes).long()
+        rows[self._largest] = index
+        return self._rows[self._starts + rows]
+
+    def without(self, k: int) -> Snapshots:
+        """Leaves snapshot ``k`` out; the others keep their times."""
+        if not 0 <= k < len(self.samples):
+            raise ValueError(f"Snapshots.without({k}): there are snapshots 0 to {len(self.samples) - 1}; pass one.")
+        if len(self.samples) < 3:
+            raise ValueError(f"Snapshots.without({k}): there are two snapshots only, and one alone says no motion.")
+        return Snapshots(self.samples[:k] + self.samples[k + 1 :], self.times[:k] + self.times[k + 1 :])
+
+    def normalised(self) -> Snapshots:
+        """Gives the same snapshots with times from 0 to 1, as a flow wants them."""
+        first, last = self.times[0], self.times[-1]
+        return Snapshots(self.samples, [(each - first) / (last - first) for each in self.times])
+
+    def __repr__(self) -> str:
+        sizes = tuple(self._sizes.tolist())
+        return f"Snapshots(sizes={sizes}, times={self.times}, event_shape={tuple(self.event_shape)})"
+
+
+def read_snapshots(
+    path: str | os.PathLike, *, values: str | Sequence[str] | None = None, times: str | None = None
+) -> Snapshots:
+    """Reads snapshots from a .npz file (an array of samples and one of times) or a .csv file (one column of times).
+
+    Rows of one time make one snapshot; the times are kept in their unit. The layout of TrajectoryNet's embryoid body
+    file, ``pcs [N, D]`` and ``sample_labels [N]``, is read as it is.
+
+    Args:
+        path: the file. A .csv file begins with a line of column names.
+        values: the name of the array of samples; for a .csv file the names of its columns. Where none is given: the
+            first there is of pcs, X, x, samples, values, data; for a .csv file all named columns but that of the times.
+        times: the name of the array or column of times. Where none is given, the first there is of sample_labels,
+            times, time, t, day, days, labels, label.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a name is not found (the message lists those that are), a value is no number, or what was read
+            makes no snapshots.
+
+    Source: Tong et al., TrajectoryNet: A Dynamic Optimal Transport Network for Modeling Cellular Dynamics, 2020,
+    arXiv:2002.04461 (the layout).
+    """
+    path = find([Path(path).parent], [Path(path).name])
+    match path.suffix.lower():
+        case ".npz":
+            samples, labels = _read_npz(path, values, times)
+        case ".csv":
+            samples, labels = _read_csv(path, values, times)
+        case other:
+            raise ValueError(
+                f"read_snapshots({str(path)!r}): a file ending in {other!r} is not read; save the samples with "
+                f"numpy.savez(path, samples=..., times=...), or as .csv with a column of times."
+            )
+    if samples.dim() == 0 or labels.shape != samples.shape[:1]:
+        raise ValueError(
+            f"read_snapshots({str(path)!r}): the samples have shape {list(samples.shape)} and the times "
+            f"{list(labels.shape)}, but each row of samples has one time: [N, *event] and [N]. Name the right arrays "
+            f"with values=... and times=..."
+        )
+    if not bool(labels.isfinite().all()):
+        raise ValueError(
+            f"read_snapshots({str(path)!r}): {int((~labels.isfinite()).sum())} times are NaN or infinite; drop these "
+            f"rows first."
+        )
+    found = labels.unique()
+    if len(found) < 2:
+        raise ValueError(
+            f"read_snapshots({str(path)!r}): all {len(samples)} rows are of one time, {found.tolist()}; snapshots are "
+            f"of two times or more. Is that the right column? Name it with times=..."
+        )
+    return Snapshots([samples[labels == each] for each in found], found.tolist())
+
+
+def _read_npz(path: Path, values, times) -> tuple[Tensor, Tensor]:
+    if values is not None and not isinstance(values, str):
+        raise ValueError(
+            f"read_snapshots({str(path)!r}, values={values!r}): a .npz file holds all samples in one array; pass its "
+            f"name."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = list(file.files)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"read_snapshots({str(path)!r}): not a readable .npz file ({error}); save it with numpy.savez."
+        ) from error
+    values, times = (_choose(path, names, *each) for each in (("values", values, VALUES), ("times", times, TIMES)))
+    return read_array(path, values), read_array(path, times).to(torch.float64)
+
+
+def _read_csv(path: Path, values, times) -> tuple[Tensor, Tensor]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        names, *lines = [line for line in csv.reader(file) if line] or [[]]
+    names = [name.strip() for name in names]
+    times = _choose(path, names, "times", times, TIMES)
+    values = [values] if isinstance(values, str) else values
+    # A column without a name is the index that tables are written with.
+    values = [name for name in names if name and name != times] if values is None else list(values)
+    columns = [names.index(_choose(path, names, "values", name, ())) for name in (*values, times)]
+    numbers = torch.empty(len(lines), len(columns), dtype=torch.float64)
+    for number, line in enumerate(lines):
+        try:
+            numbers[number] = torch.tensor([float(line[column]) for column in columns], dtype=torch.float64)
+        except (ValueError, IndexError):
+            wanted = ", ".join([*values, times])
+            raise ValueError(
+                f"read_snapshots({str(path)!r}): line {number + 2} is {','.join(line)[:80]!r}, where numbers are "
+                f"wanted in {wanted}; name the columns of numbers with values=[...], or mend the line."
+            ) from None
+    return numbers[:, :-1].to(torch.get_default_dtype()), numbers[:, -1]
+
+
+def _choose(path: Path, names: Sequence[str], argument: str, name: str | None, usual: Sequence[str]) -> str:
+    """Finds an array or a column: the one asked for, or the first of the usual names."""
+    chosen = next((each for each in usual if each in names), None) if name is None else name
+    if chosen not in names:
+        asked = f"looked for {', '.join(usual)}" if name is None else f"{argument}={name!r}"
+        raise ValueError(
+            f"read_snapshots({str(path)!r}): {asked}, but the file holds {', '.join(map(repr, names)) or 'nothing'}; "
+            f"pass one of these as {argument}."
+        )
+    return chosen
+
+
+def _check_snapshot(k: int, snapshot: Tensor, first: Tensor) -> None:
+    if not isinstance(snapshot, Tensor):
+        raise TypeError(
+            f"Snapshots(samples[{k}] is a {type(snapshot).__name__}): snapshots are tensors [N_k, *event]; make them "
+            f"with torch.as_tensor."
+        )
+    if snapshot.dim() == 0 or len(snapshot) == 0 or snapshot.shape[1:] != first.shape[1:]:
+        raise ValueError(
+            f"Snapshots(samples[{k}] of shape {list(snapshot.shape)}, samples[0] of shape {list(first.shape)}): "
+            f"snapshots show the same kind of thing, at least one of it; pass [N_k, *event] with one event shape."
+        )
+    bad = ~snapshot.reshape(len(snapshot), -1).isfinite().all(1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"Snapshots(samples[{k}] of shape {list(snapshot.shape)}): {int(bad.sum())} rows hold NaN or infinity; "
+            f"remove or impute them."
+        )
