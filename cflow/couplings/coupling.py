@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cflow.shapes import on_tensors
+
 __all__ = ["Coupling"]
 
 Context = Tensor | dict[str, Tensor] | None
@@ -52,3 +54,8 @@ def check_rows(name: str, x0: Tensor, x1: Tensor, context: Context) -> None:
                 f"{name}({which} of shape {list(value.shape)}): each of the {x1.shape[0]} rows of x1 has its own row "
                 f"of context; pass a tensor of shape [{x1.shape[0]}, *context] or None."
             )
+
+
+def take_rows(context: Context, index: Tensor) -> Context:
+    """Picks rows of a context, in every part of it."""
+    return on_tensors(lambda part: part[index.to(part.device)], context)

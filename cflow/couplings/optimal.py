@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from cflow.registry import register
 
+from .costs import check_alike, check_finite, squared_distances
 from .coupling import Context, check_rows
 
 __all__ = ["OptimalTransport"]
 
+METHODS = (None, "simplex", "assignment")
 SIMPLEX_ABOVE = {2: 128, 3: 256}  # by dimension, the batch size from which the network simplex is the faster solver
 
 
@@ -35,8 +36,10 @@ class OptimalTransport:
       the two sets along the rows: up to three times as fast for data wider than the base, at worst 1.6 times as slow
       (narrow isotropic data in many dimensions);
     - ``None``: the faster one by measurement (``tests/benchmarks/couplings.py``): the simplex for events of two
-      dimensions in batches above 128, where it is 1.3 to 2.3 times as fast, and of three in batches above 256 (1.2 to
-      1.5 times); the assignment elsewhere.
+      dimensions in batches above 128, where it is 1.3 to 2.3 times as fast on data that are no copy of the base, and of
+      three in batches above 256 (1.2 to 1.5 times); the assignment elsewhere. From 4 to 32 dimensions that takes half
+      to three quarters of the simplex's time; at worst 1.3 times it (four dimensions, data three times as wide as the
+      base, B = 1024).
 
     One-dimensional events are sorted, on their device, whatever ``method`` says. Should the simplex stop at a plan that
     is no permutation, the assignment is solved instead: the answer is the same, at the cost of a second solve.
@@ -45,7 +48,8 @@ class OptimalTransport:
     Cost: one core of the host. Up to 50 dimensions 1 ms at B = 128, 2 to 4 ms at 256, 0.1 s at 1024; with 3072 entries
     2 ms, 9 ms and 0.2 s, as distances take long as well (two cores, one run of the benchmark). Costs are computed where
     the samples are (in float64 on a GPU), then ``B x B`` numbers go to the host and ``B`` indices back, which waits for
-    the device. No gradient flows through the choice. Safe to call from several threads.
+    the device. No gradient flows through the choice. Safe to call from several threads: calls share nothing, and both
+    solvers let other Python threads run while they work.
 
     A batch is a biased picture of the whole: the coupling tends to the true optimal one only as B grows. With a
     context, it skews which base samples belong to which condition, because distances do not see the context.
@@ -75,7 +79,7 @@ class OptimalTransport:
     draws_base: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.method not in (None, "simplex", "assignment"):
+        if self.method not in METHODS:
             raise ValueError(
                 f"OptimalTransport(method={self.method!r}): no such solver; pass 'simplex', 'assignment', or None for "
                 f"the faster of the two."
@@ -85,12 +89,7 @@ class OptimalTransport:
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
         check_rows("OptimalTransport", x0, x1, context)
-        for what in ("shape", "device"):
-            if getattr(x0, what) != getattr(x1, what):
-                raise ValueError(
-                    f"OptimalTransport(x0 with {what} {getattr(x0, what)}, x1 with {what} {getattr(x1, what)}): "
-                    f"distances need samples of one {what}; bring x0 to that of x1."
-                )
+        check_alike("OptimalTransport", x0, x1)
         return x0[self.indices(x0, x1)], x1, context
 
     @torch.no_grad()
@@ -99,55 +98,29 @@ class OptimalTransport:
         count = len(x1)
         dimension = x1[0].numel() if count else 0
         if dimension <= 1:
-            _check_finite(x0, x1)
+            check_finite("OptimalTransport", x0, x1)
             return (
-                _sorted_pairs(x0.reshape(count), x1.reshape(count))
+                sorted_pairs(x0.reshape(count), x1.reshape(count))
                 if dimension
                 else torch.arange(count, device=x1.device)
             )
-        cost, x0_is_wider = _squared_distances(x0, x1)
+        distances = squared_distances("OptimalTransport", x0, x1)
+        cost = distances.cost.cpu().numpy()
         method = self.method or ("simplex" if count > SIMPLEX_ABOVE.get(dimension, count) else "assignment")
-        index = _simplex(cost) if method == "simplex" else None
+        index = simplex(cost) if method == "simplex" else None
         if index is None:
-            index = _assignment(cost, x0_is_wider)
+            index = assignment(cost, distances.spread0 >= distances.spread1)
         return torch.as_tensor(index, device=x1.device)
 
 
-def _sorted_pairs(x0: Tensor, x1: Tensor) -> Tensor:
+def sorted_pairs(x0: Tensor, x1: Tensor) -> Tensor:
     """Pairs numbers by rank, which is optimal on the line."""
     index = torch.empty(len(x0), dtype=torch.long, device=x0.device)
     index[x1.argsort(stable=True)] = x0.argsort(stable=True)
     return index
 
 
-def _squared_distances(x0: Tensor, x1: Tensor):
-    """Computes squared distances between centred samples ``[B, B]`` as a NumPy array, and whether ``x0`` spreads wider.
-
-    Moving either set as a whole adds to each cost a term of its row or its column alone, which no permutation sees. So
-    each is centred by its own mean, and the expansion of the square then loses no digits to a common offset.
-    """
-    if x0.device.type not in ("cpu", "cuda"):  # other devices lack float64
-        x0, x1 = x0.cpu(), x1.cpu()
-    exact = torch.get_float32_matmul_precision() == "highest" and x0.device.type == "cpu"
-    dtype = torch.promote_types(x0.dtype, x1.dtype)
-    dtype = torch.promote_types(dtype, torch.float32) if exact else torch.float64
-    with torch.autocast(x0.device.type, enabled=False):
-        x0, x1 = (rearrange(x.to(dtype), "b ... -> b (...)") for x in (x0, x1))
-        a, b = x0 - x0.mean(0), x1 - x1.mean(0)
-        norms0, norms1, products = a.square().sum(1), b.square().sum(1), a @ b.T
-    norms0, norms1, products = (value.to("cpu", torch.float64) for value in (norms0, norms1, products))
-    cost = products.mul_(-2).add_(norms0[:, None]).add_(norms1).numpy()
-    # One bad entry spoils the mean and so every norm; large finite entries overflow in the square.
-    if not torch.isfinite(torch.stack([norms0.sum(), norms1.sum()])).all():
-        _check_finite(x0, x1)
-        raise ValueError(
-            f"OptimalTransport(x0 of shape {list(x0.shape)}, x1 of shape {list(x1.shape)}): squared distances overflow "
-            f"{dtype}; rescale the data, or pass float64."
-        )
-    return cost, bool(norms0.sum() >= norms1.sum())
-
-
-def _simplex(cost):
+def simplex(cost):
     """Solves by POT's network simplex; gives None where the plan is no permutation."""
     import numpy
     import ot
@@ -160,7 +133,7 @@ def _simplex(cost):
     return index if permutation and plan.max(0).min() > 0.999 else None
 
 
-def _assignment(cost, x0_is_wider: bool):
+def assignment(cost, x0_is_wider: bool):
     """Solves by SciPy's shortest augmenting paths."""
     import numpy
     from scipy.optimize import linear_sum_assignment
@@ -172,13 +145,3 @@ def _assignment(cost, x0_is_wider: bool):
     index = numpy.empty_like(columns)
     index[columns] = rows
     return index
-
-
-def _check_finite(*samples: Tensor) -> None:
-    for name, x in zip(("x0", "x1"), samples):
-        bad = ~x.isfinite()
-        if bad.any():
-            raise ValueError(
-                f"OptimalTransport({name} of shape {list(x.shape)}): {int(bad.sum())} entries are NaN or infinite, so "
-                f"distances mean nothing; find where they arise before pairing."
-            )

@@ -3,28 +3,142 @@ import copy
 import pytest
 import torch
 
-from cflow.couplings import Coupling, Independent, OptimalTransport, Paired, paired
+from cflow import couplings
+from cflow.couplings import (
+    ConditionalOT,
+    Coupling,
+    Independent,
+    OptimalTransport,
+    Paired,
+    Partial,
+    Sinkhorn,
+    Unbalanced,
+    paired,
+)
 from cflow.registry import configuration
 from cflow.testing import check_coupling
 
-each = pytest.mark.parametrize("coupling", [Independent(), OptimalTransport(), OptimalTransport("simplex"), Paired()])
+PROMISES = [
+    (Independent(), {}),
+    (OptimalTransport(), {}),
+    (OptimalTransport("simplex"), {}),
+    (Paired(), {}),
+    (ConditionalOT(), {"conditional": True}),
+    (ConditionalOT(3.0, method="simplex"), {"conditional": True}),
+    (ConditionalOT(torch.inf), {"conditional": True}),
+    (Sinkhorn(), {"rows": "kept"}),
+    (Sinkhorn(2.0, relative=False, annealing=None), {"rows": "kept"}),
+    (Unbalanced(), {"rows": "drawn"}),
+    (Unbalanced(3.0, 0.3, relative=False), {"rows": "drawn"}),
+    (Partial(0.6), {"rows": "fewer"}),
+    (Partial(1.0), {}),
+]
+each = pytest.mark.parametrize("coupling", [coupling for coupling, _ in PROMISES], ids=repr)
 
 
-@each
-def test_every_coupling_keeps_the_contract(coupling):
+@pytest.mark.parametrize(("coupling", "promises"), PROMISES, ids=lambda value: repr(value))
+def test_every_coupling_keeps_the_contract(coupling, promises):
     assert isinstance(coupling, Coupling)
     assert type(coupling)(**configuration(coupling)) == coupling == copy.deepcopy(coupling)
     assert coupling.draws_base is not isinstance(coupling, Paired)
     assert "draws_base" not in configuration(coupling)
-    check_coupling(coupling)
+    check_coupling(coupling, **promises)
 
 
-@each
-@pytest.mark.parametrize("count", [0, 1])
-def test_small_batches_pass_unchanged(coupling, count):
-    x0, x1, label = torch.rand(count, 3), torch.rand(count, 3), torch.arange(count)
-    got = coupling(x0, x1, label, generator=torch.Generator())
-    assert all(torch.equal(a, b) for a, b in zip(got, (x0, x1, label)))
+def test_every_coupling_is_on_the_list():
+    members = {value for name, value in vars(couplings).items() if hasattr(value, "draws_base") and name != "Coupling"}
+    assert members == {type(coupling) for coupling, _ in PROMISES}
+
+
+class Broken:
+    """Couples as Independent does, but for one fault."""
+
+    draws_base = True
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __call__(self, x0, x1, context=None, generator=None):
+        x0, x1, context = Independent()(x0, x1, context)
+        if len(x1) < 2:
+            return x0, x1, context
+        order = torch.arange(len(x1)).flip(0)
+        if self.fault == "context":
+            return x0, x1[order], context
+        if self.fault == "twice":
+            return x0[order.clamp(min=1)], x1, context
+        if self.fault == "other":
+            return x0 + 1, x1, context
+        if self.fault == "mutates":
+            x0[0] = x0[1]
+        if self.fault == "seed":
+            return x0[torch.randperm(len(x0), generator=None)], x1, context
+        if self.fault == "worse":
+            index = torch.cdist(x0, x1).argmax(0)
+            return x0[index], x1, context
+        return x0, x1, context
+
+
+@pytest.mark.parametrize(
+    ("fault", "rows", "message"),
+    [
+        ("context", "permuted", "contexts travel"),
+        ("twice", "permuted", "no row of x0 is used twice"),
+        ("other", "kept", "one of those given"),
+        ("mutates", "kept", "left as they were"),
+        ("seed", "kept", "no other random number"),
+        ("worse", "kept", "on average over draws"),
+        ("none", "fewer", "fewer rows"),
+    ],
+)
+def test_the_conformance_suite_finds_faults(fault, rows, message):
+    with pytest.raises(AssertionError, match=message):
+        check_coupling(Broken(fault), rows=rows)
+    check_coupling(Broken("none"))
+    with pytest.raises(ValueError, match=r"rows='all'\): no such promise; pass one of 'permuted'"):
+        check_coupling(Independent(), rows="all")
+
+
+CHECKED = [OptimalTransport(), ConditionalOT(), ConditionalOT(1.0), Sinkhorn(), Unbalanced(), Partial()]
+
+
+@pytest.mark.parametrize("coupling", CHECKED, ids=repr)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("count", [1, 6])
+def test_samples_that_are_no_numbers_are_named(coupling, value, count):
+    x0, x1 = torch.zeros(count, 3), torch.ones(count, 3)
+    for name in ("x0", "x1"):
+        broken = {"x0": x0.clone(), "x1": x1.clone()}
+        broken[name][0, 1] = value
+        with pytest.raises(ValueError, match=rf"{name} of shape .*: 1 entries are NaN or infinite.*find where"):
+            coupling(broken["x0"], broken["x1"], torch.rand(count))
+
+
+@pytest.mark.parametrize("coupling", CHECKED, ids=repr)
+def test_samples_that_cannot_be_compared_are_refused(coupling):
+    label = torch.zeros(4, dtype=torch.long)
+    name = type(coupling).__name__
+    with pytest.raises(ValueError, match=rf"{name}\(x0 with shape \[4, 2\], x1 with shape \[4, 3\]\): distances need"):
+        coupling(torch.zeros(4, 2), torch.zeros(4, 3), label)
+    with pytest.raises(ValueError, match=rf"{name}\(x0 with device meta, x1 with device cpu\)"):
+        coupling(torch.zeros(4, 2, device="meta"), torch.zeros(4, 2), label)
+    with pytest.raises(TypeError, match=rf"{name}\(x0 of torch.complex64\): distances are of real numbers"):
+        coupling(torch.zeros(4, 2, dtype=torch.cfloat), torch.zeros(4, 2), label)
+    with pytest.raises(ValueError, match="squared distances overflow torch.float64; rescale"):
+        coupling(1e200 * torch.rand(4, 2).double(), torch.zeros(4, 2).double(), label)
+
+
+@pytest.mark.parametrize("coupling", CHECKED, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_are_kept_and_autocast_changes_nothing(coupling, dtype, generator):
+    x0, x1 = (torch.randn(30, 5, generator=generator).to(dtype) for _ in range(2))
+    context = torch.rand(30, generator=generator)
+    plain = coupling(x0, x1, context, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = coupling(x0, x1, context, generator=torch.Generator().manual_seed(1))
+    assert plain[0].dtype == plain[1].dtype == dtype
+    assert torch.equal(plain[0], inside[0])
+    assert torch.equal(plain[1], inside[1])
 
 
 @each

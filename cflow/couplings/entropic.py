@@ -1,0 +1,249 @@
+"""Entropic transport plans: the scaling loop that Sinkhorn and unbalanced couplings share, and how pairs are drawn."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ConvergenceWarning",
+    "Plan",
+    "Scaling",
+    "check_filled",
+    "check_settings",
+    "draw_columns",
+    "draw_rows",
+    "regularisation",
+    "warn_unless_converged",
+]
+
+CHECK_EVERY = 10  # iterations between two looks at the error, each of which waits for an accelerator
+ABSORB_AT = 100.0  # logarithm of a scaling factor from which it joins the duals; e^±700 is where float64 ends
+LOOSE, LOOSE_ITERATIONS = 0.1, 100  # how well the stages before the last are solved
+ANNEAL_FROM = 0.02  # times the scale of the costs; a regularisation above needs no annealing
+RELAX_AFTER, RELAXATION = 20, 1.6  # over-relaxed updates, from that iteration of the last stage on
+RESOLUTION = 1e14  # float64 cannot tell costs apart whose ratio to the regularisation is larger
+
+
+class ConvergenceWarning(RuntimeWarning):
+    """Says that a transport plan was used before its marginals were right to the tolerance asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    r"""A transport plan between two batches, with what is known of its quality.
+
+    Attributes:
+        plan: mass moved from row i of x0 to row j of x1 ``[B0, B1]``, float64.
+        cost: mean squared distance travelled, per unit of mass moved.
+        mass: the total mass moved; 1 up to rounding where marginals are fixed.
+        error: L1 distance of the x0 marginal from what it should be (that of x1 is exact), relative to the mass.
+        iterations: rounds of updates made, all stages of the annealing included.
+        converged: whether ``error`` is below the tolerance asked for.
+        epsilon: the regularisation, in squared distance.
+    """
+
+    plan: Tensor
+    cost: float
+    mass: float
+    error: float
+    iterations: int
+    converged: bool
+    epsilon: float
+
+    @property
+    def entropy(self) -> float:
+        r"""Computes :math:`-\sum_{ij} p_{ij} \log p_{ij}` of the normalised plan p, in nats.
+
+        :math:`\log B` for a permutation, :math:`2 \log B` for independent pairs.
+        """
+        share = self.plan / self.plan.sum()
+        return -float(torch.special.xlogy(share, share).sum())
+
+
+@dataclass(frozen=True)
+class Scaling:
+    r"""Solves for an entropic plan by scaling rows and columns, in a stabilised kernel.
+
+    .. math:: \min_P \langle P, C \rangle + \epsilon\, \mathrm{KL}(P | a b^\top) + \tau\, \mathrm{KL}(P 1 | a) +
+              \tau\, \mathrm{KL}(P^\top 1 | b)
+
+    with uniform a and b; ``tau=inf`` fixes the marginals. The duals f and g stay in the log domain. In between, updates
+    are two products with the kernel :math:`\exp((f_i + g_j - C_{ij}) / \epsilon)`, whose columns sum to their marginal
+    when it is made, so no row or column of it vanishes; scalings that grow large are absorbed into the duals and the
+    kernel is made anew. A small regularisation is reached in stages, each starting from the duals of the one before.
+    """
+
+    epsilon: float
+    tau: float
+    tolerance: float
+    max_iterations: int
+    annealing: float | None
+
+    def solve(self, cost: Tensor, scale: float) -> Plan:
+        """Computes the plan for ``cost [B0, B1]`` in float64, whose typical entry is ``scale``."""
+        epsilon = self.epsilon
+        if self.annealing is not None and ANNEAL_FROM * scale > epsilon:
+            stages = math.log(epsilon / (ANNEAL_FROM * scale)) / math.log(self.annealing)
+            stages = [epsilon * self.annealing**-k for k in range(math.ceil(stages), 0, -1)]
+        else:
+            stages = []
+        f, done = cost.new_zeros(cost.shape[0], 1), 0
+        g = cost.new_zeros(1, cost.shape[1])
+        for stage in stages:
+            limit = min(done + LOOSE_ITERATIONS, self.max_iterations)
+            f, g, _, _, done = self._stage(cost, f, g, stage, max(LOOSE, self.tolerance), done, limit)
+        f, g, plan, error, done = self._stage(cost, f, g, epsilon, self.tolerance, done, self.max_iterations)
+        mass = plan.sum()
+        moved = torch.dot(plan.flatten(), cost.flatten())
+        mass, moved, error = torch.stack([mass, moved / mass, error / mass]).tolist()
+        return Plan(plan, moved, mass, error, done, error <= self.tolerance, epsilon)
+
+    def _stage(self, cost: Tensor, f: Tensor, g: Tensor, epsilon: float, tolerance: float, done: int, limit: int):
+        """Updates the duals at one regularisation; gives ``(f, g, plan, error, iterations)``, column marginals met."""
+        rows, columns = cost.shape
+        damping = 1.0 if math.isinf(self.tau) else self.tau / (self.tau + epsilon)
+        log_a, log_b = -math.log(rows), -math.log(columns)
+        relaxed, trust, best, start, safe = 1.0, True, math.inf, done, None
+
+        # One exact round in the log domain, after which the kernel is safe to multiply; its last table is the kernel.
+        kernel = torch.sub(g, cost).div_(epsilon)
+        f = -damping * epsilon * (_log_sum_exp(kernel, 1) + log_b)
+        torch.sub(f, cost, out=kernel).div_(epsilon)
+        top = kernel.amax(0, keepdim=True)
+        kernel.sub_(top).exp_()
+        g = -damping * epsilon * (top + kernel.sum(0, keepdim=True).log() + log_a)
+        kernel.mul_(torch.exp(top + g / epsilon + (log_a + log_b)))
+        while True:
+            u, v = cost.new_ones(rows), cost.new_ones(columns)
+            old_f, old_g = f[:, 0], g[0]
+            pull_f, pull_g = ((1 - damping) / epsilon * old for old in (old_f, old_g))
+            while True:
+                for k in range(CHECK_EVERY):
+                    power = relaxed if k < CHECK_EVERY - 1 else 1.0
+                    u = _update(u, kernel @ v, damping, pull_f, power)
+                    v = _update(v, u @ kernel, damping, pull_g, power)
+                done += CHECK_EVERY
+                log_u, log_v = u.log(), v.log()
+                marginal = torch.exp(-(old_f + epsilon * log_u) / self.tau) / rows
+                reached = u * (kernel @ v)
+                error = (reached - marginal).abs().sum()
+                figures = torch.stack([error / reached.sum(), torch.maximum(log_u.abs().max(), log_v.abs().max())])
+                relative, size = figures.tolist()
+                if trust and not relative <= 2 * best:  # over-relaxation went astray: back to the last look, without
+                    trust, relaxed = False, 1.0
+                    if safe is not None:
+                        u, v = safe
+                        continue
+                elif trust and done - start >= RELAX_AFTER:
+                    relaxed = RELAXATION
+                best, safe = min(best, relative), (u, v)
+                finished = relative <= tolerance or done >= limit or math.isnan(relative)
+                if finished or size > ABSORB_AT:
+                    break
+            f, g = f + epsilon * log_u[:, None], g + epsilon * log_v
+            if finished:
+                return f, g, kernel.mul_(u[:, None]).mul_(v), error, done
+            safe = None
+            torch.sub(f + g, cost, out=kernel).div_(epsilon).add_(log_a + log_b).exp_()
+
+
+def _log_sum_exp(table: Tensor, dim: int) -> Tensor:
+    """Computes ``log sum exp`` along one dimension, in place of the table."""
+    top = table.amax(dim, keepdim=True)
+    return table.sub_(top).exp_().sum(dim, keepdim=True).log_().add_(top)
+
+
+def _update(factor: Tensor, product: Tensor, damping: float, pull: Tensor, power: float) -> Tensor:
+    """Computes the factor of one side that meets its marginal, or aims at it where the marginal gives way."""
+    if damping == 1:
+        target = (product * len(product)).reciprocal_()
+    else:
+        # A row whose mass is below the least number of float64 keeps its factor: there is nothing left to scale.
+        target = torch.exp(-damping * (product * len(product)).log_() - pull)
+        target = torch.where((product > 0) & target.isfinite() & (target > 0), target, factor)
+    return target if power == 1 else factor * (target / factor).pow_(power)
+
+
+def regularisation(name: str, epsilon: float, relative: bool, scale: float, largest: float) -> float:
+    """Gives the regularisation in squared distance; raises where float64 cannot tell the largest cost beside it."""
+    value = epsilon * scale if relative and scale > 0 else epsilon
+    if not largest < RESOLUTION * value:
+        raise ValueError(
+            f"{name}(epsilon={epsilon}, relative={relative}): the regularisation of {value:.3g} is lost beside squared "
+            f"distances of up to {largest:.3g} in float64; raise epsilon to more than {largest / RESOLUTION:.1g}"
+            f"{' times the scale' if relative else ''}, or take OptimalTransport, which is the limit of small epsilon."
+        )
+    return value
+
+
+def check_settings(name: str, epsilon: float, tolerance: float, max_iterations: int, annealing: float | None) -> None:
+    """Raises where a setting of the scaling loop is out of its range."""
+    for what, value in (("epsilon", epsilon), ("tolerance", tolerance)):
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"{name}({what}={value}): it is a positive number; pass a value such as "
+                f"{0.05 if what == 'epsilon' else 1e-3}"
+                f"{', or take OptimalTransport for plans without regularisation' if what == 'epsilon' else ''}."
+            )
+    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(
+            f"{name}(max_iterations={max_iterations!r}): the loop makes a whole number of rounds; pass 2000."
+        )
+    if annealing is not None and not 0.01 <= annealing <= 0.9:
+        raise ValueError(
+            f"{name}(annealing={annealing}): from stage to stage the regularisation falls by a factor between 0.01 and "
+            f"0.9; pass 0.25, or None to start at epsilon itself."
+        )
+
+
+def check_filled(name: str, x0: Tensor, x1: Tensor) -> None:
+    """Raises where there is nothing to plan."""
+    if x0.dim() == 0 or x1.dim() == 0 or min(len(x0), len(x1)) == 0:
+        raise ValueError(
+            f"{name}.plan(x0 of shape {list(x0.shape)}, x1 of shape {list(x1.shape)}): a plan moves mass from samples "
+            f"to samples; pass at least one row of each."
+        )
+
+
+def warn_unless_converged(name: str, plan: Plan, tolerance: float) -> None:
+    """Warns of a plan that is not as good as was asked for."""
+    if not plan.converged:
+        warnings.warn(
+            f"{name}: after {plan.iterations} iterations the x0 marginal is off by {plan.error:.2g} of the mass "
+            f"(tolerance {tolerance:.2g}) at a regularisation of {plan.epsilon:.3g}; pairs follow this plan all the "
+            f"same, with the x1 marginal exact. Raise epsilon, max_iterations or tolerance.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def draw_rows(plan: Tensor, columns: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Draws a row for each column (or each of ``columns``), from the plan given that column: indices ``[count]``."""
+    weights = (plan.T if columns is None else plan.T[columns]).contiguous()
+    reached = weights.cumsum(1)
+    total = reached[:, -1:].contiguous()
+    uniform = _uniform(total.shape, plan, generator)
+    index = torch.searchsorted(reached, uniform * total, right=True)
+    # Rounding may reach the total itself; its first place is the last row with mass.
+    return torch.minimum(index, torch.searchsorted(reached, total))[:, 0]
+
+
+def draw_columns(plan: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draws columns by their mass with the least variance (systematic resampling), in random order ``[count]``."""
+    reached = plan.sum(0).cumsum(0)
+    places = torch.arange(count, device=plan.device) + _uniform((1,), plan, generator)
+    index = torch.searchsorted(reached, places / count * reached[-1], right=True)
+    index = torch.minimum(index, torch.searchsorted(reached, reached[-1:]))
+    return index[_uniform((count,), plan, generator).argsort()]
+
+
+def _uniform(shape: tuple[int, ...], plan: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draws uniform numbers where the generator lives, which is not where the plan does on devices without float64."""
+    device = plan.device if generator is None else generator.device
+    dtype = plan.dtype if device == plan.device else torch.float32
+    return torch.rand(shape, generator=generator, device=device, dtype=dtype).to(plan)

@@ -1,0 +1,129 @@
+"""Partial optimal transport between the two halves of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cflow.registry import register
+
+from .costs import check_alike, squared_distances
+from .coupling import Context, check_rows, take_rows
+
+__all__ = ["Partial"]
+
+SIMPLEX_FROM = 256  # the batch size from which the network simplex is the faster solver
+
+
+@register
+@dataclass(frozen=True)
+class Partial:
+    r"""Pairs the share of a batch that is cheapest to pair, and drops the rest: outliers on either side.
+
+    .. math:: \min_{I, J, \tau} \sum_{j \in J} \| x_0^{\tau(j)} - x_1^j \|^2, \qquad |I| = |J| = \mathrm{round}(mB),
+              \quad \tau: J \to I \text{ one to one}
+
+    Exact. ``round(mass * B)`` pairs come back, fewer than went in; each row kept is used exactly once, and the rows
+    kept of ``x1`` stay in their order, with their ``context``. Which rows are dropped depends on where the two sets
+    lie, so it is for a source near the data (:class:`Unbalanced` does the same softly); between a standard normal and
+    data it cuts the tails of both. Deterministic: ``generator`` is not needed.
+
+    Args:
+        mass: the share m of the rows that is paired, in (0, 1].
+
+    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such; gives
+    ``[round(mass * B), *event]``.
+    Cost: on one core of the host, about 0.3 ms at B = 64, 5 ms at 256 and 25 ms at 512: SciPy's assignment of
+    ``(2 - mass) B`` rows, some of them dummies that take what is dropped, or POT's network simplex from 256 rows on.
+    Safe to call from several threads.
+
+    Raises:
+        ValueError: if ``mass`` is outside (0, 1] or leaves no pair of this batch, shapes or devices of ``x0`` and
+            ``x1`` differ, or a sample has NaN or infinite entries.
+        TypeError: if ``x0`` or ``x1`` is not a tensor.
+
+    Source: Caffarelli and McCann, Free Boundaries in Optimal Transport and Monge-Ampere Obstacle Problems, 2010;
+    the dummy points, Chapel, Alaya and Gasso, Partial Optimal Transport with Applications on Positive-Unlabeled
+    Learning, 2020, arXiv:2002.08276.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [5.0], [9.0]]), torch.tensor([[5.5], [-70.0], [0.1]])
+        >>> Partial(0.67)(x0, x1, torch.tensor([1, 2, 3]))
+        (tensor([[5.],
+                [0.]]), tensor([[5.5000],
+                [0.1000]]), tensor([1, 3]))
+    """
+
+    mass: float = 0.9
+
+    draws_base: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0 < self.mass <= 1:
+            raise ValueError(
+                f"Partial(mass={self.mass}): it is the share of the batch that is paired, above 0 and at most 1; pass "
+                f"a value such as 0.9."
+            )
+
+    def __call__(
+        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Context]:
+        check_rows("Partial", x0, x1, context)
+        check_alike("Partial", x0, x1)
+        if len(x1) == 0:
+            return x0, x1, context
+        rows, columns = self.indices(x0, x1)
+        return x0[rows], x1[columns], take_rows(context, columns)
+
+    @torch.no_grad()
+    def indices(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the rows of ``x0`` and of ``x1`` that are paired: two lists of ``round(mass * B)`` indices."""
+        count = len(x1)
+        kept = round(self.mass * count)
+        if kept == 0:
+            raise ValueError(
+                f"Partial(mass={self.mass}): that share of a batch of {count} rounds to no pair at all; pass larger "
+                f"batches, or a mass of at least {0.5 / count:.2g}."
+            )
+        cost = squared_distances("Partial", x0, x1).total().cpu().numpy()
+        columns = _simplex(cost, kept) if count >= SIMPLEX_FROM else None
+        if columns is None:
+            columns = _assignment(cost, kept)
+        rows = (columns < count).nonzero()[0]
+        order = columns[rows].argsort()
+        rows, columns = rows[order], columns[rows][order]
+        return torch.as_tensor(rows, device=x0.device), torch.as_tensor(columns, device=x1.device)
+
+
+def _simplex(cost, kept: int):
+    """Solves by POT's network simplex: the column of each row, or one past the last; None where masses are split."""
+    import numpy
+    import ot
+
+    # One dummy on each side takes what is dropped at no cost, and nothing from the other dummy.
+    count = len(cost)
+    table = numpy.zeros((count + 1,) * 2)
+    table[:count, :count] = cost
+    table[count, count] = 1 + cost.max()
+    masses = numpy.ones(count + 1)
+    masses[count] = count - kept
+    plan = ot.emd(masses, masses, table, numItermax=max(1_000_000, 1_000 * count), center_dual=False)
+    used = plan[:count, :count] > 0.999
+    whole = used.sum() == kept and used.sum(0).max() <= 1 and used.sum(1).max() <= 1
+    return numpy.where(used.any(1), used.argmax(1), count) if whole else None
+
+
+def _assignment(cost, kept: int):
+    """Solves by SciPy's shortest augmenting paths: the column of each row, or one past the last."""
+    import numpy
+    from scipy.optimize import linear_sum_assignment
+
+    # A dummy takes a row or a column at no cost; two dummies never meet, so exactly the rest is paired.
+    count = len(cost)
+    table = numpy.zeros((2 * count - kept,) * 2)
+    table[:count, :count] = cost
+    table[count:, count:] = numpy.inf
+    return linear_sum_assignment(table)[1][:count]

@@ -1,0 +1,107 @@
+"""Entropic optimal transport between the two halves of a batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cflow.registry import register
+
+from .costs import check_alike, squared_distances
+from .coupling import Context, check_rows
+from .entropic import Plan, Scaling, check_filled, check_settings, draw_rows, regularisation, warn_unless_converged
+
+__all__ = ["Sinkhorn"]
+
+
+@register
+@dataclass(frozen=True)
+class Sinkhorn:
+    r"""Pairs a batch by an entropic transport plan: cheap pairs are likely, not certain.
+
+    .. math:: \min_{P 1 = 1/B,\; P^\top 1 = 1/B} \sum_{ij} P_{ij} \| x_0^i - x_1^j \|^2 + \epsilon\,
+              \mathrm{KL}(P \,|\, 1/B^2)
+
+    Each row of ``x1`` is used exactly once and keeps its place, with its ``context``; its ``x0`` is drawn from the
+    plan's column, so rows of ``x0`` may come twice or not at all, as samples do. A small epsilon tends to
+    :class:`OptimalTransport`, a large one to :class:`Independent`.
+
+    Args:
+        epsilon: the regularisation.
+        relative: whether epsilon counts in units of the batch's scale, the mean squared distance between ``x0`` and
+            ``x1`` once both are centred (the sum of their total variances): neither moving nor rescaling the data then
+            changes the pairing. Otherwise epsilon is a squared distance: ``Sinkhorn(2 * sigma**2, relative=False)`` is
+            the static Schroedinger bridge of Brownian motion with scale sigma over unit time.
+        tolerance: the L1 error of the x0 marginal at which the loop ends. The draw of B rows alone makes one of 0.7, so
+            1e-3 is exact enough; 1e-4 takes up to twice the rounds at epsilon = 0.01, up to four times at 0.002.
+        max_iterations: rounds of updates, of all stages together.
+        annealing: the factor from stage to stage by which the regularisation comes down to a small epsilon; ``None``
+            starts at epsilon itself.
+
+    A plan that has not reached the tolerance is never hidden: the call warns with :class:`ConvergenceWarning`, and
+    :meth:`plan` says what its error is.
+
+    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such.
+    Cost: on the samples' device, in float64: ``O(B^2)`` memory and 10 to 100 rounds of two products with a
+    ``B x B`` matrix (at epsilon = 0.05 in all 3 ms at B = 256 and 20 ms at 1024 on one core; 0.001 takes some hundred
+    rounds). An accelerator is waited for every ten rounds. No gradient flows through the
+    choice. Safe to call from several threads, each with its own generator.
+
+    Raises:
+        ValueError: if shapes or devices of ``x0`` and ``x1`` differ, a sample has NaN or infinite entries, epsilon is
+            lost beside the distances in float64, or an argument is out of its range.
+        TypeError: if ``x0`` or ``x1`` is not a tensor.
+
+    Source: Cuturi, Sinkhorn Distances, 2013, arXiv:1306.0895; Schmitzer, Stabilized Sparse Scaling Algorithms for
+    Entropy Regularized Transport Problems, 2016, arXiv:1610.06519; Thibault et al., Overrelaxed Sinkhorn-Knopp
+    Algorithm for Regularized Optimal Transport, 2017, arXiv:1711.01851; as a coupling, Tong et al., Simulation-Free
+    Schroedinger Bridges via Score and Flow Matching, 2023, arXiv:2307.03672.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [5.0]]), torch.tensor([[6.0], [1.0]])
+        >>> Sinkhorn(0.01)(x0, x1)[0]
+        tensor([[5.],
+                [0.]])
+        >>> plan = Sinkhorn(1.0).plan(x0, x1)
+        >>> plan.converged, (2 * plan.plan).round(decimals=2)
+        (True, tensor([[0.1200, 0.8800],
+                [0.8800, 0.1200]], dtype=torch.float64))
+    """
+
+    epsilon: float = 0.05
+    _: KW_ONLY
+    relative: bool = True
+    tolerance: float = 1e-3
+    max_iterations: int = 2000
+    annealing: float | None = 0.25
+
+    draws_base: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_settings("Sinkhorn", self.epsilon, self.tolerance, self.max_iterations, self.annealing)
+
+    def __call__(
+        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Context]:
+        check_rows("Sinkhorn", x0, x1, context)
+        check_alike("Sinkhorn", x0, x1)
+        if len(x1) == 0:
+            return x0, x1, context
+        plan = self.plan(x0, x1)
+        warn_unless_converged("Sinkhorn", plan, self.tolerance)
+        return x0[draw_rows(plan.plan, generator=generator).to(x0.device)], x1, context
+
+    @torch.no_grad()
+    def plan(self, x0: Tensor, x1: Tensor) -> Plan:
+        """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``, each row of equal weight."""
+        check_filled("Sinkhorn", x0, x1)
+        check_alike("Sinkhorn", x0, x1)
+        distances = squared_distances("Sinkhorn", x0, x1)
+        cost, scale = distances.total(), distances.spread0 + distances.spread1
+        epsilon = regularisation("Sinkhorn", self.epsilon, self.relative, scale, float(cost.max()))
+        scaling = Scaling(epsilon, math.inf, self.tolerance, self.max_iterations, self.annealing)
+        return scaling.solve(cost, scale)
