@@ -8,7 +8,7 @@ import torch
 import cflow
 from cflow import bases, couplings, fields, objectives, paths, training
 from cflow.objectives import BridgeMatching
-from cflow.testing_interpolants import GaussianBridgeField
+from cflow.testing import GaussianBridgeField
 
 
 def bridge_flow(predict="score", **options):
@@ -79,10 +79,12 @@ def test_conditions_are_dropped_for_both_signs_of_the_noise(generator):
 
 def test_fit_learns_velocity_and_score_of_a_gaussian_bridge(generator):
     flow, field = bridge_flow()
-    network = fields.MLP(1, hidden=(64, 64), outputs=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = fields.MLP(1, hidden=(64, 64), outputs=2)
     trained = cflow.ContinuousFlow(network, bases.Normal(1, *field.source), path=flow.path)
     data = field.target[0] + field.target[1] * torch.randn(20_000, 1, generator=generator)
-    training.fit(trained, BridgeMatching(), data, steps=1200, batch_size=512, lr=3e-3, seed=1)
+    training.fit(trained, BridgeMatching(), data, steps=1500, batch_size=512, lr=3e-3, seed=1)
     x = torch.linspace(-1.5, 1.2, 20)[:, None]
     for t in (0.25, 0.5, 0.75):
         assert torch.allclose(trained.velocity(t, x), flow.velocity(t, x).float(), atol=0.15)

@@ -7,7 +7,7 @@ import torch
 
 import cflow
 from cflow import bases, fields, paths, solvers
-from cflow.testing_interpolants import check_interpolant
+from cflow.testing import check_interpolant
 
 GAMMAS = {
     "brownian": paths.BrownianGamma(0.7),

@@ -8,8 +8,7 @@ import torch
 import cflow
 from cflow import bases, divergence, fields, guidance, paths, solvers
 from cflow.solvers import EulerMaruyama, Fading, StochasticHeun
-from cflow.testing import GaussianField
-from cflow.testing_interpolants import GaussianBridgeField
+from cflow.testing import GaussianBridgeField, GaussianField
 
 BOTH = (EulerMaruyama, StochasticHeun)
 each_solver = pytest.mark.parametrize("solver", BOTH)

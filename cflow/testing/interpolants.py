@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import bases
-from .continuous import ContinuousFlow
-from .paths import Interpolant
-from .registry import register
-from .shapes import expand_like
-from .solvers import Dopri5
-from .testing import _close as close
-from .testing import _demand as demand
+from cflow import bases
+from cflow.continuous import ContinuousFlow
+from cflow.paths import Interpolant
+from cflow.registry import register
+from cflow.shapes import expand_like
+from cflow.solvers import Dopri5
+from cflow.testing.checks import close, demand
 
 __all__ = ["GaussianBridgeField", "check_interpolant"]
 
