@@ -85,10 +85,10 @@ def test_fit_learns_velocity_and_score_of_a_gaussian_bridge(generator):
     trained = cflow.ContinuousFlow(network, bases.Normal(1, *field.source), path=flow.path)
     data = field.target[0] + field.target[1] * torch.randn(20_000, 1, generator=generator)
     training.fit(trained, BridgeMatching(), data, steps=1500, batch_size=512, lr=3e-3, seed=1)
-    x = torch.linspace(-1.5, 1.2, 20)[:, None]
+    x = torch.linspace(-0.8, 0.8, 20)[:, None]  # within two deviations at all three times
     for t in (0.25, 0.5, 0.75):
         assert torch.allclose(trained.velocity(t, x), flow.velocity(t, x).float(), atol=0.15)
-        assert torch.allclose(trained.score(t, x), flow.score(t, x).float(), atol=0.25)
+        assert torch.allclose(trained.score(t, x), flow.score(t, x).float(), atol=0.2)
 
 
 def test_paths_and_objectives_that_do_not_go_together_are_refused():
