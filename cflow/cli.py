@@ -219,6 +219,8 @@ def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
 
 
 def _short(value) -> str:
+    if isinstance(value, Tensor) and value.numel() > 4:
+        return f"tensor of shape {list(value.shape)}"
     try:
         number = float(value)
     except (TypeError, ValueError):

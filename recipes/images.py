@@ -4,12 +4,14 @@
     python recipes/images.py --data mnist --root DIR                      # also fashion-mnist, cifar10
     python recipes/images.py --data folder --root DIR --size 64           # your own pictures; sub-folders are classes
     python recipes/images.py --resume                                     # goes on where an interrupted run stopped
+    accelerate launch --multi_gpu recipes/images.py                       # on all GPUs of this machine
 
 Everything lands in one folder: ``model/`` (``cflow sample`` draws from it), ``samples.png``, ``training.png``,
 ``trajectories.png``, ``metrics.json``, ``history.csv``, ``checkpoints/``.
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ import tyro
 
 import cflow
 from cflow import bases, couplings, data, fields, guidance, metrics, objectives, paths, plot, solvers, times, training
+
+# Under a launcher every process runs this script: all train, one speaks, draws and measures.
+MAIN = os.environ.get("RANK", "0") == "0"
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Options:
     steps: int | None = None
     """Training steps; 700 for digits, 20000 for the others unless given."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per step, on each process."""
     lr: float = 2e-3
     """Peak learning rate (warm-up, then cosine to zero)."""
     width: int | None = None
@@ -132,6 +137,12 @@ def measure(samples, labels, images: data.ImageData) -> dict:
     return report
 
 
+def say(*what) -> None:
+    """Prints, once however many processes there are."""
+    if MAIN:
+        print(*what, flush=True)
+
+
 def main(options: Options) -> None:
     began = time.perf_counter()
     images = read(options)
@@ -139,11 +150,11 @@ def main(options: Options) -> None:
     steps = (700 if small else 20_000) if options.steps is None else options.steps
     width = (32 if small else 64) if options.width is None else options.width
     out = options.out or Path("runs") / f"images-{options.data}"
-    print(f"{options.data}: {images}")
+    say(f"{options.data}: {images}")
 
     torch.manual_seed(options.seed)  # the network's initial weights; everything else draws from generators of its own
     flow = build(images, width)
-    print(f"network: {sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M parameters; writing to {out}/")
+    say(f"network: {sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M parameters; writing to {out}/")
     objective = objectives.FlowMatching(
         coupling=couplings.Independent(),
         times=times.Stratified(times.Uniform()),
@@ -169,8 +180,10 @@ def main(options: Options) -> None:
     )
     if options.resume:
         begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        print(f"--resume: {begun}")
-    print(f"trained {run.steps} steps in {run.seconds:.0f} s")
+        say(f"--resume: {begun}")
+    say(f"trained {run.steps} steps in {run.seconds:.0f} s")
+    if not MAIN:
+        return
     plot.training(run.history, out / "training.png")
 
     flow = flow.eval()
@@ -212,8 +225,8 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(tyro.cli(Options, console_outputs=MAIN))
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"images.py: {error}")
+        sys.exit(f"images.py: {error}" if MAIN else f"images.py, process {os.environ['RANK']}: {error}")
     except KeyboardInterrupt as stop:
-        sys.exit(f"images.py: {stop or 'interrupted'}")
+        sys.exit(f"images.py: {stop or 'interrupted'}" if MAIN else 1)

@@ -8,6 +8,7 @@ folder.
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ PATHS = {
     "variance-preserving": paths.VariancePreserving,
 }
 
+# Under a launcher every process runs this script: all train, one speaks, draws and measures.
+MAIN = os.environ.get("RANK", "0") == "0"
+
 
 @dataclass
 class Options:
@@ -45,7 +49,7 @@ class Options:
     steps: int = 4000
     """Training steps."""
     batch_size: int = 256
-    """Points per step."""
+    """Points per step, on each process."""
     hidden: tuple[int, ...] = (64, 64, 64)
     """Hidden layers of the network."""
     lr: float = 2e-3
@@ -58,6 +62,12 @@ class Options:
     """Seed of the whole run."""
     resume: bool = False
     """Continue the run in --out."""
+
+
+def say(*what) -> None:
+    """Prints, once however many processes there are."""
+    if MAIN:
+        print(*what, flush=True)
 
 
 def main(options: Options) -> None:
@@ -74,7 +84,7 @@ def main(options: Options) -> None:
     pairing = {"independent": couplings.Independent(), "optimal-transport": couplings.OptimalTransport()}
     # A velocity near the data's end, and with it the density, amplifies errors of x1; training must weigh them so.
     weight = objectives.VelocityWeight() if options.predict == "x1" else None
-    print(f"{options.data}: {len(train)} points, {options.coupling} coupling, {flow.path}; writing to {out}/")
+    say(f"{options.data}: {len(train)} points, {options.coupling} coupling, {flow.path}; writing to {out}/")
     run = training.fit(
         flow,
         objectives.FlowMatching(coupling=pairing[options.coupling], weight=weight),
@@ -91,7 +101,9 @@ def main(options: Options) -> None:
     )
     if options.resume:
         begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        print(f"--resume: {begun}")
+        say(f"--resume: {begun}")
+    if not MAIN:
+        return
     flow = flow.cpu().eval()
     plot.training(run.history, out / "training.png")
 
@@ -137,8 +149,8 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(tyro.cli(Options, console_outputs=MAIN))
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"toys.py: {error}")
+        sys.exit(f"toys.py: {error}" if MAIN else f"toys.py, process {os.environ['RANK']}: {error}")
     except KeyboardInterrupt as stop:
-        sys.exit(f"toys.py: {stop or 'interrupted'}")
+        sys.exit(f"toys.py: {stop or 'interrupted'}" if MAIN else 1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from cflow.training.streams import EPOCH, LOADER, generator_for, stream
 
-__all__ = ["LoaderBatches", "RawBatch", "RowBatches", "ahead", "batches_of"]
+__all__ = ["LoaderBatches", "RawBatch", "RowBatches", "batches_of"]
 
 CPU = torch.device("cpu")
 
@@ -46,13 +44,18 @@ class RowBatches:
     """Draws batches without replacement from tensors or a map-style dataset; the last partial batch is left out.
 
     The order of epoch ``e`` is the permutation drawn from ``(seed, e)``, so that any step can be fetched by its number.
-    With several processes each takes its own stretch of the same permutation.
+    With several processes each takes its own stretch of the same permutation; with ``across`` every one of them takes
+    the stretches of all, in the order in which one process with their total batch size would.
     """
 
-    def __init__(self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1, across: bool = False
+    ) -> None:
         self.dataset = data if isinstance(data, Dataset) else None
         self.x, self.context = (None, None) if self.dataset is not None else _pair(data)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        if across:
+            self.batch_size, self.rank, self.world = batch_size * world, 0, 1
         self.size = len(self.dataset) if self.dataset is not None else len(tree_leaves(self.x)[0])
         self.step, self._epoch, self._order = 0, -1, None
 
@@ -64,7 +67,7 @@ class RowBatches:
     def describe(self) -> dict[str, Any]:
         """Says what must be equal for a resumed run to repeat this one."""
         kind = "dataset" if self.dataset is not None else "tensors"
-        described = {"data": kind, "data size": self.size, "batch_size": self.batch_size, "processes": self.world}
+        described = {"data": kind, "data size": self.size, "batch_size": self.batch_size * self.world}
         if self.dataset is None:
             # A thousand rows spread over the data: enough to notice other data, cheap at any size.
             rows = torch.linspace(0, self.size - 1, min(self.size, 1000), dtype=torch.float64).long()
@@ -115,13 +118,14 @@ class LoaderBatches:
     process are out of its reach. Resuming goes through the batches already used in the epoch and drops them.
     """
 
-    def __init__(self, loader: Iterable, seed: int) -> None:
-        self.loader, self.seed = loader, seed
+    def __init__(self, loader: Iterable, seed: int, world: int = 1) -> None:
+        self.loader, self.seed, self.world = loader, seed, world
         self.epoch, self.used, self._iterator, self._state = 0, 0, None, None
 
     def describe(self) -> dict[str, Any]:
         """Says what must be equal for a resumed run to repeat this one."""
-        described = {"data": "loader", "batch_size": getattr(self.loader, "batch_size", None)}
+        size = getattr(self.loader, "batch_size", None)
+        described = {"data": "loader", "batch_size": size * self.world if isinstance(size, int) else None}
         dataset = getattr(self.loader, "dataset", None)
         if hasattr(dataset, "__len__"):
             described["data size"] = len(dataset)
@@ -170,11 +174,14 @@ class LoaderBatches:
             yield _pair(item)
 
 
-def batches_of(data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> RowBatches | LoaderBatches:
+def batches_of(
+    data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1, across: bool = False
+) -> RowBatches | LoaderBatches:
     """Chooses how batches are taken from data.
 
     Raises:
         TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
+        ValueError: for a loader where every process must see the rows of all (``across``).
     """
     if isinstance(data, IterableDataset):
         raise TypeError(
@@ -183,36 +190,16 @@ def batches_of(data: Any, batch_size: int, seed: int, rank: int = 0, world: int 
         )
     first = data[0] if isinstance(data, list | tuple) and data else data
     if isinstance(data, Dataset) or isinstance(first, Tensor | dict):
-        return RowBatches(data, batch_size, seed, rank, world)
+        return RowBatches(data, batch_size, seed, rank, world, across)
     if hasattr(data, "__iter__") and not isinstance(data, list | tuple) and not hasattr(data, "__array__"):
-        return LoaderBatches(data, seed)
+        if across:
+            raise ValueError(
+                "fit(data=loader, across_processes=True): every process must be able to read the rows of all, and a "
+                "loader gives each process its own; pass tensors or a map-style Dataset, or leave across_processes "
+                "away."
+            )
+        return LoaderBatches(data, seed, world)
     raise TypeError(
         f"fit(data={type(data).__name__}): data are a tensor [N, *event], a pair (x, context) of such, a map-style "
         f"Dataset or a loader of batches; make tensors of arrays with torch.as_tensor."
     )
-
-
-def ahead(fetch: Callable[[], RawBatch], prepare: Callable[[int, RawBatch], Any], start: int, stop: int, depth: int):
-    """Yields ``(raw, prepared)`` for the steps from ``start`` to ``stop``, preparing up to ``depth`` of them ahead.
-
-    Batches are fetched here, in the caller's thread, whose random state a fetch may borrow; preparation runs in one
-    worker thread with generators of its own, so that results do not depend on ``depth``. ``depth=0`` prepares in line.
-    An exception in the worker is raised here, at the step it belongs to.
-    """
-    if depth == 0:
-        for step in range(start, stop):
-            raw = fetch()
-            yield raw, prepare(step, raw)
-        return
-    executor = ThreadPoolExecutor(1, thread_name_prefix="cflow-prepare")
-    waiting: deque[tuple[RawBatch, Future]] = deque()
-    try:
-        for step in range(start, stop + depth):
-            if step < stop:
-                raw = fetch()
-                waiting.append((raw, executor.submit(prepare, step, raw)))
-            if step >= start + depth and waiting:
-                raw, future = waiting.popleft()
-                yield raw, future.result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)

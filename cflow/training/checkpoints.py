@@ -6,11 +6,20 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Checkpoints"]
+import torch
+from torch import nn
+
+from cflow.training.ema import Average
+from cflow.training.processes import Processes
+
+__all__ = ["Checkpoints", "State", "check_settings"]
 
 _NAME = re.compile(r"step-(\d+)")
 _NOTE = "cflow.json"
@@ -19,12 +28,14 @@ _NOTE = "cflow.json"
 class Checkpoints:
     """The checkpoints of one run, in ``out/checkpoints/step-000500/``.
 
-    A checkpoint is accelerate's state (weights, optimizer, moving average) and a note with the step, the settings and
-    the size and CRC-32 of every file. Global random states are not part of it: all draws are by counter.
+    A checkpoint is written by ``torch.distributed.checkpoint``, each process its share: weights, optimizer and moving
+    average, by name, so that another number of processes, sharded or not, can read them. Beside it lies a note with the
+    step, the settings and the size and CRC-32 of every file. Global random states are not part of it: all draws are by
+    counter.
     """
 
-    def __init__(self, out: Path, accelerator: Any, keep: int) -> None:
-        self.folder, self.accelerator, self.keep = out / "checkpoints", accelerator, keep
+    def __init__(self, out: Path, processes: Processes, keep: int) -> None:
+        self.folder, self.processes, self.keep = out / "checkpoints", processes, keep
 
     def steps(self) -> list[int]:
         """Lists the steps of the complete checkpoints, oldest first."""
@@ -37,32 +48,27 @@ class Checkpoints:
         """Gives the folder of a step's checkpoint."""
         return self.folder / f"step-{step:06d}"
 
-    def save(self, step: int, note: dict[str, Any]) -> Path:
+    def save(self, step: int, note: dict[str, Any], state: State) -> None:
         """Writes a checkpoint into a temporary folder, brings it to the disk and moves it into place."""
-        final, part = self.path(step), self.folder / f"part-{step:06d}"
-        main = self.accelerator.is_main_process
-        if main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        # Plain torch files: tied weights and extra state go through them unchanged.
-        self.accelerator.save_state(str(part), safe_serialization=False)
-        self.accelerator.wait_for_everyone()
-        if main:
-            for file in part.glob("random_states_*.pkl"):
-                file.unlink()
-            files = {str(file.relative_to(part)): _seal(file) for file in sorted(part.rglob("*")) if file.is_file()}
-            (part / _NOTE).write_text(json.dumps({**note, "step": step, "files": files}, indent=1))
-            _seal(part / _NOTE)
-            _sync_folder(part)
-            # The same step again (an interrupted run that ended on it): the new one replaces the old.
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
-            _sync_folder(self.folder)
-            for old in self.steps()[: -self.keep]:
-                shutil.rmtree(self.path(old))
-        self.accelerator.wait_for_everyone()
-        return final
+        import torch.distributed.checkpoint as storage
+
+        part = self.folder / f"part-{step:06d}"
+        self.processes.from_main(lambda: _clear(part))
+        with self.processes.together(), _quiet():
+            storage.save(state.tensors(), checkpoint_id=part, process_group=self.processes.group)
+        self.processes.from_main(lambda: self._seal(step, part, note))
+
+    def _seal(self, step: int, part: Path, note: dict[str, Any]) -> None:
+        files = {str(file.relative_to(part)): _seal(file) for file in sorted(part.rglob("*")) if file.is_file()}
+        (part / _NOTE).write_text(json.dumps({**note, "step": step, "files": files}, indent=1))
+        _seal(part / _NOTE)
+        _sync_folder(part)
+        # The same step again (an interrupted run that ended on it): the new one replaces the old.
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        os.replace(part, self.path(step))
+        _sync_folder(self.folder)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(old))
 
     def read_note(self, step: int) -> dict[str, Any]:
         """Verifies a checkpoint's files and gives its note.
@@ -85,20 +91,78 @@ class Checkpoints:
             )
         return note
 
-    def load(self, step: int) -> None:
-        """Loads weights, optimizer and moving average."""
-        self.accelerator.load_state(str(self.path(step)))
+    def load(self, step: int, state: State) -> None:
+        """Loads weights, optimizer and moving average, whichever processes wrote them."""
+        import torch.distributed.checkpoint as storage
+
+        held = set(storage.FileSystemReader(self.path(step)).read_metadata().state_dict_metadata)
+        tensors = state.tensors(held)
+        with _quiet():
+            storage.load(tensors, checkpoint_id=self.path(step), process_group=self.processes.group)
+        state.take(tensors)
 
 
-def check_settings(note: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+class State:
+    """What a checkpoint holds of a run, by stable names: ``model``, ``optimizer`` and ``average``."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
+        self.module, self.optimizer, self.average = module, optimizer, average
+
+    def tensors(self, held: set[str] | None = None) -> dict[str, Any]:
+        """Gives the tensors as they lie in memory; of the optimizer's, only those ``held`` by a checkpoint."""
+        import torch.distributed.checkpoint.state_dict as by_name
+
+        self.options = by_name.StateDictOptions(flatten_optimizer_state_dict=True)
+        self.every = by_name.get_optimizer_state_dict(self.module, self.optimizer, options=self.options)
+        # Rates and their like come from the arguments of fit; parameters that never had a gradient have no state.
+        states = {
+            name: value
+            for name, value in self.every.items()
+            if name.startswith("state.") and (held is None or f"optimizer.{name}" in held)
+        }
+        tensors = {"model": by_name.get_model_state_dict(self.module), "optimizer": states}
+        if self.average is not None:
+            tensors["average"] = self.average.state_dict()
+        return tensors
+
+    def take(self, tensors: dict[str, Any]) -> None:
+        """Takes what was loaded into :meth:`tensors`."""
+        import torch.distributed.checkpoint.state_dict as by_name
+
+        by_name.set_model_state_dict(self.module, tensors["model"])
+        whole = {**self.every, **tensors["optimizer"]}
+        by_name.set_optimizer_state_dict(self.module, self.optimizer, whole, options=self.options)
+        for name, each in self.module.named_parameters():
+            name = name.removeprefix("module.")
+            if each in self.optimizer.state and f"state.{name}.step" not in tensors["optimizer"]:
+                del self.optimizer.state[each]
+        if self.average is not None:
+            self.average.load_state_dict(tensors["average"])
+
+
+def check_settings(note: dict[str, Any], settings: dict[str, Any], folder: Path, several: bool) -> None:
     """Raises where a run would not repeat the one that wrote a checkpoint, naming the setting."""
     before = note["settings"]
     for name in [*settings, *(name for name in before if name not in settings)]:
         if before.get(name) != settings.get(name):
+            what = f"{name} (of all processes)" if name == "batch_size" and several else name
             raise ValueError(
-                f"fit(resume=True): {name} is {settings.get(name)!r} now and was {before.get(name)!r} in {folder}, so "
+                f"fit(resume=True): {what} is {settings.get(name)!r} now and was {before.get(name)!r} in {folder}, so "
                 f"the run cannot go on as it began; pass the former value, or another folder as out."
             )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from warning that one process is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _clear(part: Path) -> None:
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
 
 
 def _seal(file: Path, sync: bool = True) -> list[int]:

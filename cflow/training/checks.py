@@ -19,7 +19,9 @@ from cflow.training.ema import EMA
 __all__ = ["check_batch", "check_data", "check_options", "settings_of"]
 
 
-def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, what: str, drops_last: bool) -> None:
+def check_data(
+    flow: Any, objective: Any, source: RowBatches | LoaderBatches, what: str, drops_last: bool, processes: int = 1
+) -> None:
     """Raises where data cannot train this flow; tensors are checked whole, other data by their first item.
 
     Loaders are checked batch by batch as they come.
@@ -28,12 +30,15 @@ def check_data(flow: Any, objective: Any, source: RowBatches | LoaderBatches, wh
         return
     if source.size == 0:
         raise ValueError(f"fit({what}=...): there are no rows in it; pass data with at least one row.")
-    if drops_last and source.batch_size * source.world > source.size:
-        each = "" if source.world == 1 else f" on each of {source.world} processes"
+    rows = source.batch_size * source.world
+    if drops_last and rows > source.size:
+        asked = rows // processes
+        each = "" if processes == 1 else f", while each of {processes} processes wants {asked}"
+        largest = source.size // processes
+        instead = f"choose batch_size <= {largest}" if largest else f"start at most {source.size} processes"
         raise ValueError(
-            f"fit(batch_size={source.batch_size}): a batch is drawn without replacement and {what} has {source.size} "
-            f"rows{each and ', while ' + str(source.batch_size) + ' are wanted' + each}; choose batch_size <= "
-            f"{source.size // source.world}."
+            f"fit(batch_size={asked}): a batch is drawn without replacement and {what} has {source.size} rows{each}; "
+            f"{instead}."
         )
     if source.dataset is not None:
         check_batch(flow, objective, *next(source.once()), what)
@@ -120,15 +125,19 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
             raise TypeError(f"fit({name}=...) is {shown}, not what is wanted there; pass an object such as {example}.")
     if options.ema is not None and not isinstance(options.ema, EMA):
         raise TypeError(f"fit(ema={options.ema!r}): pass training.EMA(decay=0.999), or None for no averaging.")
-    counts = ("steps", "batch_size", "validate_every", "accumulate", "checkpoint_every", "keep", "log_every")
-    for name in (*counts, "seed", "prefetch"):
+    counts = ["steps", "batch_size", "validate_every", "accumulate", "pool", "checkpoint_every", "keep", "log_every"]
+    given = ["seed"]
+    # None lets fit choose; what is said must be sound.
+    counts += [] if options.workers is None else ["workers"]
+    given += [] if options.prefetch is None else ["prefetch"]
+    for name in (*counts, *given):
         value = getattr(options, name)
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"fit({name}={value!r}): this is a whole number, not a {type(value).__name__}.")
     for name in counts:
         if getattr(options, name) < 1:
             raise ValueError(f"fit({name}={getattr(options, name)}): this is a number of one or more; pass at least 1.")
-    for name in ("seed", "prefetch", "weight_decay"):
+    for name in (*given, "weight_decay"):
         if getattr(options, name) < 0:
             raise ValueError(f"fit({name}={getattr(options, name)}): this cannot be negative; pass 0 or more.")
     if not options.lr > 0 or (options.clip is not None and not options.clip > 0):
@@ -164,7 +173,7 @@ def _parameters(part: Any) -> Iterable[nn.Parameter]:
 
 def settings_of(flow: Any, objective: Any, source: Any, options: SimpleNamespace) -> dict[str, Any]:
     """Collects what must be equal for a resumed run to repeat the one before, in the form that JSON gives back."""
-    names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate")
+    names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate", "pool")
     settings = {name: getattr(options, name) for name in names} | source.describe()
     settings["betas"] = list(options.betas)
     settings["ema"] = None if options.ema is None else asdict(options.ema)

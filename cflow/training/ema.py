@@ -54,26 +54,30 @@ class Average:
     """Keeps the average of a module's trainable parameters and floating buffers, in float32 or better.
 
     Integer buffers, and floating ones that start with infinities (masks), are copied as they are. Frozen parameters
-    are left alone. Sharded parameters (DTensor) are averaged shard by shard.
+    are left alone. Of sharded parameters (DTensor) every process averages its own shard, without communication.
 
     Cost: one fused ``lerp`` over all tensors per update and one copy of the weights in memory.
     """
 
     def __init__(self, module: nn.Module, config: EMA) -> None:
         self.config, self.updates = config, 0
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
+        self._parameters = list(trained.values())
         # By place and not by value: a module may put another tensor into its buffer.
-        places, seen = [], set()
-        for part in module.modules():
+        places, seen = {}, set()
+        for prefix, part in module.named_modules():
             for name, value in part._buffers.items():
                 if value is not None and id(value) not in seen:
                     seen.add(id(value))
-                    places.append((part._buffers, name))
-        averaged = [
-            bool(buffers[name].is_floating_point() and buffers[name].isfinite().all()) for buffers, name in places
-        ]
-        self._averaged_buffers = [place for place, is_averaged in zip(places, averaged) if is_averaged]
-        self._copied_buffers = [place for place, is_averaged in zip(places, averaged) if not is_averaged]
+                    places[f"{prefix}.{name}".removeprefix(".")] = (part._buffers, name)
+        averaged = {
+            name: place
+            for name, place in places.items()
+            if place[0][place[1]].is_floating_point() and place[0][place[1]].isfinite().all()
+        }
+        copied = {name: place for name, place in places.items() if name not in averaged}
+        self._averaged_buffers, self._copied_buffers = list(averaged.values()), list(copied.values())
+        self._names = [*trained, *averaged], list(copied)
         self.shadow = [_wide(value.detach()).clone() for value in self._live()]
         self.copies = [value.detach().clone() for value in self._copied()]
 
@@ -89,7 +93,9 @@ class Average:
         self.updates += 1
         if self.shadow:
             torch._foreach_lerp_(
-                self.shadow, [_wide(value) for value in self._live()], 1 - self.config.at(self.updates)
+                [local(value) for value in self.shadow],
+                [_wide(local(value)) for value in self._live()],
+                1 - self.config.at(self.updates),
             )
         if self.copies:
             torch._foreach_copy_(self.copies, self._copied())
@@ -98,31 +104,43 @@ class Average:
     def copy_to_module(self) -> None:
         """Writes the average into the module."""
         for target, value in zip([*self._live(), *self._copied()], [*self.shadow, *self.copies]):
-            target.copy_(value)
+            local(target).copy_(local(value))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Lends the module the average and gives it its own weights back, to the bit."""
         with torch.no_grad():
-            raw = [value.clone() for value in [*self._live(), *self._copied()]]
+            raw = [local(value).clone() for value in [*self._live(), *self._copied()]]
         self.copy_to_module()
         try:
             yield
         finally:
             with torch.no_grad():
                 for target, value in zip([*self._live(), *self._copied()], raw):
-                    target.copy_(value)
+                    local(target).copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives what a checkpoint keeps."""
-        return {"updates": self.updates, "shadow": self.shadow, "copies": self.copies}
+        """Gives what a checkpoint keeps, by the names of the module's tensors."""
+        averaged, copied = self._names
+        return {
+            "updates": torch.tensor(self.updates),
+            "shadow": dict(zip(averaged, self.shadow, strict=True)),
+            "copies": dict(zip(copied, self.copies, strict=True)),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave."""
-        self.updates = state["updates"]
-        for target, value in zip([*self.shadow, *self.copies], [*state["shadow"], *state["copies"]], strict=True):
-            target.copy_(value)
+        self.updates = int(state["updates"])
+        for part, own in self.state_dict().items():
+            if part != "updates":
+                for name, target in own.items():
+                    local(target).copy_(local(state[part][name]))
+
+
+def local(value: Tensor) -> Tensor:
+    """Gives a process' own shard of a sharded tensor (DTensor); other tensors as they are."""
+    return value.to_local() if hasattr(value, "to_local") else value
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from cflow.training.batches import batches_of
-from cflow.training.checkpoints import Checkpoints, check_settings
+from cflow.training.checkpoints import Checkpoints, State, check_settings
 from cflow.training.checks import check_data, check_options, settings_of
 from cflow.training.ema import EMA, Average
-from cflow.training.loop import Loop, MeanLoss
+from cflow.training.loop import Loop
+from cflow.training.processes import Processes, group_is_open
 from cflow.training.schedules import Cosine
+from cflow.training.sharding import MeanLoss, Trained, wants_sharding
 from cflow.training.tracking import Tracker
 
 __all__ = ["Run", "fit"]
@@ -74,7 +76,10 @@ def fit(
     ema: EMA | None = EMA(),  # noqa: B008 - frozen
     precision: Literal["no", "bf16"] = "no",
     accumulate: int = 1,
-    prefetch: int = 2,
+    pool: int = 1,
+    across_processes: bool = False,
+    prefetch: int | None = None,
+    workers: int | None = None,
     checkpoint_every: int = 1000,
     keep: int = 2,
     log_every: int = 50,
@@ -88,6 +93,17 @@ def fit(
     draws are by counter: those of step ``n`` depend on ``(seed, n)``, the order of epoch ``e`` on ``(seed, e)``. So a
     run that was killed and is resumed on one process ends with the same weights to the bit, and torch's global random
     state is left as it was.
+
+    **Several processes.** Under ``accelerate launch`` (or ``torchrun``) every process calls ``fit`` alike. Gradients
+    are averaged by DDP, or, with ``--use_fsdp --fsdp_version 2``, weights, gradients, optimizer and average are
+    sharded; the flow is whole again on every process when ``fit`` returns. Each process takes ``batch_size`` rows of
+    its own, and draws by ``(seed, n, process)``. A callback that ends the run, an interrupt or a failure on one process
+    ends all after the same step. Only the main process writes and shows progress; ``Run.history`` is the same on all.
+    On the CPU, ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says: start several with
+    ``ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2`` (or ``--use_fsdp --fsdp_version 2`` in
+    place of ``--multi_gpu``). All processes must see ``out`` under the same name. A checkpoint of any number of
+    processes can be resumed on any other with the same ``batch_size`` times processes: each step then takes the same
+    rows, and with ``across_processes`` the same draws.
 
     Args:
         flow: the flow; it goes to the device that accelerate chooses, or to ``device``.
@@ -105,27 +121,44 @@ def fit(
         resume: go on from the newest checkpoint in ``out`` (from the start where there is none). More steps than before
             are allowed, but a schedule that falls towards the last step then takes another course than in one long run.
         validation: data of the same kinds, whose loss is recorded every ``validate_every`` steps: averaged weights,
-            evaluation mode, no gradients, always the same draws.
+            evaluation mode, no gradients, always the same draws. Processes share its batches (of a loader each goes
+            through its own).
         weight_decay: decoupled weight decay of parameters with two dimensions or more.
         clip: largest norm of the gradient; ``None`` for no limit. The history holds the norm before clipping.
         ema: how weights are averaged; ``None`` for not at all.
         precision: ``"bf16"`` runs the loss under bfloat16 autocast; weights and their average stay as they are.
         accumulate: computes each batch in that many pieces, to save memory. Draws and couplings are those of the whole
             batch, so the result is the same up to rounding.
-        prefetch: batches prepared ahead in a worker thread (0: in line, with the same result). Where the base or a
-            transform is learned, and on accelerators, preparation is always in line, on the flow's device.
+        pool: draws and couples the batches of that many steps together and hands them out one by one, so that a
+            coupling sees ``pool * batch_size`` rows. Where it keeps fewer, each step gets its equal part of what is
+            left. Draws are then those of the pool's first step.
+        across_processes: draws and couples the rows of all processes together: every one of them reads and prepares the
+            global batch (tensors and datasets only; no communication) and takes its part. ``n`` processes then make
+            the steps of one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
+        prefetch: preparations (batches, or pools of them) made ahead of the step; one more than ``workers`` unless
+            given, 0 for in line. The results do not depend on it. Where the base or a transform is learned,
+            preparation is always in line. On accelerators it runs on the flow's device and the caller's stream, and
+            only what a coupling computes on the host is taken off the step's way (not run on a GPU yet;
+            ``prefetch=0`` turns it off).
+        workers: threads that prepare. Unless given: the cores that this process may use, less torch's threads where
+            the flow is on the CPU (one elsewhere), at least 1 and at most 8. Optimal transport plans are computed
+            outside Python's lock, so that threads are enough; leave a core free for them (``torch.set_num_threads``).
         checkpoint_every: steps between checkpoints; the newest ``keep`` stay.
         log_every: steps between rows of the history.
-        callbacks: called as ``callback(step, flow)`` after every step; one that returns True ends the run.
+        callbacks: called as ``callback(step, flow)`` after every step, on every process that has any; one that returns
+            True ends the run. Under FSDP the flow is gathered for them after every step: it can be evaluated, but not
+            changed.
 
     Cost: on an accelerator the host waits for it only at rows, validations and checkpoints.
 
     Raises:
-        ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for a folder with
-            checkpoints when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
+        ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for a loader with
+            ``across_processes``; for a folder with checkpoints when ``resume`` is False; for a damaged checkpoint, or
+            one of a run with other settings.
         FloatingPointError: where the loss or a gradient is not finite; the weights stay as they were before that
             step. On the CPU it is raised at the step, on an accelerator at the next row, validation or checkpoint.
         KeyboardInterrupt: at Ctrl-C or SIGTERM, after a checkpoint of the last complete step.
+        RuntimeError: on processes that stop because another one failed; the message says which and how.
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017, arXiv:1711.05101 (AdamW).
 
@@ -141,6 +174,7 @@ def fit(
     check_options(flow, objective, options)
     from accelerate import Accelerator
 
+    group_was_there = group_is_open()
     accelerator = Accelerator()
     accelerator.gradient_accumulation_steps = 1  # the loop weighs its pieces itself, whatever the launcher says
     if accelerator.mixed_precision not in ("no", precision):
@@ -148,31 +182,34 @@ def fit(
             f"fit(precision={precision!r}): accelerate was launched with mixed precision "
             f"{accelerator.mixed_precision!r}; launch it without, and choose the precision here."
         )
-    world, rank = accelerator.num_processes, accelerator.process_index
-    source = batches_of(data, batch_size, seed, rank, world)
-    check_data(flow, objective, source, "data", drops_last=True)
-    judged = None if validation is None else batches_of(validation, batch_size, seed)
-    if judged is not None:
-        check_data(flow, objective, judged, "validation", drops_last=False)
+    processes = Processes(accelerator, group_was_there)
+    world, rank = processes.world, processes.rank
+    with processes.together():
+        sharded = wants_sharding(accelerator)
+        source = batches_of(data, batch_size, seed, rank, world, across_processes)
+        check_data(flow, objective, source, "data", drops_last=True, processes=world)
+        judged = None if validation is None else batches_of(validation, batch_size * world, seed)
+        if judged is not None:
+            check_data(flow, objective, judged, "validation", drops_last=False)
+        settings = settings_of(flow, objective, source, options)
 
     place = accelerator.device if device is None else torch.device(device)
-    module = MeanLoss(flow, objective, precision == "bf16").to(place)
-    optimizer = _optimizer(module, options)
-    module, optimizer = accelerator.prepare(module, optimizer, device_placement=[device is None, device is None])
-    # The wrappers of step and backward serve fp16's loss scaling, which is not offered, and cost half a millisecond.
-    optimizer = optimizer.optimizer
+    loss = MeanLoss(flow, objective, precision == "bf16").to(place)
+    trained = Trained(loss, accelerator, processes)
+    if sharded:
+        trained.shard(place)
+        optimizer = _optimizer(loss, options)
+    else:
+        optimizer = trained.prepare(_optimizer(loss, options), placed=device is not None)
     average = None if ema is None else Average(flow, ema)
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
 
     folder = None if out is None else Path(out)
-    writes = folder is not None and accelerator.is_main_process
-    checkpoints = None if folder is None else Checkpoints(folder, accelerator, keep)
-    settings = settings_of(flow, objective, source, options)
-    loop = Loop(
-        flow, objective, module, optimizer, accelerator, average, source, judged, None, checkpoints, options, settings
-    )
-    saved = checkpoints.steps() if checkpoints is not None else []
+    writes = folder is not None and processes.is_main
+    checkpoints = None if folder is None else Checkpoints(folder, processes, keep)
+    state = State(trained.module, optimizer, average)
+    parts = (average, source, judged, None, checkpoints, state, options, settings)
+    loop = Loop(flow, objective, trained, optimizer, processes, *parts)
+    saved = processes.from_main(checkpoints.steps) if checkpoints is not None else []
     if saved:
         _resume(loop, saved, options)
     loop.tracker = Tracker(folder if writes else None, loop.step)
@@ -180,11 +217,12 @@ def fit(
 
     modes = [(part, part.training) for part in flow.modules()]
     flow.train()
-    bar = _bar(loop, steps) if progress and accelerator.is_main_process else None
+    bar = _bar(loop, steps) if progress and processes.is_main else None
     stopped = False
     try:
         with loop.interrupt.listening():
             stopped = loop.run(steps, bar)
+        processes.together_out = True
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(loop)) from None
     finally:
@@ -197,19 +235,23 @@ def fit(
             average.copy_to_module()
         for parameter in loop.parameters:
             parameter.grad = None
-    if writes:
+        if processes.together_out:  # a process that fails alone cannot ask the others for their shards
+            trained.make_plain()
+    if folder is not None:
         from cflow.io import save
 
-        save(flow, folder / "model")
-    return Run(loop.step, loop.seconds, loop.tracker.history, folder, resumed_from, stopped)
+        processes.from_main(lambda: save(flow, folder / "model") and None)
+    history, seconds = processes.from_main(lambda: (loop.tracker.history, loop.seconds))
+    return Run(loop.step, seconds, history, folder, resumed_from, stopped)
 
 
 def _optimizer(module: nn.Module, options: SimpleNamespace) -> torch.optim.Optimizer:
     """Builds AdamW, fused where the device has it; gains and biases are not decayed."""
     trained = [each for each in module.parameters() if each.requires_grad]
     matrices = [each for each in trained if each.dim() >= 2]
-    others = [each for each in trained if each.dim() < 2]
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    # Numbers by themselves: sharded and whole parameters cannot be updated in one go.
+    others = [[each for each in trained if each.dim() == dim] for dim in (1, 0)]
+    groups = [{"params": matrices}, *({"params": each, "weight_decay": 0.0} for each in others)]
     fused = all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in trained)
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -228,8 +270,9 @@ def _resume(loop: Loop, saved: list[int], options: SimpleNamespace) -> None:
             f"fit(out={str(options.out)!r}): the folder holds checkpoints of an earlier run (up to step {saved[-1]}), "
             f"which this one would overwrite; pass resume=True to go on from there, or another folder."
         )
-    note = loop.checkpoints.read_note(saved[-1])
-    check_settings(note, loop.settings, newest)
+    note = loop.processes.from_main(lambda: loop.checkpoints.read_note(saved[-1]))
+    with loop.processes.together():
+        check_settings(note, loop.settings, newest, loop.processes.several)
     if options.steps < saved[-1]:
         raise ValueError(
             f"fit(steps={options.steps}, resume=True): {newest} has gone {saved[-1]} steps already; "
@@ -246,13 +289,14 @@ def _bar(loop: Loop, steps: int) -> Any:
 
 def _interrupted(loop: Loop) -> str:
     """Saves what is complete and says where."""
-    what = f"fit: interrupted ({loop.interrupt.name or 'KeyboardInterrupt'}) after step {loop.step}"
+    cause = loop.interrupt.name or ("on another process" if loop.processes.several else "KeyboardInterrupt")
+    what = f"fit: interrupted ({cause}) after step {loop.step}"
     if loop.checkpoints is None:
         return f"{what}; nothing was written (out=None)"
-    if not loop.whole:
+    if not loop.whole or not loop.processes.together_out:
         saved = loop.checkpoints.steps()
         kept = f"the last checkpoint is {loop.checkpoints.path(saved[-1])}" if saved else "there is no checkpoint yet"
         return f"{what}, in the middle of an update; {kept}"
-    if loop.step not in loop.checkpoints.steps():
+    if loop.step not in loop.processes.from_main(loop.checkpoints.steps):
         loop.save()
     return f"{what}; the checkpoint is {loop.checkpoints.path(loop.step)}: go on with resume=True"

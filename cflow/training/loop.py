@@ -5,64 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from cflow.training.batches import RawBatch, ahead
+from cflow.training.batches import LoaderBatches, RawBatch
 from cflow.training.checks import check_batch
+from cflow.training.preparation import ahead, cut, default_workers, merged, pieces, rows_of
+from cflow.training.processes import Processes
 from cflow.training.safety import Interrupt, Watch
+from cflow.training.sharding import Trained
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
 
-__all__ = ["Loop", "MeanLoss", "pieces"]
+__all__ = ["Loop"]
 
-
-class MeanLoss(nn.Module):
-    """Flow and objective as one module whose forward is the mean loss: what is trained, wrapped and sharded."""
-
-    def __init__(self, flow: nn.Module, objective: Any, bf16: bool) -> None:
-        super().__init__()
-        self.flow, self.objective, self.bf16 = flow, objective, bf16
-
-    def forward(self, batch: Any) -> Tensor:
-        device = next(self.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            losses = self.objective.loss(self.flow, batch)
-        if losses.dim() != 1:
-            raise ValueError(
-                f"{type(self.objective).__name__}.loss gave shape {tuple(losses.shape)}: fit weighs items alike "
-                f"and needs one loss for each; return shape [B]."
-            )
-        return losses.float().mean() if losses.dtype in (torch.float16, torch.bfloat16) else losses.mean()
-
-
-def pieces(batch: Any, size: int, count: int) -> list[tuple[Any, float]]:
-    """Cuts a prepared batch into pieces, each with its share of the items.
-
-    Tensors whose first dimension is the batch's are cut; others go to every piece as they are.
-    """
-    if count == 1:
-        return [(batch, 1.0)]
-    cuts = torch.arange(size).tensor_split(min(count, size))
-    cut = [(int(rows[0]), int(rows[-1]) + 1) for rows in cuts]
-    return [(_slice(batch, size, start, stop), (stop - start) / size) for start, stop in cut]
-
-
-def _slice(batch: Any, size: int, start: int, stop: int) -> Any:
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        parts = {
-            field.name: _slice(getattr(batch, field.name), size, start, stop) for field in dataclasses.fields(batch)
-        }
-        return dataclasses.replace(batch, **parts)
-    if isinstance(batch, dict):
-        return {name: _slice(part, size, start, stop) for name, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [_slice(part, size, start, stop) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch[start:stop] if isinstance(batch, Tensor) and batch.dim() > 0 and len(batch) == size else batch
+Parts = list[tuple[Any, float]]  # pieces of a prepared batch, each with its share of the rows
 
 
 @dataclasses.dataclass
@@ -71,44 +32,98 @@ class Loop:
 
     flow: Any
     objective: Any
-    module: Any  # MeanLoss as accelerate wrapped it
+    trained: Trained
     optimizer: torch.optim.Optimizer
-    accelerator: Any
+    processes: Processes
     average: Any
     source: Any
     validation: Any
     tracker: Any
     checkpoints: Any
+    state: Any  # what checkpoints hold
     options: Any  # the arguments of fit, by name
     settings: dict[str, Any]
     step: int = 0
-    epoch: int = 0
+    epoch: int = 0  # where the data of the pool of the next step begin
     used: int = 0
     seconds: float = 0.0
     whole: bool = True  # False while weights and average are being updated
 
     def __post_init__(self) -> None:
-        self.parameters = [each for each in self.module.parameters() if each.requires_grad]
+        self.parameters = [each for each in self.trained.loss.parameters() if each.requires_grad]
         self.device = self.parameters[0].device
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         deferred = self.device.type != "cpu" and bool(self.optimizer.defaults.get("fused"))
         self.watch = Watch(self.optimizer, self.device, deferred)
+        self.watch.several = self.processes.several
         self.pending: list[tuple[Tensor, Tensor]] = []
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(patience=5.0 if self.processes.several else 0.0)
         base = getattr(self.flow, "base", None)
         inward = [base, getattr(self.flow, "transform", None)]
-        learned = any(each.requires_grad for part in inward if part is not None for each in part.parameters())
-        # A learned base changes with every step, and an accelerator may be recording a graph: then nothing runs ahead.
-        self.depth = 0 if learned or self.device.type != "cpu" else self.options.prefetch
+        # A learned base or transform changes with every step: then nothing runs ahead.
+        self.learned = any(each.requires_grad for part in inward if part is not None for each in part.parameters())
+        workers = self.options.workers or default_workers(self.device)
+        self.workers = workers
+        self.depth = workers + 1 if self.options.prefetch is None else self.options.prefetch
+        # Learned parts draw on sharded parameters: they are gathered for it, by all processes at once.
+        self.lends = self.trained.gathered if self.learned else nullcontext
+        self.depth = 0 if self.learned else self.depth
+        (self.calls,) = self.processes.maxima(len(self.options.callbacks))
 
     def prepare(self, raw: RawBatch, *counters: int) -> Any:
         """Carries a raw batch to what the objective's loss takes; all draws come from the stream of ``counters``."""
-        check_batch(self.flow, self.objective, raw.x, raw.context, "data")
         generator = generator_for(self.device, self.options.seed, *counters)
         x, context = self.flow.cast(raw.x), self.flow.cast(raw.context)
         with torch.no_grad():
             u = self.objective.preprocess(self.flow, x, generator)
             return self.objective.prepare(getattr(self.flow, "base", None), u, context, generator)
+
+    def check(self, raw: RawBatch) -> RawBatch:
+        """Raises where the shapes of a raw batch are not the flow's."""
+        check_batch(self.flow, self.objective, raw.x, raw.context, "data")
+        return raw
+
+    def prepare_pool(self, first: int, raws: list[RawBatch]) -> list[Parts]:
+        """Draws and couples the batches of a pool together and cuts them into what each step's passes take."""
+        world, across = self.processes.world, self.options.across_processes
+        rank = 0 if across else self.processes.rank
+        raw = merged([self.check(raw) for raw in raws])
+        batch = self.prepare(raw, PREPARE, first, rank)
+        if len(raws) == 1 and not across and self.options.accumulate == 1:
+            return [[(batch, 1.0)]]
+        given = len(tree_leaves(raw.x)[0])
+        rows = rows_of(batch, given)
+        wanted = len(raws) * (world if across else 1)
+        if rows < wanted:
+            raise ValueError(
+                f"fit: {type(self.objective).__name__}.prepare left {rows} of {given} rows, too few for {wanted} "
+                f"pieces (steps of a pool times processes); choose a larger batch_size, or a coupling that keeps more."
+            )
+        parts = []
+        for piece, size in cut(batch, rows, len(raws)):
+            total, share = size, 1.0
+            if across:
+                piece, size = cut(piece, total, world)[self.processes.rank]
+                share = size * world / total  # gradients are averaged over processes, whatever their rows
+            parts.append([(part, share * portion) for part, portion in pieces(piece, size, self.options.accumulate)])
+        return parts
+
+    def batches(self, steps: int) -> Iterator[tuple[Parts, int, int]]:
+        """Yields each step's parts, and the epoch and position from where a run resumed after it must read."""
+        pool = self.options.pool
+        start = self.step - self.step % pool
+        fetch = lambda: [self.source.fetch() for _ in range(pool)]
+        place = self.epoch, self.used
+        made = ahead(fetch, self.prepare_pool, start, steps, self.depth, self.workers, pool, self.device)
+        try:
+            for first, (raws, parts) in zip(range(start, steps, pool), made):
+                after = raws[-1].epoch, raws[-1].used
+                for number in range(first, min(first + pool, steps)):
+                    if number >= self.step:
+                        yield parts[number - first], *(after if number == first + pool - 1 else place)
+                place = after
+        finally:
+            made.close()
 
     def run(self, steps: int, bar: Any) -> bool:
         """Trains up to ``steps``; tells whether a callback ended the run before."""
@@ -116,21 +131,19 @@ class Loop:
         if self.step == steps:
             # Objectives note on the flow what it was trained with: a finished run taken up again must know it too.
             self.flow.eval()
-            with torch.no_grad(), stream(self.device, options.seed, FORWARD, self.step):
-                self.module(self.prepare(self.source.fetch(), PREPARE, self.step))
+            with self.trained.gathered(), torch.no_grad(), stream(self.device, options.seed, FORWARD, self.step):
+                self.trained.loss(self.prepare(self.check(self.source.fetch()), PREPARE, self.step))
             return False
-        rank = self.accelerator.process_index
-        prepare = lambda at, raw: self.prepare(raw, PREPARE, at, rank)
-        batches = ahead(self.source.fetch, prepare, self.step, steps, self.depth)
+        batches = self.batches(steps)
         stopped = False
         try:
-            for raw, batch in batches:
-                self.update(raw, batch, steps)
-                self.step, self.epoch, self.used = self.step + 1, raw.epoch, raw.used
+            while self.step < steps and not stopped:
+                with self.processes.together(), self.lends():
+                    parts, epoch, used = next(batches)
+                self.update(parts, steps)
+                self.step, self.epoch, self.used = self.step + 1, epoch, used
                 self.seconds = time.perf_counter() - begun
-                # All callbacks are called, whichever of them wants to stop.
-                answers = [callback(self.step, self.flow) for callback in options.callbacks]
-                stopped = any(answer is True for answer in answers)
+                stopped, interrupted = self.call_back()
                 last = stopped or self.step == steps
                 validates = self.validation is not None and (self.step % options.validate_every == 0 or last)
                 if self.step % options.log_every == 0 or validates or last:
@@ -140,34 +153,45 @@ class Loop:
                     bar.update()
                 if self.step % options.checkpoint_every == 0 or last:
                     self.save()
-                if stopped:
-                    break
-                if self.interrupt.name is not None:
+                if interrupted and not stopped:
+                    self.processes.together_out = True
                     raise KeyboardInterrupt
         finally:
             batches.close()
         return stopped
 
-    def update(self, raw: RawBatch, batch: Any, steps: int) -> None:
+    def call_back(self) -> tuple[bool, bool]:
+        """Calls the callbacks, all of them; tells whether one on any process ends the run, and of interrupts."""
+        stopped = False
+        if self.calls:
+            with self.processes.together(), self.trained.gathered():
+                answers = [callback(self.step, self.flow) for callback in self.options.callbacks]
+                stopped = any(answer is True for answer in answers)
+        stopped, interrupted = self.processes.maxima(int(stopped), int(self.interrupt.name is not None))
+        return bool(stopped), bool(interrupted)
+
+    def update(self, parts: Parts, steps: int) -> None:
         """Makes one optimizer step; raises before it where the loss or a gradient is not finite."""
         options, total = self.options, None
         self.optimizer.zero_grad(set_to_none=True)
-        parts = pieces(batch, len(tree_leaves(raw.x)[0]), options.accumulate)
-        with stream(self.device, options.seed, FORWARD, self.step, self.accelerator.process_index):
+        with stream(self.device, options.seed, FORWARD, self.step, self.processes.rank):
             for number, (part, share) in enumerate(parts):
-                syncs = nullcontext() if number == len(parts) - 1 else self.accelerator.no_sync(self.module)
-                with syncs:
-                    loss = self.module(part) * share
-                    loss.backward()
+                last = number == len(parts) - 1
+                with self.trained.piece(last):
+                    loss = self.trained.module(part) * share
+                    self.trained.backward(loss, last)
                 total = loss.detach() if total is None else total + loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.parameters, options.clip or float("inf"))
+        norm = self.trained.clip(self.parameters, options.clip or float("inf"))
         if not self.watch.allows(self.step, total, norm):
-            self.fail(self.step, f"the loss is {float(total)} and the gradient norm {float(norm)}")
+            fine = math.isfinite(float(total)) and math.isfinite(float(norm))
+            here = f"the loss is {float(total)} and the gradient norm {float(norm)}"
+            self.fail(self.step, "the loss is not finite on another process" if fine else here)
         factor = options.schedule(self.step, steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
         self.whole = False
         self.optimizer.step()
+        self.trained.share_buffers()
         if self.average is not None:
             self.average.update()
         self.whole = True
@@ -176,6 +200,7 @@ class Loop:
     def fail(self, step: int, what: str) -> None:
         """Raises for a loss or gradient that is not finite; the weights are those before the step."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.processes.together_out = True
         rows = self.source.rows(step)
         batch = "" if rows is None else f" (batch of rows {rows[:8].tolist()}{'...' if len(rows) > 8 else ''})"
         saved = self.checkpoints.steps() if self.checkpoints is not None else []
@@ -185,48 +210,63 @@ class Loop:
             f"Lower lr, clip gradients or look at these rows."
         )
 
-    def check(self) -> None:
+    def look(self) -> None:
         """Raises for a bad step that only the accelerator knows of yet."""
         step = self.watch.failed_at()
         if step is not None:
             self.fail(step, "the loss or a gradient is not finite")
 
     def means(self) -> list[list[float]]:
-        """Reads the losses and gradient norms since the last row."""
+        """Reads the losses and gradient norms since the last row, averaged over the processes."""
         if not self.pending:
             return []
         read = torch.stack([torch.stack([each.float() for each in pair]) for pair in self.pending])
-        return self.accelerator.reduce(read, "mean").double().tolist()
+        return self.processes.mean(read).double().tolist()
 
     def record(self, validates: bool, bar: Any) -> None:
-        """Adds a row to the history: means since the last row."""
-        self.check()
+        """Adds a row to the history, the same on all processes: means since the last row."""
+        self.look()
         read = torch.tensor(self.means(), dtype=torch.float64)
         loss, norm = read.mean(0).tolist()
         self.pending.clear()
         row = {"step": self.step, "loss": loss, "grad_norm": norm}
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": self.seconds}
+        seconds = self.processes.from_main(lambda: self.seconds)
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         if validates:
             row["validation"] = self.validate()
-        self.tracker.add(row)
+        self.processes.from_main(lambda: self.tracker.add(row))
+        if not self.processes.is_main:
+            self.tracker.add(row)
         if bar is not None:
             bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row}, refresh=False)
 
     def validate(self) -> float:
-        """Computes the mean loss on the validation data with averaged weights, always with the same draws."""
+        """Computes the mean loss on the validation data with averaged weights, always with the same draws.
+
+        Processes share each batch of tensors and datasets; each goes through its own loader.
+        """
         total = count = 0.0
+        shared = not isinstance(self.validation, LoaderBatches)
         modes = [(part, part.training) for part in self.flow.modules()]
         self.flow.eval()
-        with self.average.applied() if self.average is not None else nullcontext(), torch.no_grad():
+        average = self.average.applied() if self.average is not None else nullcontext()
+        with self.processes.together(), average, self.trained.gathered(), torch.no_grad():
             for number, (x, context) in enumerate(self.validation.once()):
-                batch = self.prepare(RawBatch(x, context, 0, 0), VALIDATION, number)
+                batch = self.prepare(self.check(RawBatch(x, context, 0, 0)), VALIDATION, number)
                 size = len(tree_leaves(x)[0])
-                with stream(self.device, self.options.seed, VALIDATION, number):
-                    total += float(self.accelerator.unwrap_model(self.module)(batch)) * size
+                if shared and self.processes.several:
+                    rows = rows_of(batch, size)
+                    batch, mine = cut(batch, rows, self.processes.world)[self.processes.rank]
+                    size *= mine / rows
+                if size:
+                    with stream(self.device, self.options.seed, VALIDATION, number):
+                        total += float(self.trained.loss(batch)) * size
                 count += size
         for part, mode in modes:
             part.training = mode
+        total, count = self.processes.sums(total, count)
         if not math.isfinite(total):
+            self.processes.together_out = True
             raise FloatingPointError(
                 f"fit: the validation loss at step {self.step} is {total / count}: either the weights have "
                 f"run away (lower lr), or the validation data hold NaN."
@@ -235,16 +275,16 @@ class Loop:
 
     def save(self) -> None:
         """Writes a checkpoint of the last complete step, where the run writes at all."""
-        self.check()
+        self.look()
         if self.checkpoints is None:
             return
-        self.tracker.sync()
+        self.processes.from_main(self.tracker.sync)
         note = {"settings": self.settings, "steps": self.options.steps, "epoch": self.epoch, "used": self.used}
-        self.checkpoints.save(self.step, {**note, "seconds": self.seconds, "pending": self.means()})
+        self.checkpoints.save(self.step, {**note, "seconds": self.seconds, "pending": self.means()}, self.state)
 
     def restore(self, step: int, note: dict[str, Any]) -> None:
         """Goes back to a checkpoint."""
-        self.checkpoints.load(step)
+        self.checkpoints.load(step, self.state)
         self.step, self.epoch, self.used, self.seconds = step, note["epoch"], note["used"], note["seconds"]
         self.pending = [tuple(torch.tensor(pair, device=self.device).float()) for pair in note["pending"]]
-        self.source.seek(step, self.epoch, self.used)
+        self.source.seek(step - step % self.options.pool, self.epoch, self.used)

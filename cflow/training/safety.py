@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +20,10 @@ class Watch:
 
     On the CPU the verdict is read at every step. On an accelerator that would stall it: the flag stays there, makes the
     fused optimizer skip this and all later updates, and is read when rows are recorded. (That path has been tested with
-    the CPU's fused optimizer; it has not run on a GPU yet.)
+    the CPU's fused optimizer; it has not run on a GPU yet.) Of several processes one bad loss stops all.
     """
+
+    several = False  # processes
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, deferred: bool) -> None:
         self.optimizer, self.deferred = optimizer, deferred
@@ -29,6 +32,10 @@ class Watch:
     def allows(self, step: int, loss: Tensor, norm: Tensor) -> bool:
         """Tells whether the update may go ahead, as far as the host knows."""
         fine = loss.isfinite() & norm.isfinite()
+        if self.several:
+            verdict = fine.to(torch.int32)
+            torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MIN)
+            fine = verdict.bool()
         if not self.deferred:
             return bool(fine)
         self.first = torch.where((self.first < 0) & ~fine, step, self.first)
@@ -42,15 +49,21 @@ class Watch:
 
 
 class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C interrupts at once.
 
-    def __init__(self) -> None:
+    Launchers of several processes pass on what the terminal has sent already: there, repeats within ``patience``
+    seconds count as one.
+    """
+
+    def __init__(self, patience: float = 0.0) -> None:
         self.name: str | None = None
+        self.patience, self._since = patience, 0.0
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.name is not None:
+        if self.name is None:
+            self.name, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() >= self._since + self.patience:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The recipes run as a user runs them, shortened; what they leave behind is complete."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,23 @@ def test_toys_leaves_pictures_model_and_metrics(tmp_path):
     names = {each.name for each in folder.iterdir()}
     assert names >= {"model", "samples.png", "density.png", "trajectories.png", "training.png", "metrics.json"}
     assert set(json.loads((folder / "metrics.json").read_text())) >= {"wasserstein2", "log_prob_true"}
+
+
+def test_two_processes_speak_and_write_once(tmp_path):
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    rest = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    command = [sys.executable, *launcher, *rest, str(RECIPES / "images.py"), "--steps", "6", *SMALL]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.count(part) for part in ("digits: ", "trained 6 steps", "pictures: ")] == [1, 1, 1]
+    assert "Warning" not in done.stderr
+    assert done.stderr.count("0/6 [") == 1
+    folder = tmp_path / "runs" / "images-digits"
+    names = {each.name for each in folder.iterdir()}
+    assert names >= {"model", "samples.png", "training.png", "trajectories.png", "metrics.json", "history.csv"}
+    assert sorted(each.name for each in (folder / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+    assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

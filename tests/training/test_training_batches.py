@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cflow.training.batches import ahead, batches_of
+from cflow.training.batches import batches_of
+from cflow.training.preparation import ahead, cut, default_workers, pieces, rows_of
 
 
 class Noise(Dataset):
@@ -96,6 +97,79 @@ def test_preparation_overlaps_with_the_step():
     assert started[2].wait(10)
     assert not started[3].is_set()
     batches.close()
+
+
+def test_workers_prepare_at_the_same_time_and_results_stay_in_order():
+    """Three preparations wait for each other: one worker alone would never end."""
+    meeting = threading.Barrier(3, timeout=20)
+
+    def prepare(step, raw):
+        meeting.wait()
+        time.sleep(0.02 * (2 - step % 3))  # later ones end first
+        return step
+
+    made = list(ahead(lambda: None, prepare, 0, 9, depth=4, workers=3))
+    assert [prepared for _, prepared in made] == list(range(9))
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_errors_are_raised_at_their_step(depth):
+    def prepare(step, raw):
+        if step == 3:
+            raise ZeroDivisionError
+        return step
+
+    def go(fetch, prepare):
+        for _, prepared in ahead(fetch, prepare, 0, 9, depth, workers=2):
+            seen.append(prepared)
+
+    seen, numbers = [], iter(range(4))
+    with pytest.raises(ZeroDivisionError):
+        go(lambda: None, prepare)
+    assert seen == [0, 1, 2]
+    with pytest.raises(LookupError):
+        go(lambda: fetched(numbers), lambda step, raw: 10 * raw)
+    assert seen == [0, 1, 2, 0, 10, 20, 30]
+
+
+def fetched(numbers):
+    for number in numbers:
+        return number
+    raise LookupError
+
+
+def test_batches_are_cut_by_the_rows_they_have_left():
+    x, t, grid = torch.arange(14.0)[:, None], torch.rand(14), torch.linspace(0, 1, 5)
+    batch = {"grid": grid, "pair": (x, t)}
+    assert rows_of(batch, 14) == 14
+    assert rows_of({"pair": (x, t), "grid": grid}, 20) == 14  # a coupling left 14 of 20
+    parts = cut(batch, 14, 4)
+    assert [size for _, size in parts] == [3, 4, 3, 4]
+    assert torch.equal(torch.cat([part["pair"][0] for part, _ in parts]), x)
+    assert all(len(part["pair"][1]) == size and part["grid"] is grid for part, size in parts)
+    assert sum(share for _, share in pieces(batch, 14, 64)) == pytest.approx(1)
+    with pytest.raises(ValueError, match="holds no tensor with rows"):
+        rows_of({"rate": 1.0}, 14)
+
+
+def test_processes_across_read_the_batches_of_one():
+    alone = batches_of(torch.arange(40.0)[:, None], 8, 0)
+    others = [batches_of(torch.arange(40.0)[:, None], 4, 0, rank, 2, across=True) for rank in range(2)]
+    for _ in range(7):
+        x = alone.fetch().x
+        assert all(torch.equal(x, other.fetch().x) for other in others)
+    with pytest.raises(ValueError, match=r"across_processes=True\): every process must be able to read"):
+        batches_of(DataLoader(Noise(), 4), 4, 0, 0, 2, across=True)
+
+
+def test_workers_leave_the_step_its_threads(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 5)
+    assert default_workers(torch.device("cpu")) == 7
+    assert default_workers(torch.device("cuda")) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_workers(torch.device("cpu")) == 1
+    assert default_workers(torch.device("cuda")) == 2
 
 
 def test_an_abandoned_run_leaves_no_thread():

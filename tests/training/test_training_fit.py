@@ -73,6 +73,73 @@ def test_accumulation_computes_the_whole_batch(generator, count):
     torch.testing.assert_close(runs[0].map.weight, runs[1].map.weight, atol=1e-12, rtol=1e-10)
 
 
+class Kept(Squares):
+    """Keeps some rows only, as a partial plan does: the loss is the mean over what is left."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share, self.sizes = share, []
+
+    def prepare(self, base, u, context, generator):
+        kept = torch.randperm(len(u), generator=generator)[: round(self.share * len(u))].sort().values
+        return {"x": u[kept], "context": context[kept]}
+
+    def loss(self, flow, batch):
+        self.sizes.append(len(batch["x"]))
+        return super().loss(flow, batch)
+
+
+def test_pieces_follow_the_rows_that_a_coupling_keeps(generator):
+    x, context = regression_data(generator)
+    runs = []
+    for accumulate in (1, 3):
+        flow, objective = Regression(), Kept(0.6)
+        training.fit(flow, objective, (x, context), steps=20, batch_size=32, lr=0.05, accumulate=accumulate)
+        assert objective.sizes == [19] * 20 if accumulate == 1 else [6, 6, 7] * 20
+        runs.append(flow)
+    torch.testing.assert_close(runs[0].map.weight, runs[1].map.weight, atol=1e-12, rtol=1e-10)
+
+
+def test_a_pool_is_drawn_together_and_handed_out_in_equal_parts(generator):
+    x, context = regression_data(generator)
+    objective, seen = Kept(0.75), []
+    inner = objective.prepare
+
+    def prepare(base, u, context, generator):
+        seen.append(len(u))
+        return inner(base, u, context, generator)
+
+    objective.prepare = prepare
+    training.fit(Regression(), objective, (x, context), steps=6, batch_size=16, pool=4, prefetch=0)
+    assert seen == [64, 64]
+    assert objective.sizes == [12] * 6
+    with pytest.raises(ValueError, match="left 1 of 64 rows, too few for 4 pieces"):
+        training.fit(Regression(), Kept(0.01), (x, context), steps=6, batch_size=16, pool=4)
+
+
+def test_a_pool_of_one_row_order_is_the_batches_of_its_steps():
+    """Where the coupling keeps the order of the data, each step gets its own rows, drawn with the pool's generator."""
+    batches = {1: [], 3: []}
+
+    class Noted(SmallMatching):
+        def loss(self, flow, batch):
+            batches[pool].append(batch)
+            return super().loss(flow, batch)
+
+    for pool in batches:
+        training.fit(small_flow(), Noted(), data(), steps=8, batch_size=16, pool=pool)
+    assert all(torch.equal(a.x1, b.x1) for a, b in zip(*batches.values(), strict=True))
+    equal = [torch.equal(a.x0, b.x0) for a, b in zip(*batches.values())]
+    assert not any(equal[step] for step in (1, 2, 4, 5, 7))
+
+
+@pytest.mark.parametrize("options", [{"workers": 3}, {"workers": 2, "prefetch": 5}, {"prefetch": 0}])
+def test_workers_change_nothing(options):
+    (one, first), (other, second) = train(pool=2, **options), train(pool=2, workers=1)
+    assert same(one, other)
+    assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
+
+
 def test_random_state_modes_and_folder_are_left_alone(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     flow = small_flow().eval()

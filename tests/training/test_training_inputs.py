@@ -68,6 +68,9 @@ def test_other_types_are_refused(given):
     [
         ({"steps": 0}, r"steps=0"),
         ({"accumulate": 0}, r"accumulate=0"),
+        ({"pool": 0}, r"pool=0"),
+        ({"workers": 0}, r"workers=0"),
+        ({"prefetch": -1}, r"prefetch=-1"),
         ({"seed": -1}, r"seed=-1"),
         ({"lr": 0.0}, r"lr=0.0"),
         ({"clip": 0.0}, r"clip=0.0"),

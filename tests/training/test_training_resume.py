@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from training_standins import SmallMatching, data, small_flow, source, train
+from training_standins import SmallMatching, checkpoint, data, small_flow, source, train
 
 from cflow import ContinuousFlow, bases, couplings, paths, times, training
 from cflow.fields import MLP
@@ -64,14 +64,60 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, kind, p
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
     assert without_clock(run.history) == without_clock(straight.history)
     # The raw weights too, not their average alone.
-    raw = [torch.load(tmp_path / name / "checkpoints/step-000045/pytorch_model.bin") for name in ("whole", "broken")]
-    assert all(torch.equal(raw[0][name], raw[1][name]) for name in raw[0])
+    raw = [checkpoint(tmp_path / name / "checkpoints/step-000045") for name in ("whole", "broken")]
+    for part in ("model", "optimizer"):
+        assert raw[0][part].keys() == raw[1][part].keys()
+        assert all(torch.equal(raw[0][part][name], raw[1][part][name]) for name in raw[0][part])
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "loader"])
+def test_a_run_resumed_in_the_middle_of_a_pool_repeats_it(tmp_path, kind):
+    options = {"pool": 4, "steps": 22, "log_every": 5, "checkpoint_every": 9, "workers": 2, "out": tmp_path}
+    whole, straight = train(kind, **(options | {"out": None}))
+    for last in (12, 16):  # step 9 lies inside a pool, 16 ends one
+        with pytest.raises(KeyboardInterrupt if last == 16 else Accident):
+            train(
+                kind, callbacks=[accident(last, KeyboardInterrupt if last == 16 else Accident)], resume=True, **options
+            )
+    resumed, run = train(kind, resume=True, **(options | {"workers": 1, "prefetch": 0}))
+    assert run.resumed_from == 16
+    assert same(whole, resumed)
+    assert without_clock(run.history) == without_clock(straight.history)
+
+
+def test_a_parameter_that_never_had_a_gradient_resumes_without_a_state(tmp_path):
+    """Its first step comes late: Adam must then count from one, as in the run without a break."""
+
+    class Late(SmallMatching):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.zeros(2))
+            self.calls = 0
+
+        def loss(self, flow, batch):
+            self.calls += 1
+            losses = super().loss(flow, batch)
+            return losses if self.calls <= self.until else losses + (batch.x1 - self.shift).square().sum(1)
+
+    def go(until, **options):
+        objective = Late()
+        objective.until = until
+        settings = {"steps": 9, "batch_size": 32, "checkpoint_every": 3, "lr": 0.1} | options
+        training.fit(small_flow(), objective, data(), **settings)
+        return objective.shift
+
+    straight = go(5)
+    with pytest.raises(Accident):
+        go(5, out=tmp_path, callbacks=[accident(4)])
+    assert torch.equal(go(2, out=tmp_path, resume=True), straight)  # two of the five calls are left
+    assert straight.abs().min() > 0
 
 
 def test_a_run_killed_at_a_random_moment_equals_the_uninterrupted_one(tmp_path):
     steps = 160
     whole, _ = train(out=tmp_path / "whole", steps=steps)
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    here = Path(__file__)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(here.parent), str(here.parents[2])))}
     command = [
         sys.executable,
         str(Path(__file__).with_name("training_standins.py")),
@@ -119,8 +165,8 @@ def test_ctrl_c_saves_the_last_complete_step(tmp_path):
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert same(flow, train(steps=17, schedule=training.Constant())[0]) is False
     # It holds the average, which is what a run of 45 steps held after 17.
-    state = torch.load(tmp_path / "pressed/checkpoints/step-000017/custom_checkpoint_0.pkl")
-    assert torch.equal(state["shadow"][0], flow.net[0].weight)
+    state = checkpoint(tmp_path / "pressed/checkpoints/step-000017")
+    assert torch.equal(state["average"]["shadow"]["net.0.weight"], flow.net[0].weight)
     resumed, run = train(out=tmp_path / "pressed", resume=True)
     assert run.resumed_from == 17
     assert same(resumed, train()[0])
@@ -193,7 +239,7 @@ def test_more_steps_are_allowed_and_fewer_are_not(tmp_path):
         train(out=tmp_path, steps=12, resume=True, **fixed)
 
 
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "optimizer.bin", "custom_checkpoint_0.pkl", "cflow.json"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "cflow.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_still_serves(tmp_path, file):
     whole, _ = train(out=tmp_path)
     newest = tmp_path / "checkpoints" / "step-000045"

@@ -1,10 +1,12 @@
 """The smallest flow and objective with the interface that fit asks for; also run as a script that tests kill."""
 
 import sys
+import tempfile
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from cflow import training
 from cflow.objectives import Objective
@@ -35,7 +37,7 @@ class SmallFlow(nn.Module):
 
     def cast(self, value):
         reference = next(self.parameters())
-        return value if value is None else value.to(reference)
+        return value if value is None else value.to(reference.device, reference.dtype)
 
     def preprocess(self, x, *, generator=None):
         return x, 0.0
@@ -71,7 +73,7 @@ class Regression(nn.Module):
 
     def cast(self, value):
         reference = next(self.parameters())
-        return value if value is None else value.to(reference)
+        return value if value is None else value.to(reference.device, reference.dtype)
 
     def preprocess(self, x, *, generator=None):
         return x, 0.0
@@ -112,6 +114,13 @@ def source(kind):
     if kind == "dataset":
         return Augmented()
     return torch.utils.data.DataLoader(Augmented(), batch_size=32, shuffle=True)
+
+
+def checkpoint(folder):
+    """Reads a checkpoint as plain tensors by name: ``model``, ``optimizer``, ``average``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        dcp_to_torch_save(folder, scratch + "/all.pt")
+        return torch.load(scratch + "/all.pt")
 
 
 def train(kind="tensor", flow=None, **options):

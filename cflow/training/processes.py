@@ -1,0 +1,130 @@
+"""What several processes of one run must agree on: failures, stops, what the main one reads or writes."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Processes"]
+
+FINE, INTERRUPTED, FAILED = range(3)
+
+
+class Processes:
+    """The processes of a run; every method is called by all of them at the same place.
+
+    On one process everything is local. Decisions travel over gloo, between hosts and not between devices: a tiny
+    collective (about 20 microseconds on one machine) that no accelerator is waited for.
+    """
+
+    def __init__(self, accelerator: Any, group_was_there: bool) -> None:
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.is_main = accelerator.is_main_process
+        self.several = self.world > 1
+        self.group = None
+        # True once all processes stop for the same reason at the same place: collectives are then safe on the way out.
+        self.together_out = not self.several
+        if self.several:
+            import torch.distributed as dist
+
+            self.group = dist.group.WORLD if dist.get_backend() == "gloo" else _hosts(dist.group.WORLD)
+            if not group_was_there:
+                # Whoever opened the group closes it; left open, it complains when Python ends.
+                atexit.register(_close)
+
+    def maxima(self, *numbers: int) -> tuple[int, ...]:
+        """Gives the largest of each number over the processes."""
+        if not self.several:
+            return numbers
+        import torch.distributed as dist
+
+        shared = torch.tensor(numbers)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.group)
+        return tuple(shared.tolist())
+
+    def sums(self, *numbers: float) -> tuple[float, ...]:
+        """Adds each number up over the processes."""
+        if not self.several:
+            return numbers
+        import torch.distributed as dist
+
+        shared = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(shared, group=self.group)
+        return tuple(shared.tolist())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Averages a tensor, wherever it lies, over the processes."""
+        if not self.several:
+            return value
+        import torch.distributed as dist
+
+        shared = value.to("cpu", torch.float64)
+        dist.all_reduce(shared, group=self.group)
+        return shared / self.world
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Runs a part that may fail on some processes only; all then stop, the others saying which one failed."""
+        if not self.several:
+            yield
+            return
+        problem: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:  # raised again below, when all know of it
+            problem = error
+        kind = FINE if problem is None else INTERRUPTED if isinstance(problem, KeyboardInterrupt) else FAILED
+        (worst,) = self.maxima(kind)
+        if worst == FINE:
+            return
+        import torch.distributed as dist
+
+        said: list[str | None] = [None] * self.world
+        dist.all_gather_object(said, None if kind == FINE else f"{type(problem).__name__}: {problem}", group=self.group)
+        self.together_out = True
+        if kind == worst:
+            raise problem
+        rank, message = next((rank, each) for rank, each in enumerate(said) if each is not None)
+        if worst == INTERRUPTED:
+            raise KeyboardInterrupt
+        raise RuntimeError(f"fit: process {rank} of {self.world} failed, so all of them stop here. {message}")
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """Gives every process what ``make`` returns or raises on the main one; the others do not call it."""
+        if not self.several:
+            return make()
+        import torch.distributed as dist
+
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, 0, group=self.group)
+        if outcome[1] is not None:
+            self.together_out = True
+            raise outcome[1]
+        return outcome[0]
+
+
+@functools.cache
+def _hosts(world: Any) -> Any:
+    """Opens a group between hosts beside that of the accelerators, once."""
+    return torch.distributed.new_group(backend="gloo")
+
+
+def group_is_open() -> bool:
+    """Tells whether a process group exists already."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _close() -> None:
+    if group_is_open():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,249 @@
+"""The module that is trained: one loss, replicated (DDP) or sharded (FSDP2) over processes, and plain again after."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cflow.training.ema import local
+from cflow.training.processes import Processes
+
+__all__ = ["MeanLoss", "Trained", "wants_sharding"]
+
+
+class MeanLoss(nn.Module):
+    """Flow and objective as one module whose forward is the mean loss: what is trained, wrapped and sharded.
+
+    ``everywhere`` names the trainable parameters in the graph even where the loss did not use them, so that all
+    processes exchange the same gradients whichever branch each of them took.
+    """
+
+    def __init__(self, flow: nn.Module, objective: Any, bf16: bool) -> None:
+        super().__init__()
+        self.flow, self.objective, self.bf16 = flow, objective, bf16
+        self.everywhere: str | None = None
+
+    def forward(self, batch: Any) -> Tensor:
+        device = next(self.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            losses = self.objective.loss(self.flow, batch)
+        if losses.dim() != 1:
+            raise ValueError(
+                f"{type(self.objective).__name__}.loss gave shape {tuple(losses.shape)}: fit weighs items alike "
+                f"and needs one loss for each; return shape [B]."
+            )
+        loss = losses.float().mean() if losses.dtype in (torch.float16, torch.bfloat16) else losses.mean()
+        if self.everywhere and torch.is_grad_enabled():
+            trained = [each for each in self.parameters() if each.requires_grad]
+            loss = _Everywhere.apply(loss, self.everywhere == "zeros", *trained)
+        return loss
+
+
+class _Everywhere(torch.autograd.Function):
+    """Passes a loss through and says to autograd that it depends on every parameter, with a gradient of zero.
+
+    DDP takes "no gradient" for zero; FSDP2 leaves out of its exchange what has none, so it is given zeros.
+    """
+
+    @staticmethod
+    def forward(ctx, loss, zeros, *parameters):
+        ctx.zeros = zeros
+        ctx.like = [(each.shape, each.dtype, each.device) for each in parameters]
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if not ctx.zeros:
+            return gradient, None, *[None] * len(ctx.like)
+        zero = lambda shape, dtype, device: torch.zeros((), dtype=dtype, device=device).expand(shape)
+        return gradient, None, *[zero(*like) for like in ctx.like]
+
+
+class Trained:
+    """The module of a run as its processes hold it.
+
+    One process: as it is. Several: DDP by accelerate. Under ``accelerate launch --use_fsdp --fsdp_version 2``:
+    ``fully_shard`` on the whole module as one group. Its parameters are then gathered once per forward pass and kept
+    until the gradient is there, so that the number of network calls may differ between processes (solves); weights,
+    gradients, optimizer and average lie sharded between the steps. Parameters without dimensions cannot be sharded:
+    every process holds them.
+
+    FSDP2 has been run on the CPU (gloo), not on GPUs yet.
+    """
+
+    def __init__(self, loss: MeanLoss, accelerator: Any, processes: Processes) -> None:
+        self.loss, self.accelerator, self.processes = loss, accelerator, processes
+        self.module: nn.Module = loss
+        self.sharded = self._told = False
+        self._whole: list[tuple[nn.Module, str, nn.Parameter]] = []
+        places = (
+            {}
+            if not processes.several
+            else {
+                id(each): (part, name)
+                for part in loss.modules()
+                for name, each in part._buffers.items()
+                if each is not None and name not in part._non_persistent_buffers_set
+            }
+        )
+        self._buffers = list(places.values())
+        self._seen: list[tuple[Tensor | None, int]] = [(None, 0)] * len(self._buffers)
+
+    def shard(self, device: torch.device) -> None:
+        """Shards the parameters, those of the main process, over all processes."""
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        for each in (*self.loss.parameters(), *self.loss.buffers()):
+            dist.broadcast(each.detach(), 0)
+        self._whole = [
+            (part, name, each)
+            for part in self.loss.modules()
+            for name, each in part._parameters.items()
+            if each is not None and each.dim() > 0
+        ]
+        alone = {each for each in self.loss.parameters() if each.dim() == 0}
+        mesh = init_device_mesh(device.type, (self.processes.world,))
+        self.module = fully_shard(self.loss, mesh=mesh, ignored_params=alone)
+        with torch.no_grad():  # the whole parameters keep their identity for the end, not their memory
+            for _, _, whole in self._whole:
+                whole.data = whole.data.new_empty(0)
+        self.loss.everywhere, self.sharded = "zeros", True
+        self.share_buffers()
+
+    def prepare(self, optimizer: torch.optim.Optimizer, placed: bool) -> torch.optim.Optimizer:
+        """Wraps the module for one process or DDP; ``placed`` leaves it on the device where it is."""
+        if self.processes.several:
+            # Buffers are shared after each step here: DDP does it before the next, too late for the average of them.
+            names = [name for name, _ in self.loss.named_buffers(remove_duplicate=False)]
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.loss, names)
+            self.loss.everywhere = "none"
+        self.module, optimizer = self.accelerator.prepare(
+            self.loss, optimizer, device_placement=[not placed, not placed]
+        )
+        self.share_buffers()
+        # The wrappers of step and backward serve fp16's loss scaling, not offered here, and cost half a millisecond.
+        return optimizer.optimizer
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Lends every process the whole parameters: the flow samples and evaluates as a plain module."""
+        if not self.sharded:
+            yield
+            return
+        self.module.reshard()  # what a forward pass left gathered may be old
+        self.module.unshard()
+        try:
+            yield
+        finally:
+            self.module.reshard()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Computes gradients; with ``last`` those of all pieces are averaged over the processes."""
+        remarks = self.loss.everywhere == "none" and not self._told
+        with warnings.catch_warnings() if remarks else nullcontext():
+            if remarks:  # DDP remarks once on the strides of 1x1 convolutions, which cost a copy of a few kilobytes
+                warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            loss.backward()
+        self._told = self._told or last
+        if not (last and self.sharded):
+            return
+        import torch.distributed as dist
+
+        for each in self.loss.parameters():
+            if each.dim() == 0 and each.grad is not None:
+                dist.all_reduce(each.grad)
+                each.grad /= self.processes.world
+
+    @contextmanager
+    def piece(self, last: bool) -> Iterator[None]:
+        """Surrounds forward and backward of one piece; gradients are exchanged with the last."""
+        if self.sharded:
+            self.module.set_requires_gradient_sync(last)
+            self.module.set_reshard_after_backward(last)
+            yield
+        else:
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                yield
+
+    def clip(self, parameters: list[Tensor], largest: float) -> Tensor:
+        """Scales gradients down to a norm and gives the norm before, the same on all processes."""
+        if not self.sharded:
+            return self.accelerator.clip_grad_norm_(parameters, largest)
+        import torch.distributed as dist
+
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        shards = [local(each) for each in gradients if hasattr(each, "to_local")]
+        wholes = [each for each in gradients if not hasattr(each, "to_local")]
+        square = torch.nn.utils.get_total_norm(shards).square()
+        dist.all_reduce(square)
+        norm = (square + torch.nn.utils.get_total_norm(wholes).square() if wholes else square).sqrt()
+        torch._foreach_mul_([*shards, *wholes], (largest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def share_buffers(self) -> None:
+        """Gives every process the main one's values of the buffers that have changed (running statistics)."""
+        if not self._buffers:
+            return
+        import torch.distributed as dist
+
+        buffers = [part._buffers[name] for part, name in self._buffers]
+        # Batch norm writes its statistics without marking them as changed.
+        norm = nn.modules.batchnorm._NormBase
+        changed = self.processes.maxima(
+            *(
+                int(seen is not each or version != each._version or isinstance(part, norm))
+                for each, (part, _), (seen, version) in zip(buffers, self._buffers, self._seen)
+            )
+        )
+        for each in itertools.compress(buffers, changed):
+            dist.broadcast(each.detach(), 0)
+        self._seen = [(each, each._version) for each in buffers]
+
+    @torch.no_grad()
+    def make_plain(self) -> None:
+        """Gives the flow its whole parameters back, the very objects it had before."""
+        if not self.sharded:
+            return
+        self.module.reshard()
+        full = {id(each): each for each in (part._parameters[name] for part, name, _ in self._whole)}
+        full = {key: each.full_tensor() for key, each in full.items()}
+        for part, name, whole in self._whole:
+            whole.data = full[id(part._parameters[name])]
+            part._parameters[name] = whole
+        self.sharded = False
+
+
+def wants_sharding(accelerator: Any) -> bool:
+    """Tells whether the launcher asked for FSDP, and refuses what is not offered of it.
+
+    On the CPU accelerate itself falls back to DDP; here it shards as well.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+        return False
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        from accelerate import FullyShardedDataParallelPlugin
+
+        plugin = FullyShardedDataParallelPlugin()
+    offloads = bool(plugin.cpu_offload) and type(plugin.cpu_offload).__name__ != "OffloadPolicy"
+    wraps = (
+        os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper() != "NO_WRAP" or plugin.auto_wrap_policy is not None
+    )
+    for asked, option, instead in (
+        (plugin.fsdp_version != 2, f"--fsdp_version {plugin.fsdp_version}", "pass --fsdp_version 2"),
+        (offloads, "--fsdp_offload_params true", "leave it away"),
+        (bool(plugin.activation_checkpointing), "--fsdp_activation_checkpointing true", "leave it away"),
+        (wraps, "--fsdp_auto_wrap_policy", "pass NO_WRAP (fit shards flow and objective as one group)"),
+    ):
+        if asked:
+            raise ValueError(f"fit: accelerate was launched with {option}, which is not offered here; {instead}.")
+    return True
