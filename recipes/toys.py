@@ -2,9 +2,10 @@
 
     python recipes/toys.py                                   # moons, optimal-transport flow matching, about a minute
     python recipes/toys.py --data checkerboard --coupling independent --path cosine --predict x1
+    python recipes/toys.py --source eight-gaussians --bridge 0.5      # from data to data, sampled by an SDE
 
-Leaves ``model/``, ``samples.png``, ``density.png``, ``trajectories.png``, ``training.png`` and ``metrics.json`` in one
-folder.
+Leaves ``model/``, ``samples.png``, ``density.png`` (where there is one), ``trajectories.png``, ``training.png`` and
+``metrics.json`` in one folder.
 """
 
 import json
@@ -21,6 +22,14 @@ import tyro
 import cflow
 from cflow import bases, couplings, data, fields, metrics, objectives, paths, plot, solvers, training
 
+Name = Literal["eight-gaussians", "moons", "s-curve", "checkerboard", "pinwheel", "spirals"]
+COUPLINGS = {
+    "independent": couplings.Independent(),
+    "optimal-transport": couplings.OptimalTransport(),
+    "sinkhorn": couplings.Sinkhorn(epsilon=0.05),
+    "unbalanced": couplings.Unbalanced(tau=1.0, epsilon=0.05),
+    "partial": couplings.Partial(mass=0.9),
+}
 PATHS = {
     "linear": paths.Linear,
     "polynomial": lambda predict: paths.Polynomial(2.0, predict),
@@ -36,10 +45,14 @@ MAIN = os.environ.get("RANK", "0") == "0"
 class Options:
     """Trains a flow matching model on points in the plane."""
 
-    data: Literal["eight-gaussians", "moons", "s-curve", "checkerboard", "pinwheel", "spirals"] = "moons"
+    data: Name = "moons"
     """Which distribution."""
-    coupling: Literal["independent", "optimal-transport"] = "optimal-transport"
-    """How base and data samples are paired within a batch."""
+    source: Name | None = None
+    """Another distribution to start from; a standard normal unless given. There is then no density."""
+    coupling: Literal["independent", "optimal-transport", "sinkhorn", "unbalanced", "partial"] = "optimal-transport"
+    """How base and data samples are paired within a batch. Unbalanced and partial ones may leave some data out."""
+    bridge: float = 0.0
+    """Width of a Brownian bridge on the way, for a velocity and a score; 0 for the path below, without noise."""
     path: Literal["linear", "polynomial", "cosine", "variance-preserving"] = "linear"
     """The schedule between base and data."""
     predict: Literal["velocity", "x1", "noise", "score"] = "velocity"
@@ -55,7 +68,7 @@ class Options:
     lr: float = 2e-3
     """Peak learning rate."""
     solver_steps: int = 50
-    """Heun steps for the samples."""
+    """Steps for the samples: Heun's, or Euler-Maruyama's on a bridge."""
     out: Path | None = None
     """Where everything is written; runs/toys-<data> unless given."""
     seed: int = 0
@@ -77,17 +90,26 @@ def main(options: Options) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     train, test = data.toys.sample(name, options.count + 5000, generator=generator).split([options.count, 5000])
 
+    standardise = data.Standardise.fit(train, pooled=(-1,))
+    base = bases.Normal(2)
+    if options.source is not None:  # in model space, as the data are
+        source = data.toys.sample(options.source.replace("-", "_"), options.count, generator=generator)
+        base = bases.Empirical(standardise.encode(source)[0])
     torch.manual_seed(options.seed)  # the network's initial weights
-    flow = cflow.ContinuousFlow(
-        fields.MLP(2, hidden=options.hidden), bases.Normal(2), path=PATHS[options.path](options.predict)
-    ).with_transform(data.Standardise.fit(train, pooled=(-1,)))
-    pairing = {"independent": couplings.Independent(), "optimal-transport": couplings.OptimalTransport()}
-    # A velocity near the data's end, and with it the density, amplifies errors of x1; training must weigh them so.
-    weight = objectives.VelocityWeight() if options.predict == "x1" else None
-    say(f"{options.data}: {len(train)} points, {options.coupling} coupling, {flow.path}; writing to {out}/")
+    path = paths.BrownianBridge(options.bridge) if options.bridge else PATHS[options.path](options.predict)
+    flow = cflow.ContinuousFlow(fields.MLP(2, hidden=options.hidden, outputs=path.heads), base, path=path)
+    flow = flow.with_transform(standardise)
+    if options.bridge:
+        objective = objectives.BridgeMatching(COUPLINGS[options.coupling])
+    else:
+        # A velocity near the data's end, and with it the density, amplifies errors of x1; training weighs them so.
+        weight = objectives.VelocityWeight() if options.predict == "x1" else None
+        objective = objectives.FlowMatching(COUPLINGS[options.coupling], weight=weight)
+    begins = options.source or "a standard normal"
+    say(f"{begins} to {options.data}: {len(train)} points, {options.coupling} coupling, {path}; writing to {out}/")
     run = training.fit(
         flow,
-        objectives.FlowMatching(coupling=pairing[options.coupling], weight=weight),
+        objective,
         train,
         steps=options.steps,
         batch_size=options.batch_size,
@@ -108,30 +130,30 @@ def main(options: Options) -> None:
     plot.training(run.history, out / "training.png")
 
     solver = solvers.Heun(steps=options.solver_steps)
-    samples = flow.sample((5000,), solver=solver, generator=generator)
+    noisy = solvers.EulerMaruyama(options.solver_steps, diffusion=options.bridge) if options.bridge else solver
+    samples = flow.sample((5000,), solver=noisy, generator=generator)
     plot.scatter(samples, out / "samples.png", reference=test)
-    span = float(test.abs().max()) * 1.15
-    fast = solvers.RK4(steps=16)  # a picture needs three digits; the figures below use the flow's own solver
-    plot.density(
-        lambda x: flow.log_prob(x, solver=fast),
-        out / "density.png",
-        bounds=(-span, span),
-        samples=test[:1000],
-        resolution=160,
-    )
+    pictures = ["samples.png", "trajectories.png", "training.png"]
+    if flow.likelihood != "none":
+        span = float(test.abs().max()) * 1.15
+        fast = solvers.RK4(steps=16)  # a picture needs three digits; the figures below use the flow's own solver
+        plot.density(
+            lambda x: flow.log_prob(x, solver=fast),
+            out / "density.png",
+            bounds=(-span, span),
+            samples=test[:1000],
+            resolution=160,
+        )
+        pictures.insert(1, "density.png")
     frames = flow.trajectory(flow.base.sample((300,), generator=generator), times=41, solver=solvers.Heun(steps=40))
     plot.trajectories(frames, out / "trajectories.png")
 
     z = flow.base.sample((5000,), generator=generator)
     solution = flow.transport(z, 0.0, 1.0, quadratures=("kinetic",), solver=solver)
-    with torch.no_grad():
-        logp = flow.log_prob(test[:1000])
     model = flow.preprocess(test)[0]
     report = {
         "wasserstein2": metrics.wasserstein2(samples[:2000], test[:2000]),
         "wasserstein2_floor": metrics.wasserstein2(train[:2000], test[:2000]),
-        "log_prob_held_out": float(logp.mean()),
-        "log_prob_standard_error": float(logp.std() / len(logp) ** 0.5),
         "normalised_path_energy": float(
             metrics.normalised_path_energy(solution.quadratures["kinetic"][:2000], z[:2000], model[:2000])
         ),
@@ -139,12 +161,17 @@ def main(options: Options) -> None:
         "training_seconds": run.seconds,
         "seconds": time.perf_counter() - began,
     }
-    if name in data.toys.LOG_PROBS:
+    if flow.likelihood != "none":
+        with torch.no_grad():
+            logp = flow.log_prob(test[:1000])
+        report["log_prob_held_out"] = float(logp.mean())
+        report["log_prob_standard_error"] = float(logp.std() / len(logp) ** 0.5)
+    if flow.likelihood != "none" and name in data.toys.LOG_PROBS:
         report["log_prob_true"] = float(data.toys.log_prob(name, test[:1000]).mean())
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
     for key, value in report.items():
         print(f"  {key:28s} {value:.4g}")
-    print(f"pictures: {out}/samples.png, density.png, trajectories.png, training.png")
+    print(f"pictures: {out}/{', '.join(pictures)}")
 
 
 if __name__ == "__main__":

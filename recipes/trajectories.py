@@ -14,6 +14,7 @@ the runs without a time are in ``without-*/``.
 
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from cflow import bases, couplings, data, fields, metrics, objectives, plot, tra
 COUPLINGS = {"optimal transport": couplings.OptimalTransport(), "independent": couplings.Independent()}
 METHODS = ("flow, optimal transport", "flow, independent", "OT interpolation", "no motion")
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the synthetic snapshots
+# Under a launcher every process runs this script: all train, one speaks, draws and measures.
+MAIN = os.environ.get("RANK", "0") == "0"
 BLUE, ORANGE, GREY = "#2563a8", "#e07b39", "#a9afb7"
 
 
@@ -64,6 +67,12 @@ class Options:
     """Seed of the whole run."""
     resume: bool = False
     """Continue the run in --out."""
+
+
+def say(*what) -> None:
+    """Prints, once however many processes there are."""
+    if MAIN:
+        print(*what, flush=True)
 
 
 def branching(count: int, t: float, generator: torch.Generator) -> torch.Tensor:
@@ -134,9 +143,11 @@ def leave_out(snapshots: data.Snapshots, k: int, options: Options, out: Path, ge
     start, at, stop = snapshots.times[k - 1 : k + 2]
     guesses = {}
     for name, coupling in COUPLINGS.items():
-        print(f"without t = {at:.3g}, coupling: {name}")
+        say(f"without t = {at:.3g}, coupling: {name}")
         flow, _ = train(rest, coupling, options, out / f"without-{k}-{name.replace(' ', '-')}")
         guesses[f"flow, {name}"] = carry(flow, before, start, at)
+    if not MAIN:
+        return {}, {}, {}
     guesses["OT interpolation"] = metrics.ot_interpolation(
         before, after, (at - start) / (stop - start), len(before), generator=generator
     )
@@ -211,16 +222,18 @@ def main(options: Options) -> None:
     inner = range(1, len(snapshots.times) - 1)
     if not inner:
         raise ValueError(f"{name}: there are two snapshots, and none between them to leave out; three are needed.")
-    print(f"{name}: {measured}; writing to {out}/")
+    say(f"{name}: {measured}; writing to {out}/")
 
     guesses, distances, halves = {}, {}, {}
     for k in inner:
         guesses[k], distances[k], halves[k] = leave_out(snapshots, k, options, out, generator)
-    print("all snapshots, coupling: optimal transport")
+    say("all snapshots, coupling: optimal transport")
     flow, run = train(snapshots, COUPLINGS["optimal transport"], options, out)
     if options.resume:
         begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        print(f"--resume: {begun}")
+        say(f"--resume: {begun}")
+    if not MAIN:
+        return
     plot.training(run.history, out / "training.png")
     first = snapshots.samples[0][:150]
     trajectory = flow.trajectory(flow.preprocess(first)[0], times=41)
@@ -239,17 +252,17 @@ def main(options: Options) -> None:
     }
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
     rows["mean of halves"] = report["wasserstein1_of_halves"]
-    print(f"Wasserstein-1 distance to the snapshot left out:\n{table(rows)}")
+    say(f"Wasserstein-1 distance to the snapshot left out:\n{table(rows)}")
     truth = "; above, another draw from the true law" if options.data is None else ""
-    print(f"floor: of halves, one half of the snapshot to the other{truth}. Fewer points are farther apart.")
-    print(f"nearest on the mean: {report['best']}")
-    print(f"{report['seconds']:.0f} s; pictures: {out}/trajectories.png, training.png")
+    say(f"floor: of halves, one half of the snapshot to the other{truth}. Fewer points are farther apart.")
+    say(f"nearest on the mean: {report['best']}")
+    say(f"{report['seconds']:.0f} s; pictures: {out}/trajectories.png, training.png")
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(tyro.cli(Options, console_outputs=MAIN))
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"trajectories.py: {error}")
+        sys.exit(f"trajectories.py: {error}" if MAIN else f"trajectories.py, process {os.environ['RANK']}: {error}")
     except KeyboardInterrupt as stop:
-        sys.exit(f"trajectories.py: {stop or 'interrupted'}")
+        sys.exit(f"trajectories.py: {stop or 'interrupted'}" if MAIN else 1)

@@ -47,6 +47,22 @@ def test_a_label_is_drawn_with_guidance_in_portions(runs, tmp_path):
     assert set(numpy.unique(numpy.load(tmp_path / "x.npy"))) <= set(range(17))
 
 
+def test_noise_of_a_chosen_strength(runs, tmp_path):
+    options = ["--num", "3", "--steps", "4", "--diffusion", "0.5", "--seed", "2", "--output", str(tmp_path / "x.npy")]
+    main(["sample", str(runs / "toys"), *options])
+    flow, generator = cflow.load(runs / "toys" / "model"), torch.Generator().manual_seed(2)
+    exact = flow.sample((3,), solver=solvers.EulerMaruyama(4, diffusion=0.5), generator=generator)
+    assert numpy.array_equal(numpy.load(tmp_path / "x.npy"), exact.numpy())
+
+
+def test_large_arguments_are_shown_by_their_shape(tmp_path, capsys):
+    flow = cflow.ContinuousFlow(
+        fields.MLP(2, outputs=2), bases.Empirical(torch.rand(50, 2)), path=paths.BrownianBridge()
+    )
+    main(["info", str(cflow.save(flow, tmp_path / "bridge"))])
+    assert "Empirical(samples=tensor of shape [50, 2])" in capsys.readouterr().out
+
+
 def test_every_class_in_turn_is_the_default(runs, tmp_path):
     options = ["--num", "6", "--solver", "euler", "--steps", "1", "--output", str(tmp_path / "x.npz")]
     main(["sample", str(runs / "images"), *options])

@@ -24,6 +24,8 @@ class Base(nn.Module, ABC):
     """
 
     context_shape: torch.Size | None = None
+    has_density = True
+    fixed_buffers = True  # no training step changes them: nothing to average
 
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__()

@@ -70,14 +70,14 @@ class FlowMatching(Objective):
         super().__init__()
         if not 0 <= condition_dropout < 1:
             raise ValueError(
-                f"{type(self).__name__}(condition_dropout={condition_dropout}): the share of dropped contexts lies in [0, 1); "
-                f"0.1 to 0.2 is usual for classifier-free guidance."
+                f"{type(self).__name__}(condition_dropout={condition_dropout}): the share of dropped contexts lies in "
+                f"[0, 1); 0.1 to 0.2 is usual for classifier-free guidance."
             )
         for name, value in (("coupling", coupling), ("times", times), ("weight", weight)):
             if value is not None and (isinstance(value, type) or not callable(value)):
                 raise TypeError(
-                    f"{type(self).__name__}({name}={value!r}): options are objects, such as couplings.OptimalTransport() or "
-                    f"times.LogitNormal()."
+                    f"{type(self).__name__}({name}={value!r}): options are objects, such as "
+                    f"couplings.OptimalTransport() or times.LogitNormal()."
                 )
         self.coupling = Independent() if coupling is None else coupling
         self.times = Uniform() if times is None else times

@@ -53,8 +53,9 @@ class EMA:
 class Average:
     """Keeps the average of a module's trainable parameters and floating buffers, in float32 or better.
 
-    Integer buffers, and floating ones that start with infinities (masks), are copied as they are. Frozen parameters
-    are left alone. Of sharded parameters (DTensor) every process averages its own shard, without communication.
+    Integer buffers, and floating ones that start with infinities (masks), are copied as they are. Frozen parameters and
+    buffers of modules that say ``fixed_buffers`` (bases, whose given samples may be many) are left alone. Of sharded
+    parameters (DTensor) every process averages its own shard, without communication.
 
     Cost: one fused ``lerp`` over all tensors per update and one copy of the weights in memory.
     """
@@ -66,6 +67,8 @@ class Average:
         # By place and not by value: a module may put another tensor into its buffer.
         places, seen = {}, set()
         for prefix, part in module.named_modules():
+            if getattr(part, "fixed_buffers", False):
+                continue
             for name, value in part._buffers.items():
                 if value is not None and id(value) not in seen:
                     seen.add(id(value))

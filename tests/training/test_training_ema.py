@@ -73,3 +73,11 @@ def test_a_frozen_parameter_takes_no_memory():
 def test_an_impossible_decay_is_refused(decay):
     with pytest.raises(ValueError, match=r"EMA\(decay=.*pass a value in \[0, 1\)"):
         EMA(decay)
+
+
+def test_fixed_buffers_are_left_alone():
+    from cflow import bases
+
+    module = nn.ModuleList([nn.Linear(2, 2), bases.Empirical(torch.rand(100, 2)), nn.BatchNorm1d(2)])
+    average = Average(module, EMA())
+    assert sum(each.numel() for each in average.shadow) == 6 + 4 + 4  # weights, gains and running statistics
