@@ -121,8 +121,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         heads, outputs = 1 if self.path is None else self.path.heads, getattr(self.field, "outputs", None)
         if outputs not in (None, heads):
             raise ValueError(
-                f"ContinuousFlow: the field returns {outputs} heads and {self.path!r} has a use for {heads}; build the "
-                f"field with outputs={heads}" + (", or choose predict='velocity'." if heads == 2 else ".")
+                f"ContinuousFlow: the field returns {outputs} heads and the path ({self.path!r}) has a use for "
+                f"{heads}; build the field with outputs={heads}"
+                + (", or choose predict='velocity'." if heads == 2 else ".")
             )
         affine = isinstance(self.path, AffinePath)
         if affine and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
@@ -170,10 +171,11 @@ class ContinuousFlow(BaseInvertibleFlow):
         low, high = self.path.score_interval
         low, high = max(low, self.interval[0]), min(high, self.interval[1])
         # The bounds are float64: a time that was rounded to them is inside.
-        if bool(((t < low) & ~torch.isclose(t, t.new_tensor(low))).any() | (t > high).any()):
+        fine = ((t > low) | torch.isclose(t, t.new_tensor(low))) & ((t < high) | torch.isclose(t, t.new_tensor(high)))
+        if not bool(fine.all()):
             raise ValueError(
-                f"flow.score(t={float(t.max()):.4g}): the score is well conditioned in [{low:.3g}, {high:.6g}] on this "
-                f"path (margin {self.path.margin}); ask at another time."
+                f"flow.score(t={float(t[~fine][0]):.6g}): the score is well conditioned in [{low:.3g}, {high:.6g}] on "
+                f"this path (margin {self.path.margin}); ask at another time."
             )
         return unflatten(both(t, x, context)[1], batch)
 
@@ -303,13 +305,13 @@ class ContinuousFlow(BaseInvertibleFlow):
         Other random likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is
         not in it.
         """
+        self._check(options, "log_prob_estimate")
         divergence = options.get("divergence") or self.divergence
         if not (self._transform_is_exact and isinstance(divergence, Hutchinson) and divergence.probes > 1):
             if self._transform_is_exact and divergence.exact:
                 value = self.log_prob(x, context, generator=generator, **options)
                 return value, torch.zeros_like(value)
             return super().log_prob_estimate(x, context, draws=draws, generator=generator, **options)
-        self._check(options, "log_prob_estimate")
         x, context, batch = self._enter(x, context, "log_prob_estimate")
         u, outer = self.preprocess(x, generator=generator)
         solution = transport(self, u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)

@@ -92,10 +92,7 @@ class BaseFlow(nn.Module):
         raise TypeError(f"{type(self).__qualname__} does not define _sample; a flow must be able to sample.")
 
     def _log_prob(self, x: Value, context: Value | None, generator, **options) -> Tensor:
-        raise ValueError(
-            f"log_prob: {type(self).__qualname__} has no likelihood (flow.likelihood is {self.likelihood!r}); "
-            f"compare samples instead, for example with cflow.metrics."
-        )
+        raise TypeError(f"{type(self).__qualname__} does not define _log_prob; its likelihood is {self.likelihood!r}.")
 
     @property
     def likelihood(self) -> Likelihood:
@@ -142,6 +139,7 @@ class BaseFlow(nn.Module):
         Shapes: as ``log_prob``; returns ``(value [*batch], standard_error [*batch])``. Cost: ``draws`` evaluations.
         Where ``likelihood`` is ``"exact"``, one evaluation and a standard error of zero.
         """
+        self._check(options, "log_prob_estimate")
         if self.likelihood == "exact" and not options:
             value = self.log_prob(x, context, generator=generator)
             return value, torch.zeros_like(value)
@@ -239,6 +237,13 @@ class BaseFlow(nn.Module):
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 takes = ", ".join(("generator", *self.options))
                 raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}It takes {takes}.")
+        if "log_prob" in method and self.likelihood == "none":
+            base = getattr(self, "base", None)
+            what = type(self).__qualname__ + ("" if base is None else f" from base {type(base).__name__}")
+            raise ValueError(
+                f"flow.{method}: this {what} has no density; compare samples instead, for example with cflow.metrics"
+                + ("." if base is None else ", or build it with a base such as bases.Normal.")
+            )
 
     def _context(self, context: Value | None, method: str) -> Size:
         if self.context_shape is None:
@@ -258,7 +263,8 @@ class BaseFlow(nn.Module):
 
     def cast(self, value: Value | None) -> Value | None:
         """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""
-        device, dtype = self.device, self.dtype
+        reference = self._reference
+        device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
         return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
 
     def _enter(self, x: Value, context: Value | None, method: str) -> tuple[Value, Value | None, Size]:
@@ -308,7 +314,7 @@ class BaseInvertibleFlow(BaseFlow):
         return self.base.log_prob(z) + ladj
 
     def _sample(self, count: int, context: Tensor | None, generator, **options) -> Tensor:
-        z = self.base.sample((count,), generator=generator)
+        z = self.cast(self.base.sample((count,), generator=generator))
         return self._decode(z, context, generator, ladj=False, **options)[0]
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
@@ -342,7 +348,7 @@ class BaseInvertibleFlow(BaseFlow):
         self._check(options, "rsample_and_log_prob")
         self._needs_bijection("rsample_and_log_prob")
         context, batch = self._count(shape, context, "rsample_and_log_prob")
-        z = self.base.sample((math.prod(batch),), generator=generator)
+        z = self.cast(self.base.sample((math.prod(batch),), generator=generator))
         u, ladj = self._decode(z, context, generator, **options)
         x, outer = self.postprocess(u)
         return unflatten(x, batch), (self.base.log_prob(z) - ladj - outer).reshape(batch)
@@ -355,6 +361,7 @@ class BaseInvertibleFlow(BaseFlow):
 
         Where a transform rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
         """
+        self._check(options, "sample_and_log_prob")
         if self.has_rsample and self._transform_is_exact:
             return self.rsample_and_log_prob(shape, context, generator=generator, **options)
         return super().sample_and_log_prob(shape, context, generator=generator, **options)

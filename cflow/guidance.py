@@ -270,6 +270,11 @@ class AutoGuidance(nn.Module):
                 f"{field.path.predict}, which becomes a velocity by its path, and a bare field would not; "
                 f"pass the weak flow itself."
             )
+        if getattr(weak, "outputs", 1) != 1:
+            raise ValueError(
+                f"AutoGuidance(weak_field={type(weak).__name__}): a field with {weak.outputs} heads gives no velocity "
+                f"by itself; pass the weak flow, whose path knows what they mean."
+            )
         if weak.event_shape != field.event_shape or weak.context_shape not in (None, field.context_shape):
             raise ValueError(
                 f"AutoGuidance(weak_field)(field): the weak field has event_shape={tuple(weak.event_shape)} and "

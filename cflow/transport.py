@@ -48,22 +48,26 @@ def transport(
                 f"simulates an SDE with the same marginals; take a solver such as solvers.Dopri5() for it."
             )
         integrand = VelocityAndScore(flow, "transport", guidance)
-        # The last step is the ODE's, and whole: noise added there would stay in the samples.
         inner = flow.path.score_interval
-        low, high = max(low, inner[0]), min(high, inner[1], 1 - flow.path.margin)
+        low, high = max(low, inner[0]), min(high, inner[1])
     density = any(name.startswith("ladj") for name in names)
     # A log-determinant that is returned is held to the solver's tolerance, as the state is.
     held = Tolerance(solver.rtol, solver.atol) if hasattr(solver, "rtol") else None
     wanted = {name: held if name.startswith("ladj") else None for name in names} or None
 
     inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
-    if t0 < t1 and (inner0, inner1) != (t0, t1) and isinstance(solver, FixedGrid) and not density:
-        solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at)
+    # Where a noisy path leaves a bit out, an ODE is well conditioned up to there: alignment would only cost its order.
+    singular = (inner0, inner1) != (t0, t1) and not flow.path.noisy
+    if t0 != t1 and isinstance(solver, FixedGrid) and not density and (singular or stochastic):
+        # Forward, and back to where a noisy path is as narrow as its base, noise of the last step would stay.
+        bare = (1.0 if t1 > t0 else 0.0) if stochastic and (t1 > t0 or flow.path.noisy) else None
+        solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at, bare)
+    cross = lambda point, t, s, tau: _cross(flow, f, point, t, s, tau, args, names, density)
     start, totals, calls = x, {}, 0
     if inner0 != t0:
-        x, totals, calls = _cross(flow, f, x, t0, inner0, inner0, args, names, density)
+        x, totals, calls = cross(x, t0, inner0, inner0)
     first, last = min(inner0, inner1), max(inner0, inner1)
-    inside = None if at is None else [min(max(t, first), last) for t in at]
+    inside = None if at is None else [t for t in at if first <= t <= last]
     solution = solver.solve(
         integrand, x, inner0, inner1, args=args, params=tuple(flow.field.parameters()), quadratures=wanted,
         path=flow.path, generator=generator, at=inside,
@@ -74,17 +78,25 @@ def transport(
             value = value.unsqueeze(1).expand(-1, divergence.probes)
         # The solver integrates over dt; energies are over |dt|.
         totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
+    at_inner1 = y
     if inner1 != t1:
-        crossed, rest, more = _cross(flow, f, y, inner1, t1, inner1, args, names, density)
+        crossed, rest, more = cross(y, inner1, t1, inner1)
         fine = status == Status.SUCCESS
         y = torch.where(expand_like(fine, y), crossed, y)
         totals = {name: totals[name] + rest[name] for name in totals}
         status = torch.where(fine & ~rows(y).isfinite().all(1), int(Status.NON_FINITE), status)
         calls += more
-    trajectory = solution.trajectory
-    if trajectory is not None:
-        ends = {t0: start, t1: y}
-        trajectory = torch.stack([ends.get(t, trajectory[i]) for i, t in enumerate(at)])
+    trajectory = None
+    if at is not None:
+        kept, states = iter(solution.trajectory), {t0: start, t1: y}
+        for t in at:
+            if first <= t <= last:
+                states.setdefault(t, next(kept))
+            elif t not in states:  # in a stretch that is crossed
+                begun = abs(t - t0) < abs(inner0 - t0)
+                states[t], _, more = cross(start, t0, t, inner0) if begun else cross(at_inner1, inner1, t, inner1)
+                calls += more
+        trajectory = torch.stack([states[t] for t in at])
     solution.stats.nfe += calls
     solution.stats.evaluations += calls * len(x)
     return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
@@ -99,22 +111,24 @@ def _option(name: str, value, method: str):
     return value
 
 
-def _aligned(solver: FixedGrid, t0: float, t1: float, inner0: float, inner1: float, at):
+def _aligned(
+    solver: FixedGrid, t0: float, t1: float, inner0: float, inner1: float, at, bare: float | None
+) -> tuple[FixedGrid, float, float]:
     """Gives the closed form whole steps of a grid at the ends that the interval leaves out: ``(solver, start, stop)``.
 
     A step that began or ended at the interval's edge would multiply the network's error by the step over the small
-    weight there; the closed form divides by the weight a whole step away.
+    weight there; the closed form divides by the weight a whole step away. The last step is also left to it where it
+    ends within its own length of ``bare``, the time at which noise that was added on the way would show.
     """
-    nodes = sorted({t for t in (*solver.nodes(t0, t1), *(at or ())) if inner0 < t < inner1})
+    first, last = min(inner0, inner1), max(inner0, inner1)
+    nodes = sorted({t for t in (*solver.nodes(t0, t1), *(at or ())) if first < t < last}, reverse=t1 < t0)
     if inner0 != t0 and nodes:
         inner0 = nodes.pop(0)
-    if inner1 != t1:
+    before = nodes[-1] if nodes else inner0
+    if inner1 != t1 or (bare is not None and abs(bare - t1) < abs(t1 - before)):
         inner1 = nodes.pop() if nodes else inner0
-    return (
-        (replace(solver, steps=None, grid=tuple(nodes)) if nodes else replace(solver, steps=1, grid=None)),
-        inner0,
-        inner1,
-    )
+    grid = replace(solver, steps=None, grid=tuple(sorted(nodes))) if nodes else replace(solver, steps=1, grid=None)
+    return grid, inner0, inner1
 
 
 def _integrand(flow, x, generator, ladj, quadratures, divergence, guidance):
@@ -156,8 +170,9 @@ def _cross(flow, f, x, t, s, tau, args, names, density):
     yet, the step is implicit and takes two fixed-point iterations.
 
     With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
-    data's end it leaves the noise of the path's margin in (the density is that of the data with noise of relative
-    size ``margin``, and differs in second order); at the base's end it neglects ``margin`` times the data's mean.
+    data's end it leaves the noise of the path's margin in (on affine paths the density is that of the data with noise
+    of relative size ``margin``, and differs in second order; on interpolants the width is ``gamma(margin)``); at the
+    base's end it neglects ``margin`` times the data's mean.
     """
     here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
     if density:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .bases import Normal
 from .paths import Path
 from .shapes import Size, on_tensors
 
@@ -96,15 +97,20 @@ class VelocityAndScore:
                 f"the velocity only for independent couplings. Train with couplings.Independent(), or on "
                 f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
             )
-        if type(base).__name__ != "Normal":
+        if not isinstance(base, Normal):
             raise ValueError(
                 f"flow.{method}: the base is a {type(base).__name__}; on {path!r} the score needs bases.Normal. On "
                 f"paths.BrownianBridge() any base has one."
             )
         self.field, self.loc, self.scale = flow.velocity_field(guidance), base.loc, base.scale
+        self.direct = guidance is None and path.predict != "velocity"
+        if self.direct:  # expected ends without the way through the velocity, which may vanish
+            self.field = Prediction(flow.field, path, flow.event_shape, flow.context_shape)
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         answer = self.field(t, x, context)
         if self.noisy:
             return self.path.velocity(answer, x, t), self.path.score(answer, x, t)
-        return answer, self.path.score(answer, x, t, self.loc, self.scale)
+        _, x0 = self.path.ends(answer, x, t) if self.direct else self.path.velocity_ends(answer, x, t)
+        velocity = self.path.velocity(answer, x, t) if self.direct else answer
+        return velocity, self.path.score(x0, t, self.loc, self.scale)

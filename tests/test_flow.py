@@ -94,7 +94,7 @@ def test_a_joint_flow_conforms_and_has_no_distribution_view():
     assert x["kind"].shape == (2, 3, 4)
     with pytest.raises(ValueError, match=r"parts \['kind', 'position'\]"):
         flow()
-    with pytest.raises(ValueError, match="no likelihood"):
+    with pytest.raises(ValueError, match="PairFlow has no density; compare samples"):
         flow.log_prob(x)
 
 

@@ -47,6 +47,14 @@ class Empirical(Base):
         super().__init__(tuple(samples.shape[1:]))
         self._keep(samples=samples)
 
+    def _apply(self, fn, recurse: bool = True):
+        """Moves and casts as modules do, but keeps the samples in float32 at least: in half they would be others."""
+        before = self.samples
+        super()._apply(fn, recurse)
+        if self.samples.dtype in (torch.bfloat16, torch.float16):
+            self.samples = before.to(self.samples.device)
+        return self
+
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         rows = torch.randint(len(self.samples), shape, generator=generator, device=self.device)
         return self.samples[rows].to(self.dtype)

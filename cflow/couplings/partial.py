@@ -26,10 +26,10 @@ class Partial:
     .. math:: \min_{I, J, \tau} \sum_{j \in J} \| x_0^{\tau(j)} - x_1^j \|^2, \qquad |I| = |J| = \mathrm{round}(mB),
               \quad \tau: J \to I \text{ one to one}
 
-    Exact. ``round(mass * B)`` pairs come back, fewer than went in; each row kept is used exactly once, and the rows
-    kept of ``x1`` stay in their order, with their ``context``. Which rows are dropped depends on where the two sets
-    lie, so it is for a source near the data (:class:`Unbalanced` does the same softly); between a standard normal and
-    data it cuts the tails of both. Deterministic: ``generator`` is not needed.
+    Exact. ``round(mass * B)`` pairs come back (at least one), fewer than went in; each row kept is used exactly once,
+    and the rows kept of ``x1`` stay in their order, with their ``context``. Which rows are dropped depends on where the
+    two sets lie, so it is for a source near the data (:class:`Unbalanced` does the same softly); between a standard
+    normal and data it cuts the tails of both. Deterministic: ``generator`` is not needed.
 
     Args:
         mass: the share m of the rows that is paired, in (0, 1].
@@ -41,8 +41,8 @@ class Partial:
     Safe to call from several threads.
 
     Raises:
-        ValueError: if ``mass`` is outside (0, 1] or leaves no pair of this batch, shapes or devices of ``x0`` and
-            ``x1`` differ, or a sample has NaN or infinite entries.
+        ValueError: if ``mass`` is outside (0, 1], shapes or devices of ``x0`` and ``x1`` differ, or a sample has NaN
+            or infinite entries.
         TypeError: if ``x0`` or ``x1`` is not a tensor.
 
     Source: Caffarelli and McCann, Free Boundaries in Optimal Transport and Monge-Ampere Obstacle Problems, 2010;
@@ -80,14 +80,9 @@ class Partial:
 
     @torch.no_grad()
     def indices(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the rows of ``x0`` and of ``x1`` that are paired: two lists of ``round(mass * B)`` indices."""
+        """Computes the rows of ``x0`` and of ``x1`` that are paired: two lists of ``round(mass * B)`` or one index."""
         count = len(x1)
-        kept = round(self.mass * count)
-        if kept == 0:
-            raise ValueError(
-                f"Partial(mass={self.mass}): that share of a batch of {count} rounds to no pair at all; pass larger "
-                f"batches, or a mass of at least {0.5 / count:.2g}."
-            )
+        kept = max(1, round(self.mass * count))
         cost = squared_distances("Partial", x0, x1).total().cpu().numpy()
         columns = _simplex(cost, kept) if count >= SIMPLEX_FROM else None
         if columns is None:

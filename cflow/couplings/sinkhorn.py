@@ -34,11 +34,13 @@ class Sinkhorn:
         epsilon: the regularisation.
         relative: whether epsilon counts in units of the batch's scale, the mean squared distance between ``x0`` and
             ``x1`` once both are centred (the sum of their total variances): neither moving nor rescaling the data then
-            changes the pairing. Otherwise epsilon is a squared distance: ``Sinkhorn(2 * sigma**2, relative=False)`` is
-            the static Schroedinger bridge of Brownian motion with scale sigma over unit time.
+            changes the pairing; a single far outlier raises the scale, and with it the entropy of all pairs (look at
+            ``plan(x0, x1).entropy``). Otherwise epsilon is a squared distance:
+            ``Sinkhorn(2 * sigma**2, relative=False)`` is the static Schroedinger bridge of Brownian motion with scale
+            sigma over unit time.
         tolerance: the L1 error of the x0 marginal at which the loop ends. The draw of B rows alone makes one of 0.7, so
             1e-3 is exact enough; 1e-4 takes up to twice the rounds at epsilon = 0.01, up to four times at 0.002.
-        max_iterations: rounds of updates, of all stages together.
+        max_iterations: rounds of updates, of all stages together; ten are made at least, and counted by tens.
         annealing: the factor from stage to stage by which the regularisation comes down to a small epsilon; ``None``
             starts at epsilon itself.
 

@@ -44,7 +44,8 @@ class Unbalanced:
 
     Args:
         tau: the price of creating or destroying mass. Of a pair at squared distance c from each other and far from the
-            rest, the share :math:`e^{-c / (2\tau + \epsilon)}` of the mass is moved: about a third at ``2 tau``.
+            rest, the share :math:`B^{-\epsilon / (2\tau + \epsilon)} e^{-c / (2\tau + \epsilon)}` of the mass is moved:
+            about a third at ``2 tau`` for small epsilon. Larger batches move less at the same epsilon.
         epsilon: the entropic regularisation.
         relative: whether ``tau`` and ``epsilon`` count in units of the batch's scale, the median squared distance
             between a row of ``x0`` and one of ``x1`` (no outlier moves it), so that rescaling the data does not change

@@ -91,7 +91,7 @@ class FlowMatching(Objective):
         if self.members:
             x0, x1 = self.coupling.split(x)
         else:
-            x0, x1 = base.sample((x.shape[0],), generator=generator), x
+            x0, x1 = base.sample((x.shape[0],), generator=generator).to(x.dtype), x
         x0, x1, context = self.coupling(x0, x1, context, generator=generator)
         count, device = x1.shape[0], x1.device
         t = self.times(count, generator=generator, device=device, dtype=x1.dtype)
@@ -105,7 +105,15 @@ class FlowMatching(Objective):
         low, high = flow.interval
         t = low + (high - low) * batch.t
         loss = self._match(flow, path, batch, t, context)
-        return loss if self.weight is None else loss * self.weight(path, t)
+        if self.weight is None:
+            return loss
+        weight = self.weight(path, t)
+        if weight.shape != loss.shape:
+            raise ValueError(
+                f"{type(self).__name__}(weight={self.weight!r}): it gave shape {list(weight.shape)} for {len(loss)} "
+                f"items; a weight is one number per item, so return shape [{len(loss)}]."
+            )
+        return loss * weight
 
     def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         """Computes the error of the network on the path, ``[B]``."""

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..paths import AffinePath
+from ..paths import AffinePath, Path
 from ..registry import register
 
 __all__ = ["MinSNR", "VelocityWeight"]
+
+
+def _check_affine(weight, path: Path) -> None:
+    if not isinstance(path, AffinePath):
+        raise ValueError(
+            f"{weight!r} on {path!r}: it weighs one prediction on an affine path, and this path learns others; leave "
+            f"the weight away, or pass a function (path, t) -> [B] of your own."
+        )
 
 
 @register
@@ -39,6 +47,7 @@ class VelocityWeight:
             raise ValueError(f"VelocityWeight(maximum={self.maximum}): a weight is positive; pass a value such as 1e3.")
 
     def __call__(self, path: AffinePath, t: Tensor) -> Tensor:
+        _check_affine(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         match path.predict:
             case "velocity":
@@ -77,6 +86,7 @@ class MinSNR:
             raise ValueError(f"MinSNR(gamma={self.gamma}): the cap is positive; the paper uses 5.")
 
     def __call__(self, path: AffinePath, t: Tensor) -> Tensor:
+        _check_affine(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         square = sigma.square()
         match path.predict:

@@ -97,12 +97,22 @@ class AffinePath(Path):
 
     @property
     def score_interval(self) -> tuple[float, float]:
-        """The times at which :meth:`score` divides by nothing smaller than the margin."""
+        """The times at which the score divides by nothing smaller than the margin.
+
+        A score is the expected base sample over ``sigma``, and that of a network that predicts ``x1`` is divided by it
+        already.
+        """
         low, high = self.ends_interval
-        ends = torch.ones((), dtype=torch.float64)
-        if float(self.sigma(ends)) < self.margin:
-            high = min(high, first_time(lambda t: self.sigma(t) <= self.margin))
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        small = self.margin**0.5 if self.predict == "x1" else self.margin
+        if float(self.sigma(ends)[1]) < small:
+            high = min(high, first_time(lambda t: self.sigma(t) <= small))
+        if float(self._determinant(ends)[0].abs()) < self.margin:  # guided velocities are solved for the ends
+            low = max(low, first_time(lambda t: self._determinant(t).abs() >= self.margin))
         return low, high
+
+    def _determinant(self, t: Tensor) -> Tensor:
+        return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)
 
     # Training
 
@@ -162,13 +172,14 @@ class AffinePath(Path):
             return prediction
         return self._combine(*self.ends(prediction, x, t), t)
 
-    def score(self, velocity: Tensor, x: Tensor, t: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
-        r"""Converts a velocity to the score, for independent pairs with a normal base of that mean and deviation.
+    def score(self, x0: Tensor, t: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
+        r"""Gives the score from the expected base sample, for a normal base of that mean and deviation.
 
         .. math:: \nabla \log p_t(x) = -(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)
+
+        Pairs must be independent.
         """
-        _, x0 = self.velocity_ends(velocity, x, t)
-        return (loc - x0) / (expand_like(self.sigma(t), x) * scale**2)
+        return (loc - x0) / (expand_like(self.sigma(t), x0) * scale**2)
 
     def express(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """Writes expected ends as this path's prediction: the inverse of :meth:`ends`."""

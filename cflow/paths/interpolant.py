@@ -11,7 +11,7 @@ from ..registry import register
 from ..shapes import expand_like
 from .affine import AffinePath
 from .gammas import BrownianGamma, Gamma
-from .path import Path, PathSample, mean_square
+from .path import Path, PathSample, first_time, mean_square
 from .schedules import Linear
 
 __all__ = ["BrownianBridge", "Interpolant"]
@@ -44,7 +44,9 @@ class Interpolant(Path):
     ============ ========================= ============== ===========================================================
 
     The score's error is weighted by ``gamma``, so that all losses are those of ``z``; near an end, where ``gamma``
-    vanishes, its loss says little about the score, and what is computed from it needs little.
+    vanishes, its loss says little about the score, and what is computed from it needs little. Where the interval stops
+    short of the ends, log-densities are those of data with noise of the width ``gamma(margin)`` (0.03 of a Brownian
+    bridge's); those of ``predict="score"`` have no such rest.
 
     Args:
         schedule: the affine path of which the weights of the ends are taken; linear where none is given.
@@ -93,6 +95,13 @@ class Interpolant(Path):
                 f"the network predicts is said by the interpolant itself; leave predict out of the schedule."
             )
         super().__init__(predict, margin, coupling)
+        widest = float(self.gamma(torch.tensor(0.5, dtype=torch.float64)))
+        if predict == "noise" and widest <= margin:
+            raise ValueError(
+                f"{type(self).__name__}(gamma={self.gamma!r}, predict='noise', margin={margin}): a score is the noise "
+                f"over gamma, which is {widest:.3g} at most and so below the margin; widen gamma, or use "
+                f"predict='score'."
+            )
 
     @property
     def heads(self) -> int:
@@ -106,9 +115,12 @@ class Interpolant(Path):
 
     @property
     def score_interval(self) -> tuple[float, float]:
-        """The times at which the score is well conditioned; a score that is predicted is so everywhere."""
+        """The times at which the score is well conditioned: all for one that is predicted; else gamma >= margin."""
         low, high = self.interval
-        return (low, high) if self.predict == "score" else (max(low, self.margin), min(high, 1 - self.margin))
+        if self.predict == "score":
+            return low, high
+        wide = lambda t: self.gamma(t) >= self.margin
+        return max(low, first_time(wide, (0.0, 0.5))), min(high, 1 - first_time(lambda t: wide(1 - t), (0.0, 0.5)))
 
     def alpha(self, t: Tensor) -> Tensor:
         """Gives the weight of the data."""
@@ -177,7 +189,7 @@ class Interpolant(Path):
         return second if self.predict == "score" else -second / expand_like(self.gamma(t), x)
 
     def cross(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Gives the change from ``t`` to ``s`` at the velocity of ``tau``: Euler's step, of about the margin's size."""
+        """Gives the change from ``t`` to ``s`` at the velocity of ``tau``: Euler's step."""
         return (s - t) * velocity
 
 
@@ -191,7 +203,9 @@ class BrownianBridge(Interpolant):
     (``couplings.Sinkhorn(epsilon=2 * sigma**2, relative=False)``), sampling with
     ``solvers.EulerMaruyama(diffusion=sigma)`` simulates the Schroedinger bridge between base and data; the plan of a
     batch approximates that coupling, and the exact plan of a batch does so as well where batches are small. By the ODE
-    the same marginals are reached.
+    the same marginals are reached. The joint law of start and end converges with the first order of the steps, whatever
+    the solver, since the last one is the ODE's: two standard normals at sigma = 0.8 have covariance 0.730, and 0.778
+    after 5 steps, 0.740 after 20.
 
     Source: Tong et al., Simulation-free Schrödinger Bridges via Score and Flow Matching, 2023, arXiv:2307.03672.
 

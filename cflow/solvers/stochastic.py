@@ -66,12 +66,16 @@ class StochasticGrid(FixedGrid):
     Backward in time, the correction keeps its sign against the direction: the marginals are again the same.
 
     ``f(t, y, *args)`` gives the pair ``(v, s)``, each like ``y``, from one call of the network. The grid is laid as in
-    :class:`FixedGrid`. A flow makes its last step, from the last inner node to the data, by the ODE: noise added there
-    would stay in the samples.
+    :class:`FixedGrid`. A flow makes a last step that ends next to the data (or, backward, next to the base of a bridge)
+    by the ODE, since all noise added there would stay in the samples. Data narrower than the noise of a step keep about
+    half of that of the step before: of data with deviation 0.02, a bridge with ``sigma = 1`` makes 0.14 in 20 steps and
+    0.07 in 100; a diffusion that fades makes less.
 
     Args:
         steps, grid: as in :class:`FixedGrid`.
-        diffusion: ``g``, a number, or a function of the time such as ``Fading(1.0)``.
+        diffusion: ``g``, a number, or a function of the time; ``Fading(1.0)`` unless given. A number is what a
+            Schroedinger bridge takes (its sigma). On affine paths, whose scores grow as ``1 / sigma_t``, it needs steps
+            shorter than ``(sigma_t / g)^2``, while the default stays stable.
 
     Raises:
         ValueError: if the diffusion is negative, infinite or NaN, or quadratures are asked for.
@@ -81,7 +85,7 @@ class StochasticGrid(FixedGrid):
     arXiv:2011.13456; Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, section 2.
     """
 
-    diffusion: float | Callable[[float], float] = 1.0
+    diffusion: float | Callable[[float], float] = Fading()
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,7 +127,14 @@ class StochasticGrid(FixedGrid):
                     f"{type(self).__name__}.solve: f returned a {type(answer).__name__}; a stochastic solver needs the "
                     f"pair (velocity, score), each shaped like the state."
                 )
-            scores.append(split(answer[1], y0, "the score that f returned"))
+            score = split(answer[1], y0, "the score that f returned")
+            for part, like in zip(score, split(y, y0)):
+                if part.shape != like.shape:
+                    raise ValueError(
+                        f"{type(self).__name__}.solve: f returned a score of shape {list(part.shape)} for a state of "
+                        f"shape {list(like.shape)}; a score has the shape of the state."
+                    )
+            scores.append(score)
             return answer[0]
 
         problem = Problem(self, velocity, y0, t0, t1, args, None, manifold, at)

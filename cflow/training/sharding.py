@@ -177,7 +177,7 @@ class Trained:
     def clip(self, parameters: list[Tensor], largest: float) -> Tensor:
         """Scales gradients down to a norm and gives the norm before, the same on all processes."""
         if not self.sharded:
-            return self.accelerator.clip_grad_norm_(parameters, largest)
+            return torch.nn.utils.clip_grad_norm_(parameters, largest)
         import torch.distributed as dist
 
         gradients = [each.grad for each in parameters if each.grad is not None]

@@ -83,5 +83,9 @@ def test_masses_that_pair_nothing_are_refused():
     for mass in (0.0, -0.5, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"Partial\(mass=.*above 0 and at most 1; pass a value such as 0.9"):
             Partial(mass)
-    with pytest.raises(ValueError, match=r"a batch of 4 rounds to no pair.*at least 0.12"):
-        Partial(0.1)(torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+def test_small_batches_keep_one_pair():
+    x0, x1 = torch.tensor([[0.0], [5.0], [9.0]]), torch.tensor([[7.0], [5.1], [20.0]])
+    y0, y1, _ = Partial(0.1)(x0, x1)
+    assert (y0.tolist(), y1.tolist()) == ([[5.0]], x1[1:2].tolist())

@@ -84,10 +84,12 @@ def test_the_last_step_adds_no_noise():
             return still(x.shape)
 
     flow = cflow.ContinuousFlow(Still(), bases.Normal(1), path=path)
-    states = flow.transport(torch.zeros(1000, 1), 0, 1, solver=EulerMaruyama(4), at=[0.0, 0.25, 0.5, 0.75, 1.0])
+    states = flow.transport(
+        torch.zeros(1000, 1), 0, 1, solver=EulerMaruyama(4, diffusion=1.0), at=[0.0, 0.25, 0.5, 0.75, 1.0]
+    )
     assert torch.equal(states.trajectory[-1], states.trajectory[-2])
     assert not torch.equal(states.trajectory[-2], states.trajectory[-3])
-    halfway = flow.transport(torch.zeros(4000, 1), 0, 0.5, solver=EulerMaruyama(8)).y
+    halfway = flow.transport(torch.zeros(4000, 1), 0, 0.5, solver=EulerMaruyama(8, diffusion=1.0)).y
     assert abs(float(halfway.var()) - 0.5) < 0.06  # Brownian motion at 0.5; five standard errors
 
 
@@ -156,3 +158,111 @@ def test_bad_input_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"the score is a head of its own"):
         bridge.sample((2,), label, solver=solver, guidance=guidance.ClassifierFree(2.0))
     assert bridge.sample((2,), label, solver=solvers.Heun(4), guidance=guidance.ClassifierFree(2.0)).shape == (2, 2)
+
+
+class Imperfect(torch.nn.Module):
+    """A network that is off by one percent."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, t, x, context=None, *, s=None):
+        return 1.01 * self.inner(t, x, context)
+
+
+AFFINE = {
+    "linear": paths.Linear,
+    "polynomial": lambda predict: paths.Polynomial(2.0, predict),
+    "cosine": paths.Cosine,
+    "vp": paths.VariancePreserving,
+}
+
+
+@each_solver
+@pytest.mark.parametrize("predict", paths.AffinePath.predictions)
+@pytest.mark.parametrize("path", AFFINE.values(), ids=AFFINE)
+def test_imperfect_networks_on_affine_paths_stay_near_both_ends(path, predict, solver, generator):
+    path = path(predict)
+    field = Imperfect(GaussianField(path, 1, 0.7, 0.5))
+    flow = cflow.ContinuousFlow(field, bases.Normal(1), path=path).double()
+    x0 = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        forward = flow.transport(x0, 0, 1, solver=solver(40), generator=generator).y
+        backward = flow.transport(0.7 + 0.5 * x0, 1, 0, solver=solver(40), generator=generator).y
+    # One percent of error, amplified by no more than ten, and the schemes' own error at 40 steps.
+    assert abs(float(forward.std()) - 0.5) < 0.08
+    assert abs(float(backward.std()) - 1) < 0.15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("predict", paths.AffinePath.predictions)
+@pytest.mark.parametrize("path", AFFINE.values(), ids=AFFINE)
+def test_the_score_is_the_closed_form_on_its_whole_interval(path, predict, dtype, generator):
+    path = path(predict)
+    flow = cflow.ContinuousFlow(GaussianField(path, 2, 0.7, 0.5), bases.Normal(2), path=path).to(dtype)
+    low, high = path.score_interval
+    for t in (low, 0.3, 0.8, high):
+        at = torch.tensor(t, dtype=torch.float64)
+        variance = path.alpha(at) ** 2 * 0.25 + path.sigma(at) ** 2
+        x = path.alpha(at) * 0.7 + variance.sqrt() * torch.randn(50, 2, generator=generator, dtype=torch.float64)
+        exact = -(x - path.alpha(at) * 0.7) / variance
+        error = (flow.score(t, x.to(dtype)) - exact).abs().max() * variance.sqrt()
+        # Conversions divide by the margin 1e-3 at worst, twice the square of it for the worst schedule's velocity.
+        assert float(error) < (0.02 if dtype == torch.float32 else 1e-8), t
+
+
+def test_a_base_with_mean_and_deviation_scales_the_score(generator):
+    """x0 = 1.5 + 2 z, x1 = 3: x_t is normal with mean 1.5 (1 - t) + 3 t and deviation 2 (1 - t)."""
+
+    class Point(torch.nn.Module):
+        def forward(self, t, x, context=None, *, s=None):
+            return (3.0 - x) / (1 - t)[:, None]
+
+    flow = cflow.ContinuousFlow(Point(), bases.Normal(1, 1.5, 2.0), path=paths.Linear()).double()
+    x = torch.randn(5, 1, generator=generator, dtype=torch.float64)
+    assert torch.allclose(flow.score(0.25, x), -(x - 1.875) / 1.5**2)
+
+
+@each_solver
+def test_noise_does_not_stay_next_to_narrow_ends(solver, generator):
+    path = paths.BrownianBridge(1.0)
+    narrow, wide = (0.0, 0.02), (0.0, 1.0)
+    for source, target, ends in ((wide, narrow, (0.0, 1.0)), (narrow, wide, (1.0, 0.0)), (wide, narrow, (0.0, 0.999))):
+        field = GaussianBridgeField(path, 1, source, target).double()
+        flow = cflow.ContinuousFlow(field, bases.Normal(1, *source), path=path).double()
+        x = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+        y = flow.transport(x, *ends, solver=solver(20, diffusion=1.0), generator=generator).y
+        assert float(y.std()) < 0.2, ends  # a step of noise alone has 0.22
+
+
+@pytest.mark.parametrize("gamma", [paths.SineGamma(), paths.SigmoidGamma(), paths.BrownianGamma(0.05)])
+def test_predicted_noise_is_divided_by_no_small_gamma(gamma, generator):
+    path = paths.Interpolant(gamma=gamma, predict="noise")
+    low, high = path.score_interval
+    assert all(float(gamma(torch.tensor(t, dtype=torch.float64))) >= 0.99 * path.margin for t in (low, high))
+    field = Imperfect(GaussianBridgeField(path, 1, (0.0, 1.0), (0.0, 1.0)))
+    flow = cflow.ContinuousFlow(field, bases.Normal(1), path=path).double()
+    x = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+    for ends in ((0, 1), (1, 0)):
+        y = flow.transport(x, *ends, solver=EulerMaruyama(20, diffusion=1.0), generator=generator).y
+        assert abs(float(y.std()) - 1) < 0.1
+
+
+def test_diffusions_that_vary_in_time(generator):
+    """The variance of pure noise is the integral of g^2: exact to second order for the trapezoidal width."""
+    assert [Fading(2.0, power)(0.75) for power in (0.5, 1.0, 2.0)] == [1.0, 0.5, 0.125]
+    still = lambda t, y: (torch.zeros_like(y), torch.zeros_like(y))
+    y = torch.zeros(400_000, 1, dtype=torch.float64)
+    g = lambda t: 2 * t
+    variance = float(StochasticHeun(4, diffusion=g).solve(still, y, 0.0, 1.0, generator=generator).y.var())
+    trapezoid = sum(4 * (t**2 + (t + 0.25) ** 2) / 2 * 0.25 for t in (0.0, 0.25, 0.5, 0.75))
+    assert abs(variance / trapezoid - 1) < 0.011  # five standard errors
+    left = sum(4 * t**2 * 0.25 for t in (0.0, 0.25, 0.5, 0.75))
+    variance = float(EulerMaruyama(4, diffusion=g).solve(still, y, 0.0, 1.0, generator=generator).y.var())
+    assert abs(variance / left - 1) < 0.011
+
+
+def test_a_score_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"a score of shape \[3, 1\] for a state of shape \[3, 2\]"):
+        EulerMaruyama(2).solve(lambda t, y: (y, y[:, :1]), torch.zeros(3, 2), 0.0, 1.0)
