@@ -1,8 +1,8 @@
 """Times a training step without a coupling, with optimal transport in line, and with it ahead of the step.
 
-A small U-Net, or a perceptron, on 8x8 digits. One run compares what the step costs alone, what a plan costs alone, and what is left of
-the plan when it runs in worker threads. Rounds alternate. Run by hand, on an idle machine with ``OMP_NUM_THREADS``
-below the number of cores:
+A small U-Net, or a perceptron, on 8x8 digits. One run compares what the step costs alone, what a plan costs alone, and
+what is left of the plan when it runs in worker threads. Rounds alternate. Run by hand, on an idle machine with
+``OMP_NUM_THREADS`` below the number of cores:
 
     OMP_NUM_THREADS=1 python tests/benchmarks/prefetch.py [--batch 128] [--width 32] [--pool 1] [--network mlp]
 """
