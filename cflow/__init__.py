@@ -8,7 +8,8 @@ Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batc
 
 from . import bases, couplings, data, fields, guidance, metrics, objectives, paths, plot, solvers, times, training
 from .continuous import ContinuousFlow
-from .flow import BaseFlow, BaseInvertibleFlow, Flow, FlowDistribution, InvertibleFlow
+from .distribution import FlowDistribution
+from .flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
 from .io import load, save
 from .registry import register
 

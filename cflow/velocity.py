@@ -111,6 +111,6 @@ class VelocityAndScore:
         answer = self.field(t, x, context)
         if self.noisy:
             return self.path.velocity(answer, x, t), self.path.score(answer, x, t)
-        _, x0 = self.path.ends(answer, x, t) if self.direct else self.path.velocity_ends(answer, x, t)
-        velocity = self.path.velocity(answer, x, t) if self.direct else answer
+        x1, x0 = self.path.ends(answer, x, t) if self.direct else self.path.velocity_ends(answer, x, t)
+        velocity = self.path.combine(x1, x0, t) if self.direct else answer
         return velocity, self.path.score(x0, t, self.loc, self.scale)

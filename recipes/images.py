@@ -25,7 +25,7 @@ import cflow
 from cflow import bases, couplings, data, fields, guidance, metrics, objectives, paths, plot, solvers, times, training
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = os.environ.get("RANK", "0") == "0"
+MAIN = training.is_main()
 
 
 @dataclass

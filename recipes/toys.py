@@ -38,7 +38,7 @@ PATHS = {
 }
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = os.environ.get("RANK", "0") == "0"
+MAIN = training.is_main()
 
 
 @dataclass

@@ -31,7 +31,7 @@ COUPLINGS = {"optimal transport": couplings.OptimalTransport(), "independent": c
 METHODS = ("flow, optimal transport", "flow, independent", "OT interpolation", "no motion")
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the synthetic snapshots
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = os.environ.get("RANK", "0") == "0"
+MAIN = training.is_main()
 BLUE, ORANGE, GREY = "#2563a8", "#e07b39", "#a9afb7"
 
 

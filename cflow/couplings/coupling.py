@@ -19,11 +19,12 @@ class Coupling(Protocol):
     """Pairs base samples with data samples.
 
     ``draws_base`` says where ``x0`` comes from: drawn anew for every batch (True), or brought along by the data
-    (False), which then are pairs that ``split`` takes apart. The rows of ``context`` belong to those of ``x1`` and
-    stay with them.
+    (False), which then are pairs that ``split`` takes apart. ``plans`` says whether pairing takes time, for which a
+    thread ahead of the step is worth its price. The rows of ``context`` belong to those of ``x1`` and stay with them.
     """
 
     draws_base: bool
+    plans: bool
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .costs import SquaredDistances, check_alike, squared_distances
+from .coupling import Context, check_rows
+
 __all__ = [
     "ConvergenceWarning",
+    "Entropic",
     "Plan",
     "Scaling",
-    "check_filled",
-    "check_settings",
     "draw_columns",
     "draw_rows",
     "regularisation",
-    "warn_unless_converged",
 ]
 
 CHECK_EVERY = 10  # iterations between two looks at the error, each of which waits for an accelerator
@@ -150,6 +153,49 @@ class Scaling:
                 return f, g, kernel.mul_(u[:, None]).mul_(v), error, done
             safe = None
             torch.sub(f + g, cost, out=kernel).div_(epsilon).add_(log_a + log_b).exp_()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropic(ABC):
+    """Pairs a batch by drawing from an entropic plan; a subclass has an ``epsilon``, computes the plan and draws."""
+
+    relative: bool = True
+    tolerance: float = 1e-3
+    max_iterations: int = 2000
+    annealing: float | None = 0.25
+
+    draws_base: ClassVar[bool] = True
+    plans: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_settings(type(self).__name__, self.epsilon, self.tolerance, self.max_iterations, self.annealing)
+
+    def __call__(
+        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Context]:
+        name = type(self).__name__
+        check_rows(name, x0, x1, context)
+        check_alike(name, x0, x1)
+        if len(x1) == 0:
+            return x0, x1, context
+        plan = self.plan(x0, x1)
+        warn_unless_converged(name, plan, self.tolerance)
+        return self._draw(plan.plan, x0, x1, context, generator)
+
+    @abstractmethod
+    def plan(self, x0: Tensor, x1: Tensor) -> Plan:
+        """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``, each row of equal weight."""
+
+    @abstractmethod
+    def _draw(self, plan: Tensor, x0: Tensor, x1: Tensor, context: Context, generator) -> tuple:
+        """Draws pairs from the plan ``[B, B]``."""
+
+    def _distances(self, x0: Tensor, x1: Tensor) -> SquaredDistances:
+        """Computes squared distances between samples that have been checked."""
+        name = type(self).__name__
+        check_filled(name, x0, x1)
+        check_alike(name, x0, x1)
+        return squared_distances(name, x0, x1)
 
 
 def _log_sum_exp(table: Tensor, dim: int) -> Tensor:

@@ -37,6 +37,7 @@ class Independent:
     """
 
     draws_base: ClassVar[bool] = True
+    plans: ClassVar[bool] = False
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None

@@ -43,6 +43,7 @@ class Paired:
     """
 
     draws_base: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Takes pairs ``[B, 2, *event]`` apart into ``x0 [B, *event]`` and ``x1 [B, *event]``."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cflow.registry import register
 
-from .costs import check_alike, squared_distances
-from .coupling import Context, check_rows
-from .entropic import Plan, Scaling, check_filled, check_settings, draw_rows, regularisation, warn_unless_converged
+from .coupling import Context
+from .entropic import Entropic, Plan, Scaling, draw_rows, regularisation
 
 __all__ = ["Sinkhorn"]
 
 
 @register
 @dataclass(frozen=True)
-class Sinkhorn:
+class Sinkhorn(Entropic):
     r"""Pairs a batch by an entropic transport plan: cheap pairs are likely, not certain.
 
     .. math:: \min_{P 1 = 1/B,\; P^\top 1 = 1/B} \sum_{ij} P_{ij} \| x_0^i - x_1^j \|^2 + \epsilon\,
@@ -75,35 +73,15 @@ class Sinkhorn:
     """
 
     epsilon: float = 0.05
-    _: KW_ONLY
-    relative: bool = True
-    tolerance: float = 1e-3
-    max_iterations: int = 2000
-    annealing: float | None = 0.25
-
-    draws_base: ClassVar[bool] = True
-
-    def __post_init__(self):
-        check_settings("Sinkhorn", self.epsilon, self.tolerance, self.max_iterations, self.annealing)
-
-    def __call__(
-        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("Sinkhorn", x0, x1, context)
-        check_alike("Sinkhorn", x0, x1)
-        if len(x1) == 0:
-            return x0, x1, context
-        plan = self.plan(x0, x1)
-        warn_unless_converged("Sinkhorn", plan, self.tolerance)
-        return x0[draw_rows(plan.plan, generator=generator).to(x0.device)], x1, context
 
     @torch.no_grad()
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
         """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``, each row of equal weight."""
-        check_filled("Sinkhorn", x0, x1)
-        check_alike("Sinkhorn", x0, x1)
-        distances = squared_distances("Sinkhorn", x0, x1)
+        distances = self._distances(x0, x1)
         cost, scale = distances.total(), distances.spread0 + distances.spread1
         epsilon = regularisation("Sinkhorn", self.epsilon, self.relative, scale, float(cost.max()))
         scaling = Scaling(epsilon, math.inf, self.tolerance, self.max_iterations, self.annealing)
         return scaling.solve(cost, scale)
+
+    def _draw(self, plan: Tensor, x0: Tensor, x1: Tensor, context: Context, generator) -> tuple:
+        return x0[draw_rows(plan, generator=generator).to(x0.device)], x1, context

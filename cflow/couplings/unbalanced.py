@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cflow.registry import register
 
-from .costs import check_alike, squared_distances
-from .coupling import Context, check_rows, take_rows
-from .entropic import (
-    RESOLUTION,
-    Plan,
-    Scaling,
-    check_filled,
-    check_settings,
-    draw_columns,
-    draw_rows,
-    regularisation,
-    warn_unless_converged,
-)
+from .coupling import Context, take_rows
+from .entropic import RESOLUTION, Entropic, Plan, Scaling, draw_columns, draw_rows, regularisation
 
 __all__ = ["Unbalanced"]
 
@@ -32,7 +20,7 @@ LEAST_MASS = 1e-3
 
 @register
 @dataclass(frozen=True)
-class Unbalanced:
+class Unbalanced(Entropic):
     r"""Pairs a batch by a plan that may leave out what is too far away: outliers, or a mode that only one side has.
 
     .. math:: \min_P \sum_{ij} P_{ij} \| x_0^i - x_1^j \|^2 + \epsilon\, \mathrm{KL}(P \,|\, 1/B^2) +
@@ -75,42 +63,19 @@ class Unbalanced:
 
     tau: float = 1.0
     epsilon: float = 0.05
-    _: KW_ONLY
-    relative: bool = True
-    tolerance: float = 1e-3
-    max_iterations: int = 2000
-    annealing: float | None = 0.25
-
-    draws_base: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_settings("Unbalanced", self.epsilon, self.tolerance, self.max_iterations, self.annealing)
+        super().__post_init__()
         if not 0 < self.tau < math.inf:
             raise ValueError(
                 f"Unbalanced(tau={self.tau}): the price of destroying mass is a positive number; pass a value such as "
                 f"1.0, or take Sinkhorn to forbid it."
             )
 
-    def __call__(
-        self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("Unbalanced", x0, x1, context)
-        check_alike("Unbalanced", x0, x1)
-        if len(x1) == 0:
-            return x0, x1, context
-        plan = self.plan(x0, x1)
-        warn_unless_converged("Unbalanced", plan, self.tolerance)
-        columns = draw_columns(plan.plan, len(x1), generator)
-        rows = draw_rows(plan.plan, columns, generator).to(x0.device)
-        columns = columns.to(x1.device)
-        return x0[rows], x1[columns], take_rows(context, columns)
-
     @torch.no_grad()
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
         """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``; its ``mass`` says how much stays."""
-        check_filled("Unbalanced", x0, x1)
-        check_alike("Unbalanced", x0, x1)
-        cost = squared_distances("Unbalanced", x0, x1).total()
+        cost = self._distances(x0, x1).total()
         # Where most pairs coincide the median is zero and says nothing.
         scale = float(cost.median()) or float(cost.mean())
         epsilon = regularisation("Unbalanced", self.epsilon, self.relative, scale, scale)
@@ -125,3 +90,9 @@ class Unbalanced:
                 f"{2 * tau:.3g}); raise tau."
             )
         return plan
+
+    def _draw(self, plan: Tensor, x0: Tensor, x1: Tensor, context: Context, generator) -> tuple:
+        columns = draw_columns(plan, len(x1), generator)
+        rows = draw_rows(plan, columns, generator).to(x0.device)
+        columns = columns.to(x1.device)
+        return x0[rows], x1[columns], take_rows(context, columns)

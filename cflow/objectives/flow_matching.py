@@ -12,7 +12,7 @@ from ..couplings import Independent
 from ..paths import Path
 from ..shapes import expand_like, on_tensors
 from ..times import Uniform
-from .objective import Objective
+from .objective import Objective, check_objects
 
 __all__ = ["FlowMatching", "MatchingBatch"]
 
@@ -73,12 +73,8 @@ class FlowMatching(Objective):
                 f"{type(self).__name__}(condition_dropout={condition_dropout}): the share of dropped contexts lies in "
                 f"[0, 1); 0.1 to 0.2 is usual for classifier-free guidance."
             )
-        for name, value in (("coupling", coupling), ("times", times), ("weight", weight)):
-            if value is not None and (isinstance(value, type) or not callable(value)):
-                raise TypeError(
-                    f"{type(self).__name__}({name}={value!r}): options are objects, such as "
-                    f"couplings.OptimalTransport() or times.LogitNormal()."
-                )
+        example = "couplings.OptimalTransport() or times.LogitNormal()"
+        check_objects(type(self).__name__, example, coupling=coupling, times=times, weight=weight)
         self.coupling = Independent() if coupling is None else coupling
         self.times = Uniform() if times is None else times
         self.weight, self.condition_dropout = weight, condition_dropout

@@ -16,7 +16,7 @@ from .. import registry
 from ..couplings import OptimalTransport
 from ..shapes import expand_like, on_tensors, rows
 from ..times import Stratified
-from .objective import Objective
+from .objective import Objective, check_objects
 
 __all__ = ["MultiMarginal", "MultiMarginalBatch"]
 
@@ -99,12 +99,8 @@ class MultiMarginal(Objective):
             raise ValueError(
                 f"MultiMarginal(interpolation={interpolation!r}): there is no such curve; pass 'linear' or 'spline'."
             )
-        for name, value in (("coupling", coupling), ("law", law), ("weight", weight)):
-            if value is not None and (isinstance(value, type) or not callable(value)):
-                raise TypeError(
-                    f"MultiMarginal({name}={value!r}): options are objects, such as couplings.OptimalTransport(), "
-                    f"times.Uniform() or a function of time."
-                )
+        example = "couplings.OptimalTransport(), times.Uniform() or a function of time"
+        check_objects("MultiMarginal", example, coupling=coupling, law=law, weight=weight)
         self.coupling = OptimalTransport() if coupling is None else coupling
         self.law = Stratified() if law is None else law
         self.weight, self.interpolation = weight, interpolation

@@ -8,6 +8,13 @@ from torch import Tensor, nn
 __all__ = ["Objective"]
 
 
+def check_objects(owner: str, example: str, **options) -> None:
+    """Raises where an option is a class, a string or anything else that cannot be called."""
+    for name, value in options.items():
+        if value is not None and (isinstance(value, type) or not callable(value)):
+            raise TypeError(f"{owner}({name}={value!r}): options are objects, such as {example}.")
+
+
 class Objective(nn.Module):
     """Trains a flow: ``objective(flow, x, context) -> [B]``.
 
@@ -18,6 +25,14 @@ class Objective(nn.Module):
     members: int | None = None
     """How many samples an item of the data holds: ``None`` for one, ``[B, *event]``; 2 for given pairs of a base and a
     data sample, ``[B, 2, *event]``; and so on."""
+
+    @property
+    def plans(self) -> bool:
+        """Whether preparation takes long enough to run ahead of the step: what its coupling says, if it has one.
+
+        Threads share the interpreter: where preparation is a few draws, a thread for it slows the step down.
+        """
+        return getattr(getattr(self, "coupling", None), "plans", True)
 
     def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""

@@ -170,7 +170,7 @@ class AffinePath(Path):
         """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""
         if self.predict == "velocity":
             return prediction
-        return self._combine(*self.ends(prediction, x, t), t)
+        return self.combine(*self.ends(prediction, x, t), t)
 
     def score(self, x0: Tensor, t: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
         r"""Gives the score from the expected base sample, for a normal base of that mean and deviation.
@@ -185,7 +185,7 @@ class AffinePath(Path):
         """Writes expected ends as this path's prediction: the inverse of :meth:`ends`."""
         match self.predict:
             case "velocity":
-                return self._combine(x1, x0, t)
+                return self.combine(x1, x0, t)
             case "x1":
                 return x1
             case "noise":
@@ -193,7 +193,8 @@ class AffinePath(Path):
             case "score":
                 return -x0 / expand_like(self.sigma(t), x0)
 
-    def _combine(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    def combine(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """Gives the velocity from the expected ends."""
         return expand_like(self.d_alpha(t), x1) * x1 + expand_like(self.d_sigma(t), x0) * x0
 
     def step(

@@ -68,6 +68,11 @@ class FixedGrid(Solver):
         inside = [t for t in self.grid if min(t0, t1) < t < max(t0, t1)]
         return [t0, *(inside if t0 < t1 else reversed(inside)), t1]
 
+    def layout(self, problem: Problem) -> list[float]:
+        """Lays the grid of a problem, through its output times."""
+        nodes = self.nodes(problem.t0, problem.t1)
+        return _through(nodes, problem.at) if problem.at else nodes
+
     def solve(
         self,
         f,
@@ -87,9 +92,7 @@ class FixedGrid(Solver):
         problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
         if problem.t0 == problem.t1:
             return problem.nothing()
-        nodes = self.nodes(problem.t0, problem.t1)
-        if problem.at:
-            nodes = through(nodes, problem.at)
+        nodes = self.layout(problem)
         stages, step = self.tableau.stages, self.tableau.step
         used = 1 + max([step.lead, *(index for index, _ in step.rest)])
         times = iter(_stage_times(problem, nodes, self.tableau.nodes[:used]))
@@ -108,10 +111,7 @@ class FixedGrid(Solver):
                     integrals = [torch.zeros_like(g) for g in integrands[0]]
                 integrals = _advance(integrals, integrands, step, h)
             outputs.keep(end, y)
-        taken = torch.full((problem.batch,), len(nodes) - 1, dtype=torch.int64, device=problem.device)
-        reached = torch.full((problem.batch,), problem.t1, dtype=problem.dtype, device=problem.device)
-        stats = Stats(problem.calls, problem.rows, taken, taken.clone(), torch.zeros_like(taken), reached)
-        return problem.solution(y, integrals, stats, problem.status(y, integrals), outputs.kept)
+        return finished(problem, len(nodes) - 1, y, integrals, outputs)
 
 
 class Outputs:
@@ -125,13 +125,21 @@ class Outputs:
             self.kept.append(y)
 
 
+def finished(problem: Problem, steps: int, y: list[Tensor], integrals: list[Tensor], outputs: Outputs) -> Solution:
+    """Builds the solution of a walk that took every step of its grid for all samples."""
+    taken = torch.full((problem.batch,), steps, dtype=torch.int64, device=problem.device)
+    reached = torch.full((problem.batch,), problem.t1, dtype=problem.dtype, device=problem.device)
+    stats = Stats(problem.calls, problem.rows, taken, taken.clone(), torch.zeros_like(taken), reached)
+    return problem.solution(y, integrals, stats, problem.status(y, integrals), outputs.kept)
+
+
 def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, h: float) -> list[Tensor]:
     """Computes ``y + h * sum_j w_j k_j`` part by part."""
     scale = weights.weight * h
     return [torch.add(part, weights.bracket(slopes, index), alpha=scale) for index, part in enumerate(y)]
 
 
-def through(nodes: list[float], at: list[float]) -> list[float]:
+def _through(nodes: list[float], at: list[float]) -> list[float]:
     """Makes every output time a node: moves a node that is next to one, adds the others."""
     t0, t1 = nodes[0], nodes[-1]
     near = 1e-6 * abs(t1 - t0)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cflow.registry import register
-from cflow.solvers.fixed import FixedGrid, Outputs, through
-from cflow.solvers.solution import Solution, Stats
+from cflow.solvers.fixed import FixedGrid, Outputs, finished
+from cflow.solvers.solution import Solution
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import split
 
@@ -140,9 +140,7 @@ class StochasticGrid(FixedGrid):
         problem = Problem(self, velocity, y0, t0, t1, args, None, manifold, at)
         if problem.t0 == problem.t1:
             return problem.nothing()
-        nodes = self.nodes(problem.t0, problem.t1)
-        if problem.at:
-            nodes = through(nodes, problem.at)
+        nodes = self.layout(problem)
         g = [self.strength(node) for node in nodes]
         times = torch.tensor(nodes, dtype=problem.dtype, device=problem.device)
         times = times.unsqueeze(1).expand(-1, problem.batch).unbind(0)
@@ -164,10 +162,7 @@ class StochasticGrid(FixedGrid):
         for node, (start, end) in enumerate(itertools.pairwise(nodes)):
             y = self._step(node, end - start, y, g, drift, noise)
             outputs.keep(end, y)
-        taken = torch.full((problem.batch,), len(nodes) - 1, dtype=torch.int64, device=problem.device)
-        reached = torch.full((problem.batch,), problem.t1, dtype=problem.dtype, device=problem.device)
-        stats = Stats(problem.calls, problem.rows, taken, taken.clone(), torch.zeros_like(taken), reached)
-        return problem.solution(y, [], stats, problem.status(y, []), outputs.kept)
+        return finished(problem, len(nodes) - 1, y, [], outputs)
 
     @abstractmethod
     def _step(self, node: int, h: float, y: list[Tensor], g: list[float], drift, noise) -> list[Tensor]:

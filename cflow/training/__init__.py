@@ -2,6 +2,7 @@
 
 from cflow.training.ema import EMA
 from cflow.training.fit import Run, fit
+from cflow.training.processes import is_main
 from cflow.training.schedules import Constant, Cosine, Polynomial
 
-__all__ = ["EMA", "Constant", "Cosine", "Polynomial", "Run", "fit"]
+__all__ = ["EMA", "Constant", "Cosine", "Polynomial", "Run", "fit", "is_main"]

@@ -136,7 +136,8 @@ def fit(
             global batch (tensors and datasets only; no communication) and takes its part. ``n`` processes then make
             the steps of one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
         prefetch: preparations (batches, or pools of them) made ahead of the step; one more than ``workers`` unless
-            given, 0 for in line. The results do not depend on it. Where the base or a transform is learned,
+            given where the objective plans (``objective.plans``: a coupling that takes time), else none: a few draws
+            are quicker in line (0). The results do not depend on it. Where the base or a transform is learned,
             preparation is always in line. On accelerators it runs on the flow's device and the caller's stream, and
             only what a coupling computes on the host is taken off the step's way (not run on a GPU yet;
             ``prefetch=0`` turns it off).

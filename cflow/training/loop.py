@@ -64,7 +64,8 @@ class Loop:
         self.learned = any(each.requires_grad for part in inward if part is not None for each in part.parameters())
         workers = self.options.workers or default_workers(self.device)
         self.workers = workers
-        self.depth = workers + 1 if self.options.prefetch is None else self.options.prefetch
+        ahead_pays = getattr(self.objective, "plans", True)
+        self.depth = self.options.prefetch if self.options.prefetch is not None else (workers + 1) * ahead_pays
         # Learned parts draw on sharded parameters: they are gathered for it, by all processes at once.
         self.lends = self.trained.gathered if self.learned else nullcontext
         self.depth = 0 if self.learned else self.depth

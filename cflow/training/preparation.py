@@ -131,7 +131,7 @@ def ahead(
             while len(waiting) <= depth and (number := next(left, None)) is not None:
                 try:
                     raw = fetch()
-                except Exception as error:  # its step is still to come: kept until then
+                except Exception as error:  # earlier steps are still to come: raised at its own, by result()
                     left, raw, future = iter(()), None, Future()
                     future.set_exception(error)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "is_main"]
 
 FINE, INTERRUPTED, FAILED = range(3)
 
@@ -105,7 +106,7 @@ class Processes:
         if self.is_main:
             try:
                 outcome[0] = make()
-            except Exception as error:
+            except Exception as error:  # raised below, on all processes: the others wait for the broadcast
                 outcome[1] = error
         dist.broadcast_object_list(outcome, 0, group=self.group)
         if outcome[1] is not None:
@@ -118,6 +119,18 @@ class Processes:
 def _hosts(world: Any) -> Any:
     """Opens a group between hosts beside that of the accelerators, once."""
     return torch.distributed.new_group(backend="gloo")
+
+
+def is_main() -> bool:
+    """Tells whether this process is the main one of those that a launcher started; alone it is.
+
+    Known before any process group is open, so that scripts can ask it first: who prints, draws and writes.
+
+    Example:
+        >>> is_main()
+        True
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 def group_is_open() -> bool:

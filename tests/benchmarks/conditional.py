@@ -26,14 +26,12 @@ for another condition.
 """
 
 import argparse
-import json
 import math
-import multiprocessing
-import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+
+from cells import over_seeds, read, run, shown
 
 METHODS = ("Independent", "OptimalTransport", "ConditionalOT")
 CONDITIONS = ("class", "x")
@@ -177,7 +175,7 @@ def cell(condition, method, seed, settings):
     flow.eval()
     x1, context = problem.true(2000 + seed)
     x0 = flow.base.sample((len(x1),), generator=torch.Generator().manual_seed(5000 + seed))
-    result = {"w2": {}, "all": {}, "miss": {}, "points": {}, "seconds": seconds, "skew": skew, "settings": settings}
+    result = {"w2": {}, "all": {}, "miss": {}, "points": {}, "seconds": seconds, "skew": skew}
     for name in SOLVERS:
         kind, _, steps = name.partition(" ")
         solver = getattr(solvers, kind)(**({"steps": int(steps)} if steps else {"rtol": 1e-5, "atol": 1e-5}))
@@ -195,35 +193,12 @@ def cell(condition, method, seed, settings):
     return result
 
 
-def work(job, out, settings):
-    """Computes one cell in a process of its own and writes it whole."""
-    import torch
-
-    torch.set_num_threads(1)
-    kind, *key = job
-    result = {"reference": reference, "cell": cell}[kind](*key, settings)
-    file = place(job, out)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result) + "\n")
-    os.replace(part, file)
-    return job
+def compute(kind, *key, **settings):
+    return {"reference": reference, "cell": cell}[kind](*key, settings)
 
 
-def place(job, out):
-    return out / ("_".join(map(str, job)) + ".json")
-
-
-def read(out, *job):
-    file = place(job, out)
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def shown(values, digits=3):
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f}±{spread:.{digits}f}"
+def spread(values, digits=3):
+    return shown(over_seeds(values), digits)
 
 
 def table(out, condition, methods, seeds):
@@ -232,17 +207,17 @@ def table(out, condition, methods, seeds):
     print(f"{'NFE':>10s}{'skew, %':>13s}{'skew, z':>14s}{'fit, s':>12s}")
     for method in methods:
         got = [each for each in (read(out, "cell", condition, method, seed) for seed in seeds) if each]
-        cells = "".join(f"{shown([each['w2'][name] for each in got]):>15s}" for name in SOLVERS)
-        skew = shown([100 * each["skew"]["explained"] for each in got], 2)
-        score, seconds = shown([each["skew"]["z"] for each in got], 1), shown([each["seconds"] for each in got], 0)
-        print(f"{method:31s}{cells}{shown([e['nfe'] for e in got], 0):>10s}{skew:>13s}{score:>14s}{seconds:>12s}")
+        cells = "".join(f"{spread([each['w2'][name] for each in got]):>15s}" for name in SOLVERS)
+        skew = spread([100 * each["skew"]["explained"] for each in got], 2)
+        score, seconds = spread([each["skew"]["z"] for each in got], 1), spread([each["seconds"] for each in got], 0)
+        print(f"{method:31s}{cells}{spread([e['nfe'] for e in got], 0):>10s}{skew:>13s}{score:>14s}{seconds:>12s}")
         for name in ("miss", "all") if condition == "x" else ("all",):
-            print(f"{'  ' + name:31s}" + "".join(f"{shown([e[name][how] for e in got]):>15s}" for how in SOLVERS))
+            print(f"{'  ' + name:31s}" + "".join(f"{spread([e[name][how] for e in got]):>15s}" for how in SOLVERS))
         first, last = (f"{math.sqrt(value):.3f}      " for value, _ in PUBLISHED[condition, method])
         print(f"{'  all, published (roots)':31s}{first:>15s}{last:>45s}")
     floors = [each for each in (read(out, "reference", condition, seed) for seed in seeds) if each]
-    print(f"{'floor: two true samples':31s}{shown([each['floor'] for each in floors]):>15s}")
-    print(f"{'  all':31s}{shown([each['all'] for each in floors]):>15s}")
+    print(f"{'floor: two true samples':31s}{spread([each['floor'] for each in floors]):>15s}")
+    print(f"{'  all':31s}{spread([each['all'] for each in floors]):>15s}")
 
 
 def picture(out, methods, conditions, seed, file):
@@ -286,18 +261,13 @@ def main():
     parser.add_argument("--picture", type=Path, help="points of the first seed, by method and solver")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     jobs = []
     for seed in options.seeds:
         jobs += [("reference", condition, seed) for condition in options.conditions]
         jobs += [("cell", condition, method, seed) for condition in options.conditions for method in options.methods]
-    jobs = [] if options.table else [job for job in jobs if not place(job, options.out).exists()]
-    settings = {name: getattr(options, name) for name in ("steps", "batch_size", "pool", "lr")}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(work, job, options.out, settings) for job in jobs]
-        for number, future in enumerate(as_completed(waiting), 1):
-            print(f"[{number}/{len(jobs)}] {' '.join(map(str, future.result()))}", flush=True)
+    if not options.table:
+        settings = {name: getattr(options, name) for name in ("steps", "batch_size", "pool", "lr")}
+        run(compute, jobs, options.out, settings, options.jobs)
     for condition in options.conditions:
         table(options.out, condition, options.methods, options.seeds)
     if options.picture is not None:

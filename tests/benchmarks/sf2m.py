@@ -28,14 +28,12 @@ the two training sets, which the flow learns, and, from new points, theirs as we
 """
 
 import argparse
-import json
 import math
-import multiprocessing
-import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+
+from cells import over_seeds, read, run, shown
 
 COUNT = 10_000
 DATA = ("n-8g", "8g-moons", "n-moons", "n-scurve")
@@ -165,7 +163,7 @@ def cell(method, data, seed, steps, batch_size, lr):
             result["w2_fading"] = metrics.wasserstein2(draw(x0, 0.0, 1.0, fading), x1)
         if data == "8g-moons":
             result["w2_source"] = metrics.wasserstein2(draw(x1, 1.0, 0.0), x0)
-    return result | {"steps": steps, "batch_size": batch_size, "lr": lr}
+    return result
 
 
 def gaussian_cell(dimension, seed, steps, batch_size, lr):
@@ -194,40 +192,10 @@ def gaussian_cell(dimension, seed, steps, batch_size, lr):
     return result
 
 
-def work(job, out, settings):
-    """Computes one cell in a process of its own and writes it whole."""
-    import torch
-
-    torch.set_num_threads(1)
-    kind, *key = job
-    result = {"reference": reference, "cell": cell, "gaussian": gaussian_cell}[kind](
-        *key, *(settings if kind != "reference" else ())
-    )
-    file = place(job, out)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, file)
-    return job, result
-
-
-def place(job, out):
-    return out / ("_".join(map(str, job)) + ".json")
-
-
-def read(out, *job):
-    file = place(job, out)
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def over_seeds(values):
-    values = [value for value in values if value is not None]
-    if not values:
-        return None
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def shown(pair):
-    return "-" if pair is None else f"{pair[0]:.3f}±{pair[1]:.3f}"
+def compute(kind, *key, **settings):
+    if kind == "reference":
+        return reference(*key)
+    return {"cell": cell, "gaussian": gaussian_cell}[kind](*key, **settings)
 
 
 def mark(ours, published):
@@ -292,19 +260,13 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, each on one core")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     jobs = [("reference", name, seed) for seed in options.seeds for name in options.data]
     for method in options.methods:
         jobs += [("cell", method, name, seed) for seed in options.seeds for name in options.data]
     jobs += [("gaussian", dimension, seed) for dimension in options.dimensions for seed in options.seeds]
-    jobs = [] if options.table else [job for job in jobs if not place(job, options.out).exists()]
-    settings = (options.steps, options.batch_size, options.lr)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(work, job, options.out, settings) for job in jobs]
-        for number, future in enumerate(as_completed(waiting), 1):
-            job, result = future.result()
-            print(f"[{number}/{len(jobs)}] {' '.join(map(str, job))}: {result}", flush=True)
+    if not options.table:
+        settings = {name: getattr(options, name) for name in ("steps", "batch_size", "lr")}
+        run(compute, jobs, options.out, settings, options.jobs)
     table(options.out, options.methods, options.data, options.seeds)
 
 

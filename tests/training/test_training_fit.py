@@ -353,3 +353,27 @@ def test_the_real_flow_learns_where_the_data_are(tmp_path):
     training.fit(fresh, objectives.FlowMatching(), data(), resume=True, **fixed)
     assert same(flow, fresh)
     assert fresh.path.coupling == flow.path.coupling
+
+
+def test_only_preparation_that_plans_runs_in_a_thread_unless_asked():
+    import threading
+
+    from cflow import ContinuousFlow, bases, couplings, fields, objectives, paths
+
+    places = set()
+
+    class Noting(objectives.FlowMatching):
+        def prepare(self, *arguments, **options):
+            places.add(threading.current_thread() is threading.main_thread())
+            return super().prepare(*arguments, **options)
+
+    def runs_in_main(coupling, **options):
+        places.clear()
+        flow = ContinuousFlow(fields.MLP(2, hidden=(4,)), bases.Normal(2), path=paths.Linear())
+        training.fit(flow, Noting(coupling), torch.zeros(16, 2), steps=3, batch_size=8, **options)
+        return places
+
+    assert runs_in_main(None) == {True}
+    assert runs_in_main(couplings.OptimalTransport()) == {False}
+    assert runs_in_main(None, prefetch=2) == {False}
+    assert runs_in_main(couplings.OptimalTransport(), prefetch=0) == {True}
