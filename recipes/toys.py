@@ -96,6 +96,11 @@ def main(options: Options) -> None:
         source = data.toys.sample(options.source.replace("-", "_"), options.count, generator=generator)
         base = bases.Empirical(standardise.encode(source)[0])
     torch.manual_seed(options.seed)  # the network's initial weights
+    if options.bridge and (options.path, options.predict) != ("linear", "velocity"):
+        raise ValueError(
+            f"--bridge {options.bridge} with --path {options.path} --predict {options.predict}: a Brownian bridge is "
+            f"linear and learns a velocity and a score; leave the other two away."
+        )
     path = paths.BrownianBridge(options.bridge) if options.bridge else PATHS[options.path](options.predict)
     flow = cflow.ContinuousFlow(fields.MLP(2, hidden=options.hidden, outputs=path.heads), base, path=path)
     flow = flow.with_transform(standardise)

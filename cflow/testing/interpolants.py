@@ -23,7 +23,16 @@ class GaussianBridgeField(nn.Module):
     .. math:: x_t \sim \mathcal N(\mu_t, v_t), \quad \mu_t = \alpha m_1 + \sigma m_0, \quad
               v_t = \alpha^2 s_1^2 + \sigma^2 s_0^2 + \gamma^2
 
-    ``source`` and ``target`` are the ends' ``(mean, deviation)``.
+    ``source`` and ``target`` are the ends' ``(mean, deviation)``. The oracle for bridges and stochastic solvers.
+
+    Shapes: as a field's; two heads ``[B, 2, *event]`` where the path has two.
+
+    Example:
+        >>> from cflow import paths
+        >>> field = GaussianBridgeField(paths.BrownianBridge(1.0), source=(-1.0, 1.0), target=(1.0, 1.0))
+        >>> field(torch.tensor(0.5), torch.ones(1, 1))   # the drift 2, and a score towards the mean 0, variance 0.75
+        tensor([[[ 2.0000],
+                 [-1.3333]]])
     """
 
     two_times = False

@@ -88,6 +88,17 @@ def test_toys_leaves_pictures_model_and_metrics(tmp_path):
     assert set(json.loads((folder / "metrics.json").read_text())) >= {"wasserstein2", "log_prob_true"}
 
 
+def test_toys_on_a_bridge_from_data_to_data_have_no_density(tmp_path):
+    options = ("--steps", "30", "--count", "1000", "--solver-steps", "4", "--hidden", "16")
+    said = run("toys", tmp_path, *options, "--source", "pinwheel", "--bridge", "0.5", "--coupling", "sinkhorn")
+    folder = tmp_path / "runs" / "toys-moons"
+    names = {each.name for each in folder.iterdir()}
+    assert names >= {"model", "samples.png", "trajectories.png", "training.png", "metrics.json"}
+    assert "density.png" not in names
+    assert "log_prob_held_out" not in json.loads((folder / "metrics.json").read_text())
+    assert "BrownianBridge" in said.stdout
+
+
 def test_two_processes_speak_and_write_once(tmp_path):
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     rest = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
