@@ -154,7 +154,17 @@ def test_resuming_leaves_the_random_state_alone(tmp_path):
     assert numpy.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
 
 
-def test_ctrl_c_saves_the_last_complete_step(tmp_path):
+@pytest.fixture
+def usual_signals():
+    """The handlers that Python starts with; a shell that started the tests in the background may have taken them."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_saves_the_last_complete_step(tmp_path, usual_signals):
     def press(step, flow):
         if step == 17:
             os.kill(os.getpid(), signal.SIGINT)
@@ -179,7 +189,7 @@ def test_a_keyboard_interrupt_from_a_callback_saves_too(tmp_path):
         train(callbacks=[accident(13, KeyboardInterrupt)])
 
 
-def test_sigterm_ends_like_ctrl_c(tmp_path):
+def test_sigterm_ends_like_ctrl_c(tmp_path, usual_signals):
     def end(step, flow):
         if step == 9:
             os.kill(os.getpid(), signal.SIGTERM)
