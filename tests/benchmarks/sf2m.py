@@ -121,7 +121,7 @@ def train(method, source, target, seed, steps, batch_size, lr):
         torch.manual_seed(seed)
         field = network(target.shape[1], 2 if method == "sf2m" else 1)
     coupling = None if method == "i-cfm" else couplings.OptimalTransport()
-    path = paths.BrownianBridge(sigma=1.0) if method == "sf2m" else paths.Linear()
+    path = paths.BrownianBridge(sigma=1.0, predict="velocity+score") if method == "sf2m" else paths.Linear()
     objective = objectives.BridgeMatching(coupling) if method == "sf2m" else objectives.FlowMatching(coupling)
     flow = cflow.ContinuousFlow(field, bases.Empirical(source), path=path)
     began = time.perf_counter()

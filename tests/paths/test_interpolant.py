@@ -80,7 +80,7 @@ def test_a_flow_is_saved_with_its_bridge(tmp_path, generator):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="one of score, noise, velocity"):
+    with pytest.raises(ValueError, match=r"one of score, velocity\+score, noise, velocity"):
         paths.BrownianBridge(predict="x1")
     with pytest.raises(ValueError, match="scale=0.0"):
         paths.BrownianBridge(0.0)
