@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 __all__ = ["SquaredDistances", "check_alike", "check_finite", "squared_distances"]
@@ -24,14 +23,17 @@ class SquaredDistances(NamedTuple):
     """
 
     cost: Tensor  # [B0, B1], float64
-    row: Tensor  # [B0, 1]
-    column: Tensor  # [B1]
+    centred0: Tensor  # [B0, n]
+    centred1: Tensor  # [B1, n]
+    shift: Tensor  # [n], from the second centre to the first
     spread0: float
     spread1: float
 
     def total(self) -> Tensor:
         """Gives the squared distances between the samples as they are ``[B0, B1]``."""
-        return (self.cost + self.row).add_(self.column).clamp_(min=0)
+        shift = self.shift.double()
+        row = 2 * (self.centred0.double() @ shift)[:, None] + shift.square().sum()
+        return (self.cost + row).add_(self.centred1.double() @ shift, alpha=-2).clamp_(min=0)
 
 
 def check_alike(name: str, x0: Tensor, x1: Tensor) -> None:
@@ -76,24 +78,24 @@ def squared_distances(name: str, x0: Tensor, x1: Tensor) -> SquaredDistances:
     exact = torch.get_float32_matmul_precision() == "highest" and x0.device.type == "cpu"
     dtype = torch.promote_types(torch.promote_types(x0.dtype, x1.dtype), torch.float32) if exact else torch.float64
     with torch.autocast(x0.device.type, enabled=False):
-        x0, x1 = (rearrange(x.to(dtype), "b ... -> b (...)") for x in (x0, x1))
+        x0, x1 = (x.to(dtype).reshape(len(x), -1) for x in (x0, x1))
         m0, m1, a, b, norms = _centred(x0, x1, torch.mean)
+        spreads = torch.stack([each for n in norms for each in (n.mean(), n.max(), n.median())]).tolist()
+        spread0, spread1 = spreads[0], spreads[3]
         # A far outlier drags the mean away from the rest; the median stays. Rows that overflow come this way too.
-        if not bool(torch.stack([n.max() < FAR * n.median() for n in norms]).all()):
+        if not all(spreads[at + 1] < FAR * spreads[at + 2] for at in (0, 3)):
             m0, m1, a, b, norms = _centred(x0.double(), x1.double(), _median)
-        cost = (a @ b.T).double().mul_(-2).add_(norms[0][:, None]).add_(norms[1])
-        shift = (m0 - m1).double()
-        row, column = 2 * (a.double() @ shift)[:, None] + shift.square().sum(), -2 * (b.double() @ shift)
+            rest = [part.mean(0).square().sum() for part in (a, b)]
+            spread0, spread1 = torch.stack([n.mean() - r for n, r in zip(norms, rest)]).tolist()
+        cost = torch.mm(a, b.T).double().mul_(-2).add_(norms[0][:, None]).add_(norms[1])
     # One bad entry spoils the mean and so every norm; large finite entries overflow in the square.
-    rest = [part.double().mean(0).square().sum() for part in (a, b)]
-    spread0, spread1 = torch.stack([n.double().mean() - r for n, r in zip(norms, rest)]).tolist()
     if not spread0 + spread1 < torch.finfo(torch.float64).max:
         check_finite(name, *given)
         raise ValueError(
             f"{name}(x0 of shape {list(given[0].shape)}, x1 of shape {list(given[1].shape)}): squared distances "
             f"overflow {x0.dtype}; rescale the data."
         )
-    return SquaredDistances(cost, row, column, spread0, spread1)
+    return SquaredDistances(cost, a, b, m0 - m1, spread0, spread1)
 
 
 def _centred(x0: Tensor, x1: Tensor, centre):
