@@ -1,6 +1,8 @@
-"""The command line: draw from a trained flow, and look at what a run holds.
+"""The command line: draw from a trained flow, fit a solver of few steps to it, and look at what a run holds.
 
 cflow sample runs/images-digits --num 64 --solver heun --steps 8 --label 3 --output x.png
+cflow bespoke runs/images-digits --steps 6
+cflow sample runs/images-digits --num 64 --solver bespoke
 cflow info runs/images-digits
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from .guidance import ClassifierFree
 from .io import load
 from .registry import configuration
-from .solvers import by_name
+from .solvers import Bespoke, by_name
 
 __all__ = ["main"]
 
@@ -49,7 +51,8 @@ def sample(
     Args:
         run: A run's folder, or a folder that cflow.save wrote.
         num: How many samples.
-        solver: Euler, midpoint, heun, rk4, dopri5, euler_maruyama or stochastic_heun; the flow's own unless given.
+        solver: Euler, heun, adams_bashforth, dpm_solver_pp_2m, unipc, deis, rk4, dopri5, euler_maruyama and so on;
+            bespoke for what `cflow bespoke` fitted, or its .json file; the flow's own unless given.
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
@@ -73,13 +76,10 @@ def sample(
     generator = torch.Generator(device=_device(device))
     flow = load(folder, device=device).eval()
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
-    options = {"generator": generator, **_solver(solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)}
+    chosen = _solver(folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
+    options = {"generator": generator, **chosen}
     labels = _labels(flow, label, num)
-    if labels is None and guidance is not None:
-        raise ValueError(f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to.")
-    guidance = _report(run).get("guidance", 1.0) if guidance is None else guidance
-    if labels is not None and guidance != 1:
-        options["guidance"] = ClassifierFree(guidance)
+    options |= _guided(flow, run, guidance)
     output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is drawn
     parts = []
     for start in range(0, num, batch):
@@ -93,6 +93,41 @@ def sample(
     x = torch.cat(parts)
     _write(flow, x, output, None if label is not None else labels)
     print(f"{output}: {num} samples, shape {tuple(x.shape[1:])}, seed {seed}")
+
+
+@app.command
+def bespoke(
+    run: tyro.conf.Positional[Path],
+    /,
+    steps: int = 6,
+    guidance: float | None = None,
+    seed: int = 0,
+    iterations: int = 400,
+    device: str = "cpu",
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> None:
+    """Fit a solver with few steps to a trained flow and save it beside the model.
+
+    Args:
+        run: A run's folder, or a folder that cflow.save wrote.
+        steps: Calls of the network.
+        guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
+        seed: Seed of the fit.
+        iterations: Optimizer steps.
+        device: Where to compute, such as cuda.
+        output: The .json file; beside the model unless given, where `cflow sample --solver bespoke` finds it.
+    """
+    from .training import fit_bespoke
+
+    folder = folder_of(run)
+    flow = load(folder, device=_device(device)).eval()
+    options = _guided(flow, run, guidance)
+    context = _labels(flow, None, getattr(flow.field, "classes", 0))
+    solver = fit_bespoke(
+        flow, steps, seed=seed, context=context, iterations=iterations, progress=sys.stderr.isatty(), **options
+    )
+    file = solver.write(_bespoke_file(folder) if output is None else output)
+    print(f"{file}: {steps} steps, root mean square error {solver.error:.4g} (generic: {solver.error_before:.4g})")
 
 
 @app.command
@@ -143,6 +178,24 @@ def folder_of(run: Path) -> Path:
     raise FileNotFoundError(f"{run}: no saved flow there (flow.json is missing); pass the folder that a recipe wrote.")
 
 
+def _bespoke_file(folder: Path) -> Path:
+    """Gives where the solver fitted to a flow is: beside the flow's folder, which holds nothing else."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.bespoke.json")
+
+
+def _guided(flow, run: Path, guidance: float | None) -> dict:
+    """Chooses the guidance of a class-conditional flow."""
+    if flow.context_shape is None:
+        if guidance is not None:
+            raise ValueError(
+                f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to."
+            )
+        return {}
+    guidance = _report(run).get("guidance", 1.0) if guidance is None else guidance
+    return {"guidance": ClassifierFree(guidance)} if guidance != 1 else {}
+
+
 def _report(run: Path) -> dict:
     """Reads what the recipe measured, where it did."""
     file = run / "metrics.json"
@@ -158,8 +211,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _solver(name: str | None, **options: float | None) -> dict:
+def _solver(folder: Path, name: str | None, **options: float | None) -> dict:
     options = {key: value for key, value in options.items() if value is not None}
+    if name is not None and (name == "bespoke" or name.endswith(".json")):
+        file = _bespoke_file(folder) if name == "bespoke" else Path(name)
+        if options:
+            raise ValueError(
+                f"--solver {name} --{next(iter(options))}: a fitted solver has its own steps and tolerances; leave "
+                "the option away."
+            )
+        if not file.is_file():
+            raise FileNotFoundError(f"--solver {name}: there is no {file}; fit one by `cflow bespoke {folder}`.")
+        return {"solver": Bespoke.read(file)}
     if name is None and not options:
         return {}
     if name is None:

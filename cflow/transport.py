@@ -127,7 +127,8 @@ def _aligned(
     before = nodes[-1] if nodes else inner0
     if inner1 != t1 or (bare is not None and abs(bare - t1) < abs(t1 - before)):
         inner1 = nodes.pop() if nodes else inner0
-    grid = replace(solver, steps=None, grid=tuple(sorted(nodes))) if nodes else replace(solver, steps=1, grid=None)
+    laid = {"grid": tuple(sorted(nodes))} if nodes else {"steps": 1}
+    grid = replace(solver, **{"steps": None, "nfe": None, "grid": None} | laid)
     return grid, inner0, inner1
 
 

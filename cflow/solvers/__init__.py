@@ -6,34 +6,62 @@ name                order    calls of the field              step
 ``Euler``           1        1 per step                      fixed grid
 ``Midpoint``        2        2 per step                      fixed grid
 ``Heun``            2        2 per step                      fixed grid
+``Ralston``         2        2 per step                      fixed grid
 ``RK4``             4        4 per step                      fixed grid
-``Dopri5``          5        2 + 6 per attempt               error control per sample
+``Bosh3``           3        2 + 3 per attempt               error control per sample, or for the batch
+``Dopri5``          5        2 + 6 per attempt               the same
+``Tsit5``           5        2 + 6 per attempt               the same
+``Dopri8``          8        2 + 13 per attempt              the same
+``AdamsBashforth``  2, 3, 4  1 per step                      fixed grid, earlier slopes used again
+``DPMSolverPP2M``   2        1 per step                      the same, on an affine path
+``UniPC``           3, 4     1 per step                      the same, corrected
+``DEIS``            2, 3     1 per step                      the same
+``Bespoke``         fitted   1 per step                      learned for one flow
 ``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
 ``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
 ==================  =======  ==============================  ========================================
 """
 
-from cflow.solvers.adaptive import Adaptive, Dopri5
+from cflow.solvers.adaptive import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
+from cflow.solvers.bespoke import Bespoke
 from cflow.solvers.conformance import check_solver
-from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint
+from cflow.solvers.controllers import PID
+from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
+from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
+from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
 from cflow.solvers.names import METHODS, by_name
+from cflow.solvers.odeint import odeint, odeint_adjoint
 from cflow.solvers.solution import Solution, Stats, Status, Tolerance
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
 from cflow.solvers.tableau import Tableau
+from cflow.solvers.torchdiffeq import TorchDiffEq
 
 __all__ = [
+    "DEIS",
     "METHODS",
+    "PID",
     "RK4",
+    "AdamsBashforth",
     "Adaptive",
+    "Backprop",
+    "Bespoke",
+    "Bosh3",
+    "Checkpointed",
+    "ContinuousAdjoint",
+    "DPMSolverPP2M",
     "Dopri5",
+    "Dopri8",
     "Euler",
     "EulerMaruyama",
     "Fading",
     "FixedGrid",
+    "Gradient",
     "Heun",
     "Midpoint",
+    "Multistep",
     "Problem",
+    "Ralston",
     "Solution",
     "Solver",
     "Stats",
@@ -42,6 +70,11 @@ __all__ = [
     "StochasticHeun",
     "Tableau",
     "Tolerance",
+    "TorchDiffEq",
+    "Tsit5",
+    "UniPC",
     "by_name",
     "check_solver",
+    "odeint",
+    "odeint_adjoint",
 ]

@@ -12,46 +12,68 @@ from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
+from cflow.solvers.gradients import Backprop, Gradient, Output, Step, without_graph
 from cflow.solvers.solution import Solution, Stats
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.tableau import Combination, Tableau
 
-__all__ = ["RK4", "Euler", "FixedGrid", "Heun", "Midpoint"]
+__all__ = ["RK4", "Euler", "FixedGrid", "Heun", "Midpoint", "Ralston"]
 
 
 @dataclass(frozen=True)
 class FixedGrid(Solver):
     r"""Integrates with a Runge-Kutta method on a fixed grid; a subclass names its tableau.
 
-    Either ``steps`` equal steps, or a ``grid`` of absolute times: its nodes strictly inside the interval are used, the
-    ends are added, and it is walked backward when time runs backward, so one grid serves ``[0, 1]``, ``[1, 0]`` and
-    ``[0, 0.999]`` alike. Output times that are not on the grid become nodes of it (a node within a millionth of the
-    interval is moved there), so that they are hit exactly.
+    Either ``steps`` equal steps, or as many as make ``nfe`` calls of ``f``, or a ``grid`` of absolute times: its nodes
+    strictly inside the interval are used, the ends are added, and it is walked backward when time runs backward, so one
+    grid serves ``[0, 1]``, ``[1, 0]`` and ``[0, 0.999]`` alike. Output times that are not on the grid become nodes of
+    it (a node within a millionth of the interval is moved there), so that they are hit exactly.
 
     Cost: ``steps`` times the number of stages calls of ``f``; one fused multiply-add per slope; nothing is read from
-    the device. A sample whose result is not finite ends with status ``NON_FINITE``.
+    the device. A sample whose result is not finite ends with status ``NON_FINITE``. What the gradient costs is up to
+    ``gradient``: :class:`~cflow.solvers.Backprop` or :class:`~cflow.solvers.Checkpointed`.
 
     Raises:
-        ValueError: unless exactly one of ``steps`` and ``grid`` is given, ``steps >= 1`` and ``grid`` increases.
+        ValueError: unless exactly one of ``steps``, ``nfe`` and ``grid`` is given, ``steps >= 1``, ``nfe`` is a
+            multiple of the calls per step, and ``grid`` increases.
+        TypeError: if ``gradient`` is no option object.
 
     Source: Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, chapter II.1.
     """
 
     steps: int | None = None
     grid: tuple[float, ...] | None = field(default=None, kw_only=True)
+    nfe: int | None = field(default=None, kw_only=True)
+    gradient: Gradient = field(default=Backprop(), kw_only=True, repr=False)
 
     tableau: ClassVar[Tableau]
 
     def __post_init__(self):
         name = type(self).__name__
-        if (self.steps is None) == (self.grid is None):
+        if [self.steps, self.grid, self.nfe].count(None) != 2:
             raise ValueError(
-                f"{name}(steps={self.steps}, grid={self.grid}): a fixed-grid solver is laid out by one of the two; "
-                f"pass the number of steps, {name}(steps=20), or the times between them, {name}(grid=(0.0, 0.3, 1.0))."
+                f"{name}(steps={self.steps}, nfe={self.nfe}, grid={self.grid}): a fixed-grid solver is laid out by one "
+                f"of the three; pass the number of steps, {name}(steps=20), of calls of the field, {name}(nfe=20), or "
+                f"the times between them, {name}(grid=(0.0, 0.3, 1.0))."
             )
+        if isinstance(self.gradient, type) or not isinstance(self.gradient, Gradient):
+            raise TypeError(
+                f"{name}(gradient={self.gradient!r}): how gradients pass is an option object; pass Backprop() or "
+                f"Checkpointed()."
+            )
+        for what, value in (("steps", self.steps), ("nfe", self.nfe)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                calls = "steps" if what == "steps" else "calls of the field"
+                raise ValueError(f"{name}({what}={value!r}): {calls} are counted; pass an integer of at least 1.")
+        if self.nfe is not None:
+            calls = self.calls_per_step()
+            if self.nfe % calls:
+                below, above = self.nfe - self.nfe % calls, self.nfe - self.nfe % calls + calls
+                raise ValueError(
+                    f"{name}(nfe={self.nfe}): a step makes {calls} calls of the field, so their number is a multiple "
+                    f"of {calls}; pass nfe={f'{below} or {above}' if below else above}."
+                )
         if self.grid is None:
-            if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-                raise ValueError(f"{name}(steps={self.steps!r}): steps are counted; pass an integer of at least 1.")
             return
         grid = tuple(float(t) for t in self.grid)
         if not all(map(math.isfinite, grid)) or any(not later > earlier for earlier, later in itertools.pairwise(grid)):
@@ -61,17 +83,24 @@ class FixedGrid(Solver):
             )
         object.__setattr__(self, "grid", grid)
 
+    @classmethod
+    def calls_per_step(cls) -> int:
+        """Counts the calls of ``f`` in a step: the stages that count for the result; one without a tableau."""
+        tableau = getattr(cls, "tableau", None)
+        return 1 if tableau is None else 1 + max([tableau.step.lead, *(index for index, _ in tableau.step.rest)])
+
     def nodes(self, t0: float, t1: float) -> list[float]:
         """Lays the grid from ``t0`` to ``t1``, both included, in float64 on the host."""
         if self.grid is None:
-            return [t0 + (t1 - t0) * (step / self.steps) for step in range(self.steps)] + [t1]
+            steps = self.steps if self.nfe is None else self.nfe // self.calls_per_step()
+            return [t0 + (t1 - t0) * (step / steps) for step in range(steps)] + [t1]
         inside = [t for t in self.grid if min(t0, t1) < t < max(t0, t1)]
         return [t0, *(inside if t0 < t1 else reversed(inside)), t1]
 
     def layout(self, problem: Problem) -> list[float]:
         """Lays the grid of a problem, through its output times."""
         nodes = self.nodes(problem.t0, problem.t1)
-        return _through(nodes, problem.at) if problem.at else nodes
+        return through(nodes, problem.at) if problem.at else nodes
 
     def solve(
         self,
@@ -88,29 +117,36 @@ class FixedGrid(Solver):
         generator=None,
         at=None,
     ) -> Solution:
-        """Walks the grid from ``t0`` to ``t1``; gradients flow through every operation."""
+        """Walks the grid from ``t0`` to ``t1``; gradients flow as ``gradient`` says."""
         problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
         if problem.t0 == problem.t1:
             return problem.nothing()
         nodes = self.layout(problem)
-        stages, step = self.tableau.stages, self.tableau.step
-        used = 1 + max([step.lead, *(index for index, _ in step.rest)])
-        times = iter(_stage_times(problem, nodes, self.tableau.nodes[:used]))
+        tape = self.gradient.begin(problem, params)
         y, integrals, outputs = problem.y0, [], Outputs(problem.at)
-        outputs.keep(nodes[0], y)
-        for start, end in itertools.pairwise(nodes):
-            h = end - start
-            slopes, integrands = [], []
-            for stage in stages[:used]:
-                k, g = problem(next(times), y if stage is None else _advance(y, slopes, stage, h))
-                slopes.append(k)
-                integrands.append(g)
-            y = _advance(y, slopes, step, h)
-            if problem.tolerances:
-                if not integrals:
-                    integrals = [torch.zeros_like(g) for g in integrands[0]]
-                integrals = _advance(integrals, integrands, step, h)
-            outputs.keep(end, y)
+        with without_graph(tape):
+            used = self.calls_per_step()
+            stages, step = self.tableau.stages[:used], self.tableau.step
+            times = _stage_times(problem, nodes, self.tableau.nodes[:used])
+            outputs.keep(nodes[0], y)
+            for index, (start, end) in enumerate(itertools.pairwise(nodes)):
+                h, before = end - start, y
+                at_stages = times[index * used : (index + 1) * used]
+                slopes, integrands = [], []
+                for t, stage in zip(at_stages, stages):
+                    k, g = problem(t, y if stage is None else _advance(y, slopes, stage, h))
+                    slopes.append(k)
+                    integrands.append(g)
+                y = _advance(y, slopes, step, h)
+                if problem.tolerances:
+                    if not integrals:
+                        integrals = [torch.zeros_like(g) for g in integrands[0]]
+                    integrals = _advance(integrals, integrands, step, h)
+                kept = outputs.keep(end, y)
+                if tape is not None:
+                    tape.steps.append(Step(self.tableau, before, at_stages, h, outputs=[Output(slot) for slot in kept]))
+        if tape is not None:
+            y, integrals, outputs.kept = tape.attach(y, integrals, outputs.kept)
         return finished(problem, len(nodes) - 1, y, integrals, outputs)
 
 
@@ -120,9 +156,12 @@ class Outputs:
     def __init__(self, times: list[float] | None):
         self.times, self.kept = times or [], []
 
-    def keep(self, t: float, y: list[Tensor]) -> None:
+    def keep(self, t: float, y: list[Tensor]) -> range:
+        """Keeps the state if ``t`` is an output time; gives the places it took."""
+        first = len(self.kept)
         while len(self.kept) < len(self.times) and self.times[len(self.kept)] == t:
             self.kept.append(y)
+        return range(first, len(self.kept))
 
 
 def finished(problem: Problem, steps: int, y: list[Tensor], integrals: list[Tensor], outputs: Outputs) -> Solution:
@@ -139,7 +178,7 @@ def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, 
     return [torch.add(part, weights.bracket(slopes, index), alpha=scale) for index, part in enumerate(y)]
 
 
-def _through(nodes: list[float], at: list[float]) -> list[float]:
+def through(nodes: list[float], at: list[float]) -> list[float]:
     """Makes every output time a node: moves a node that is next to one, adds the others."""
     t0, t1 = nodes[0], nodes[-1]
     near = 1e-6 * abs(t1 - t0)
@@ -203,6 +242,23 @@ class Heun(FixedGrid):
     """
 
     tableau: ClassVar[Tableau] = tableaus.HEUN
+
+
+@register
+@dataclass(frozen=True)
+class Ralston(FixedGrid):
+    r"""Integrates with Ralston's method, of the smallest error bound at order 2; two calls of ``f`` per step.
+
+    .. math:: y^+ = y + \tfrac h4 \big(f(t, y) + 3 f(t + \tfrac23 h, y + \tfrac23 h f(t, y))\big)
+
+    Source: Ralston, Runge-Kutta Methods with Minimum Error Bounds, 1962, Mathematics of Computation 16.
+
+    Example:
+        >>> Ralston(nfe=20).solve(lambda t, y: -y, torch.ones(1, 1), 0.0, 1.0).y.item()
+        0.36854...
+    """
+
+    tableau: ClassVar[Tableau] = tableaus.RALSTON
 
 
 @register

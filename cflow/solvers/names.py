@@ -6,21 +6,30 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from cflow.solvers.adaptive import Dopri5
-from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint
+from cflow.solvers.adaptive import Bosh3, Dopri5, Dopri8, Tsit5
+from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint, Ralston
+from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, UniPC
 from cflow.solvers.solver import Solver
 from cflow.solvers.stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = ["METHODS", "by_name"]
 
 METHODS: dict[str, type[Solver]] = {
+    "adams_bashforth": AdamsBashforth,
+    "deis": DEIS,
+    "bosh3": Bosh3,
     "dopri5": Dopri5,
+    "dpm_solver_pp_2m": DPMSolverPP2M,
+    "dopri8": Dopri8,
     "euler": Euler,
     "euler_maruyama": EulerMaruyama,
     "heun": Heun,
     "midpoint": Midpoint,
+    "ralston": Ralston,
     "rk4": RK4,
     "stochastic_heun": StochasticHeun,
+    "tsit5": Tsit5,
+    "unipc": UniPC,
 }
 
 
@@ -32,7 +41,7 @@ def by_name(name: str, **options: Any) -> Solver:
 
     Example:
         >>> by_name("euler", steps=8)
-        Euler(steps=8, grid=None)
+        Euler(steps=8, grid=None, nfe=None)
     """
     if name not in METHODS:
         raise ValueError(

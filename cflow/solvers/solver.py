@@ -64,7 +64,7 @@ class Problem:
     """Holds a solve's checked arguments and calls ``f`` on the flat list of the state's tensors, counting the calls."""
 
     def __init__(self, solver, f, y0, t0, t1, args, quadratures, manifold, at):
-        self.owner = type(solver).__name__
+        self.owner, self.gradient = type(solver).__name__, getattr(solver, "gradient", None)
         if manifold is not None:
             raise ValueError(
                 f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver adds tangents to points as in "

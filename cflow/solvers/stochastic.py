@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers.fixed import FixedGrid, Outputs, finished
+from cflow.solvers.gradients import Backprop
 from cflow.solvers.solution import Solution
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import split
@@ -72,13 +73,15 @@ class StochasticGrid(FixedGrid):
     0.07 in 100; a diffusion that fades makes less.
 
     Args:
-        steps, grid: as in :class:`FixedGrid`.
+        steps, nfe, grid: as in :class:`FixedGrid`.
+        gradient: ``Backprop()`` alone.
         diffusion: ``g``, a number, or a function of the time; ``Fading(1.0)`` unless given. A number is what a
             Schroedinger bridge takes (its sigma). On affine paths, whose scores grow as ``1 / sigma_t``, it needs steps
             shorter than ``(sigma_t / g)^2``, while the default stays stable.
 
     Raises:
-        ValueError: if the diffusion is negative, infinite or NaN, or quadratures are asked for.
+        ValueError: if the diffusion is negative, infinite or NaN, quadratures are asked for, or ``gradient`` is another
+            mode than ``Backprop()``.
         TypeError: if ``f`` does not return a pair.
 
     Source: Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2020,
@@ -90,6 +93,11 @@ class StochasticGrid(FixedGrid):
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
+        if not isinstance(self.gradient, Backprop):
+            raise ValueError(
+                f"{name}(gradient={self.gradient!r}): taking a step again would need its noise again, which is not "
+                f"kept; pass gradient=Backprop(), or take an ODE solver."
+            )
         if isinstance(self.diffusion, type) or not (
             callable(self.diffusion) or (isinstance(self.diffusion, int | float) and 0 <= self.diffusion < math.inf)
         ):
@@ -207,6 +215,11 @@ class StochasticHeun(StochasticGrid):
         >>> StochasticHeun(10).solve(stationary, torch.zeros(3, 1), 0.0, 1.0).stats.nfe
         20
     """
+
+    @classmethod
+    def calls_per_step(cls) -> int:
+        """Counts the calls of ``f`` in a step."""
+        return 2
 
     def _step(self, node, h, y, g, drift, noise):
         first = drift(node, y)

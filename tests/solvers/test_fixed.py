@@ -1,21 +1,40 @@
 import pytest
 import torch
 
+from cflow import ContinuousFlow
+from cflow.bases import Normal
+from cflow.fields import MLP
+from cflow.paths import Linear
 from cflow.registry import configuration, lookup, replace
-from cflow.solvers import RK4, Euler, Heun, Midpoint, Status
+from cflow.solvers import RK4, Backprop, Euler, Heun, Midpoint, Ralston, Status
 
 
 def decay(t, y):
     return -y
 
 
-@pytest.mark.parametrize(("method", "calls"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (RK4, 4)])
+@pytest.mark.parametrize(("method", "calls"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (Ralston, 2), (RK4, 4)])
 def test_cost_is_stages_times_steps(method, calls):
     solution = method(7).solve(decay, torch.ones(3, 2), 0.0, 1.0)
     assert solution.stats.nfe == 7 * calls
     assert solution.stats.evaluations == 7 * calls * 3
     assert solution.stats.steps.tolist() == solution.stats.accepted.tolist() == [7, 7, 7]
     assert solution.stats.rejected.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", [Euler, Midpoint, Heun, Ralston, RK4])
+def test_a_budget_of_calls_is_met(method):
+    solution = method(nfe=24).solve(decay, torch.ones(3, 2), 0.0, 1.0)
+    assert solution.stats.nfe == 24
+    assert torch.equal(solution.y, method(24 // method.calls_per_step()).solve(decay, torch.ones(3, 2), 0.0, 1.0).y)
+
+
+def test_a_budget_of_calls_serves_a_flow_whose_ends_are_crossed_in_closed_form(generator):
+    flow = ContinuousFlow(MLP(2), Normal(2), path=Linear(predict="x1"))
+    noise = torch.randn(4, 2, generator=generator)
+    for one, other in ((Heun(nfe=12), Heun(6)), (Euler(nfe=1), Euler(1))):
+        end, same = (flow.transport(noise, 0.0, 1.0, solver=solver).y for solver in (one, other))
+        assert torch.equal(end, same)
 
 
 def test_euler_is_the_plain_loop():
@@ -120,7 +139,8 @@ def test_a_quadrature_that_is_not_finite_marks_its_sample():
 
 def test_solvers_are_rebuilt_from_their_configuration():
     solver = Heun(grid=[0.1, 0.2])
-    assert configuration(solver) == {"steps": None, "grid": (0.1, 0.2)}
+    given = {"steps": None, "grid": (0.1, 0.2), "nfe": None, "gradient": Backprop()}
+    assert configuration(solver) == given
     assert Heun(**configuration(solver)) == solver
     assert replace(Euler(3), steps=5) == Euler(steps=5)
     assert lookup("solvers.Euler") is Euler
@@ -142,7 +162,11 @@ def test_vmap_passes_through_a_fixed_grid():
     ("make", "message"),
     [
         (lambda: Euler(), "pass the number of steps"),
-        (lambda: Euler(5, grid=(0.5,)), "one of the two"),
+        (lambda: Euler(5, grid=(0.5,)), "one of the three"),
+        (lambda: Euler(nfe=5, steps=5), "one of the three"),
+        (lambda: Euler(nfe=0), "calls of the field are counted"),
+        (lambda: Heun(nfe=7), "pass nfe=6 or 8"),
+        (lambda: RK4(nfe=3), "pass nfe=4."),
         (lambda: Euler(0), "at least 1"),
         (lambda: Euler(2.5), "at least 1"),
         (lambda: Euler(True), "at least 1"),

@@ -1,0 +1,66 @@
+"""How the error of a step sets the length of the next one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cflow.registry import register
+
+__all__ = ["PID"]
+
+
+@register
+@dataclass(frozen=True)
+class PID:
+    r"""Chooses the next step from the relative errors of the last three.
+
+    .. math:: h_{n+1} = h_n \cdot \operatorname{clip}\bigl(s \, r_n^{-\beta_1} r_{n-1}^{-\beta_2} r_{n-2}^{-\beta_3}
+              \bigr), \qquad
+              k \beta_1 = k_P + k_I + k_D, \quad k \beta_2 = -(k_P + 2 k_D), \quad k \beta_3 = k_D
+
+    with :math:`r` the error over the tolerance (one is just good enough) and :math:`k` one more than the order of the
+    embedded method. The default is the integral controller that most codes use; ``PID(0.4, 0.3)`` (PI) makes fewer
+    rejections where stability limits the step, as in mildly stiff problems.
+
+    Args:
+        integral, proportional, derivative: the gains :math:`k_I, k_P, k_D`.
+        safety: makes every step that much shorter than the one expected to be just good enough.
+        shrink, grow: the bounds of one change; a step does not grow right after a rejection.
+
+    Raises:
+        ValueError: if the integral gain is not positive, or the bounds do not contain one.
+
+    Source: Söderlind, Automatic control and adaptive time-stepping, 2002; Hairer, Norsett and Wanner, Solving Ordinary
+    Differential Equations I, 1993, II.4.
+
+    Example:
+        >>> PID(integral=0.75, proportional=0.5).exponents(5)
+        (-0.25, 0.1, 0.0)
+    """
+
+    integral: float = 1.0
+    proportional: float = 0.0
+    derivative: float = 0.0
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
+
+    def __post_init__(self):
+        gains = (self.integral, self.proportional, self.derivative)
+        if not (all(map(math.isfinite, gains)) and self.integral > 0 and min(gains) >= 0):
+            raise ValueError(
+                f"PID(integral={self.integral}, proportional={self.proportional}, derivative={self.derivative}): "
+                f"gains are finite and not negative, and without an integral one errors are never made up for; pass "
+                f"PID() or PID(0.4, 0.3), say."
+            )
+        if not (0 < self.shrink < 1 < self.grow < math.inf and 0 < self.safety <= 1):
+            raise ValueError(
+                f"PID(safety={self.safety}, shrink={self.shrink}, grow={self.grow}): a step shrinks by a factor below "
+                f"one, grows by one above, and safety lies in (0, 1]; the defaults are 0.9, 0.2 and 10."
+            )
+
+    def exponents(self, k: int) -> tuple[float, float, float]:
+        """Gives the powers of the last, the second last and the third last error; ``k`` is the error's order in h."""
+        i, p, d = self.integral, self.proportional, self.derivative
+        return -(i + p + d) / k, (p + 2 * d) / k, 0.0 - d / k

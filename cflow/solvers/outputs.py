@@ -1,0 +1,77 @@
+"""States at output times of adaptive solves: by a method's continuous extension, sample by sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cflow.solvers.solver import Problem
+from cflow.solvers.state import like_rows
+from cflow.solvers.tableau import Tableau
+
+__all__ = ["Trajectory", "extension"]
+
+
+def extension(tableau: Tableau, theta: float | Tensor) -> list[float] | Tensor:
+    r"""Gives the weights :math:`b_i(\theta)` of a continuous extension: one per stage, or ``[stages, b]``."""
+    if not isinstance(theta, Tensor):
+        return [sum(float(c) * theta ** (power + 1) for power, c in enumerate(row)) for row in tableau.dense]
+    table = torch.tensor([[float(c) for c in row] for row in tableau.dense], dtype=theta.dtype, device=theta.device)
+    weights = table[:, -1:]
+    for power in reversed(range(table.shape[1] - 1)):
+        weights = torch.addcmul(table[:, power, None], weights, theta)
+    return weights * theta
+
+
+class Trajectory:
+    """Keeps the states at the output times strictly inside the interval, as samples pass them.
+
+    ``inner`` lists these times, ``first`` is the place of the first one among all.
+    """
+
+    def __init__(self, problem: Problem, graph: bool):
+        at = problem.at or []
+        self.problem, self.graph = problem, graph
+        self.inner = [t for t in at if t not in (problem.t0, problem.t1)]
+        self.first = sum(t == problem.t0 for t in at) if problem.t0 != problem.t1 else 0
+        self.places = torch.arange(problem.batch, device=problem.device)
+        self.times = torch.tensor(self.inner, dtype=problem.dtype, device=problem.device)
+        self.pieces: list[tuple[Tensor, list[Tensor]]] = []
+        size = (len(self.inner) + 1) * problem.batch  # the last stretch takes what is masked
+        self.kept = [] if graph else [part.new_zeros((size, *part.shape[1:])) for part in problem.y0 if self.inner]
+
+    def store(self, slot: int | Tensor, rows: Tensor | None, parts: list[Tensor], mask: Tensor | None = None) -> None:
+        """Keeps states of some rows (None: all) at the inner time ``slot``, a number or one per row, where ``mask``."""
+        places = self.places if rows is None else rows
+        if mask is not None:
+            slot = torch.where(mask, slot, len(self.inner))
+        flat = places + slot * self.problem.batch
+        if self.graph:
+            self.pieces.append((flat, parts))
+        else:
+            for kept, part in zip(self.kept, parts):
+                kept.index_copy_(0, flat, part)
+
+    def states(self) -> list[list[Tensor]]:
+        """Gives what was kept, by inner time; zeros where a sample has not come that far."""
+        kept = self.kept
+        if self.graph and self.inner:
+            flat = torch.cat([each for each, _ in self.pieces]) if self.pieces else self.places[:0]
+            size = (len(self.inner) + 1) * self.problem.batch
+            kept = []
+            for index, like in enumerate(self.problem.y0):
+                parts = [parts[index] for _, parts in self.pieces] or [like[:0]]
+                kept.append(like.new_zeros((size, *like.shape[1:])).index_copy(0, flat, torch.cat(parts)))
+        stretches = [part.unflatten(0, (len(self.inner) + 1, self.problem.batch)) for part in kept]
+        return [[part[slot] for part in stretches] for slot in range(len(self.inner))]
+
+    def whole(self, inner: list[list[Tensor]], passed: Tensor | None, y: list[Tensor]) -> list[list[Tensor]]:
+        """Adds what is known at the ends; a sample that stopped before a time (``passed [B]``) shows its last state."""
+        at = self.problem.at or []
+        if passed is not None:
+            inner = [
+                [torch.where(like_rows(passed > slot, part), part, last) for part, last in zip(states, y)]
+                for slot, states in enumerate(inner)
+            ]
+        last = len(at) - self.first - len(self.inner)
+        return [self.problem.y0] * self.first + inner + [y] * last

@@ -1,0 +1,280 @@
+"""What sets the steps: controllers, bounds, parts, policies; and what an attempt costs."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cflow.solvers import (
+    PID,
+    Adaptive,
+    Backprop,
+    Bosh3,
+    Checkpointed,
+    Dopri5,
+    Dopri8,
+    Status,
+    Tolerance,
+    Tsit5,
+)
+
+METHODS = (Bosh3, Dopri5, Tsit5, Dopri8)
+both_modes = pytest.mark.parametrize("per_sample", [True, False])
+
+
+def oscillator(t, y):
+    x, v = y.unbind(1)
+    return torch.stack((v, -x), 1)
+
+
+@pytest.mark.parametrize("method", [Bosh3, Dopri5, Tsit5])
+def test_the_continuous_extension_has_its_order(float64, method):
+    """One step over h, and the state inside it: the error falls by 4^(order + 1) when h is divided by four."""
+    errors = []
+    for h in (0.1, 0.025):
+        solver = method(1e6, 1e6, first_step=1.0)
+        field = lambda t, y: torch.sin(2 * y) + torch.cos(3 * t)[:, None]
+        y0 = torch.tensor([[0.3], [1.0]])
+        solution = solver.solve(field, y0, 0.0, h, at=[0.4 * h])
+        assert solution.stats.steps.tolist() == [1, 1]
+        exact = Dopri8(1e-13, 1e-13).solve(field, y0, 0.0, 0.4 * h).y
+        errors.append((solution.trajectory[0] - exact).abs().max().item())
+    assert math.log(errors[0] / errors[1], 4) == pytest.approx(method.tableau.dense_order + 1, abs=0.6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@both_modes
+def test_checkpointed_gradients_are_those_of_backprop(float64, generator, method, per_sample):
+    weight = torch.randn(3, 3, generator=generator).requires_grad_()
+    rate = (4 * torch.rand(7, 1, generator=generator)).requires_grad_()
+    y0, a0 = torch.randn(7, 3, generator=generator).requires_grad_(), torch.randn(7, generator=generator)
+
+    def field(t, y, rate):
+        slope = torch.tanh(y[0] @ weight * rate + torch.cos(5 * t)[:, None])
+        return (slope, -y[1] * rate[:, 0]), {"energy": slope.square().sum(1)}
+
+    found = []
+    for gradient in (Backprop(), Checkpointed()):
+        solution = method(1e-5, 1e-5, per_sample=per_sample, gradient=gradient).solve(
+            field, (y0, a0), 0.0, 1.0, args=(rate,), params=(weight,), quadratures={"energy": Tolerance(1e-4, 1e-4)},
+            at=[0.0, 0.2, 0.2, 0.55, 0.9, 1.0],
+        )  # fmt: skip
+        states = solution.trajectory[0] * torch.arange(6)[:, None, None]
+        loss = solution.y[0].square().sum() + solution.quadratures["energy"].sin().sum() + states.sum()
+        loss = loss + solution.y[1].sum() + solution.trajectory[1].square().sum()
+        found.append(torch.autograd.grad(loss, (y0, rate, weight)))
+    assert per_sample <= bool((solution.stats.rejected > 0).any())
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_the_tape_holds_the_states_of_accepted_steps_alone(float64):
+    field = lambda t, y, rate: -rate * y
+    rate = torch.tensor([[40.0], [0.5]], requires_grad=True)
+    solver = Dopri5(1e-8, 1e-10, first_step=1.0, gradient=Checkpointed())
+    calls = []
+    counted = lambda t, y, rate: calls.append(len(y)) or field(t, y, rate)
+    solution = solver.solve(counted, torch.ones(2, 1), 0.0, 0.5, args=(rate,))
+    assert (solution.stats.rejected > 0).any()
+    calls.clear()
+    (slope,) = torch.autograd.grad(solution.y.sum(), rate)
+    torch.testing.assert_close(slope, -0.5 * torch.exp(-0.5 * rate.detach()), rtol=1e-5, atol=1e-9)
+    assert len(calls) <= 12 * int(solution.stats.accepted.max())
+
+
+@both_modes
+def test_steps_stay_within_their_bounds(float64, per_sample):
+    times = []
+
+    def field(t, y):
+        times.append(t[0].item())
+        return oscillator(t, y)
+
+    y0 = torch.tensor([[1.0, 0.0]])
+    Dopri5(1e-3, 1e-3, per_sample=per_sample, dt_max=0.25, first_step=1.0).solve(field, y0, 0.0, 3.0)
+    assert len(times) == 1 + 6 * 12
+    lax = Dopri5(1e-12, 1e-12, per_sample=per_sample, dt_min=0.1, on_dt_min="accept")
+    solution = lax.solve(oscillator, y0, 0.0, 3.0)
+    assert solution.success.all()
+    assert solution.stats.accepted.item() == 30
+    strict = Dopri5(1e-12, 1e-12, per_sample=per_sample, dt_min=0.1).solve(oscillator, y0, 0.0, 3.0)
+    assert strict.status.tolist() == [Status.STEP_TOO_SMALL]
+    # Where the tolerance can be met above the bound, it changes nothing.
+    free, bound = (
+        Dopri5(1e-6, 1e-6, per_sample=per_sample, dt_min=low).solve(oscillator, y0, 0.0, 3.0) for low in (None, 1e-4)
+    )
+    assert torch.equal(free.y, bound.y)
+
+
+@both_modes
+def test_a_poisoned_field_is_not_accepted_at_the_shortest_step(per_sample):
+    field = lambda t, y: torch.where(t > 0.5, torch.nan, 1.0)[:, None] * y
+    solver = Dopri5(per_sample=per_sample, dt_min=0.01, on_dt_min="accept")
+    solution = solver.solve(field, torch.ones(2, 1), 0.0, 1.0)
+    assert solution.status.tolist() == [Status.NON_FINITE] * 2
+    assert solution.y.isfinite().all()
+
+
+@both_modes
+def test_failures_raise_where_that_is_asked(per_sample):
+    solver = Dopri5(per_sample=per_sample, on_failure="raise")
+    with pytest.raises(RuntimeError, match="sample 0 ended with NON_FINITE at t = "):
+        solver.solve(lambda t, y: y * torch.nan, torch.ones(2, 1), 0.0, 1.0)
+
+
+@both_modes
+def test_parts_have_tolerances_of_their_own(float64, per_sample):
+    """A rough part that is left out of control costs nothing and does not change the others."""
+
+    def field(t, y):
+        return {"x": oscillator(t, y["x"]), "rough": 50 * torch.cos(300 * t)[:, None]}
+
+    y0 = {"rough": torch.zeros(2, 1), "x": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
+    steps = {}
+    for name, parts in {
+        "held": None,
+        "free": {"rough": None},
+        "loose": {"rough": Tolerance(0.0, 1e3)},
+        "tight": {"rough": None, "x": Tolerance(1e-9, 1e-9)},
+    }.items():
+        solution = Dopri5(1e-5, 1e-5, per_sample=per_sample, parts=parts).solve(field, y0, 0.0, 2.0)
+        steps[name] = int(solution.stats.steps.max())
+        gap = (solution.y["x"][0, 0] - math.cos(2.0)).abs().item()
+        assert gap < (1e-7 if name == "tight" else 1e-3)
+    assert max(steps["free"], steps["loose"]) < steps["tight"] < steps["held"]
+    with pytest.raises(ValueError, match=r"no part 'y'; name some of \['rough', 'x'\]"):
+        Dopri5(parts={"y": None}).solve(field, y0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="every part is left out"):
+        Dopri5(parts={"x": None, "rough": None}).solve(field, y0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="a single tensor has no parts"):
+        Dopri5(parts={"x": None}).solve(oscillator, y0["x"], 0.0, 1.0)
+
+
+def test_a_proportional_gain_rejects_fewer_steps_of_a_stiff_problem(float64):
+    stiff = lambda t, y: -300 * (y - torch.cos(t)[:, None])
+    plain, pi = (
+        Dopri5(1e-5, 1e-5, controller=controller).solve(stiff, torch.ones(1, 1), 0.0, 3.0)
+        for controller in (PID(), PID(0.4, 0.3))
+    )
+    assert plain.success.all()
+    assert pi.success.all()
+    assert pi.stats.rejected.item() < 0.5 * plain.stats.rejected.item()
+
+
+@both_modes
+def test_controllers_follow_their_formula(float64, per_sample):
+    """The second step's length is the first's times safety and the powers of both errors."""
+    control = PID(0.5, 0.3, 0.1, safety=0.8, grow=1e6, shrink=1e-6)
+    seen = []
+
+    def field(t, y):
+        seen.append(t[0].item())
+        return torch.sin(3 * y) + torch.cos(5 * t)[:, None]
+
+    Dopri5(1e-2, 1e-2, per_sample=per_sample, first_step=0.05, controller=control).solve(
+        field, torch.ones(1, 1), 0.0, 10.0
+    )
+    # From the second attempt on, k1 is known: six calls each, the first at t + h / 5.
+    first, second, third = ((seen[1 + 6 * i + 5] - seen[1 + 6 * i]) / 0.8 for i in range(3))
+    tableau = Dopri5.tableau
+    y, t, errors = torch.ones(1, 1), 0.0, []
+    for h in (first, second):
+        slopes = []
+        for row, node in zip(tableau.a, tableau.c):
+            point = y + h * sum((float(a) * k for a, k in zip(row, slopes)), torch.zeros(1, 1))
+            slopes.append(field(torch.tensor([t + float(node) * h]), point))
+        new = y + h * sum(float(b) * k for b, k in zip(tableau.b, slopes))
+        error = h * sum(float(e) * k for e, k in zip(tableau.error, slopes))
+        errors.append((error.abs() / (1e-2 + 1e-2 * torch.maximum(y.abs(), new.abs()))).item())
+        y, t = new, t + h
+    assert errors[1] <= 1
+    powers = control.exponents(5)
+    # Errors before the first count as just good enough, safety included.
+    before = control.safety ** (-5 / control.integral)
+    expected = first * control.safety * errors[0] ** powers[0] * (1 / before) ** (powers[1] + powers[2])
+    assert second == pytest.approx(expected, rel=1e-6)
+    expected = second * control.safety * errors[1] ** powers[0] * errors[0] ** powers[1] / before ** powers[2]
+    assert third == pytest.approx(expected, rel=1e-6)
+
+
+def test_looking_less_often_changes_no_result(float64):
+    rates = torch.logspace(-1, 1.5, 16).unsqueeze(1)
+    field = lambda t, y, rate: -rate * y
+    often, seldom = (
+        Dopri5(1e-7, 1e-7, check_every=every).solve(field, torch.ones(16, 1), 0.0, 1.0, args=(rates,))
+        for every in (1, 5)
+    )
+    torch.testing.assert_close(often.y, seldom.y, rtol=1e-13, atol=1e-15)
+    assert torch.equal(often.stats.steps, seldom.stats.steps)
+    bad = torch.tensor([0.0, 1.0, 0.0])
+    poisoned = lambda t, y, bad: torch.where(((bad > 0) & (t > 0.5)).unsqueeze(1), torch.nan, -y)
+    solution = Dopri5(check_every=4).solve(poisoned, torch.ones(3, 2), 0.0, 1.0, args=(bad,))
+    assert solution.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    assert solution.y.isfinite().all()
+    limited = Dopri5(1e-9, 1e-9, check_every=4, max_steps=6).solve(field, torch.ones(16, 1), 0.0, 1.0, args=(rates,))
+    assert limited.stats.steps.max() == 6
+    assert limited.status.tolist().count(Status.MAX_STEPS) > 4
+    assert set(limited.stats.steps[limited.status == Status.MAX_STEPS].tolist()) == {6}
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is launched and what is read; views launch nothing."""
+
+    views = frozenset(
+        (
+            *("view", "expand", "unsqueeze", "unbind", "select", "slice", "t", "transpose", "_unsafe_view", "alias"),
+            *("detach", "squeeze", "as_strided", "split", "lift_fresh", "_reshape_alias"),
+        )
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        self.counts[name] += name not in self.views
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("per_sample", "budget"), [(False, 30), (True, 45)])
+def test_an_attempt_keeps_to_its_budget_of_operations(per_sample, budget):
+    totals = []
+    for steps in (5, 6):
+        solver = Dopri5(max_steps=steps, per_sample=per_sample, first_step=1e-3)
+        with torch.no_grad(), Operations() as operations:
+            solver.solve(lambda t, y: torch.sin(y), torch.randn(64, 8), 0.0, 1e3)
+        totals.append(operations.counts)
+    spent = totals[1] - totals[0]
+    assert spent["sin"] == 6
+    assert spent.total() - 6 <= budget, spent
+    assert spent["_local_scalar_dense"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dt_min": -1.0}, "positive length"),
+        ({"dt_max": 0.0}, "positive length"),
+        ({"dt_min": 0.2, "dt_max": 0.1}, "swap them"),
+        ({"on_dt_min": "ignore"}, "no such policy; pass 'stop' or 'accept'"),
+        ({"on_failure": "warn"}, "no such policy"),
+        ({"check_every": 0}, "at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Dopri5(**options)
+
+
+def test_objects_are_wanted_for_options():
+    with pytest.raises(TypeError, match=r"pass solvers\.PID\(0\.4, 0\.3\), say"):
+        Dopri5(controller="pi")
+    with pytest.raises(TypeError, match=r"pass solvers\.Checkpointed\(\), say"):
+        Dopri5(gradient="checkpointed")
+    for options, message in (({"integral": 0.0}, "without an integral"), ({"grow": 0.5}, "by one above")):
+        with pytest.raises(ValueError, match=message):
+            PID(**options)
+    assert issubclass(Tsit5, Adaptive)
