@@ -121,8 +121,8 @@ def bespoke(
 
     folder = folder_of(run)
     flow = load(folder, device=_device(device)).eval()
-    options = _guided(flow, run, guidance)
     context = _labels(flow, None, getattr(flow.field, "classes", 0))
+    options = _guided(flow, run, guidance)
     solver = fit_bespoke(
         flow, steps, seed=seed, context=context, iterations=iterations, progress=sys.stderr.isatty(), **options
     )

@@ -17,6 +17,7 @@ name                order    calls of the field              step
 ``UniPC``           3, 4     1 per step                      the same, corrected
 ``DEIS``            2, 3     1 per step                      the same
 ``Bespoke``         fitted   1 per step                      learned for one flow
+``Picard``          1        1 per window and round          Euler's grid, many steps at once
 ``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
 ``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
 ==================  =======  ==============================  ========================================
@@ -31,6 +32,7 @@ from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, G
 from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
 from cflow.solvers.names import METHODS, by_name
 from cflow.solvers.odeint import odeint, odeint_adjoint
+from cflow.solvers.picard import Picard
 from cflow.solvers.solution import Solution, Stats, Status, Tolerance
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
@@ -60,6 +62,7 @@ __all__ = [
     "Heun",
     "Midpoint",
     "Multistep",
+    "Picard",
     "Problem",
     "Ralston",
     "Solution",

@@ -40,7 +40,7 @@ class Adaptive(Solver):
 
     A sample fails by itself and stays at its last good state: ``NON_FINITE``, ``STEP_TOO_SMALL`` or ``MAX_STEPS``
     (attempts, counted per sample) in ``Solution.status``; the others finish. With ``per_sample=False`` all go on while
-    the step can be made smaller, then the rows that are not finite are left behind, or all where every one is.
+    the step can be made smaller, then those whose own error is the cause are left behind.
 
     Args:
         rtol, atol: the tolerances.

@@ -319,7 +319,8 @@ class _Adjoint(torch.autograd.Function):
         with torch.no_grad(), autocast(ctx.autocast):
             gradients = _Walk(ctx, cotangents).back()
         if torch.is_grad_enabled():
-            gradients = [None if g is None else _Once.apply(g.detach().requires_grad_()) for g in gradients]
+            inputs = ctx.saved_tensors[: ctx.count]
+            gradients = [None if g is None else _Once.apply(g.detach(), *inputs) for g in gradients]
         return None, None, *gradients
 
 
@@ -327,7 +328,8 @@ class _Once(torch.autograd.Function):
     """Raises when a gradient is differentiated again, also where it would come out as a constant without a word."""
 
     @staticmethod
-    def forward(ctx, gradient):
+    def forward(ctx, gradient, *inputs):
+        # Hung on what the solve depends on, whatever of it a second derivative is taken by.
         return gradient.view_as(gradient)
 
     @staticmethod

@@ -11,8 +11,8 @@ from cflow.solvers.gradients import Output, Step, Tape
 from cflow.solvers.outputs import Trajectory, extension
 from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem
-from cflow.solvers.stages import Stages
-from cflow.solvers.state import gather, per_row
+from cflow.solvers.stages import Attempt, Stages
+from cflow.solvers.state import gather
 
 __all__ = ["Joint"]
 
@@ -75,7 +75,7 @@ class Joint:
         solver, uncut = self.solver, self.h
         while self.t != end and len(self.y[0]):
             if self.attempts >= solver.max_steps:
-                self._leave(None, Status.MAX_STEPS)
+                self._leave(None, int(Status.MAX_STEPS))
                 return
             last = self.sign * (end - self.t) <= self.h * _STRETCH
             t_new = end if last else self.t + self.sign * self.h
@@ -105,7 +105,7 @@ class Joint:
         proposed = min(abs(step) * min(max(factor, control.shrink), self.ceiling), self.longest)
         self.ceiling = control.grow if accept else 1.0
         if not accept and (floor if solver.dt_min else proposed < self.shortest):
-            self._drop(tried.y)
+            self._drop(tried, uploaded[-1])
             return False, self.h
         if accept:
             self._moved(tried, times, step, t_new)
@@ -128,17 +128,15 @@ class Joint:
             self.passed += 1
         self.y, self.k, self.q, self.g, self.t = tried.y, tried.k, tried.q, tried.g, t_new
 
-    def _drop(self, y: list[Tensor]) -> None:
-        """Leaves behind the rows that cannot go on: those that are not finite one step ahead, or else all."""
+    def _drop(self, tried: Attempt, step: Tensor) -> None:
+        """Leaves behind the rows that cannot go on: those whose own error is too large, or not finite."""
         with torch.no_grad():
-            bad = ~torch.stack([torch.isfinite(per_row(value)).all(1) for value in (*y, *self.k)]).all(0)
-        good = torch.nonzero(~bad).flatten()
-        if len(good) in (0, len(bad)):
-            self._leave(None, Status.STEP_TOO_SMALL if len(good) else Status.NON_FINITE)
-        else:
-            self._leave(good, Status.NON_FINITE)
+            ratio = self.stages.ratio(tried, self.y, self.q, step.expand(len(self.y[0])), self.solver.unit)
+        good = torch.nonzero(ratio <= self.solver.unit).flatten()
+        cause = torch.where(ratio.isfinite(), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+        self._leave(good, cause)
 
-    def _leave(self, good: Tensor | None, status: Status | None) -> None:
+    def _leave(self, good: Tensor | None, status: Tensor | int | None) -> None:
         """Puts all rows back with what became of them, and goes on with ``good``, places among them, or none."""
         rows = slice(None) if self.rows is None else self.rows
         whole = self.trajectory.places if self.rows is None else self.rows
@@ -149,7 +147,7 @@ class Joint:
             store[rows] = value
         self.reached[rows] = self.t
         if status is not None:
-            fate = torch.full_like(whole, int(status))
+            fate = torch.zeros_like(whole) + status
             if good is not None:
                 fate[good] = int(Status.SUCCESS)
             self.status.index_copy_(0, whole, fate)

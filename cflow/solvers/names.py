@@ -9,6 +9,7 @@ from typing import Any
 from cflow.solvers.adaptive import Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint, Ralston
 from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, UniPC
+from cflow.solvers.picard import Picard
 from cflow.solvers.solver import Solver
 from cflow.solvers.stochastic import EulerMaruyama, StochasticHeun
 
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Solver]] = {
     "euler_maruyama": EulerMaruyama,
     "heun": Heun,
     "midpoint": Midpoint,
+    "picard": Picard,
     "ralston": Ralston,
     "rk4": RK4,
     "stochastic_heun": StochasticHeun,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -88,6 +89,8 @@ class PerSample:
         zeros = torch.zeros_like(status)
         # What a graph is built of by plain operations must not be written into.
         self.graph = torch.is_grad_enabled() and tape is None
+        # Control is never differentiated; entering torch's mode costs as much as an operation.
+        self.quiet = torch.no_grad if self.graph else nullcontext
         self.rows = Rows(
             problem.y0, k, g, [torch.zeros_like(value) for value in g], t, h if self.forward else -h, zeros,
             zeros.clone(), status, torch.full_like(t, solver.controller.grow), [torch.ones_like(t)] * history,
@@ -186,14 +189,14 @@ class PerSample:
 
     def _try(self, rows: Rows, going: Tensor, end: Tensor) -> Tried:
         """Tries one step of every sample."""
-        with torch.no_grad():
+        with self.quiet():
             ahead = torch.add(rows.t, rows.h, alpha=_STRETCH)
             last = ahead >= end if self.forward else ahead <= end
             t_new = torch.where(last, end, rows.t + rows.h)  # a row at rest stays where it is
             step = t_new - rows.t  # what the clock really moves, rounding included
             times = self._times(rows.t, step, t_new)
         attempt = self.stages.step(rows.y, rows.k, rows.q, rows.g, times, step, self.args)
-        with torch.no_grad():
+        with self.quiet():
             ratio = self.stages.ratio(attempt, rows.y, rows.q, step, self.solver.unit)
             accept, proposed, stuck = self._judge(rows, step, ratio)
             good, on = accept & going, going > (accept & last)
@@ -227,7 +230,7 @@ class PerSample:
 
     def _look(self, rows: Rows, before: Tensor, tried: Tried) -> list[int]:
         """Reads at once: how many go on, are stuck, are accepted, left the finite numbers; and outputs passed."""
-        with torch.no_grad():
+        with self.quiet():
             asked = [tried.going, tried.stuck]
             if self.graph or self.tape is not None:
                 asked += [tried.good, before & ~tried.ratio.isfinite()]
@@ -257,12 +260,18 @@ class PerSample:
         if tried.crossed is not None:
             self._interpolate(rows, attempt, tried, looked[-1], record)
             passed = passed + tried.crossed
-        pick = lambda new, old: torch.where(like_rows(accept, new), new, old)
-        y, k, q, g = (
-            [pick(new, old) for new, old in zip(news, olds)]
-            for news, olds in ((attempt.y, rows.y), (attempt.k, rows.k), (attempt.q, rows.q), (attempt.g, rows.g))
+        wide = [like_rows(accept, part) for part in rows.y]
+        y, k = (
+            [torch.where(each, new, old) for each, new, old in zip(wide, news, olds)]
+            for news, olds in ((attempt.y, rows.y), (attempt.k, rows.k))
         )
-        with torch.no_grad():
+        q, g = rows.q, rows.g
+        if q:
+            q, g = (
+                [torch.where(like_rows(accept, new), new, old) for new, old in zip(news, olds)]
+                for news, olds in ((attempt.q, q), (attempt.g, g))
+            )
+        with self.quiet():
             uncut = rows.uncut
             if stop:
                 longer = torch.where(tried.proposed.abs() > rows.h.abs(), tried.proposed, rows.h)

@@ -3,12 +3,33 @@ import dataclasses
 import pytest
 import torch
 
-from cflow.solvers import RK4, Dopri5, Euler, Heun, Midpoint, check_solver
+from cflow.solvers import (
+    RK4,
+    Bosh3,
+    Checkpointed,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    Tsit5,
+    check_solver,
+)
 from cflow.solvers.conformance import SOLVER_CHECKS
 from cflow.solvers.solution import Status
 
+MEMBERS = {
+    **{type(each).__name__: each for each in (Euler(5), Midpoint(5), Heun(5), Ralston(5), RK4(5))},
+    **{kind.__name__: kind() for kind in (Bosh3, Dopri5, Tsit5, Dopri8)},
+    **{f"{kind.__name__} joint": kind(per_sample=False) for kind in (Bosh3, Dopri5, Tsit5, Dopri8)},
+    "RK4 checkpointed": RK4(5, gradient=Checkpointed()),
+    "Dopri5 checkpointed": Dopri5(gradient=Checkpointed()),
+    "Dopri8 joint checkpointed": Dopri8(per_sample=False, gradient=Checkpointed()),
+}
 
-@pytest.mark.parametrize("solver", [Euler(5), Midpoint(5), Heun(5), RK4(5), Dopri5()], ids=lambda s: type(s).__name__)
+
+@pytest.mark.parametrize("solver", MEMBERS.values(), ids=MEMBERS)
 @pytest.mark.parametrize("check", SOLVER_CHECKS)
 def test_solver_conforms(solver, check):
     check_solver(solver, checks=[check])
