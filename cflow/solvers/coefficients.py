@@ -226,7 +226,7 @@ def multistep_rows(frame: Frame, order: int, *, corrected: bool = False) -> list
     for n in range(count):
         without = 1 if reached >= 4 and n >= 3 else None
         change: Weights = {}
-        if reached >= 4 and n == 3 and frame.anchored(0) and all(frame.usable[1:4]):
+        if reached >= 4 and n == 3 and frame.anchored(0) and _spread(frame):
             again = frame.weights(0, 3, [3, 2])
             again[0] += frame.gain(0, 3)
             change = _difference(again, total)
@@ -246,6 +246,12 @@ def multistep_rows(frame: Frame, order: int, *, corrected: bool = False) -> list
         shown = _row(frame, n, (1.0, 0.0), change) if change else None
         steps.append(Step(_row(frame, n, frame.first(n, n + 1), weights), shown, frame.slopes[n]))
     return steps
+
+
+def _spread(frame: Frame) -> bool:
+    """Says whether nodes 0, 2 and 3 carry a parabola that does not magnify the rounding of their slopes."""
+    apart = min(abs(frame.z[2] - frame.z[0]), abs(frame.z[3] - frame.z[2]))
+    return all(frame.usable[1:4]) and apart >= 0.5 * _APART * abs(frame.z[3] - frame.z[0])
 
 
 def _row(frame: Frame, n: int, first: tuple[float, float], weights: Weights) -> Row:

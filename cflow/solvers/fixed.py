@@ -123,31 +123,59 @@ class FixedGrid(Solver):
             return problem.nothing()
         nodes = self.layout(problem)
         tape = self.gradient.begin(problem, params)
-        y, integrals, outputs = problem.y0, [], Outputs(problem.at)
+        outputs = Outputs(problem.at)
+        outputs.keep(nodes[0], problem.y0)
         with without_graph(tape):
-            used = self.calls_per_step()
-            stages, step = self.tableau.stages[:used], self.tableau.step
-            times = _stage_times(problem, nodes, self.tableau.nodes[:used])
-            outputs.keep(nodes[0], y)
-            for index, (start, end) in enumerate(itertools.pairwise(nodes)):
-                h, before = end - start, y
-                at_stages = times[index * used : (index + 1) * used]
-                slopes, integrands = [], []
-                for t, stage in zip(at_stages, stages):
-                    k, g = problem(t, y if stage is None else _advance(y, slopes, stage, h))
-                    slopes.append(k)
-                    integrands.append(g)
-                y = _advance(y, slopes, step, h)
-                if problem.tolerances:
-                    if not integrals:
-                        integrals = [torch.zeros_like(g) for g in integrands[0]]
-                    integrals = _advance(integrals, integrands, step, h)
-                kept = outputs.keep(end, y)
-                if tape is not None:
-                    tape.steps.append(Step(self.tableau, before, at_stages, h, outputs=[Output(slot) for slot in kept]))
+            times = _stage_times(problem, nodes, self.tableau.nodes[: self.calls_per_step()])
+            if tape is None and problem.plain:
+                y, integrals = self._plain(problem, nodes, times, outputs)
+            else:
+                y, integrals = self._walk(problem, nodes, times, outputs, tape)
         if tape is not None:
             y, integrals, outputs.kept = tape.attach(y, integrals, outputs.kept)
         return finished(problem, len(nodes) - 1, y, integrals, outputs)
+
+    def _plain(self, problem: Problem, nodes, times, outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
+        """Walks a state of one tensor without integrals: in a small network's step, little else is left to save."""
+        (y,), slope, end, keeps = problem.y0, problem.slope(), self.tableau.step, bool(outputs.times)
+        later, calls = self.tableau.stages[1 : self.calls_per_step()], len(times)
+        lengths, times = [stop - start for start, stop in itertools.pairwise(nodes)], iter(times)
+        if not later and not keeps:
+            for h, t in zip(lengths, times):
+                y = torch.add(y, slope(t, y), alpha=h)
+            lengths = []
+        for h, stop in zip(lengths, nodes[1:]):
+            slopes = [slope(next(times), y)]
+            for stage in later:
+                slopes.append(slope(next(times), stage.advance(y, slopes, h)))
+            y = end.advance(y, slopes, h)
+            if keeps:
+                outputs.keep(stop, [y])
+        problem.calls += calls - 1
+        problem.rows += (calls - 1) * problem.batch
+        return [y], []
+
+    def _walk(self, problem: Problem, nodes, times, outputs: Outputs, tape) -> tuple[list[Tensor], list[Tensor]]:
+        """Walks a state of several parts, with integrals, on a tape where there is one."""
+        y, integrals, used = problem.y0, [], self.calls_per_step()
+        stages, step = self.tableau.stages[:used], self.tableau.step
+        for index, (start, end) in enumerate(itertools.pairwise(nodes)):
+            h, before = end - start, y
+            at_stages = times[index * used : (index + 1) * used]
+            slopes, integrands = [], []
+            for t, stage in zip(at_stages, stages):
+                k, g = problem(t, y if stage is None else _advance(y, slopes, stage, h))
+                slopes.append(k)
+                integrands.append(g)
+            y = _advance(y, slopes, step, h)
+            if problem.tolerances:
+                if not integrals:
+                    integrals = [torch.zeros_like(g) for g in integrands[0]]
+                integrals = _advance(integrals, integrands, step, h)
+            kept = outputs.keep(end, y)
+            if tape is not None:
+                tape.steps.append(Step(self.tableau, before, at_stages, h, outputs=[Output(slot) for slot in kept]))
+        return y, integrals
 
 
 class Outputs:

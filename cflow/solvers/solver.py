@@ -131,6 +131,27 @@ class Problem:
                 slopes[index] = slopes[index].to(part.dtype)
         return slopes, integrands
 
+    @property
+    def plain(self) -> bool:
+        """Whether the state is one tensor, kept in its own dtype, and nothing is integrated beside it."""
+        return self.single and not self.converts and not self.tolerances
+
+    def slope(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Gives ``f`` of a plain state: what calling does, with less around it; the first call is checked.
+
+        The caller adds to ``calls`` and ``rows`` what it makes of it, but for the first.
+        """
+        f, args, dtype, first = self.f, self.args, self.dtype, [True]
+
+        def slope(t: Tensor, y: Tensor) -> Tensor:
+            if first:
+                first.clear()
+                return self(t, [y])[0][0]
+            k = f(t, y, *args)
+            return k if k.dtype is dtype else k.to(dtype)
+
+        return slope
+
     def _check_first(self, slopes: list[Tensor], parts: list[Tensor]) -> None:
         for slope, part in zip(slopes, parts):
             if slope.shape != part.shape:

@@ -33,6 +33,13 @@ class Combination(NamedTuple):
             total = torch.add(total, slopes[other][part], alpha=ratio)
         return total
 
+    def advance(self, y: Tensor, slopes: list[Tensor], h: float) -> Tensor:
+        """Computes ``y + h sum_j w_j k_j`` for a state of one part."""
+        total = slopes[self.lead]
+        for other, ratio in self.rest:
+            total = torch.add(total, slopes[other], alpha=ratio)
+        return torch.add(y, total, alpha=self.weight * h)
+
 
 def _combination(weights: tuple[Fraction, ...]) -> Combination | None:
     """Builds the combination of the nonzero weights; None when all are zero."""

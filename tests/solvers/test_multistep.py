@@ -293,9 +293,11 @@ def test_a_node_next_to_another_is_not_extrapolated_from():
     """The rounding of its slope would be multiplied by the ratio of the steps."""
     noisy = lambda t, y: -y + 1e-3 * torch.sin(1e9 * t).unsqueeze(1)
     y0 = torch.ones(1, 1, dtype=torch.float64)
-    for solver in (AdamsBashforth(10), AdamsBashforth(10, order=4)):
-        at = [0.3 + 2e-6]
-        assert abs(float(solver.solve(noisy, y0, 0.0, 1.0, at=at).y) - math.exp(-1)) < 5e-3
+    path = paths.Cosine()
+    for solver in (AdamsBashforth(10), AdamsBashforth(10, order=4), UniPC(10, order=3), DEIS(10, order=3)):
+        for after in (0.2, 0.28, 0.36, 0.44):
+            solve = lambda f, after=after, solver=solver: solver.solve(f, y0, 0.2, 1.0, at=[after + 2e-6], path=path).y
+            assert abs(float(solve(noisy) - solve(lambda t, y: -y))) < 5e-3, (solver, after)
 
 
 def test_single_and_half_precision_states():

@@ -201,6 +201,14 @@ def test_a_solve_that_fails_raises():
         odeint(lambda t, y: y * y, torch.ones(1, dtype=torch.float64), [0.0, 2.0], method="fehlberg2", rtol=1e-5)
 
 
+def test_the_shortest_step_is_taken_whatever_its_error():
+    seen = []
+    f = lambda t, y: seen.append(1) or -50 * y * torch.cos(20 * t)
+    y = odeint(f, torch.ones(1, dtype=torch.float64), [0.0, 1.0], rtol=1e-12, atol=1e-12, options={"min_step": 0.05})
+    assert y.isfinite().all()
+    assert len(seen) <= 2 + 6 * 21
+
+
 def test_every_method_of_ours_that_needs_no_schedule_is_named():
     from cflow.solvers import Adaptive
     from cflow.solvers.odeint import _OWN
