@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
-from cflow.solvers.gradients import Backprop, Gradient, Output, Step, without_graph
+from cflow.solvers.adjoint import Output, Step
+from cflow.solvers.gradients import Backprop, Gradient, without_graph
 from cflow.solvers.solution import Solution, Stats
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.tableau import Combination, Tableau

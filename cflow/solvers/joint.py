@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cflow.solvers.gradients import Output, Step, Tape
+from cflow.solvers.adjoint import Output, Step, Tape
 from cflow.solvers.outputs import Trajectory, extension
 from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem

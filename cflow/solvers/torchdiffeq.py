@@ -12,17 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cflow.registry import register
+from cflow.solvers.adjoint import autocast, autocast_state
 from cflow.solvers.fixed import through
-from cflow.solvers.gradients import (
-    Backprop,
-    Checkpointed,
-    ContinuousAdjoint,
-    Gradient,
-    autocast,
-    autocast_state,
-    refuse_strangers,
-    wanted_parameters,
-)
+from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
+from cflow.solvers.parameters import refuse_strangers, wanted_parameters
 from cflow.solvers.solution import Solution, Stats, Tolerance, check_tolerances
 from cflow.solvers.solver import Problem, Solver
 

@@ -35,8 +35,8 @@ def fit_bespoke(
     seed: int = 0,
     context: Tensor | None = None,
     guidance: Any = None,
-    samples: int = 1024,
-    validation: int = 512,
+    samples: int = 512,
+    validation: int = 256,
     batch_size: int = 128,
     iterations: int = 400,
     lr: float = 2e-2,
@@ -56,7 +56,7 @@ def fit_bespoke(
     error. The network's weights are not touched.
 
     Cost: ``samples + validation`` reference solves, and ``iterations * batch_size * steps`` network calls forward and
-    backward; seconds for a small network, a minute or two for the U-Net of the digits.
+    backward: some seconds for a small network on a CPU core, minutes for a U-Net.
 
     Args:
         flow: a :class:`cflow.ContinuousFlow`. Where its interval leaves a bit of [0, 1] out, sampling crosses that bit
@@ -71,7 +71,7 @@ def fit_bespoke(
         batch_size: samples per iteration, and carried at once.
         iterations: steps of Adam.
         lr: its learning rate, in units of a step's length.
-        reference: a solver that is accurate; ``Dopri5(rtol=1e-5, atol=1e-5)`` unless given.
+        reference: a solver that is accurate; ``Dopri5(rtol=1e-4, atol=1e-4)`` unless given.
         progress: show a bar.
 
     Raises:
@@ -94,7 +94,7 @@ def fit_bespoke(
         flow, context, lr, steps=steps, samples=samples, validation=validation, batch_size=batch_size,
         iterations=iterations,
     )  # fmt: skip
-    reference = Dopri5(rtol=1e-5, atol=1e-5) if reference is None else reference
+    reference = Dopri5(rtol=1e-4, atol=1e-4) if reference is None else reference
     modes = [(module, module.training) for module in flow.modules()]
     flow.eval()
     try:

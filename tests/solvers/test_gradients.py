@@ -23,7 +23,9 @@ from cflow.solvers import (
     Midpoint,
     Ralston,
 )
-from cflow.solvers.gradients import Output, Step, parameters_of, without_graph
+from cflow.solvers.adjoint import Output, Step
+from cflow.solvers.gradients import without_graph
+from cflow.solvers.parameters import parameters_of
 from cflow.solvers.solver import Problem
 
 METHODS = [Euler, Midpoint, Heun, Ralston, RK4]
