@@ -69,8 +69,7 @@ def transport(
     first, last = min(inner0, inner1), max(inner0, inner1)
     inside = None if at is None else [t for t in at if first <= t <= last]
     solution = solver.solve(
-        integrand, x, inner0, inner1, args=args, params=tuple(flow.field.parameters()), quadratures=wanted,
-        path=flow.path, generator=generator, at=inside,
+        integrand, x, inner0, inner1, args=args, quadratures=wanted, path=flow.path, generator=generator, at=inside,
     )  # fmt: skip
     y, status = solution.y, solution.status
     for name, value in solution.quadratures.items():

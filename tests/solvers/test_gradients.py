@@ -11,6 +11,8 @@ import cflow
 from cflow.bases import Normal
 from cflow.divergence import Exact, Hutchinson
 from cflow.fields import MLP
+from cflow.guidance import AutoGuidance
+from cflow.paths import Linear
 from cflow.solvers import (
     RK4,
     Backprop,
@@ -512,6 +514,25 @@ def test_a_flow_has_the_same_gradients_in_both_modes(solver, divergence):
         return density + draw.square().sum() + log_prob.sin().sum()
 
     close(gradients(loss(Checkpointed()), wanted), gradients(loss(Backprop()), wanted), 1e-9)
+
+
+def test_a_weak_field_that_guides_gets_its_gradient_too():
+    """Parameters are found through all that the integrand refers to, guidance included."""
+    fields_of_both = [MLP(2, (16,)) for _ in range(2)]
+    for field in fields_of_both:
+        for parameter in field.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(5))
+    strong, weak = (field.double() for field in fields_of_both)
+    flow = cflow.ContinuousFlow(strong, Normal(2), path=Linear()).double()
+    wanted, found = [*strong.parameters(), *weak.parameters()], []
+    for mode in (Checkpointed(), Backprop()):
+        draw = flow.rsample(
+            (5,), solver=Heun(4, gradient=mode), guidance=AutoGuidance(weak, 2.0),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        found.append(gradients(draw.square().sum(), wanted))
+    assert all(bool(each.any()) for each in found[0])
+    close(found[0], found[1], 1e-10)
 
 
 def test_the_option_is_saved_with_a_flow(tmp_path):
