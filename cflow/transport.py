@@ -9,7 +9,7 @@ import torch
 
 from .divergence import Hutchinson
 from .shapes import expand_like, rows
-from .solvers import FixedGrid, Solution, Status, StochasticGrid, Tolerance
+from .solvers import Bespoke, FixedGrid, Solution, Status, StochasticGrid, Tolerance
 from .velocity import VelocityAndScore
 
 __all__ = ["QUADRATURES", "transport"]
@@ -50,6 +50,15 @@ def transport(
         integrand = VelocityAndScore(flow, "transport", guidance)
         inner = flow.path.score_interval
         low, high = max(low, inner[0]), min(high, inner[1])
+    if isinstance(solver, Bespoke):
+        # Fitted from end to end, with calls inside: nothing is left to cross.
+        if not low <= min(solver.times) <= max(solver.times) <= high:
+            raise ValueError(
+                f"flow.transport(solver=Bespoke with calls at {solver.times}): on {flow.path!r} the network's "
+                f"prediction gives a velocity inside [{low:.6g}, {high:.6g}] alone; fit the solver to this flow by "
+                f"training.fit_bespoke."
+            )
+        low, high = 0.0, 1.0
     density = any(name.startswith("ladj") for name in names)
     # A log-determinant that is returned is held to the solver's tolerance, as the state is.
     held = Tolerance(solver.rtol, solver.atol) if hasattr(solver, "rtol") else None

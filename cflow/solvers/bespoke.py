@@ -30,7 +30,8 @@ class Bespoke(Solver):
     Every explicit Runge-Kutta and multistep method with as many calls is of this form (:meth:`of` writes one in it), so
     that coefficients fitted to a flow, as ``training.fit_bespoke`` does, are never worse there than the best of these.
     States on the way mean nothing by themselves; the solver goes forward over the interval that it was fitted to, and
-    only there. Keep it for one flow, or save it with a flow as its ``solver``.
+    only there. Its calls may stay inside a shorter one, where the velocity of a flow is well conditioned, and the last
+    weights still lead to the end. Keep it for one flow, or save it with a flow as its ``solver``.
 
     Cost: ``len(times)`` calls of ``f``, one fused multiply-add per weight; start and velocities are kept; nothing is
     read from the device.

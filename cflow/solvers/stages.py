@@ -50,23 +50,28 @@ class Stages:
         """Steps rows from ``y`` with slope ``k`` over ``h`` (one number, or ``[b]``); ``times [b]`` are the stages'."""
         tableau, problem = self.tableau, self.problem
         widths = [like_rows(h, part).to(part.dtype) if h.dim() else h for part in y]
+        integrands, last = [g], len(tableau.a) - 1
         if self.sums:
-            moves, point = [], self._sum
+            moves = [[slope * width for slope, width in zip(k, widths)]]
         else:
             if not self.buffers or self.buffers[0].shape != y[0].shape:
                 self.buffers = [_Buffer(tableau, part) for part in y]
-            moves, point = self.buffers, self._product
-            for buffer, part in zip(moves, y):
+            moves = self.buffers
+            for buffer, part, slope, width in zip(moves, y, k, widths):
                 buffer.start = part.reshape(-1)
-        self._add(moves, 0, k, widths)
-        integrands, z, last = [g], y, len(tableau.a) - 1
+                torch.mul(slope, width, out=buffer.stages[0])
+        z = y
         for stage in range(1, last + 1):
-            z = point(y, moves, stage)
+            z = self._point(y, moves, stage)
             k, g = problem(times[stage], z, args)
-            self._add(moves, stage, k, widths)
             integrands.append(g)
+            if self.sums:
+                moves.append([slope * width for slope, width in zip(k, widths)])
+            else:
+                for buffer, slope, width in zip(moves, k, widths):
+                    torch.mul(slope, width, out=buffer.stages[stage])
         if not tableau.fsal:
-            z = point(y, moves, last + 1)
+            z = self._point(y, moves, last + 1)
             k, g = problem(times[-1], z, args)
         q = [part + self._integral(tableau.step, integrands, at) * _wide(h, part) for at, part in enumerate(q)]
         return Attempt(z, k, q, g, moves, integrands)
@@ -86,12 +91,12 @@ class Stages:
             elif self.sums:
                 error = self.tableau.estimate.bracket(attempt.moves, index) * self.tableau.estimate.weight
             else:
-                error = attempt.moves[index].error().view(old.shape)
+                error = attempt.moves[index].error().view_as(old)
             size = max(1, old.shape[1:].numel() if each else old.numel()) ** 0.5
             relative = error / self._allowed(old, new, bound, size / unit)
             found = torch.linalg.vector_norm(per_row(relative), dim=1) if each else torch.linalg.vector_norm(relative)
             largest = found if largest is None else torch.maximum(largest, found)
-        return largest.to(self.problem.dtype)
+        return largest if largest.dtype is self.problem.dtype else largest.to(self.problem.dtype)
 
     def interpolate(self, y: list[Tensor], attempt: Attempt, weights: list[float] | Tensor) -> list[Tensor]:
         """Gives the state inside a step: ``y + sum_j w_j h k_j``; ``weights`` per stage, or ``[stages, b]``."""
@@ -106,23 +111,15 @@ class Stages:
             states.append(part)
         return states
 
-    def _add(self, moves: list, stage: int, k: list[Tensor], widths: list[Tensor]) -> None:
-        if self.sums:
-            moves.append([slope * width for slope, width in zip(k, widths)])
-        else:
-            for buffer, slope, width in zip(moves, k, widths):
-                torch.mul(slope, width, out=buffer.stages[stage])
-
-    def _sum(self, y: list[Tensor], moves: list, stage: int) -> list[Tensor]:
+    def _point(self, y: list[Tensor], moves: list, stage: int) -> list[Tensor]:
         """Gives the state at a stage; at one past the last, the end of the step."""
+        if not self.sums:
+            return [
+                torch.addmv(each.start, each.slopes[stage], each.rows[stage]).view_as(part)
+                for part, each in zip(y, moves)
+            ]
         weights = self.tableau.step if stage == len(self.tableau.a) else self.tableau.stages[stage]
         return [torch.add(part, weights.bracket(moves, at), alpha=weights.weight) for at, part in enumerate(y)]
-
-    def _product(self, y: list[Tensor], moves: list, stage: int) -> list[Tensor]:
-        """Gives the same from the buffers."""
-        return [
-            torch.addmv(buffer.start, buffer.slopes[stage], buffer.rows[stage]).view(buffer.shape) for buffer in moves
-        ]
 
     @staticmethod
     def _integral(weights: Combination, integrands: list[list[Tensor]], index: int) -> Tensor:

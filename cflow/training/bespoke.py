@@ -24,6 +24,7 @@ from cflow.solvers import (
     Solver,
     UniPC,
 )
+from cflow.transport import transport
 
 __all__ = ["fit_bespoke"]
 
@@ -59,8 +60,8 @@ def fit_bespoke(
     backward: some seconds for a small network on a CPU core, minutes for a U-Net.
 
     Args:
-        flow: a :class:`cflow.ContinuousFlow`. Where its interval leaves a bit of [0, 1] out, sampling crosses that bit
-            with a call or two more.
+        flow: a :class:`cflow.ContinuousFlow`. Where its interval leaves a bit of [0, 1] out, the calls stay inside it
+            and the weights lead to the ends.
         steps: calls of the network.
         seed: seed of the base samples and of what context they get.
         context: contexts ``[M, *context_shape]`` of a conditional flow, drawn with replacement: such as
@@ -104,12 +105,12 @@ def fit_bespoke(
             _Pairs.draw(flow, count, context, guidance, batch_size, reference, generator)
             for count in (samples, validation)
         )
-        generic = [Bespoke.of(each, path=flow.path, interval=flow.interval) for each in _generic(flow, steps)]
+        generic = _generic(flow, steps)
         errors = [held.error(each) for each in generic]
         first = min(range(len(generic)), key=lambda index: errors[index][0])
         start, (found, error_before) = generic[first], errors[first]
         best, error = start, error_before
-        model = _Coefficients(start).to(device)
+        model = _Coefficients(start, flow.interval).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations + 1, pct_start=0.1)
         for step in _bar(iterations, progress):
@@ -135,7 +136,7 @@ def fit_bespoke(
 
 @dataclass
 class _Pairs:
-    """Base samples ``[N, *event]`` (where the flow's interval begins), where they end, and their contexts."""
+    """Base samples ``[N, *event]``, where they end, and their contexts."""
 
     velocity: Any
     x0: Tensor
@@ -147,26 +148,22 @@ class _Pairs:
     @torch.no_grad()
     def draw(cls, flow, count: int, context, guidance, batch: int, reference: Solver, generator) -> _Pairs:
         """Draws base samples and carries them to the data, ``batch`` at a time."""
-        low, high = flow.interval
         x0 = flow.cast(flow.base.sample((count,), generator=generator))
         given = None
         if context is not None:
             context = flow.cast(torch.as_tensor(context))
             chosen = torch.randint(len(context), (count,), generator=generator, device=generator.device)
             given = context[chosen.to(context.device)]
-        starts, ends = [], []
+        ends = []
         for index in range(0, count, batch):
             here = None if given is None else given[index : index + batch]
             x = x0[index : index + batch]
-            if low > 0:
-                x = flow.transport(x, 0.0, low, here, guidance=guidance).y
-            solution = flow.transport(x, low, high, here, solver=reference, guidance=guidance)
-            starts.append(x)
+            solution = flow.transport(x, 0.0, 1.0, here, solver=reference, guidance=guidance)
             try:
                 ends.append(solution.require_success().y)
             except RuntimeError as failure:
                 raise FloatingPointError(f"fit_bespoke: the reference {reference!r} failed: {failure}") from None
-        return cls(flow.velocity_field(guidance), torch.cat(starts), torch.cat(ends), given, batch)
+        return cls(flow.velocity_field(guidance), x0, torch.cat(ends), given, batch)
 
     def some(self, count: int, generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gives some of the pairs with their contexts."""
@@ -189,9 +186,9 @@ class _Pairs:
 class _Coefficients(nn.Module):
     """The numbers of a :class:`Bespoke` solver as parameters: their changes, step by step, in units of the steps."""
 
-    def __init__(self, solver: Bespoke):
+    def __init__(self, solver: Bespoke, inside: tuple[float, float]):
         super().__init__()
-        self.like, count = solver, len(solver.times)
+        self.like, self.inside, count = solver, inside, len(solver.times)
         weights = torch.zeros(count, count, dtype=torch.float64)
         for n, row in enumerate(solver.weights):
             weights[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
@@ -205,7 +202,7 @@ class _Coefficients(nn.Module):
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Gives the times, the weights of the start and those of the velocities."""
         unit = (self.like.interval[1] - self.like.interval[0]) / len(self.like.times)
-        times = (self.times_before + unit * self.times).clamp(*self.like.interval)
+        times = (self.times_before + unit * self.times).clamp(*self.inside)
         # A change made in one step stays in all that follow, as in a walk.
         starts = self.starts_before + unit * self.starts.cumsum(0)
         weights = self.weights_before + unit * (self.weights * self.triangle).cumsum(0)
@@ -239,16 +236,54 @@ def _log_error(x: Tensor, target: Tensor) -> Tensor:
     return torch.log(rows(x - target).square().mean(1) + 1e-20)
 
 
-def _generic(flow, steps: int) -> list[Solver]:
-    """Lists the generic solvers of as many calls."""
-    solvers = [Euler(steps), AdamsBashforth(steps), AdamsBashforth(steps, order=3)]
-    if isinstance(flow.path, AffinePath):
-        solvers += [DPMSolverPP2M(steps), UniPC(steps), DEIS(steps)]
-    if steps % 2 == 0:
-        solvers += [Midpoint(steps // 2), Heun(steps // 2)]
-    if steps % 4 == 0:
-        solvers.append(RK4(steps // 4))
-    return solvers
+class _Shown:
+    """Stands for a flow whose velocities are unit vectors, so that states show their weights."""
+
+    def __init__(self, flow, calls: int):
+        self.path, self.interval, self.solver, self.divergence = flow.path, flow.interval, flow.solver, flow.divergence
+        self.event_shape = torch.Size((calls + 1,))
+        self.unit = torch.eye(calls + 1, dtype=torch.float64)
+        self.times, self.states = [], []
+
+    def velocity_field(self, guidance):
+        return self.show
+
+    def show(self, t: Tensor, x: Tensor, context) -> Tensor:
+        self.times.append(float(t))
+        self.states.append(x[0])
+        return self.unit[len(self.times), None]
+
+
+def _written(flow, solver: Solver, calls: int) -> Bespoke | None:
+    """Writes what sampling by a solver does, what it crosses at the ends included; None if it takes more calls, or fails."""
+    shown = _Shown(flow, calls)
+    try:
+        end = transport(shown, shown.unit[:1], 0.0, 1.0, None, None, solver=solver).y[0]
+    except IndexError:
+        return None
+    if len(shown.times) != calls or not bool(end.isfinite().all()):
+        return None
+    rows = [state.tolist() for state in (*shown.states[1:], end)]
+    return Bespoke(
+        tuple(shown.times), tuple(row[0] for row in rows), tuple(tuple(row[1 : n + 2]) for n, row in enumerate(rows))
+    )
+
+
+def _generic(flow, steps: int) -> list[Bespoke]:
+    """Lists the generic solvers of as many calls; where an end is crossed on its own, they have fewer steps."""
+    written = []
+    for count in dict.fromkeys(range(steps, max(0, steps - 3), -1)):
+        solvers = [Euler(count), AdamsBashforth(count), AdamsBashforth(count, order=3)]
+        if isinstance(flow.path, AffinePath):
+            solvers += [DPMSolverPP2M(count), UniPC(count), DEIS(count)]
+        solvers += [Midpoint(steps=max(1, count // 2)), Heun(max(1, count // 2)), RK4(max(1, count // 4))]
+        written += [each for each in (_written(flow, solver, steps) for solver in solvers) if each is not None]
+    if not written:
+        raise ValueError(
+            f"fit_bespoke(steps={steps}): on {flow.path!r} no generic solver makes do with so few calls, and a fit has "
+            f"to begin somewhere; ask for two steps more."
+        )
+    return written
 
 
 def _check(flow, context, lr: float, **counts: int) -> None:

@@ -108,12 +108,18 @@ def test_a_conditional_flow_under_guidance(generator):
 def test_flows_whose_interval_is_shorter(path, generator):
     flow = gaussian(path)
     solver = training.fit_bespoke(flow, 4, iterations=30, **SMALL)
-    assert solver.interval == flow.interval
+    low, high = flow.interval
+    assert solver.interval == (0.0, 1.0)
+    assert low <= min(solver.times) <= max(solver.times) <= high
     x = torch.randn(200, 2, generator=generator)
     solution = flow.transport(x, 0.0, 1.0, solver=solver)
     exact = flow.field.carry(x, 0.0, 1.0)[0]
     assert solution.success.all()
+    assert solution.stats.nfe == 4  # the ends are reached without a call more
     assert (solution.y - exact).abs().mean() < 0.1
+    if low > 0:
+        with pytest.raises(ValueError, match="fit the solver to this flow"):
+            flow.transport(x, 0.0, 1.0, solver=Bespoke.of(Euler(3)))
 
 
 def test_a_flow_without_a_path():
