@@ -359,7 +359,7 @@ def draw(rows, picture):
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = list(problems())
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.6), sharey=True, layout="constrained")
@@ -375,6 +375,7 @@ def draw(rows, picture):
             )  # fmt: skip
         axis.set_title(problem)
         axis.set_xlabel("calls of the field")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0].set_ylabel("largest error at the end")
     axes[0].legend(fontsize=7)
     figure.savefig(picture, dpi=110)
