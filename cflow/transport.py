@@ -103,6 +103,8 @@ def transport(
             elif t not in states:  # in a stretch that is crossed
                 begun = abs(t - t0) < abs(inner0 - t0)
                 states[t], _, more = cross(start, t0, t, inner0) if begun else cross(at_inner1, inner1, t, inner1)
+                if not begun:
+                    states[t] = torch.where(expand_like(fine, y), states[t], at_inner1)
                 calls += more
         trajectory = torch.stack([states[t] for t in at])
     solution.stats.nfe += calls

@@ -38,9 +38,10 @@ class Adaptive(Solver):
     States at output times come from the method's continuous extension, which lengthens no solve (its order is one less
     than the method's at most); where a method has none, steps are cut to land on them.
 
-    A sample fails by itself and stays at its last good state: ``NON_FINITE``, ``STEP_TOO_SMALL`` or ``MAX_STEPS``
-    (attempts, counted per sample) in ``Solution.status``; the others finish. With ``per_sample=False`` all go on while
-    the step can be made smaller, then those whose own error is the cause are left behind.
+    A sample fails by itself and stays at its last good state (of what is held to a tolerance): ``NON_FINITE``,
+    ``STEP_TOO_SMALL`` or ``MAX_STEPS`` (attempts, counted per sample) in ``Solution.status``; the others finish. With
+    ``per_sample=False`` all go on while the step can be made smaller, then those whose own error is the cause are left
+    behind.
 
     Args:
         rtol, atol: the tolerances.
@@ -48,7 +49,8 @@ class Adaptive(Solver):
         first_step: the length of the first step; chosen from the field unless given (one call more).
         per_sample: a step per sample, or one for the batch.
         controller: how errors set the steps.
-        dt_min, dt_max: bounds of a step's length. The last step, and steps that land on an output time, may be shorter.
+        dt_min, dt_max: bounds of a step's length. The last step, and steps that land on an output time, may be shorter,
+            and up to a hundredth longer.
         on_dt_min: what happens to a sample whose error asks for less than ``dt_min``: ``"stop"`` ends it with
             ``STEP_TOO_SMALL``, ``"accept"`` takes steps of ``dt_min`` whatever their error (not beyond finite numbers).
         parts: tolerances of parts of the state, by key of a dict or place in a tuple; None leaves a part out of step
@@ -56,12 +58,14 @@ class Adaptive(Solver):
         on_failure: ``"return"`` leaves failures to ``Solution.status``; ``"raise"`` raises for the first.
         gradient: how gradients pass through the solve: ``Backprop()`` or ``Checkpointed()``.
         check_every: attempts between two looks at which samples go on, each of which waits for an accelerator; by
-            default every one on a CPU and every fourth elsewhere. Samples that have finished rest until then.
+            default every one on a CPU and every fourth elsewhere. Samples that have finished rest until then. With
+            gradients, and for output times, every attempt is looked at whatever is asked.
 
     Cost: one call of ``f`` per stage and attempt (the last stage serves the next step where the tableau allows), one
-    or two to start, at most one host read per attempt; besides ``f``, an attempt of :class:`Dopri5` takes some 45
-    operations per sample and 20 for the batch. When fewer than half of the rows are still on their way, the others
-    are dropped from the batch.
+    or two to start; an attempt that leaves the finite numbers is made twice where gradients are on. At most one host
+    read per attempt, a few more for a joint start, failures, and outputs on the tape of ``Checkpointed``. Besides
+    ``f``, an attempt of :class:`Dopri5` takes some 45 operations per sample and 20 for the batch. When fewer than half
+    of the rows are still on their way, the others are dropped from the batch.
 
     Raises:
         ValueError: if a tolerance is negative or both are zero, or another option is out of its range.
@@ -79,7 +83,7 @@ class Adaptive(Solver):
     dt_min: float | None = field(default=None, kw_only=True)
     dt_max: float | None = field(default=None, kw_only=True)
     on_dt_min: Literal["stop", "accept"] = field(default="stop", kw_only=True)
-    parts: Mapping[str, Tolerance | None] | None = field(default=None, kw_only=True)
+    parts: Mapping[str | int, Tolerance | None] | None = field(default=None, kw_only=True)
     on_failure: Literal["return", "raise"] = field(default="return", kw_only=True)
     gradient: Gradient = field(default=Backprop(), kw_only=True)
     check_every: int | None = field(default=None, kw_only=True)
@@ -113,6 +117,13 @@ class Adaptive(Solver):
                     f"{name}({option}={getattr(self, option)!r}): there is no such policy; pass "
                     f"{' or '.join(map(repr, choices))}."
                 )
+        bounds = () if self.parts is None else self.parts.items()
+        for key, bound in bounds:
+            if bound is not None and not isinstance(bound, Tolerance):
+                raise TypeError(
+                    f"{name}(parts={{{key!r}: {bound!r}}}): a bound is an object; pass Tolerance(1e-3, 1e-3), say, or "
+                    f"None to leave the part out of step control."
+                )
         for option, kind, example in (("controller", PID, "PID(0.4, 0.3)"), ("gradient", Gradient, "Checkpointed()")):
             if not isinstance(getattr(self, option), kind):
                 raise TypeError(
@@ -131,6 +142,11 @@ class Adaptive(Solver):
         bounds = [*self._bounds(problem), *problem.tolerances.values()]
         if problem.t0 == problem.t1 or problem.batch == 0:
             return problem.nothing()
+        if abs(problem.t1 - problem.t0) < torch.finfo(problem.dtype).eps / 2 * max(abs(problem.t0), abs(problem.t1)):
+            raise ValueError(
+                f"{problem.owner}.solve(t0={problem.t0}, t1={problem.t1}): the two are one number in {problem.dtype}, "
+                f"the dtype of the state and so of time; shift the time towards zero, or pass a float64 state."
+            )
         tape = self.gradient.begin(problem, params)
         with without_graph(tape):
             solution = (PerSample if self.per_sample else Joint)(self, problem, bounds, tape).solution()
@@ -170,7 +186,7 @@ class Adaptive(Solver):
 
     def longest(self, problem: Problem) -> float:
         """Gives the length above which no step is made."""
-        return min(abs(problem.t1 - problem.t0), self.dt_max or math.inf)
+        return min(abs(problem.t1 - problem.t0), max(self.dt_max or math.inf, self.shortest(problem)))
 
     @torch.no_grad()
     def begin(self, problem: Problem, bounds: list[Tolerance | None], k: list[Tensor]) -> Tensor:
@@ -180,7 +196,7 @@ class Adaptive(Solver):
         """
         t = torch.full((problem.batch,), problem.t0, dtype=problem.dtype, device=problem.device)
         if self.first_step is not None:
-            return torch.full_like(t, min(self.first_step, self.longest(problem)))
+            return torch.full_like(t, min(max(self.first_step, self.shortest(problem)), self.longest(problem)))
         own = Tolerance(self.rtol, self.atol)
         scale = [
             part.abs().mul_(bound.rtol).add_(max(bound.atol, torch.finfo(part.dtype).tiny))

@@ -184,7 +184,9 @@ class _Walk:
         a, b = self._weights(step.tableau)
         lead = [take(part) for part in self.parts]
         # Terms through which the slopes reach the results: each is a list of cotangents, and a weight per stage.
-        terms: list[tuple[list[Tensor], Sequence[float | Tensor]]] = [(lead, b)]
+        terms: list[tuple[list[Tensor], Sequence[float | Tensor]]] = []
+        if isinstance(h, Tensor) or h:  # a step of no length only marks an output
+            terms.append((lead, b))
         direct = list(lead)
         for output in outputs:
             reached = self._reached(output, lead, take)

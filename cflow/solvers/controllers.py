@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from cflow.registry import register
 
-__all__ = ["PID"]
+__all__ = ["LEAST", "PID"]
+
+LEAST = 1e-10  # an error that is remembered as no smaller: after one of zero the next step would be no guess at all
 
 
 @register

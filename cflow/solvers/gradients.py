@@ -45,7 +45,8 @@ class Backprop(Gradient):
     """Differentiates through the solver's own operations, as any code in torch.
 
     Cost: the backward pass evaluates nothing again, but the graph of every evaluation is kept: memory is steps times
-    stages times the network's activations. Any number of derivatives, forward mode and ``vmap`` work. Take it for
+    stages times the network's activations. Any number of derivatives and forward mode work. Where ``f`` itself is not
+    finite at a sample's start, gradients that samples share are NaN. Take it for
     small networks or few steps, and where a second derivative is needed; :class:`Checkpointed` otherwise.
 
     Example:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cflow.solvers.adjoint import Output, Step, Tape
+from cflow.solvers.controllers import LEAST
 from cflow.solvers.outputs import Trajectory, extension
 from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem
@@ -87,7 +88,7 @@ class Joint:
         """Tries a step to ``t_new``; tells whether it was good, and how long the next one shall be."""
         solver, control, unit, tableau = self.solver, self.solver.controller, self.solver.unit, self.solver.tableau
         step = t_new - self.t
-        nodes = [t_new if node == 1 else self.t + node * step for node in tableau.nodes]
+        nodes = [*(t_new if node == 1 else self.t + node * step for node in tableau.nodes), t_new]
         # One upload for all times of the attempt and its length.
         uploaded = torch.tensor([*nodes, step], dtype=self.problem.dtype, device=self.problem.device)
         times = uploaded[:-1].unsqueeze(1).expand(-1, len(self.y[0])).unbind(0)
@@ -98,10 +99,10 @@ class Joint:
         finite = math.isfinite(ratio)
         floor = abs(step) <= self.shortest * _STRETCH
         accept = finite and (ratio <= unit or (floor and solver.on_dt_min == "accept"))
-        factor = control.grow if ratio == 0 else ratio ** self.exponents[0] if finite else 0.0
+        factor = math.inf if ratio == 0 else ratio ** self.exponents[0] if finite else 0.0
         if finite:
             for error, exponent in zip(self.errors, self.exponents[1:]):
-                factor *= error**exponent if error else 1.0
+                factor *= error**exponent
         proposed = min(abs(step) * min(max(factor, control.shrink), self.ceiling), self.longest)
         self.ceiling = control.grow if accept else 1.0
         if not accept and (floor if solver.dt_min else proposed < self.shortest):
@@ -109,7 +110,7 @@ class Joint:
             return False, self.h
         if accept:
             self._moved(tried, times, step, t_new)
-            self.errors = [ratio, self.errors[0]]
+            self.errors = [max(ratio, LEAST), self.errors[0]]
             self.accepted += 1
         return accept, max(proposed, self.shortest)
 

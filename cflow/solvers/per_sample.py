@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cflow.solvers.adjoint import Output, Step, Tape
+from cflow.solvers.controllers import LEAST
 from cflow.solvers.outputs import Trajectory, extension
 from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem
@@ -104,8 +105,10 @@ class PerSample:
             [solver.controller.grow, 1.0, solver.controller.shrink], dtype=t.dtype, device=t.device
         ).unbind(0)
         self.every = solver.check_every or (1 if problem.device.type == "cpu" else 4)
-        if self.graph or tape is not None or (self.trajectory.inner and self.dense):
+        if self.graph or tape is not None or self.trajectory.inner:
             self.every = 1
+        # Samples wait for each other where steps are cut: their attempts are counted one by one.
+        self.waits = bool(self.trajectory.inner) and not self.dense
         self.stages = self._stages()
 
     def _stages(self) -> Stages:
@@ -136,19 +139,22 @@ class PerSample:
             self.trajectory.store(slot, None, rows.y)
             rows.passed = rows.passed + fine
             if self.tape is not None:
-                rest = torch.zeros_like(rows.t)
                 none = [0.0] * len(self.tableau.b)
-                step = Step(self.tableau, rows.y, [rows.t] * len(none), rest, None, [Output(slot, none)])
+                step = Step(self.tableau, rows.y, [rows.t] * len(none), 0.0, None, [Output(slot, none)])
                 self.tape.steps.append(step)
 
     def _advance_to(self, end: Tensor, stop: bool) -> None:
         """Steps every sample that has not failed to ``end``, dropping the finished ones along the way."""
         full, rows = self.rows, self.rows
         self.index, self.args = None, self.problem.args
-        going, count = rows.h != 0, self.problem.batch
-        self.count = count
+        going = rows.h != 0
+        read = self.waits or self.tape is not None
+        count = self.count = int(going.sum()) if read else self.problem.batch
+        failed = self.tape is not None and count < self.problem.batch
         while count:
-            if count < len(rows.t) / 2:
+            # A failed sample's field may be infinite: walked through at rest, it would spoil gradients that all share.
+            if count < len(rows.t) / 2 or failed:
+                failed = False
                 full = rows if self.index is None else full.put(self.index, rows)
                 # The count is known, so a sort finds the rows that go on without another read.
                 chosen = torch.argsort(going.to(torch.uint8), descending=True, stable=True)[:count]
@@ -160,32 +166,40 @@ class PerSample:
 
     def _attempts(self, rows: Rows, going: Tensor, end: Tensor, stop: bool) -> tuple[Rows, Tensor, int]:
         """Tries a step of every sample, or several between two looks; gives rows, which go on, and how many."""
-        stuck, before = None, going
-        for _ in range(min(self.every, self.solver.max_steps - self.attempts)):
+        before = going
+        for _ in range(1 if self.waits else min(self.every, self.solver.max_steps - self.attempts)):
             tried = self._try(rows, going, end)
-            stuck = tried.stuck if stuck is None else stuck | tried.stuck
             looked = self._look(rows, going, tried) if self.every == 1 else None
             rows = self._take(rows, going, tried, looked, stop)
             going = tried.going
             self.attempts += 1
+            if looked is None:
+                rows, going = self._give_up(rows, going, tried)
         if looked is None:
-            stuck = stuck & going
-            looked = torch.stack((going, stuck)).sum(1).tolist()
+            looked = [int(going.sum()), 0]
         count, failed = looked[:2]
         if failed or (count and self.attempts >= self.solver.max_steps):
-            out = stuck if failed else torch.zeros_like(going)
-            cause = torch.where(tried.ratio.isfinite(), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
-            rows.status = torch.where(out, cause, rows.status)
-            going, count = going & ~out, count - failed
+            rows, going = self._give_up(rows, going, tried)
+            count -= failed
             if self.attempts >= self.solver.max_steps:
-                rows.status = torch.where(going, int(Status.MAX_STEPS), rows.status)
-                going, count = torch.zeros_like(going), 0
+                over = going & (rows.steps >= self.solver.max_steps) if self.waits else going
+                rows.status = torch.where(over, int(Status.MAX_STEPS), rows.status)
+                going = going & ~over
+                count = int(going.sum()) if self.waits else 0
             rows.h = rows.h * going
-        if self.every == 1 and count != self.count:
+        if self.every == 1 and count != self.count and not self.waits:
             # All that are on their way have made the same number of attempts: it is noted when they leave.
             rows.steps = torch.where(before > going, self.attempts, rows.steps)
         self.count = count
         return rows, going, count
+
+    def _give_up(self, rows: Rows, going: Tensor, tried: Tried) -> tuple[Rows, Tensor]:
+        """Takes the samples out whose steps cannot be made short enough, and says why."""
+        cause = torch.where(tried.ratio.isfinite(), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+        rows.status = torch.where(tried.stuck, cause, rows.status)
+        going = going & ~tried.stuck
+        rows.h = rows.h * going
+        return rows, going
 
     def _try(self, rows: Rows, going: Tensor, end: Tensor) -> Tried:
         """Tries one step of every sample."""
@@ -226,7 +240,7 @@ class PerSample:
 
     def _times(self, t: Tensor, step: Tensor, t_new: Tensor) -> list[Tensor]:
         inner = torch.addcmul(t, self.nodes, step).unbind(0)
-        return [t_new if node == 1 else time for node, time in zip(self.tableau.nodes, inner)]
+        return [*(t_new if node == 1 else time for node, time in zip(self.tableau.nodes, inner)), t_new]
 
     def _look(self, rows: Rows, before: Tensor, tried: Tried) -> list[int]:
         """Reads at once: how many go on, are stuck, are accepted, left the finite numbers; and outputs passed."""
@@ -276,12 +290,15 @@ class PerSample:
             if stop:
                 longer = torch.where(tried.proposed.abs() > rows.h.abs(), tried.proposed, rows.h)
                 uncut = torch.where(before > tried.going, longer, uncut)
-            errors = [torch.where(accept, new, old) for new, old in zip([tried.ratio, *rows.errors], rows.errors)]
+            errors = rows.errors
+            if errors:
+                known = [tried.ratio.clamp(min=LEAST), *errors]
+                errors = [torch.where(tried.good, new, old) for new, old in zip(known, errors)]
             return Rows(
                 y, k, g, q,
                 t=torch.where(accept, tried.t_new, rows.t),
                 h=tried.proposed * tried.going,
-                steps=rows.steps + before if self.every > 1 else rows.steps,
+                steps=rows.steps + before if self.every > 1 or self.waits else rows.steps,
                 accepted=rows.accepted + tried.good,
                 status=rows.status,
                 ceiling=torch.where(accept, self.grow, self.one),

@@ -42,6 +42,7 @@ class Solver(ABC):
         Args:
             f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` when ``quadratures`` names integrals to keep
                 beside the state. ``t`` is a ``[B]`` tensor in the state's real dtype (float32 at least).
+                What it returns is read again later: it must not be written into (clone what a CUDA graph returns).
             y0: a tensor, or a nested tuple, list or dict of tensors, all with the same first dimension ``B``.
                 States in half precision are kept in float32 between evaluations, shown to ``f`` and returned in theirs.
             args: more arguments of ``f``. The first dimension of every tensor in them is the batch, whose rows a
@@ -75,6 +76,12 @@ class Problem:
         self.t0, self.t1 = _read_time(self.owner, "t0", t0), _read_time(self.owner, "t1", t1)
         self.at = None if at is None else _read_outputs(self.owner, at, self.t0, self.t1)
         self.tolerances = dict(quadratures or {})
+        for name, bound in self.tolerances.items():
+            if bound is not None and not (hasattr(bound, "rtol") and hasattr(bound, "atol")):
+                raise TypeError(
+                    f"{self.owner}.solve(quadratures={{{name!r}: {bound!r}}}): a bound is an object; pass "
+                    f"Tolerance(1e-5, 1e-5), say, or None to leave the integral out of step control."
+                )
         parts = split(y0, y0)
         self._check(parts)
         self.batch, self.device = parts[0].shape[0], parts[0].device
@@ -177,6 +184,11 @@ class Problem:
         integrands = []
         for name in names:
             value = values[name]
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{self.owner}.solve: f returned the integrand {name!r} as a {type(value).__name__}; return a "
+                    f"tensor with one value or one vector per sample, [B] or [B, k]."
+                )
             if value.dim() not in (1, 2) or value.shape[0] != t.shape[0]:
                 raise ValueError(
                     f"{self.owner}.solve: f returned the integrand {name!r} of shape {list(value.shape)} for a batch "
@@ -231,6 +243,10 @@ def _read_time(owner: str, name: str, value: float | Tensor) -> float:
 def _read_outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> list[float]:
     """Reads the output times and checks that they lie in the interval and follow its direction."""
     times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
+    if isinstance(at, Tensor) and at.is_floating_point():
+        # An end in the tensor's own precision is the end.
+        ends = dict(zip(torch.tensor([t0, t1], dtype=at.dtype).tolist(), (t0, t1)))
+        times = [ends.get(t, t) for t in times]
     forward = [t if t1 >= t0 else -t for t in (t0, *times, t1)]
     if any(not later >= earlier for earlier, later in itertools.pairwise(forward)):
         raise ValueError(

@@ -42,7 +42,8 @@ class Stages:
 
     def __init__(self, tableau: Tableau, problem: Problem, bounds: list[Tolerance | None], graph: bool):
         self.tableau, self.problem, self.bounds = tableau, problem, bounds
-        self.sums = graph or torch.is_autocast_enabled(problem.device.type)
+        dual = torch.autograd.forward_ad._current_level >= 0
+        self.sums = graph or dual or torch.is_autocast_enabled(problem.device.type)
         self.buffers: list[_Buffer] = []
         self.constants: dict[tuple, Tensor] = {}
 

@@ -255,7 +255,7 @@ class _Shown:
 
 
 def _written(flow, solver: Solver, calls: int) -> Bespoke | None:
-    """Writes what sampling by a solver does, what it crosses at the ends included; None if it takes more calls, or fails."""
+    """Writes what sampling by a solver does, crossed ends included; None if it takes more calls, or fails."""
     shown = _Shown(flow, calls)
     try:
         end = transport(shown, shown.unit[:1], 0.0, 1.0, None, None, solver=solver).y[0]

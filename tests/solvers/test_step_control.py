@@ -278,3 +278,119 @@ def test_objects_are_wanted_for_options():
         with pytest.raises(ValueError, match=message):
             PID(**options)
     assert issubclass(Tsit5, Adaptive)
+
+
+# Where samples wait for each other, rest, or begin at the edge of what numbers can tell apart
+
+
+@pytest.mark.parametrize("controller", [PID(), PID(0.4, 0.3)], ids=["integral", "proportional"])
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_leave_samples_independent(float64, method, controller):
+    rates = torch.tensor([[1.0], [30.0]])
+    solve = lambda start, **options: method(1e-6, 1e-6, controller=controller, **options).solve(
+        lambda t, y, rate: -rate * y, torch.ones(len(start), 1), 0.0, 1.0, args=(start,), at=[0.5, 0.75]
+    )
+    both = solve(rates)
+    for row in range(2):
+        alone = solve(rates[row, None])
+        for name in ("steps", "accepted", "rejected"):
+            assert getattr(both.stats, name)[row] == getattr(alone.stats, name)
+        torch.testing.assert_close(both.y[row, None], alone.y, rtol=1e-12, atol=1e-14)
+    limit = int(both.stats.steps[0])
+    short = solve(rates, max_steps=limit)
+    assert short.status.tolist() == [Status.SUCCESS, Status.MAX_STEPS]
+    assert short.stats.steps.tolist() == [limit, limit]
+    assert solve(rates, max_steps=3).status.tolist()[1] == Status.MAX_STEPS
+
+
+@pytest.mark.parametrize("method", METHODS)
+@both_modes
+def test_a_field_that_is_zero_is_crossed_in_few_steps(method, per_sample):
+    solver = method(controller=PID(0.4, 0.3, 0.1), per_sample=per_sample, max_steps=20)
+    solution = solver.solve(lambda t, y: 0 * y, torch.ones(2, 1), 0.0, 1.0)
+    assert solution.success.all()
+
+
+def test_a_method_whose_last_stage_is_not_at_the_end(float64):
+    """Fehlberg's 4(5): the slope at the end is asked at the end, not at the last node."""
+    from cflow.solvers.tableau import Tableau, _fractions, _rows
+
+    fehlberg = Tableau(
+        "fehlberg",
+        a=_rows(
+            "", "1/4", "3/32 9/32", "1932/2197 -7200/2197 7296/2197", "439/216 -8 3680/513 -845/4104",
+            "-8/27 2 -3544/2565 1859/4104 -11/40",
+        ),
+        b=_fractions("25/216 0 1408/2565 2197/4104 -1/5 0"),
+        c=_fractions("0 1/4 3/8 12/13 1 1/2"),
+        order=4,
+        error=_fractions("-1/360 0 128/4275 2197/75240 -1/50 -2/55"),
+        embedded_order=5,
+    )  # fmt: skip
+    kind = type("Fehlberg", (Adaptive,), {"tableau": fehlberg, "__module__": __name__})
+    for per_sample in (True, False):
+        solution = kind(1e-6, 1e-6, per_sample=per_sample).solve(
+            lambda t, y: torch.cos(5 * t)[:, None] * y, torch.ones(1, 1), 0.0, 2.0
+        )
+        assert solution.y.item() == pytest.approx(math.exp(math.sin(10.0) / 5), rel=1e-5)
+        assert solution.stats.steps.item() < 40
+
+
+@both_modes
+def test_steps_are_never_shorter_than_the_clock_can_tell(per_sample):
+    decay = lambda t, y: -y
+    tiny = Dopri5(first_step=1e-9, max_steps=100, per_sample=per_sample).solve(decay, torch.ones(1, 1), 1.0, 2.0)
+    assert tiny.success.all()
+    far = Dopri5(dt_max=1e-3, max_steps=200, per_sample=per_sample).solve(decay, torch.ones(1, 1), 1e5, 1e5 + 0.5)
+    assert far.success.all()
+    with pytest.raises(ValueError, match=r"are one number in torch\.float32"):
+        Dopri5(per_sample=per_sample).solve(decay, torch.ones(1, 1), 1e6, 1e6 + 0.01)
+
+
+@both_modes
+def test_a_sample_that_fails_at_the_start_spoils_no_gradient_of_the_tape(float64, per_sample):
+    theta = torch.tensor(1.0, requires_grad=True)
+    solver = Dopri5(1e-6, 1e-6, gradient=Checkpointed(), per_sample=per_sample)
+    solution = solver.solve(lambda t, y: theta / y, torch.tensor([[0.0], [1.0]]), 0.0, 1.0)
+    (slope,) = torch.autograd.grad(solution.y[1].sum(), theta)
+    assert slope.item() == pytest.approx(3**-0.5, rel=1e-5)
+
+
+def test_output_times_cost_the_tape_nothing(float64):
+    calls = []
+    field = lambda t, y, rate: calls.append(len(y)) or -rate * y
+    counts = []
+    for at in ([], [0.31, 0.77]):
+        rate = torch.ones(1, 1, requires_grad=True)
+        solver = Dopri8(1e-6, 1e-6, dt_max=0.1, gradient=Checkpointed())
+        solution = solver.solve(field, torch.ones(1, 1), 0.0, 1.0, args=(rate,), at=at)
+        calls.clear()
+        torch.autograd.grad(solution.y.sum() + solution.trajectory.sum(), rate)
+        counts.append(len(calls) / int(solution.stats.accepted))
+    assert counts[1] == counts[0]
+
+
+def test_forward_mode_passes_through_a_solve(float64):
+    y0, tangent = torch.ones(2, 1), torch.tensor([[1.0], [-2.0]])
+    solve = lambda y: Dopri5(1e-8, 1e-8).solve(lambda t, y: -y, y, 0.0, 1.0).y
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            _, slope = torch.func.jvp(solve, (y0,), (tangent,))
+        torch.testing.assert_close(slope, tangent * math.exp(-1.0), rtol=1e-6, atol=0)
+
+
+def test_an_end_in_the_precision_of_a_tensor_of_times_is_the_end():
+    times = torch.tensor([0.0, 0.05, 0.1])
+    solution = Dopri5().solve(lambda t, y: -y, torch.ones(1, 1), 0.0, 0.1, at=times)
+    assert torch.equal(solution.trajectory[-1], solution.y)
+
+
+def test_bounds_are_objects():
+    field = lambda t, y: ({"a": -y["a"]}, {"sum": y["a"].sum(1)})
+    y0 = {"a": torch.ones(2, 1)}
+    with pytest.raises(TypeError, match=r"pass Tolerance\(1e-3, 1e-3\)"):
+        Dopri5(parts={"a": 1e-3})
+    with pytest.raises(TypeError, match=r"pass Tolerance\(1e-5, 1e-5\)"):
+        Dopri5().solve(field, y0, 0.0, 1.0, quadratures={"sum": 1e-3})
+    with pytest.raises(TypeError, match="integrand 'sum' as a float"):
+        Dopri5().solve(lambda t, y: ({"a": -y["a"]}, {"sum": 1.0}), y0, 0.0, 1.0, quadratures={"sum": None})
