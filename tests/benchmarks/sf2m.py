@@ -12,7 +12,8 @@ decay 1e-5; sigma = 1; 10,000 points to train on and 10,000 to test with; W2 by 
 of each; 100 steps of Euler or Euler-Maruyama (with the diffusion 1 of the bridge, and with sqrt(1 - t), which has the
 same marginals and leaves less noise on thin data); seeds 0 to 4. NPE is the path energy of the ODE against W2 squared
 between the two test sets. Not as in the paper: the batch (256; 128 there), the number of steps (an eighth of
-theirs), the learning rate (with a cosine fall), and an average of the weights.
+theirs), the learning rate (with a cosine fall), an average of the weights, and for [SF]2M one network with two heads in
+place of two networks.
 
 The data are those of the authors' experiments, which their released runner draws like so: 8 gaussians of radius 5 with
 covariance sqrt(0.1); scikit-learn's moons, noise 0.05, doubled and moved by -1 along x; scikit-learn's S-curve, noise
