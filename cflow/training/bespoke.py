@@ -72,7 +72,7 @@ def fit_bespoke(
         batch_size: samples per iteration, and carried at once.
         iterations: steps of Adam.
         lr: its learning rate, in units of a step's length.
-        reference: a solver that is accurate; ``Dopri5(rtol=1e-4, atol=1e-4)`` unless given.
+        reference: a solver that is accurate; ``Dopri5(rtol=1e-5, atol=1e-5)`` unless given.
         progress: show a bar.
 
     Raises:
@@ -95,7 +95,7 @@ def fit_bespoke(
         flow, context, lr, steps=steps, samples=samples, validation=validation, batch_size=batch_size,
         iterations=iterations,
     )  # fmt: skip
-    reference = Dopri5(rtol=1e-4, atol=1e-4) if reference is None else reference
+    reference = Dopri5(rtol=1e-5, atol=1e-5) if reference is None else reference
     modes = [(module, module.training) for module in flow.modules()]
     flow.eval()
     try:
