@@ -14,6 +14,8 @@ from cflow.registry import register
 from cflow.solvers import tableau as tableaus
 from cflow.solvers.controllers import PID
 from cflow.solvers.gradients import Backprop, Gradient, without_graph
+from cflow.solvers.joint import Joint
+from cflow.solvers.per_sample import PerSample
 from cflow.solvers.solution import Solution, Tolerance, check_tolerances
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.state import like_rows, per_row, split
@@ -135,9 +137,6 @@ class Adaptive(Solver):
         at=None,
     ) -> Solution:  # fmt: skip
         """Steps every sample from ``t0`` to ``t1``; gradients flow through the accepted steps."""
-        from cflow.solvers.joint import Joint
-        from cflow.solvers.per_sample import PerSample
-
         problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
         bounds = [*self._bounds(problem), *problem.tolerances.values()]
         if problem.t0 == problem.t1 or problem.batch == 0:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from cflow.solvers.parameters import refuse_strangers, wanted_parameters
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import gather, like_rows
-from cflow.solvers.tableau import Tableau
+from cflow.solvers.tableau import Tableau, stages_of
 
 __all__ = ["Output", "Step", "Tape"]
 
@@ -59,6 +59,11 @@ class Tape:
         self.wanted = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
         self.leaves = leaves
         self.params = wanted_parameters(problem, params)
+
+    def mark(self, slot: int, tableau: Tableau, y: list[Tensor], t: Tensor, rows: Tensor | None = None) -> None:
+        """Records that an output is the state between two steps: as a step of no length."""
+        none = [0.0] * len(tableau.b)
+        self.steps.append(Step(tableau, y, [t] * len(none), 0.0, rows, [Output(slot, none)]))
 
     def attach(
         self, parts: list[Tensor], integrals: list[Tensor], outputs: list[list[Tensor]]
@@ -158,7 +163,6 @@ class _Walk:
         self.outputs = [later[start : start + count] for start in range(0, len(later), count)]
         self.arg_sums: list[Tensor | None] = [None] * sum(self.wanted)
         self.param_sums: list[Tensor | None] = [None] * len(self.params)
-        self.coefficients: dict[int, tuple] = {}
 
     def back(self) -> list[Tensor | None]:
         """Gives the gradients of the state, of the arguments and of the parameters."""
@@ -181,7 +185,7 @@ class _Walk:
         rows, h = step.rows, step.h
         take = lambda value: value if rows is None else value.index_select(0, rows)
         args = self.leaves if rows is None else gather(self.leaves, rows)
-        a, b = self._weights(step.tableau)
+        *a, b = step.tableau.table
         lead = [take(part) for part in self.parts]
         # Terms through which the slopes reach the results: each is a list of cotangents, and a weight per stage.
         terms: list[tuple[list[Tensor], Sequence[float | Tensor]]] = []
@@ -234,7 +238,7 @@ class _Walk:
             else:
                 y = []
                 for index, part in enumerate(step.y):
-                    bracket, weight = combination.bracket(slopes, index), combination.weight
+                    bracket, weight = combination.bracket(stages_of(slopes, index)), combination.weight
                     if rest is None:
                         y.append(torch.add(part, bracket, alpha=weight * step.h))
                     else:
@@ -269,13 +273,6 @@ class _Walk:
         for index, gradient in enumerate(found[len(free) :]):
             self.param_sums[index] = _added(self.param_sums[index], gradient, None, 0)
         return [torch.zeros_like(like) if part is None else part for like, part in zip(state, parts)]
-
-    def _weights(self, tableau: Tableau) -> tuple[list[list[float]], list[float]]:
-        """Gives the coefficients of a tableau as floats."""
-        if id(tableau) not in self.coefficients:
-            table = [[float(each) for each in row] for row in tableau.a], [float(each) for each in tableau.b]
-            self.coefficients[id(tableau)] = table
-        return self.coefficients[id(tableau)]
 
 
 def _is_zero(weight: float | Tensor) -> bool:

@@ -115,20 +115,9 @@ class Bespoke(Solver):
         )
 
     def solve(
-        self,
-        f,
-        y0,
-        t0,
-        t1,
-        *,
-        args=(),
-        params=None,
-        quadratures=None,
-        manifold=None,
-        path=None,
-        generator=None,
+        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
         at=None,
-    ) -> Solution:
+    ) -> Solution:  # fmt: skip
         """Goes once over the interval; gradients flow through every operation."""
         if quadratures:
             raise ValueError(

@@ -16,7 +16,7 @@ from cflow.solvers.adjoint import Output, Step
 from cflow.solvers.gradients import Backprop, Gradient, without_graph
 from cflow.solvers.solution import Solution, Stats
 from cflow.solvers.solver import Problem, Solver
-from cflow.solvers.tableau import Combination, Tableau
+from cflow.solvers.tableau import Combination, Tableau, stages_of
 
 __all__ = ["RK4", "Euler", "FixedGrid", "Heun", "Midpoint", "Ralston"]
 
@@ -104,20 +104,9 @@ class FixedGrid(Solver):
         return through(nodes, problem.at) if problem.at else nodes
 
     def solve(
-        self,
-        f,
-        y0,
-        t0,
-        t1,
-        *,
-        args=(),
-        params=None,
-        quadratures=None,
-        manifold=None,
-        path=None,
-        generator=None,
+        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
         at=None,
-    ) -> Solution:
+    ) -> Solution:  # fmt: skip
         """Walks the grid from ``t0`` to ``t1``; gradients flow as ``gradient`` says."""
         problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
         if problem.t0 == problem.t1:
@@ -203,8 +192,7 @@ def finished(problem: Problem, steps: int, y: list[Tensor], integrals: list[Tens
 
 def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, h: float) -> list[Tensor]:
     """Computes ``y + h * sum_j w_j k_j`` part by part."""
-    scale = weights.weight * h
-    return [torch.add(part, weights.bracket(slopes, index), alpha=scale) for index, part in enumerate(y)]
+    return [weights.advance(part, stages_of(slopes, index), h) for index, part in enumerate(y)]
 
 
 def through(nodes: list[float], at: list[float]) -> list[float]:

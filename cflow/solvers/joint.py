@@ -9,15 +9,13 @@ from torch import Tensor
 
 from cflow.solvers.adjoint import Output, Step, Tape
 from cflow.solvers.controllers import LEAST
-from cflow.solvers.outputs import Trajectory, extension
+from cflow.solvers.outputs import Trajectory
 from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem
-from cflow.solvers.stages import Attempt, Stages
+from cflow.solvers.stages import STRETCH, Attempt, Stages
 from cflow.solvers.state import gather
 
 __all__ = ["Joint"]
-
-_STRETCH = 1.01
 
 
 class Joint:
@@ -29,7 +27,7 @@ class Joint:
         self.shortest, self.longest = solver.shortest(problem), solver.longest(problem)
         self.exponents = solver.controller.exponents(solver.tableau.embedded_order + 1)
         self.graph = torch.is_grad_enabled() and tape is None
-        self.trajectory = Trajectory(problem, self.graph)
+        self.trajectory = Trajectory(problem, solver.tableau, self.graph)
         self.dense = bool(solver.tableau.dense)
         self.rows: Tensor | None = None  # those still on their way, when some have been left behind
         self.args, self.attempts, self.accepted, self.passed = problem.args, 0, 0, 0
@@ -57,11 +55,7 @@ class Joint:
                 self.trajectory.store(slot, self.rows, self.y)
                 self.passed += 1
                 if self.tape is not None:
-                    none = [0.0] * len(self.solver.tableau.b)
-                    times = [self._clock(stop)] * len(none)
-                    self.tape.steps.append(
-                        Step(self.solver.tableau, self.y, times, 0.0, self.rows, [Output(slot, none)])
-                    )
+                    self.tape.mark(slot, self.solver.tableau, self.y, self._clock(stop), self.rows)
         self._leave(None, None)
         y, q, outputs = self.full, self.full_q, self.trajectory.states()
         stats = Stats(problem.calls, problem.rows, self.steps, self.taken, self.steps - self.taken, self.reached)
@@ -78,7 +72,7 @@ class Joint:
             if self.attempts >= solver.max_steps:
                 self._leave(None, int(Status.MAX_STEPS))
                 return
-            last = self.sign * (end - self.t) <= self.h * _STRETCH
+            last = self.sign * (end - self.t) <= self.h * STRETCH
             t_new = end if last else self.t + self.sign * self.h
             uncut = self.h if last else uncut
             accepted, proposed = self._attempt(t_new)
@@ -97,7 +91,7 @@ class Joint:
             ratio = self.stages.ratio(tried, self.y, self.q, uploaded[-1], unit).item()
         self.attempts += 1
         finite = math.isfinite(ratio)
-        floor = abs(step) <= self.shortest * _STRETCH
+        floor = abs(step) <= self.shortest * STRETCH
         accept = finite and (ratio <= unit or (floor and solver.on_dt_min == "accept"))
         factor = math.inf if ratio == 0 else ratio ** self.exponents[0] if finite else 0.0
         if finite:
@@ -122,7 +116,7 @@ class Joint:
             self.tape.steps.append(record)
         inner = self.trajectory.inner if self.dense else []
         while self.passed < len(inner) and self.sign * (inner[self.passed] - t_new) <= 0:
-            weights = extension(self.solver.tableau, (inner[self.passed] - self.t) / step)
+            weights = self.trajectory.weights((inner[self.passed] - self.t) / step)
             self.trajectory.store(self.passed, self.rows, self.stages.interpolate(self.y, tried, weights))
             if record is not None:
                 record.outputs.append(Output(self.passed, weights))

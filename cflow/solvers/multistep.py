@@ -50,20 +50,9 @@ class Multistep(FixedGrid):
         """Computes the coefficients of every step."""
 
     def solve(
-        self,
-        f,
-        y0,
-        t0,
-        t1,
-        *,
-        args=(),
-        params=None,
-        quadratures=None,
-        manifold=None,
-        path=None,
-        generator=None,
+        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
         at=None,
-    ) -> Solution:
+    ) -> Solution:  # fmt: skip
         """Walks the grid from ``t0`` to ``t1``; gradients flow through every operation."""
         problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
         nodes = [problem.t0] if problem.t0 == problem.t1 else self.layout(problem)

@@ -6,12 +6,12 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from cflow.solvers import tableau as tableaus
 from cflow.solvers import torchdiffeq as adapter
 from cflow.solvers.adaptive import Adaptive
 from cflow.solvers.fixed import RK4, FixedGrid, Heun
@@ -221,30 +221,18 @@ def _times(owner: str, t: Tensor | Sequence[float]) -> list[float]:
     return times
 
 
-def _row(text: str) -> tuple[Fraction, ...]:
-    return tuple(Fraction(word) for word in text.split())
-
-
 @dataclass(frozen=True)
 class _Heun3(FixedGrid):
-    """Heun's method of order 3: Hairer, Norsett and Wanner, 1993, II.1."""
+    """Heun's method of order 3."""
 
-    tableau: ClassVar[Tableau] = Tableau(
-        "heun3", a=(_row(""), _row("1/3"), _row("0 2/3")), b=_row("1/4 0 3/4"), c=_row("0 1/3 2/3"), order=3
-    )
+    tableau: ClassVar[Tableau] = tableaus.HEUN3
 
 
 @dataclass(frozen=True)
 class _ThreeEighths(FixedGrid):
-    """Kutta's 3/8 rule of order 4, which torchdiffeq calls rk4: Hairer, Norsett and Wanner, 1993, II.1."""
+    """Kutta's 3/8 rule of order 4, which torchdiffeq calls rk4."""
 
-    tableau: ClassVar[Tableau] = Tableau(
-        "rk4_38",
-        a=(_row(""), _row("1/3"), _row("-1/3 1"), _row("1 -1 1")),
-        b=_row("1/8 3/8 3/8 1/8"),
-        c=_row("0 1/3 2/3 1"),
-        order=4,
-    )
+    tableau: ClassVar[Tableau] = tableaus.THREE_EIGHTHS
 
 
 _OWN: dict[str, type[Solver]] = {

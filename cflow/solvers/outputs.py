@@ -9,18 +9,7 @@ from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows
 from cflow.solvers.tableau import Tableau
 
-__all__ = ["Trajectory", "extension"]
-
-
-def extension(tableau: Tableau, theta: float | Tensor) -> list[float] | Tensor:
-    r"""Gives the weights :math:`b_i(\theta)` of a continuous extension: one per stage, or ``[stages, b]``."""
-    if not isinstance(theta, Tensor):
-        return [sum(float(c) * theta ** (power + 1) for power, c in enumerate(row)) for row in tableau.dense]
-    table = torch.tensor([[float(c) for c in row] for row in tableau.dense], dtype=theta.dtype, device=theta.device)
-    weights = table[:, -1:]
-    for power in reversed(range(table.shape[1] - 1)):
-        weights = torch.addcmul(table[:, power, None], weights, theta)
-    return weights * theta
+__all__ = ["Trajectory"]
 
 
 class Trajectory:
@@ -29,16 +18,29 @@ class Trajectory:
     ``inner`` lists these times, ``first`` is the place of the first one among all.
     """
 
-    def __init__(self, problem: Problem, graph: bool):
+    def __init__(self, problem: Problem, tableau: Tableau, graph: bool):
         at = problem.at or []
-        self.problem, self.graph = problem, graph
+        self.problem, self.tableau, self.graph = problem, tableau, graph
         self.inner = [t for t in at if t not in (problem.t0, problem.t1)]
-        self.first = sum(t == problem.t0 for t in at) if problem.t0 != problem.t1 else 0
+        self.first = sum(t == problem.t0 for t in at)
         self.places = torch.arange(problem.batch, device=problem.device)
         self.times = torch.tensor(self.inner, dtype=problem.dtype, device=problem.device)
+        self.polynomials: Tensor | None = None  # of the continuous extension, once they are needed
         self.pieces: list[tuple[Tensor, list[Tensor]]] = []
         size = (len(self.inner) + 1) * problem.batch  # the last stretch takes what is masked
         self.kept = [] if graph else [part.new_zeros((size, *part.shape[1:])) for part in problem.y0 if self.inner]
+
+    def weights(self, theta: float | Tensor) -> list[float] | Tensor:
+        r"""Gives the weights :math:`b_i(\theta)` of the continuous extension: one per stage, or ``[stages, b]``."""
+        table = self.tableau.extension
+        if not isinstance(theta, Tensor):
+            return [sum(c * theta**power for power, c in enumerate(row, 1)) for row in table]
+        if self.polynomials is None:
+            self.polynomials = torch.tensor(table, dtype=theta.dtype, device=theta.device)
+        *lower, weights = self.polynomials.unsqueeze(-1).unbind(1)
+        for coefficients in reversed(lower):
+            weights = torch.addcmul(coefficients, weights, theta)
+        return weights * theta
 
     def store(self, slot: int | Tensor, rows: Tensor | None, parts: list[Tensor], mask: Tensor | None = None) -> None:
         """Keeps states of some rows (None: all) at the inner time ``slot``, a number or one per row, where ``mask``."""
@@ -65,13 +67,12 @@ class Trajectory:
         stretches = [part.unflatten(0, (len(self.inner) + 1, self.problem.batch)) for part in kept]
         return [[part[slot] for part in stretches] for slot in range(len(self.inner))]
 
-    def whole(self, inner: list[list[Tensor]], passed: Tensor | None, y: list[Tensor]) -> list[list[Tensor]]:
+    def whole(self, inner: list[list[Tensor]], passed: Tensor, y: list[Tensor]) -> list[list[Tensor]]:
         """Adds what is known at the ends; a sample that stopped before a time (``passed [B]``) shows its last state."""
         at = self.problem.at or []
-        if passed is not None:
-            inner = [
-                [torch.where(like_rows(passed > slot, part), part, last) for part, last in zip(states, y)]
-                for slot, states in enumerate(inner)
-            ]
+        inner = [
+            [torch.where(like_rows(passed > slot, part), part, last) for part, last in zip(states, y)]
+            for slot, states in enumerate(inner)
+        ]
         last = len(at) - self.first - len(self.inner)
         return [self.problem.y0] * self.first + inner + [y] * last

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from cflow.solvers.adjoint import Output, Step, Tape
 from cflow.solvers.controllers import LEAST
-from cflow.solvers.outputs import Trajectory, extension
+from cflow.solvers.outputs import Trajectory
 from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem
-from cflow.solvers.stages import Attempt, Stages
+from cflow.solvers.stages import STRETCH, Attempt, Stages
 from cflow.solvers.state import gather, like_rows
 
 __all__ = ["PerSample"]
-
-_STRETCH = 1.01  # a step that would leave a hundredth of itself for the next one goes to the end at once
 
 
 @dataclass
@@ -97,7 +95,7 @@ class PerSample:
             zeros.clone(), status, torch.full_like(t, solver.controller.grow), [torch.ones_like(t)] * history,
             torch.zeros_like(t), zeros.clone(),
         )  # fmt: skip
-        self.trajectory = Trajectory(problem, self.graph)
+        self.trajectory = Trajectory(problem, self.tableau, self.graph)
         self.dense = bool(self.tableau.dense)
         self.attempts, self.index, self.args = 0, None, problem.args
         self.nodes = torch.tensor(self.tableau.nodes, dtype=t.dtype, device=t.device).unsqueeze(1)
@@ -139,9 +137,7 @@ class PerSample:
             self.trajectory.store(slot, None, rows.y)
             rows.passed = rows.passed + fine
             if self.tape is not None:
-                none = [0.0] * len(self.tableau.b)
-                step = Step(self.tableau, rows.y, [rows.t] * len(none), 0.0, None, [Output(slot, none)])
-                self.tape.steps.append(step)
+                self.tape.mark(slot, self.tableau, rows.y, rows.t)
 
     def _advance_to(self, end: Tensor, stop: bool) -> None:
         """Steps every sample that has not failed to ``end``, dropping the finished ones along the way."""
@@ -204,7 +200,7 @@ class PerSample:
     def _try(self, rows: Rows, going: Tensor, end: Tensor) -> Tried:
         """Tries one step of every sample."""
         with self.quiet():
-            ahead = torch.add(rows.t, rows.h, alpha=_STRETCH)
+            ahead = torch.add(rows.t, rows.h, alpha=STRETCH)
             last = ahead >= end if self.forward else ahead <= end
             t_new = torch.where(last, end, rows.t + rows.h)  # a row at rest stays where it is
             step = t_new - rows.t  # what the clock really moves, rounding included
@@ -231,7 +227,7 @@ class PerSample:
             short = proposed <= self.shortest if self.forward else proposed >= -self.shortest
             return accept, proposed, short > accept
         # A step may shrink to the shortest, and is given up, or taken as it is, when that is not short enough.
-        floor = step.abs() <= self.shortest * _STRETCH
+        floor = step.abs() <= self.shortest * STRETCH
         if solver.on_dt_min == "accept":
             accept = accept | (floor & ratio.isfinite())
         short = proposed.abs() < self.shortest
@@ -313,7 +309,7 @@ class PerSample:
             mask = number < tried.crossed
             width = torch.where(mask, tried.step, 1.0)
             theta = torch.where(mask, (times[slot.clamp(max=len(times) - 1)] - rows.t) / width, 0.0)
-            weights = extension(self.tableau, theta)
+            weights = self.trajectory.weights(theta)
             self.trajectory.store(slot, self.index, self.stages.interpolate(rows.y, attempt, weights), mask)
             if record is not None:
                 for each in sorted(set(slot[mask].tolist())):

@@ -82,20 +82,9 @@ class Picard(FixedGrid):
             )
 
     def solve(
-        self,
-        f,
-        y0,
-        t0,
-        t1,
-        *,
-        args=(),
-        params=None,
-        quadratures=None,
-        manifold=None,
-        path=None,
-        generator=None,
+        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
         at=None,
-    ) -> Solution:
+    ) -> Solution:  # fmt: skip
         """Moves a window over the grid from ``t0`` to ``t1``; one host read per round."""
         if quadratures:
             raise ValueError(

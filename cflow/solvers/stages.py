@@ -10,9 +10,11 @@ from torch import Tensor
 from cflow.solvers.solution import Tolerance
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows, per_row
-from cflow.solvers.tableau import Combination, Tableau
+from cflow.solvers.tableau import Combination, Tableau, stages_of
 
-__all__ = ["Attempt", "Stages"]
+__all__ = ["STRETCH", "Attempt", "Stages"]
+
+STRETCH = 1.01  # a step that would leave a hundredth of itself for the next one goes to the end at once
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Stages:
         if not tableau.fsal:
             z = self._point(y, moves, last + 1)
             k, g = problem(times[-1], z, args)
-        q = [part + self._integral(tableau.step, integrands, at) * _wide(h, part) for at, part in enumerate(q)]
+        q = [part + self._weighed(tableau.step, integrands, at) * _wide(h, part) for at, part in enumerate(q)]
         return Attempt(z, k, q, g, moves, integrands)
 
     def ratio(self, attempt: Attempt, y: list[Tensor], q: list[Tensor], h: Tensor, unit: float) -> Tensor:
@@ -87,10 +89,10 @@ class Stages:
             if bound is None:
                 continue
             if index >= len(y):
-                error = self._integral(self.tableau.estimate, attempt.integrands, index - len(y))
+                error = self._weighed(self.tableau.estimate, attempt.integrands, index - len(y))
                 error = error * _wide(h, error)
             elif self.sums:
-                error = self.tableau.estimate.bracket(attempt.moves, index) * self.tableau.estimate.weight
+                error = self._weighed(self.tableau.estimate, attempt.moves, index)
             else:
                 error = attempt.moves[index].error().view_as(old)
             size = max(1, old.shape[1:].numel() if each else old.numel()) ** 0.5
@@ -120,11 +122,11 @@ class Stages:
                 for part, each in zip(y, moves)
             ]
         weights = self.tableau.step if stage == len(self.tableau.a) else self.tableau.stages[stage]
-        return [torch.add(part, weights.bracket(moves, at), alpha=weights.weight) for at, part in enumerate(y)]
+        return [weights.advance(part, stages_of(moves, at), 1.0) for at, part in enumerate(y)]
 
     @staticmethod
-    def _integral(weights: Combination, integrands: list[list[Tensor]], index: int) -> Tensor:
-        return weights.bracket(integrands, index) * weights.weight
+    def _weighed(weights: Combination, values: list[list[Tensor]], index: int) -> Tensor:
+        return weights.bracket(stages_of(values, index)) * weights.weight
 
     def _allowed(self, old: Tensor, new: Tensor, bound: Tolerance, factor: float) -> Tensor:
         """Computes the error allowed for each entry, times ``factor``; never zero, so that zero may rest at zero."""
@@ -141,8 +143,7 @@ class _Buffer:
     def __init__(self, tableau: Tableau, part: Tensor):
         count = len(tableau.a)
         whole = part.new_empty((count, *part.shape))
-        table = [[*map(float, row), *[0.0] * (count - len(row))] for row in (*tableau.a, tableau.b, tableau.error)]
-        weights = torch.tensor(table, dtype=part.dtype, device=part.device)
+        weights = torch.tensor([*tableau.table, tableau.errors], dtype=part.dtype, device=part.device)
         self.shape, self.stages, self.flat = part.shape, whole.unbind(0), whole.view(count, -1).T
         # Stage i sees the slopes before it; the end of the step sees all.
         counts = [min(stage, count) for stage in range(count + 1)]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BOSH3", "DOPRI5", "DOPRI8", "EULER", "HEUN", "MIDPOINT", "RALSTON", "RK4", "TSIT5", "Combination", "Tableau",
+    "BOSH3", "DOPRI5", "DOPRI8", "EULER", "HEUN", "HEUN3", "MIDPOINT", "RALSTON", "RK4", "THREE_EIGHTHS", "TSIT5",
+    "Combination", "Tableau", "stages_of",
 ]  # fmt: skip
 
 
@@ -26,19 +27,21 @@ class Combination(NamedTuple):
     weight: float
     rest: tuple[tuple[int, float], ...]
 
-    def bracket(self, slopes: list[list[Tensor]], part: int) -> Tensor:
-        """Computes the bracket for one part of the state; ``slopes`` holds a list of parts per stage."""
-        total = slopes[self.lead][part]
-        for other, ratio in self.rest:
-            total = torch.add(total, slopes[other][part], alpha=ratio)
-        return total
-
-    def advance(self, y: Tensor, slopes: list[Tensor], h: float) -> Tensor:
-        """Computes ``y + h sum_j w_j k_j`` for a state of one part."""
+    def bracket(self, slopes: list[Tensor]) -> Tensor:
+        """Computes the bracket from one tensor per stage."""
         total = slopes[self.lead]
         for other, ratio in self.rest:
             total = torch.add(total, slopes[other], alpha=ratio)
-        return torch.add(y, total, alpha=self.weight * h)
+        return total
+
+    def advance(self, y: Tensor, slopes: list[Tensor], h: float) -> Tensor:
+        """Computes ``y + h sum_j w_j k_j``."""
+        return torch.add(y, self.bracket(slopes), alpha=self.weight * h)
+
+
+def stages_of(slopes: list[list[Tensor]], part: int) -> list[Tensor]:
+    """Gives the tensors of one part of the state, stage by stage, from a list of parts per stage."""
+    return [parts[part] for parts in slopes]
 
 
 def _combination(weights: tuple[Fraction, ...]) -> Combination | None:
@@ -137,6 +140,22 @@ class Tableau:
         return _combination(self.error) if self.error else None
 
     @cached_property
+    def table(self) -> tuple[list[float], ...]:
+        """Gives the rows of ``a`` as floats, filled up with zeros to the number of stages, then ``b``."""
+        size = len(self.b)
+        return tuple([*map(float, row), *[0.0] * (size - len(row))] for row in (*self.a, self.b))
+
+    @cached_property
+    def errors(self) -> list[float]:
+        """Gives the weights of the error estimate as floats."""
+        return [float(weight) for weight in self.error]
+
+    @cached_property
+    def extension(self) -> list[list[float]]:
+        """Gives the polynomials of the continuous extension as floats."""
+        return [[float(coefficient) for coefficient in row] for row in self.dense]
+
+    @cached_property
     def nodes(self) -> tuple[float, ...]:
         """Gives the stage times within a step of length one."""
         return tuple(float(node) for node in self.c)
@@ -206,6 +225,16 @@ RK4 = Tableau(
     a=_rows("", "1/2", "0 1/2", "0 0 1"),
     b=_fractions("1/6 1/3 1/3 1/6"),
     c=_fractions("0 1/2 1/2 1"),
+    order=4,
+)
+
+# Heun's method of order 3 and Kutta's 3/8 rule: Hairer, Norsett and Wanner, II.1.
+HEUN3 = Tableau("heun3", a=_rows("", "1/3", "0 2/3"), b=_fractions("1/4 0 3/4"), c=_fractions("0 1/3 2/3"), order=3)
+THREE_EIGHTHS = Tableau(
+    "three_eighths",
+    a=_rows("", "1/3", "-1/3 1", "1 -1 1"),
+    b=_fractions("1/8 3/8 3/8 1/8"),
+    c=_fractions("0 1/3 2/3 1"),
     order=4,
 )
 

@@ -5,9 +5,21 @@ from math import prod
 import pytest
 
 from cflow.solvers import Tableau, tableau
-from cflow.solvers.tableau import BOSH3, DOPRI5, DOPRI8, EULER, HEUN, MIDPOINT, RALSTON, RK4, TSIT5
+from cflow.solvers.tableau import (
+    BOSH3,
+    DOPRI5,
+    DOPRI8,
+    EULER,
+    HEUN,
+    HEUN3,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    THREE_EIGHTHS,
+    TSIT5,
+)
 
-TABLEAUS = [EULER, MIDPOINT, HEUN, RALSTON, RK4, BOSH3, DOPRI5, TSIT5, DOPRI8]
+TABLEAUS = [EULER, MIDPOINT, HEUN, RALSTON, HEUN3, RK4, THREE_EIGHTHS, BOSH3, DOPRI5, TSIT5, DOPRI8]
 EMBEDDED = [method for method in TABLEAUS if method.error]
 EXTENDED = [method for method in TABLEAUS if method.dense]
 named = lambda methods: pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
