@@ -48,8 +48,8 @@ class Interpolant(Path):
     From ``E[u|x]`` and the score the velocity comes as a difference, and ``E[u|x]`` often turns about on the way where
     ``v`` hardly moves. A network too small to follow then spoils SDEs: between two normals of 50 dimensions, three
     layers of 64 end with 0.93 of the variance, and with 0.99 through ``velocity+score``; on moons W2 after 100 steps
-    falls from 0.21 to 0.16 (``tests/benchmarks/sf2m.py``). The price is a target that grows as :math:`1/\sqrt t`
-    towards steep ends.
+    falls from 0.21 to 0.16 (``tests/benchmarks/sf2m.py``, with ``--predict score`` and without). The price is a target
+    that grows as :math:`1/\sqrt t` towards steep ends.
 
     The score's error is weighted by ``gamma``, so that all losses are those of ``z``; near an end, where ``gamma``
     vanishes, its loss says little about the score, and what is computed from it needs little. Where the interval stops

@@ -112,7 +112,7 @@ def network(features, heads, width=64):
     return fields.Adapted(nn.Sequential(*layers), call, event_shape=features, outputs=heads)
 
 
-def train(method, source, target, seed, steps, batch_size, lr):
+def train(method, source, target, seed, steps, batch_size, lr, predict):
     import torch
 
     import cflow
@@ -122,7 +122,7 @@ def train(method, source, target, seed, steps, batch_size, lr):
         torch.manual_seed(seed)
         field = network(target.shape[1], 2 if method == "sf2m" else 1)
     coupling = None if method == "i-cfm" else couplings.OptimalTransport()
-    path = paths.BrownianBridge(sigma=1.0, predict="velocity+score") if method == "sf2m" else paths.Linear()
+    path = paths.BrownianBridge(sigma=1.0, predict=predict) if method == "sf2m" else paths.Linear()
     objective = objectives.BridgeMatching(coupling) if method == "sf2m" else objectives.FlowMatching(coupling)
     flow = cflow.ContinuousFlow(field, bases.Empirical(source), path=path)
     began = time.perf_counter()
@@ -142,14 +142,14 @@ def reference(data, seed):
     return {"ends": w2(x0, x1), "floor": w2(x1, y1), "floor_source": w2(x0, y0) if data == "8g-moons" else None}
 
 
-def cell(method, data, seed, steps, batch_size, lr):
+def cell(method, data, seed, steps, batch_size, lr, predict):
     """Trains one flow and measures it."""
     import torch
 
     from cflow import metrics, solvers
 
     (source, x0, _), (target, x1, _) = ends(data, seed)
-    flow, seconds = train(method, source, target, seed, steps, batch_size, lr)
+    flow, seconds = train(method, source, target, seed, steps, batch_size, lr, predict)
     times = [i / 100 for i in range(101)]
     states = flow.trajectory(x0, times=times, solver=solvers.Euler(steps=100))
     energy = float(metrics.path_energy(states, torch.tensor(times)).mean())
@@ -167,7 +167,7 @@ def cell(method, data, seed, steps, batch_size, lr):
     return result
 
 
-def gaussian_cell(dimension, seed, steps, batch_size, lr):
+def gaussian_cell(dimension, seed, steps, batch_size, lr, predict):
     """Trains a bridge between two normals and compares its simulated marginals with the closed form."""
     import torch
     from torch.distributions import MultivariateNormal, kl_divergence
@@ -177,7 +177,7 @@ def gaussian_cell(dimension, seed, steps, batch_size, lr):
     generator = torch.Generator().manual_seed(seed)
     source, target, x0 = torch.randn(3, COUNT, dimension, generator=generator)
     source, target, x0 = source - 0.1, target + 0.1, x0 - 0.1
-    flow, seconds = train("sf2m", source, target, seed, steps, batch_size, lr)
+    flow, seconds = train("sf2m", source, target, seed, steps, batch_size, lr, predict)
     times = [i / 20 for i in range(21)]
     eye, result = torch.eye(dimension, dtype=torch.float64), {"seconds": seconds}
     for name, start in (("", source), ("_new", x0)):
@@ -258,6 +258,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--predict", default="velocity+score", help="what the network of a bridge learns")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, each on one core")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
@@ -266,7 +267,7 @@ def main():
         jobs += [("cell", method, name, seed) for seed in options.seeds for name in options.data]
     jobs += [("gaussian", dimension, seed) for dimension in options.dimensions for seed in options.seeds]
     if not options.table:
-        settings = {name: getattr(options, name) for name in ("steps", "batch_size", "lr")}
+        settings = {name: getattr(options, name) for name in ("steps", "batch_size", "lr", "predict")}
         run(compute, jobs, options.out, settings, options.jobs)
     table(options.out, options.methods, options.data, options.seeds)
 

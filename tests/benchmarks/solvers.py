@@ -18,9 +18,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cflow import solvers
+from cflow.solvers.conformance.operations import Operations
 
 try:
     import torchdiffeq
@@ -35,13 +35,6 @@ try:
 except ImportError:
     torchdyn = None
 
-VIEWS = frozenset(
-    (
-        *("view", "expand", "unsqueeze", "unbind", "select", "slice", "t", "transpose", "_unsafe_view", "alias"),
-        *("detach", "squeeze", "as_strided", "split", "permute", "lift_fresh", "_reshape_alias", "unflatten"),
-    )
-)
-
 
 class Counted:
     """A field that counts its calls."""
@@ -52,33 +45,6 @@ class Counted:
     def __call__(self, t, y, *args):
         self.calls += 1
         return self.field(t, y, *args)
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations that are no views, and values read by the host."""
-
-    def __enter__(self):
-        self.counts, self.reads = collections.Counter(), 0
-        self.tolist = torch.Tensor.tolist
-
-        def counted(tensor):
-            self.reads += 1
-            return self.tolist(tensor)
-
-        torch.Tensor.tolist = counted
-        return super().__enter__()
-
-    def __exit__(self, *rest):
-        torch.Tensor.tolist = self.tolist
-        return super().__exit__(*rest)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__.split(".")[0]
-        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal"):
-            self.reads += 1
-        elif name not in VIEWS:
-            self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def medians(calls, rounds):

@@ -7,8 +7,8 @@ import weakref
 from dataclasses import replace
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from cflow.solvers.conformance.operations import Operations
 from cflow.solvers.conformance.subject import Subject, ones, require
 from cflow.solvers.gradients import Checkpointed
 from cflow.solvers.solution import Status
@@ -92,37 +92,16 @@ def failures(subject: Subject) -> None:
         )
 
 
-class HostReads(TorchDispatchMode):
-    """Counts operations that make the host wait for a value; ``tolist`` is none on a CPU and counted by itself."""
-
-    names = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
-
-    def __enter__(self):
-        self.count, self.tolist = 0, torch.Tensor.tolist
-
-        def counted(tensor):
-            self.count += 1
-            return self.tolist(tensor)
-
-        torch.Tensor.tolist = counted
-        return super().__enter__()
-
-    def __exit__(self, *rest):
-        torch.Tensor.tolist = self.tolist
-        return super().__exit__(*rest)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.__name__.split(".")[0] in self.names
-        return function(*args, **(kwargs or {}))
-
-
 def host_reads(subject: Subject) -> None:
     rates = torch.logspace(-1, 1.5, 16, dtype=torch.float64).unsqueeze(1)
-    with torch.no_grad(), HostReads() as reads:
+    with torch.no_grad(), Operations() as operations:
         solution = subject.usual.solve(lambda t, y, rate: -rate * y, ones(16, 1), 0.0, 1.0, args=(rates,))
     # One per attempt, and one for the first step where all share it.
     allowed = int(solution.stats.steps.max()) + subject.joint if subject.adaptive else 0
-    require(reads.count <= allowed, f"host reads: {reads.count} values are read from the device, {allowed} allowed")
+    require(
+        operations.reads <= allowed,
+        f"host reads: {operations.reads} values are read from the device, {allowed} allowed",
+    )
 
 
 class _Network(torch.nn.Module):
