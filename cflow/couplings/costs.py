@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cflow.shapes import rows
+
 __all__ = ["SquaredDistances", "check_alike", "check_finite", "squared_distances"]
 
 FAR = 100.0  # an outlier's squared distance from the mean is that many times the median row's
@@ -78,7 +80,7 @@ def squared_distances(name: str, x0: Tensor, x1: Tensor) -> SquaredDistances:
     exact = torch.get_float32_matmul_precision() == "highest" and x0.device.type == "cpu"
     dtype = torch.promote_types(torch.promote_types(x0.dtype, x1.dtype), torch.float32) if exact else torch.float64
     with torch.autocast(x0.device.type, enabled=False):
-        x0, x1 = (x.to(dtype).reshape(len(x), -1) for x in (x0, x1))
+        x0, x1 = (rows(x.to(dtype)) for x in (x0, x1))
         m0, m1, a, b, norms = _centred(x0, x1, torch.mean)
         spreads = torch.stack([each for n in norms for each in (n.mean(), n.max(), n.median())]).tolist()
         spread0, spread1 = spreads[0], spreads[3]

@@ -57,13 +57,8 @@ class Joint:
                 if self.tape is not None:
                     self.tape.mark(slot, self.solver.tableau, self.y, self._clock(stop), self.rows)
         self._leave(None, None)
-        y, q, outputs = self.full, self.full_q, self.trajectory.states()
         stats = Stats(problem.calls, problem.rows, self.steps, self.taken, self.steps - self.taken, self.reached)
-        with torch.set_grad_enabled(self.graph or self.tape is not None):
-            if self.tape is not None:
-                y, q, outputs = self.tape.attach(y, q, outputs)
-            states = self.trajectory.whole(outputs, self.left, y)
-            return problem.solution(y, q, stats, problem.status(y, q, self.status), states)
+        return self.trajectory.solution(self.tape, self.full, self.full_q, self.left, stats, self.status)
 
     def _advance_to(self, end: float) -> None:
         """Steps to ``end``, or until nothing is left that goes on."""

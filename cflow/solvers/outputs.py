@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cflow.solvers.adjoint import Tape
+from cflow.solvers.solution import Solution, Stats
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows
 from cflow.solvers.tableau import Tableau
@@ -76,3 +78,12 @@ class Trajectory:
         ]
         last = len(at) - self.first - len(self.inner)
         return [self.problem.y0] * self.first + inner + [y] * last
+
+    def solution(self, tape: Tape | None, y, q, passed: Tensor, stats: Stats, status: Tensor) -> Solution:
+        """Builds the solution of an adaptive solve, joined to the graph by the tape where there is one."""
+        outputs = self.states()
+        with torch.set_grad_enabled(self.graph or tape is not None):
+            if tape is not None:
+                y, q, outputs = tape.attach(y, q, outputs)
+            states = self.whole(outputs, passed, y)
+            return self.problem.solution(y, q, stats, self.problem.status(y, q, status), states)

@@ -120,13 +120,8 @@ class PerSample:
             if stop != problem.t1:
                 self._stopped([slot for slot, t in enumerate(inner) if t == stop])
         rows = self.rows
-        y, q, outputs = rows.y, rows.q, self.trajectory.states()
         stats = Stats(problem.calls, problem.rows, rows.steps, rows.accepted, rows.steps - rows.accepted, rows.t)
-        with torch.set_grad_enabled(self.graph or self.tape is not None):
-            if self.tape is not None:
-                y, q, outputs = self.tape.attach(y, q, outputs)
-            states = self.trajectory.whole(outputs, rows.passed, y)
-            return problem.solution(y, q, stats, problem.status(y, q, rows.status), states)
+        return self.trajectory.solution(self.tape, rows.y, rows.q, rows.passed, stats, rows.status)
 
     def _stopped(self, slots: list[int]) -> None:
         """Keeps the states at an output time that all samples have reached, and takes the uncut steps up again."""
