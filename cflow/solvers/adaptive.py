@@ -24,7 +24,7 @@ from cflow.solvers.tableau import Tableau
 __all__ = ["Adaptive", "Bosh3", "Dopri5", "Dopri8", "Tsit5"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptive(Solver):
     r"""Integrates with an embedded Runge-Kutta method, every sample at its own pace; a subclass names its tableau.
 
@@ -230,7 +230,7 @@ class Adaptive(Solver):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bosh3(Adaptive):
     r"""Integrates with the method of Bogacki and Shampine, order 3 with an embedded order 2; see :class:`Adaptive`.
 
@@ -248,7 +248,7 @@ class Bosh3(Adaptive):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dopri5(Adaptive):
     r"""Integrates with the method of Dormand and Prince, order 5 with an embedded order 4; see :class:`Adaptive`.
 
@@ -271,7 +271,7 @@ class Dopri5(Adaptive):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tsit5(Adaptive):
     r"""Integrates with the method of Tsitouras, order 5 with an embedded order 4; see :class:`Adaptive`.
 
@@ -291,7 +291,7 @@ class Tsit5(Adaptive):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dopri8(Adaptive):
     r"""Integrates with the method of Prince and Dormand, order 8 with an embedded order 7; see :class:`Adaptive`.
 

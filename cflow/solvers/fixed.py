@@ -21,7 +21,7 @@ from cflow.solvers.tableau import Combination, Tableau, stages_of
 __all__ = ["RK4", "Euler", "FixedGrid", "Heun", "Midpoint", "Ralston"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FixedGrid(Solver):
     r"""Integrates with a Runge-Kutta method on a fixed grid; a subclass names its tableau.
 
@@ -216,7 +216,7 @@ def _stage_times(problem: Problem, nodes: list[float], fractions: tuple[float, .
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Euler(FixedGrid):
     r"""Integrates with Euler's method, order 1, one call of ``f`` per step.
 
@@ -232,7 +232,7 @@ class Euler(FixedGrid):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Midpoint(FixedGrid):
     r"""Integrates with the explicit midpoint method, order 2, two calls of ``f`` per step.
 
@@ -247,7 +247,7 @@ class Midpoint(FixedGrid):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Heun(FixedGrid):
     r"""Integrates with Heun's method (the explicit trapezoidal rule), order 2, two calls of ``f`` per step.
 
@@ -262,7 +262,7 @@ class Heun(FixedGrid):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ralston(FixedGrid):
     r"""Integrates with Ralston's method, of the smallest error bound at order 2; two calls of ``f`` per step.
 
@@ -279,7 +279,7 @@ class Ralston(FixedGrid):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RK4(FixedGrid):
     r"""Integrates with the classical Runge-Kutta method, order 4, four calls of ``f`` per step.
 

@@ -43,7 +43,7 @@ def by_name(name: str, **options: Any) -> Solver:
 
     Example:
         >>> by_name("euler", steps=8)
-        Euler(steps=8, grid=None, nfe=None)
+        Euler(steps=8)
     """
     if name not in METHODS:
         raise ValueError(

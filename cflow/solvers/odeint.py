@@ -221,14 +221,14 @@ def _times(owner: str, t: Tensor | Sequence[float]) -> list[float]:
     return times
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Heun3(FixedGrid):
     """Heun's method of order 3."""
 
     tableau: ClassVar[Tableau] = tableaus.HEUN3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _ThreeEighths(FixedGrid):
     """Kutta's 3/8 rule of order 4, which torchdiffeq calls rk4."""
 

@@ -21,7 +21,7 @@ __all__ = ["Picard"]
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Picard(FixedGrid):
     r"""Walks Euler's grid in parallel: a window of steps is evaluated at once and iterated to a fixed point.
 

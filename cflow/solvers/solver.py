@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ __all__ = ["Problem", "Solver"]
 
 class Solver(ABC):
     """Integrates ``dy/dt = f(t, y, *args)`` from ``t0`` to ``t1``, sample by sample of a batch."""
+
+    def __repr__(self) -> str:
+        """Shows the options that differ from their defaults."""
+        if not is_dataclass(self):
+            return super().__repr__()
+        told = [(each.name, getattr(self, each.name)) for each in fields(self)]
+        defaults = {each.name: each.default for each in fields(self)}
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in told if v != defaults[n])})"
 
     @abstractmethod
     def solve(

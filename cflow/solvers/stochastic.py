@@ -56,7 +56,7 @@ class Fading:
         return self.scale * max(0.0, 1 - t) ** self.power
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StochasticGrid(FixedGrid):
     r"""Integrates an SDE with the marginals of a flow, whatever its diffusion.
 
@@ -178,7 +178,7 @@ class StochasticGrid(FixedGrid):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EulerMaruyama(StochasticGrid):
     r"""Integrates an SDE by the Euler-Maruyama method: weak order 1, one call of ``f`` per step.
 
@@ -198,7 +198,7 @@ class EulerMaruyama(StochasticGrid):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StochasticHeun(StochasticGrid):
     r"""Integrates an SDE by Heun's method for additive noise: weak order 2, two calls of ``f`` per step.
 

@@ -31,7 +31,7 @@ _GRID = ("grid_constructor", "perturb", "step_size")
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TorchDiffEq(Solver):
     r"""Integrates with a method of torchdiffeq, made to end exactly at the end and to stay inside the interval.
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cflow.registry import lookup, name_of
-from cflow.solvers import METHODS, RK4, Dopri5, Solver, by_name
+from cflow.solvers import METHODS, RK4, Dopri5, Heun, Solver, by_name
 
 
 def test_names_give_solvers_with_their_options():
@@ -27,3 +27,14 @@ def test_a_wrong_name_is_answered_with_the_right_ones():
 def test_a_wrong_option_is_answered_with_the_right_ones():
     with pytest.raises(ValueError, match="did you mean 'steps'"):
         by_name("euler", step=3)
+
+
+def test_a_solver_shows_what_was_chosen():
+    class Bare(Solver):
+        def solve(self, *args, **options):
+            raise NotImplementedError
+
+    assert repr(Dopri5()) == "Dopri5()"
+    assert repr(Dopri5(1e-4, per_sample=False)) == "Dopri5(rtol=0.0001, per_sample=False)"
+    assert repr(Heun(nfe=8)) == "Heun(nfe=8)"
+    assert "Bare object" in repr(Bare())
