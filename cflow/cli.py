@@ -21,7 +21,7 @@ from torch import Tensor
 from .guidance import ClassifierFree
 from .io import load
 from .registry import configuration
-from .solvers import Bespoke, by_name
+from .solvers import METHODS, Bespoke, by_name
 
 __all__ = ["main"]
 
@@ -228,7 +228,11 @@ def _solver(folder: Path, name: str | None, **options: float | None) -> dict:
     if name is None:
         stochastic, counted = "diffusion" in options, "steps" in options
         name = "euler_maruyama" if stochastic else "heun" if counted else "dopri5"
-    return {"solver": by_name(name, **options)}
+    try:
+        return {"solver": by_name(name, **options)}
+    except ValueError as error:
+        fitted = "" if name in METHODS else " Here bespoke is one too, which `cflow bespoke` fits, and so is its .json."
+        raise ValueError(f"{error}{fitted}") from None
 
 
 def _labels(flow, label: int | None, num: int) -> Tensor | None:

@@ -167,6 +167,9 @@ def test_the_command_line_fits_and_samples(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["sample", str(run), "--solver", "bespoke", "--output", str(tmp_path / "x.npy")])
     assert "fit one by `cflow bespoke" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sample", str(run), "--solver", "bespok", "--output", str(tmp_path / "x.npy")])
+    assert "bespoke is one too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
