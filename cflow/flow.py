@@ -268,12 +268,14 @@ class BaseFlow(nn.Module):
         device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
         return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
 
-    def _enter(self, x: Value, context: Value | None, method: str) -> tuple[Value, Value | None, Size]:
-        own = batch_of(x, self.event_shape, f"flow.{method}: x")
+    def _enter(self, x: Value, context: Value | None, method: str, shape: Shape | None = None):
+        """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
+        shape, name = (self.event_shape, "x") if shape is None else (shape, "z")
+        own = batch_of(x, shape, f"flow.{method}: {name}")
         batch = broadcast(f"flow.{method}", own, self._context(context, method))
         if context is not None:
             context = flatten(self.cast(context), self.context_shape, batch)
-        return self.cast(flatten(x, self.event_shape, batch)), context, batch
+        return self.cast(flatten(x, shape, batch)), context, batch
 
     def _count(self, shape, context: Value | None, method: str) -> tuple[Value | None, Size]:
         batch = Size((*as_shape(shape), *self._context(context, method)))
@@ -293,6 +295,11 @@ class BaseInvertibleFlow(BaseFlow):
     """
 
     base: nn.Module
+
+    @property
+    def latent_shape(self) -> Size:
+        """The shape of one latent, ``z``: the event's, unless a subclass says otherwise."""
+        return self.event_shape
 
     def _encode(self, x: Tensor, context: Tensor | None, generator, **options) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__qualname__} does not define _encode.")
@@ -319,7 +326,7 @@ class BaseInvertibleFlow(BaseFlow):
         return self._decode(z, context, generator, ladj=False, **options)[0]
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
-        """Carries data to the latent space: ``(z [*batch, *event], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
+        """Carries data to the latent space: ``(z [*batch, *latent], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
         self._check(options, "encode")
         x, context, batch = self._enter(x, context, "encode")
         u, outer = self.preprocess(x, generator=generator)
@@ -330,7 +337,7 @@ class BaseInvertibleFlow(BaseFlow):
         """Carries latents to the data space: ``(x [*batch, *event], ladj [*batch])``, ``ladj = log|det dx/dz|``."""
         self._check(options, "decode")
         self._needs_bijection("decode")
-        z, context, batch = self._enter(z, context, "decode")
+        z, context, batch = self._enter(z, context, "decode", self.latent_shape)
         u, ladj = self._decode(z, context, generator, **options)
         x, outer = self.postprocess(u)
         return unflatten(x, batch), (ladj + outer).reshape(batch)

@@ -2,6 +2,7 @@
 
 from .bridge_matching import BridgeBatch, BridgeMatching
 from .flow_matching import FlowMatching, MatchingBatch
+from .maximum_likelihood import LikelihoodBatch, MaximumLikelihood
 from .multi_marginal import MultiMarginal, MultiMarginalBatch
 from .objective import Objective
 from .weights import MinSNR, VelocityWeight
@@ -10,7 +11,9 @@ __all__ = [
     "BridgeBatch",
     "BridgeMatching",
     "FlowMatching",
+    "LikelihoodBatch",
     "MatchingBatch",
+    "MaximumLikelihood",
     "MinSNR",
     "MultiMarginal",
     "MultiMarginalBatch",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from cflow.autocasting import autocast, autocast_state
 from cflow.solvers.parameters import refuse_strangers, wanted_parameters
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import gather, like_rows
@@ -314,18 +314,3 @@ def _added(total: Tensor | None, gradient: Tensor | None, rows: Tensor | None, b
     if total is None:
         total = gradient.new_zeros((batch, *gradient.shape[1:]), dtype=wide)
     return total.index_add_(0, rows, gradient.to(wide))
-
-
-def autocast_state(device: str) -> list[tuple[str, bool, torch.dtype]]:
-    """Reads whether and how autocast is on."""
-    kinds = dict.fromkeys((device, "cpu"))
-    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
-
-
-@contextlib.contextmanager
-def autocast(states: list[tuple[str, bool, torch.dtype]]) -> Iterator[None]:
-    """Puts autocast into a state; without its cache, whose copies made without a graph would cut the gradient."""
-    with contextlib.ExitStack() as stack:
-        for kind, enabled, dtype in states:
-            stack.enter_context(torch.autocast(kind, enabled=enabled, dtype=dtype, cache_enabled=False))
-        yield

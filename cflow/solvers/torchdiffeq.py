@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from cflow.autocasting import autocast, autocast_state
 from cflow.registry import register
-from cflow.solvers.adjoint import autocast, autocast_state
 from cflow.solvers.fixed import through
 from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
 from cflow.solvers.parameters import refuse_strangers, wanted_parameters

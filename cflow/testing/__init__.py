@@ -5,6 +5,7 @@ what they are given, and draw from fixed generators.
 """
 
 from cflow.solvers.conformance import check_solver
+from cflow.testing.bijections import check_bijection, check_univariate
 from cflow.testing.couplings import check_coupling
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
@@ -13,9 +14,11 @@ from cflow.testing.paths import GaussianField, check_path
 __all__ = [
     "GaussianBridgeField",
     "GaussianField",
+    "check_bijection",
     "check_coupling",
     "check_flow",
     "check_interpolant",
     "check_path",
     "check_solver",
+    "check_univariate",
 ]

@@ -53,6 +53,9 @@ def step_calls(field, y0):
     if torchdyn:
         for name in ("euler", "rk4"):
             calls[name, "torchdyn"] = lambda f, name=name: torchdyn.odeint(f, y0, grid, solver=name)
+        for name in ("dopri5", "tsit5"):  # it takes no largest step: a tolerance that asks for some twenty
+            options = {"solver": name, "atol": 1e-6, "rtol": 1e-6}
+            calls[name, "torchdyn"] = lambda f, options=options: torchdyn.odeint(f, y0, grid[[0, -1]], **options)
     return calls
 
 

@@ -13,7 +13,17 @@ READS = frozenset(("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "mas
 VIEWS = frozenset(
     (
         *("view", "expand", "unsqueeze", "unbind", "select", "slice", "t", "transpose", "permute", "_unsafe_view"),
-        *("alias", "detach", "squeeze", "as_strided", "split", "unflatten", "lift_fresh", "_reshape_alias"),
+        *(
+            "alias",
+            "detach",
+            "squeeze",
+            "as_strided",
+            "split",
+            "split_with_sizes",
+            "unflatten",
+            "lift_fresh",
+            "_reshape_alias",
+        ),
     )
 )
 

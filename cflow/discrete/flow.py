@@ -1,0 +1,98 @@
+"""The flow made of a bijection and a base distribution."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Size, Tensor
+
+from cflow.bases import Base
+from cflow.discrete.bijection import Bijection
+from cflow.flow import BaseInvertibleFlow
+from cflow.registry import register
+from cflow.shapes import as_shape
+
+__all__ = ["FlowCost", "NormalizingFlow"]
+
+
+class FlowCost(NamedTuple):
+    """How many passes through networks each operation of a flow takes, per layer that has one.
+
+    A pass that is done piece by piece (an incremental inverse) counts once: its arithmetic is that of one.
+    """
+
+    log_prob: int
+    sample: int
+    sample_and_log_prob: int
+
+
+@register
+class NormalizingFlow(BaseInvertibleFlow):
+    r"""Carries a base distribution to the data's by a bijection.
+
+    .. math:: \log p(x \mid c) = \log p_0(z) + \log|\det \partial z / \partial x|, \qquad z = \mathrm{encode}(x; c)
+
+    The likelihood is exact. ``sample_and_log_prob`` takes one pass: no conditioner is asked twice.
+
+    Args:
+        bijection: such as ``discrete.Compose(*layers)``; ``discrete.nsf(6)`` and the other presets make whole flows.
+        base: the distribution of latents; its events have the shape of the bijection's latents.
+        event_shape: the shape of an event, for those who want it checked: the bijection's.
+        transform: data transforms; see :meth:`with_transform`.
+
+    Raises:
+        TypeError: if ``bijection`` is none.
+        ValueError: if the shapes of bijection, base and event do not fit.
+
+    Example:
+        >>> from cflow import bases, discrete
+        >>> layers = [discrete.Coupling(discrete.Affine(), 4), discrete.Permute.reverse(4)]
+        >>> flow = NormalizingFlow(discrete.Compose(*layers), bases.Normal(4))
+        >>> flow.cost()
+        FlowCost(log_prob=1, sample=1, sample_and_log_prob=1)
+        >>> x, logp = flow.sample_and_log_prob((3,))
+        >>> x.shape, logp.shape
+        (torch.Size([3, 4]), torch.Size([3]))
+    """
+
+    def __init__(self, bijection: Bijection, base: Base, *, event_shape=None, transform=()):
+        if not isinstance(bijection, Bijection):
+            raise TypeError(
+                f"NormalizingFlow({type(bijection).__qualname__}, ...): the first argument is a bijection; pass an "
+                f"object such as discrete.Compose(*layers)."
+            )
+        if event_shape is not None and as_shape(event_shape) != bijection.event_shape:
+            raise ValueError(
+                f"NormalizingFlow(event_shape={event_shape}): the bijection maps events of shape "
+                f"{list(bijection.event_shape)}; leave event_shape away, or build the bijection for that shape."
+            )
+        super().__init__(bijection.event_shape, bijection.context_shape, transform)
+        if base.event_shape != bijection.latent_shape:
+            raise ValueError(
+                f"NormalizingFlow(base with events of shape {list(base.event_shape)}): the bijection's latents have "
+                f"shape {list(bijection.latent_shape)}; pass for example bases.Normal({tuple(bijection.latent_shape)})."
+            )
+        self.bijection, self.base = bijection, base
+
+    @property
+    def latent_shape(self) -> Size:
+        return self.bijection.latent_shape
+
+    def cost(self) -> FlowCost:
+        """Says how many network passes ``log_prob``, ``sample`` and ``sample_and_log_prob`` take.
+
+        Example:
+            >>> from cflow import discrete
+            >>> discrete.maf(3, layers=5).cost()
+            FlowCost(log_prob=5, sample=5, sample_and_log_prob=5)
+            >>> discrete.iaf(3, layers=5, inverse=discrete.Jacobi()).cost()
+            FlowCost(log_prob=15, sample=5, sample_and_log_prob=5)
+        """
+        encode, decode = self.bijection.cost()
+        return FlowCost(encode, decode, decode)
+
+    def _encode(self, x: Tensor, context: Tensor | None, generator) -> tuple[Tensor, Tensor]:
+        return self.bijection.encode(x, context)
+
+    def _decode(self, z: Tensor, context: Tensor | None, generator, *, ladj: bool = True) -> tuple[Tensor, Tensor]:
+        return self.bijection.decode(z, context)

@@ -1,0 +1,257 @@
+"""Whole flows by the names of their papers, each a few lines.
+
+All take ``(features, context=0, *, layers, ...)`` and stand on a standard normal base. Every layer starts at (or near)
+the identity, so data should be standardised first: ``flow.with_transform(data.Standardise.fit(x))``, or the box of a
+spline misses them. Coupling flows take two features or more; autoregressive ones take one, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cflow.bases import Normal
+from cflow.discrete.autoregressive import Autoregressive
+from cflow.discrete.bijection import Bijection, Compose, Inverse
+from cflow.discrete.coupling import Coupling
+from cflow.discrete.elementwise import Elementwise
+from cflow.discrete.flow import NormalizingFlow
+from cflow.discrete.lu import LULinear
+from cflow.discrete.mixture import MixtureLogistic
+from cflow.discrete.monotone import IntegratedNetwork, SigmoidalNetwork
+from cflow.discrete.orthogonal import Orthogonal
+from cflow.discrete.planar import Planar
+from cflow.discrete.polynomials import Bernstein, SumOfSquares
+from cflow.discrete.radial import Radial
+from cflow.discrete.rational_quadratic import RationalQuadratic
+from cflow.discrete.sylvester import Sylvester
+from cflow.discrete.univariate import Additive, Affine, Univariate
+
+__all__ = ["PRESETS"]
+
+
+def nice(features: int, context: int = 0, *, layers: int = 4, **network) -> NormalizingFlow:
+    """Makes NICE: additive couplings of alternating halves, and a learned scale of every feature at the end.
+
+    Source: Dinh et al., NICE: Non-linear Independent Components Estimation, 2014, arXiv:1410.8516.
+
+    Example:
+        >>> nice(4).cost()
+        FlowCost(log_prob=4, sample=4, sample_and_log_prob=4)
+    """
+    return _flow([*_couplings(Additive, features, context, layers, network), Elementwise(Affine(), features)])
+
+
+def realnvp(features: int, context: int = 0, *, layers: int = 8, clamp: float = 5.0, **network) -> NormalizingFlow:
+    """Makes RealNVP: affine couplings of alternating halves; ``clamp`` bounds their log-scales.
+
+    Source: Dinh et al., Density estimation using Real NVP, 2016, arXiv:1605.08803.
+
+    Example:
+        >>> realnvp(4, context=2, hidden=(32, 32)).context_shape
+        torch.Size([2])
+    """
+    return _flow(_couplings(lambda: Affine(clamp), features, context, layers, network))
+
+
+def maf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0, **network) -> NormalizingFlow:
+    """Makes a masked autoregressive flow: affine layers whose order turns around from one to the next.
+
+    Source: Papamakarios et al., Masked Autoregressive Flow for Density Estimation, 2017, arXiv:1705.07057.
+
+    Example:
+        >>> maf(64, context=3).cost()  # sampling is one pass as well, in 64 steps
+        FlowCost(log_prob=5, sample=5, sample_and_log_prob=5)
+    """
+    return _flow(_autoregressives(lambda: Affine(clamp), features, context, layers, network))
+
+
+def iaf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0, **network) -> NormalizingFlow:
+    """Makes an inverse autoregressive flow: :func:`maf` from the other side, which samples in one parallel pass.
+
+    Source: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016, arXiv:1606.04934.
+
+    Example:
+        >>> iaf(3).sample((5,)).shape
+        torch.Size([5, 3])
+    """
+    return _flow([Inverse(each) for each in _autoregressives(lambda: Affine(clamp), features, context, layers, network)])
+
+
+def nsf(
+    features: int,
+    context: int = 0,
+    *,
+    layers: int = 5,
+    bins: int = 8,
+    bound: float = 5.0,
+    autoregressive: bool = False,
+    linear: bool = True,
+    **network,
+) -> NormalizingFlow:
+    """Makes a neural spline flow: rational-quadratic couplings, or autoregressive layers.
+
+    Args:
+        bins: of every spline.
+        bound: the splines work within [-bound, bound].
+        autoregressive: the more expressive kind; sampling goes feature by feature.
+        linear: whether an LU layer mixes the features between layers.
+
+    Source: Durkan et al., Neural Spline Flows, 2019, arXiv:1906.04032.
+
+    Example:
+        >>> nsf(6, layers=5, hidden=(64, 64), bins=8).sample((2,)).shape
+        torch.Size([2, 6])
+    """
+    family = lambda: RationalQuadratic(bins, bound)
+    make = _autoregressives if autoregressive else _couplings
+    return _flow(make(family, features, context, layers, network), mixed=linear)
+
+
+def naf(features: int, context: int = 0, *, layers: int = 3, units: int = 16, **network) -> NormalizingFlow:
+    """Makes a neural autoregressive flow: deep sigmoidal functions of ``units`` units; sampling solves by Newton.
+
+    Source: Huang et al., Neural Autoregressive Flows, 2018, arXiv:1804.00779.
+
+    Example:
+        >>> naf(2, layers=1).log_prob(naf(2).sample((3,))).shape
+        torch.Size([3])
+    """
+    return _flow(_autoregressives(lambda: SigmoidalNetwork(units), features, context, layers, network))
+
+
+def unaf(features: int, context: int = 0, *, layers: int = 3, signal: int = 16, **network) -> NormalizingFlow:
+    """Makes an unconstrained neural autoregressive flow: integrals of positive networks that read ``signal`` numbers.
+
+    Source: Wehenkel and Louppe, Unconstrained Monotonic Neural Networks, 2019, arXiv:1908.05164.
+
+    Example:
+        >>> unaf(2, layers=1).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    return _flow(_autoregressives(lambda: IntegratedNetwork(signal), features, context, layers, network))
+
+
+def sospf(
+    features: int, context: int = 0, *, layers: int = 3, degree: int = 4, polynomials: int = 3, **network
+) -> NormalizingFlow:
+    """Makes a sum-of-squares polynomial flow.
+
+    Source: Jaini et al., Sum-of-Squares Polynomial Flow, 2019, arXiv:1905.02325.
+
+    Example:
+        >>> sospf(2, layers=1).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    return _flow(_autoregressives(lambda: SumOfSquares(degree, polynomials), features, context, layers, network))
+
+
+def bpf(features: int, context: int = 0, *, layers: int = 3, degree: int = 16, **network) -> NormalizingFlow:
+    """Makes a Bernstein polynomial flow.
+
+    Source: Ramasinghe et al., Robust normalizing flows using Bernstein-type polynomials, 2021, arXiv:2102.03509.
+
+    Example:
+        >>> bpf(2, layers=1).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    return _flow(_autoregressives(lambda: Bernstein(degree), features, context, layers, network))
+
+
+def gf(features: int, context: int = 0, *, layers: int = 6, components: int = 8, **network) -> NormalizingFlow:
+    """Makes a Gaussianization flow: every feature by a mixture of logistics of its own, between rotations.
+
+    Source: Meng et al., Gaussianization Flows, 2020, arXiv:2003.01941.
+
+    Example:
+        >>> gf(2).cost()  # no network at all
+        FlowCost(log_prob=0, sample=0, sample_and_log_prob=0)
+    """
+    members: list[Bijection] = []
+    for _ in range(layers):
+        members += [
+            Orthogonal(features),
+            Elementwise(MixtureLogistic(components), features, context=context, **network),
+        ]
+    return _flow(members)
+
+
+def flowpp(features: int, context: int = 0, *, layers: int = 6, components: int = 8, **network) -> NormalizingFlow:
+    """Makes the couplings of Flow++: mixtures of logistics, mixed by LU layers; sampling solves by Newton.
+
+    Source: Ho et al., Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture
+    Design, 2019, arXiv:1902.00275.
+
+    Example:
+        >>> flowpp(2, layers=2).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    members = _couplings(lambda: MixtureLogistic(components), features, context, layers, network)
+    return _flow(members, mixed=True)
+
+
+def planar(features: int, context: int = 0, *, layers: int = 16) -> NormalizingFlow:
+    """Makes a planar flow; densities in closed form, sampling by one scalar equation per layer.
+
+    Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770.
+
+    Example:
+        >>> planar(2, layers=2).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    return _flow([Planar(features, context=context) for _ in range(layers)])
+
+
+def radial(features: int, context: int = 0, *, layers: int = 16) -> NormalizingFlow:
+    """Makes a radial flow; densities in closed form, sampling by one scalar equation per layer.
+
+    Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770.
+
+    Example:
+        >>> radial(2, layers=2).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    return _flow([Radial(features, context=context) for _ in range(layers)])
+
+
+def sylvester(features: int, context: int = 0, *, layers: int = 8, units: int | None = None) -> NormalizingFlow:
+    """Makes a Sylvester flow of ``units`` hidden units per layer, as many as features unless given.
+
+    Source: van den Berg et al., Sylvester Normalizing Flows for Variational Inference, 2018, arXiv:1803.05649.
+
+    Example:
+        >>> sylvester(2, layers=2).sample((3,)).shape
+        torch.Size([3, 2])
+    """
+    units = features if units is None else units
+    return _flow([Sylvester(features, units, context=context) for _ in range(layers)])
+
+
+PRESETS: dict[str, Callable[..., NormalizingFlow]] = {
+    each.__name__: each
+    for each in (nice, realnvp, maf, iaf, nsf, naf, unaf, sospf, bpf, gf, flowpp, planar, radial, sylvester)
+}
+"""Every preset by name."""
+
+
+def _couplings(
+    family: Callable[[], Univariate], features: int, context: int, layers: int, network: dict
+) -> Sequence[Bijection]:
+    """Makes couplings in which the second half moves, then the first, and so on."""
+    half = features // 2
+    masks = [[(i >= half) == (number % 2 == 0) for i in range(features)] for number in range(layers)]
+    return [Coupling(family(), features, context=context, mask=mask, **network) for mask in masks]
+
+
+def _autoregressives(
+    family: Callable[[], Univariate], features: int, context: int, layers: int, network: dict
+) -> Sequence[Bijection]:
+    """Makes autoregressive layers of the order given, then of the reverse, and so on."""
+    orders = [list(range(features))[:: 1 if number % 2 == 0 else -1] for number in range(layers)]
+    return [Autoregressive(family(), features, context=context, order=order, **network) for order in orders]
+
+
+def _flow(members: Sequence[Bijection], mixed: bool = False) -> NormalizingFlow:
+    if mixed:
+        mixers = [LULinear(*each.event_shape) for each in members[1:]]
+        members = [members[0], *(part for pair in zip(mixers, members[1:]) for part in pair)]
+    return NormalizingFlow(Compose(*members), Normal(members[-1].latent_shape))

@@ -1,0 +1,156 @@
+"""Monotone functions inverted numerically: every entry at once, with derivatives of the inverse that are exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+__all__ = ["invert"]
+
+# In roundings of 1 + |x| or 1 + |z|: how near to a root a gap that no longer falls is noise, and how far off a
+# solution may be before it is none.
+NOISE, SLACK = 4.0, 1024.0
+
+
+def invert(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    z: Tensor,
+    start: Tensor,
+    *,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    iterations: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Solves :math:`g(x) = z` for every entry by Newton's method inside a bracket: ``(x, log dx/dz)``.
+
+    The function rises, with a slope above zero. A side of the bracket that is not given is found by steps from the
+    start that grow eightfold, as far as numbers reach; nothing is ever clamped. Inside the bracket, a Newton step that
+    would leave it, or does not halve the step before the last, is replaced by a bisection.
+
+    A solution is off by rounding: that of x, or that of g divided by the slope. **An entry without a solution becomes
+    NaN**: where ``z`` is not finite, where ``g`` is NaN or does not reach it, where a bracket that was given does not
+    hold the root, where the iterations do not suffice.
+
+    Derivatives are those of the implicit function, to third order, for ``z`` and for whatever ``function`` depends on,
+    parameters included. They come from two Newton steps taken on the graph from the solution :math:`x_*`, which do
+    not move it:
+
+    .. math:: x \leftarrow x - \frac{r - \operatorname{stop}(r)}{g'(x)}, \qquad r = g(x) - z
+
+    One such step, seen as a function of what ``g`` and ``z`` depend on, is right to first order only (it lacks the term
+    with :math:`g''`); a second doubles the order, as Newton's method does.
+
+    Args:
+        function: gives ``(g(x), log g'(x))`` like ``x``; entries do not know of one another. To be compiled, it must not
+            hold two views of one tensor.
+        z: the values wanted.
+        start: where to begin, like ``z``; inside the bracket.
+        low, high: points known to lie on either side of the root, or on it; infinite, or None, where none is known.
+        iterations: evaluations at most; 48 in float32 and 64 in float64 unless given.
+
+    Cost: one evaluation per iteration without a graph, then three with one. Newton's method takes 5 to 10, the hardest
+    of a million entries with harsh raw numbers 34. On the CPU the loop ends once all entries have converged; on other
+    devices, and under ``torch.func``, all iterations are done and nothing is read. ``torch.compile`` compiles one
+    iteration, as a loop.
+
+    Source: safeguards after Press et al., Numerical Recipes, 2007, section 9.4 (rtsafe).
+
+    Example:
+        >>> cubic = lambda x: (x + x**3, torch.log1p(3 * x**2))
+        >>> invert(cubic, torch.tensor([10.0, 1010.0]), torch.zeros(2))[0]
+        tensor([ 2., 10.])
+    """
+    if iterations is None:
+        iterations = 64 if z.dtype == torch.float64 else 48
+    with torch.no_grad():
+        low, high = (None if each is None else each.detach() for each in (low, high))
+        x, found = _search(function, z.detach(), start.detach(), low, high, iterations)
+    x = x.detach()
+    for _ in range(2):
+        value, slope = function(x)
+        x = x - ((value - value.detach()) - (z - z.detach())) * (-slope).exp()
+    ladj = -function(x)[1]
+    return torch.where(found, x, math.nan), torch.where(found, ladj, math.nan)
+
+
+class _State(NamedTuple):
+    """What an iteration hands to the next, for every entry."""
+
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    best: Tensor  # the point with the least gap g(x) - z so far
+    best_gap: Tensor
+    best_step: Tensor
+    before: Tensor  # the size of the step before the last
+    last: Tensor
+    left: Tensor  # whether a point to the left of the root was seen
+    right: Tensor
+    done: Tensor
+    reach: Tensor  # a number: the least length of a step outside of a bracket
+
+
+def _search(function, z: Tensor, start: Tensor, low, high, iterations: int) -> tuple[Tensor, Tensor]:
+    """Finds roots without a graph: ``(x, whether it is one)``."""
+    # Tensors of their own, as a compiled loop wants.
+    far = lambda sign=1.0: torch.full_like(z, sign * math.inf)
+    no = lambda: torch.zeros_like(z, dtype=torch.bool)
+    low, high = far(-1.0) if low is None else low.clone(), far() if high is None else high.clone()
+    state = _State(
+        start.clone(), low, high, start.clone(), far(), far(), far(), far(), no(), no(), no(), z.new_ones(())
+    )
+    on_cpu = z.device.type == "cpu"
+    if torch.compiler.is_compiling():
+        # On a device the condition is on the count alone, which the host keeps.
+        going = lambda i, *state: (i < iterations) & ~state[-2].all() if on_cpu else i < iterations
+        body = lambda i, *state: (i + 1, *_step(function, z, _State(*state)))
+        count = torch.zeros((), dtype=torch.int64, device="cpu")
+        state = _State(*while_loop(going, body, (count, *state))[1:])
+    else:
+        for _ in range(iterations):
+            state = _step(function, z, state)
+            # Wrapped tensors (under vmap, say) cannot be asked.
+            if on_cpu and not is_functorch_wrapped_tensor(state.done) and bool(state.done.all()):
+                break
+    # A jump over z counts where both its sides were seen: a bracket that was merely given is no proof.
+    width = SLACK * torch.finfo(z.dtype).eps * (1 + state.best.abs())
+    closed = state.left & state.right & (state.high - state.low <= width)
+    return state.best, (_near(state, z, SLACK) | closed) & state.best_gap.isfinite()
+
+
+def _step(function, z: Tensor, state: _State) -> _State:
+    x, low, high, best, best_gap, best_step, before, last, left, right, done, reach = state
+    value, slope = function(x)
+    gap = value - z
+    # Where both overflow, or the function is flat, there is no Newton step.
+    newton = torch.where(gap == 0, 0.0, (-gap * (-slope).exp()).nan_to_num(math.inf, math.inf, -math.inf))
+    better = gap.abs() < best_gap
+    best, best_gap = torch.where(better, x, best), torch.where(better, gap.abs(), best_gap)
+    best_step = torch.where(better, newton.abs(), best_step)
+    low, high = torch.where(gap < 0, x, low), torch.where(gap > 0, x, high)
+    left, right = left | (gap < 0), right | (gap > 0)
+    state = state._replace(best=best, best_gap=best_gap, best_step=best_step)
+    settled = newton.abs() <= torch.finfo(z.dtype).eps * (x.abs() + 1e-3)
+    done = done | settled | (high <= low) | (~better & _near(state, z, NOISE))
+    # Inside a bracket: Newton while it stays inside and converges, else bisection.
+    inside = (x + newton > low) & (x + newton < high) & (2 * newton.abs() <= before)
+    inner = torch.where(inside, newton, 0.5 * low + 0.5 * high - x)
+    # Without one: twice Newton's step, so as to cross the root, between two lengths that grow.
+    outer = -gap.sign() * (2 * newton.abs()).clamp(reach, 64 * reach)
+    bracketed = low.isfinite() & high.isfinite()
+    step = torch.where(bracketed, inner, outer)
+    before, last = torch.where(bracketed, last, math.inf), torch.where(bracketed, step.abs(), math.inf)
+    x = torch.where(done, x, (x + step).clamp(low, high))
+    return _State(x, low, high, best, best_gap, best_step, before, last, left, right, done, 8 * reach)
+
+
+def _near(state: _State, z: Tensor, roundings: float) -> Tensor:
+    """Says which of the best points are within so many roundings of a root, in z or in x."""
+    tolerance = roundings * torch.finfo(z.dtype).eps
+    return (state.best_gap <= tolerance * (1 + z.abs())) | (state.best_step <= tolerance * (1 + state.best.abs()))

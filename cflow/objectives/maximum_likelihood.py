@@ -1,0 +1,61 @@
+"""Maximum likelihood, for every flow that has a density."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..registry import register
+from .objective import Objective
+
+__all__ = ["LikelihoodBatch", "MaximumLikelihood"]
+
+
+@dataclass
+class LikelihoodBatch:
+    """Data carried to what the flow models, ``u [B, *event]``, with the log-determinant ``ladj`` of getting there."""
+
+    u: Tensor
+    ladj: Tensor | float
+    context: Tensor | None = None
+
+
+@register
+class MaximumLikelihood(Objective):
+    r"""Trains a flow by the log-density of the data.
+
+    .. math:: L = -\mathbb E_{x} \log p_\theta(x \mid c)
+
+    The loss is in nats per item, of the data as measured: the log-determinants of the flow's transforms are part of
+    it, so it compares with any other density of the same data. Where a transform dequantises, the loss is the negative
+    of a lower bound.
+
+    Shapes: returns ``[B]``. Cost: one ``log_prob`` of the flow.
+
+    Raises:
+        ValueError: for a flow without a density.
+
+    Example:
+        >>> import torch
+        >>> from cflow import discrete
+        >>> flow = discrete.nsf(2, layers=2)
+        >>> MaximumLikelihood()(flow, torch.randn(16, 2)).shape
+        torch.Size([16])
+    """
+
+    plans = False  # preparation is a few operations
+
+    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> tuple[Tensor, Tensor | float]:
+        return flow.preprocess(x, generator=generator)
+
+    def prepare(self, base: nn.Module, x: tuple, context: Tensor | None = None, generator=None) -> LikelihoodBatch:
+        return LikelihoodBatch(*x, context)
+
+    def loss(self, flow: nn.Module, batch: LikelihoodBatch) -> Tensor:
+        if flow.likelihood == "none":
+            raise ValueError(
+                f"MaximumLikelihood: this {type(flow).__qualname__} has no density to maximise (its likelihood is "
+                f"'none'); give it a base with a density, such as bases.Normal, or train it by flow matching."
+            )
+        return -(flow._log_prob(batch.u, batch.context, None) + batch.ladj)

@@ -1,0 +1,299 @@
+"""Conformance of bijections, and of the univariate families from which many of them are made."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+
+import torch
+from torch import Tensor, nn
+
+from cflow.discrete import Bijection, Inverse, Univariate
+from cflow.io import load, save
+from cflow.shapes import rows
+from cflow.testing.checks import close, demand
+
+__all__ = ["check_bijection", "check_univariate"]
+
+HARSH = (0.0, 1.0, 5.0, 10.0)
+
+
+def check_univariate(
+    family: Univariate, *, span: float = 5.0, tolerance: float = 1e-8, identity: bool = True, rounding: float = 64.0
+) -> float:
+    """Checks a univariate family at raw numbers of deviation 0, 1, 5 and 10: shapes, monotonicity, both directions with
+    log-derivatives against autograd, first and second derivatives, round trips in float32, compilation, copies, saving.
+
+    Args:
+        family: a copy is tested, in float64 and in float32.
+        span: the half-width of the box in which the family works; points lie within it, on its edges and outside.
+        tolerance: relative, in float64.
+        identity: whether raw numbers of zero give the identity; otherwise only a slope between 1/100 and 100.
+        rounding: how many units of float32 rounding, times the condition number, a round trip may cost.
+
+    Returns:
+        The worst float32 round trip in units of rounding times condition number, where the condition number is the
+        size of the numbers at hand, of the data and of the latent divided by the slope.
+    """
+    family = copy.deepcopy(family).double()
+    generator = torch.Generator().manual_seed(0)
+    edge = torch.tensor([-span, -0.0, 0.0, span, 0.5 * span, -3 * span, 3 * span], dtype=torch.float64)
+    x = torch.cat([edge, span * torch.randn(250, generator=generator, dtype=torch.float64) / 2.5])
+    draw = lambda scale: scale * torch.randn(len(x), family.size, generator=generator, dtype=torch.float64)
+    z, ladj = family.encode(x, draw(0.0))
+    if identity:
+        close(z, x, tolerance * 3 * span, "raw numbers of zero give the identity")
+        close(ladj, torch.zeros_like(ladj), tolerance, "raw numbers of zero have slope one")
+    demand(bool((ladj.abs() < 4.6).all()), "raw numbers of zero have a slope between 1/100 and 100")
+    worst = 0.0
+    for scale in HARSH:
+        raw, what = draw(scale), f"at raw numbers of deviation {scale}"
+        _check_slopes(family, x, raw, tolerance, what)
+        _check_order(family, x.sort().values, raw[:1].expand_as(raw), what)
+        worst = max(worst, _check_rounding(family, x.float(), raw.float(), span, rounding, what))
+    _check_narrow(family, x, draw(1.0))
+    _check_derivatives(family, x[-4:] / 2, draw(0.5)[:4])
+    _check_calls(family, x, draw(1.0))
+    _check_module(family, lambda each: each.encode(x, draw(0.0))[0])
+    return worst
+
+
+def _check_slopes(family, x: Tensor, raw: Tensor, tolerance: float, what: str) -> None:
+    z, ladj = family.encode(x, raw)
+    demand(z.shape == x.shape == ladj.shape, f"encode gives a value and a log-derivative for every entry, {what}")
+    back, inverse = family.decode(z.detach(), raw)
+    _relative(back, x, tolerance * (1 + (-ladj).exp()), f"decode undoes encode, {what}")
+    for name, function, point, value in (("encode", family.encode, x, ladj), ("decode", family.decode, z, inverse)):
+        point = point.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(point, raw)[0].sum(), point)
+        _relative(value, slope.log(), 10 * tolerance, f"{name}'s log-derivative against autograd, {what}")
+    again = family.encode(back.detach(), raw)[1]
+    _relative(inverse, -again, 10 * tolerance, f"the log-derivatives are opposite, {what}")
+
+
+def _check_order(family, x: Tensor, raw: Tensor, what: str) -> None:
+    z, _ = family.encode(x, raw)
+    demand(bool((z.diff() >= 0).all()), f"the function never falls, {what}")
+    alone, _ = family.encode(x[3:4], raw[3:4])
+    close(alone, z[3:4], 1e-12 * (1 + float(z[3].abs())), f"an entry alone and among others are mapped alike, {what}")
+
+
+def _check_rounding(family, x: Tensor, raw: Tensor, span: float, rounding: float, what: str) -> float:
+    family, exact = copy.deepcopy(family).float(), family
+    with torch.no_grad():
+        z, ladj = family.encode(x, raw)
+        back, inverse = family.decode(z, raw)
+        for name, value in (("z", z), ("ladj", ladj), ("x", back), ("inverse ladj", inverse)):
+            demand(value.dtype == torch.float32, f"float32 stays float32, {what}")
+            demand(bool(value.isfinite().all()), f"{name} is finite in float32, {what}")
+        slopes = [exact.encode(each.double(), raw.double())[1].exp() for each in (x, back)]
+    size = torch.stack([x.abs(), z.abs(), torch.full_like(x, max(span, 1.0))]).amax(0).double()
+    condition = size * (1 + 1 / torch.minimum(*slopes))
+    worst = float(((back - x).abs() / condition).max()) / torch.finfo(torch.float32).eps
+    demand(worst <= rounding, f"a float32 round trip costs {worst:.1f} roundings, more than {rounding:g}, {what}")
+    return worst
+
+
+def _check_narrow(family, x: Tensor, raw: Tensor) -> None:
+    single = copy.deepcopy(family).float()
+    z, ladj = single.encode(x.float(), raw.bfloat16())
+    demand(z.dtype == ladj.dtype == torch.float32, "raw numbers in bfloat16 leave the result in float32")
+    close(z, single.encode(x.float(), raw.bfloat16().float())[0], 1e-5, "bfloat16 raw numbers are read as they are")
+    z, ladj = family.encode(x[:0], raw[:0])
+    demand(z.shape == ladj.shape == (0,), "no entries give no entries")
+
+
+def _check_derivatives(family, x: Tensor, raw: Tensor) -> None:
+    x, raw = x.clone().requires_grad_(), raw.clone().requires_grad_()
+    z = family.encode(x, raw)[0].detach().requires_grad_()
+    for name, function, point in (("encode", family.encode, x), ("decode", family.decode, z)):
+        demand(torch.autograd.gradcheck(function, (point, raw), atol=1e-6), f"{name}'s gradients")
+        demand(torch.autograd.gradgradcheck(function, (point, raw), atol=1e-5), f"{name}'s second derivatives")
+    outside = (100 * x).detach().requires_grad_()
+    for gradient in torch.autograd.grad(sum(each.sum() for each in family.encode(outside, raw)), (outside, raw)):
+        demand(bool(gradient.isfinite().all()), "gradients far out are finite")
+
+
+def _check_calls(family, x: Tensor, raw: Tensor) -> None:
+    density = lambda x, raw: (lambda z, ladj: ladj - z.square() / 2)(*family.encode(x, raw))
+    point = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(density(point, raw).sum(), point)
+    _relative(torch.func.vmap(torch.func.grad(density))(x, raw), wanted, 1e-8, "vmap(grad) gives the scores")
+    for name in ("encode", "decode"):
+        function = getattr(family, name)
+        compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=False)
+        close(compiled(x, raw)[0], function(x, raw)[0], 1e-9 * (1 + float(x.abs().max())), f"{name} compiled whole")
+
+
+def check_bijection(
+    bijection: Bijection,
+    context: Tensor | None = None,
+    *,
+    points: Tensor | None = None,
+    tolerance: float = 1e-8,
+    harsh: tuple[float, ...] = (1.0,),
+    rounding: float = 64.0,
+    gradients: bool = True,
+) -> float:
+    """Checks a bijection: shapes and errors, both directions with log-determinants against autograd's ``slogdet``,
+    rows that do not know one another, gradients to every parameter, round trips in float32, compilation, copies and
+    saving.
+
+    Args:
+        bijection: a copy is tested, in float64 and in float32. Parameters that start at zero are made random, with
+            each of the deviations in ``harsh`` at the output of the layer they belong to.
+        context: one context ``[*context_shape]`` for a conditional bijection.
+        points: data ``[B, *event_shape]`` in the domain; normal draws of deviation 2 unless given.
+        tolerance: relative, in float64.
+        harsh: the deviations.
+        rounding: how many units of float32 rounding, times the condition number, a round trip may cost.
+        gradients: whether every parameter must receive a gradient in both directions.
+
+    Returns:
+        The worst float32 round trip in units of rounding times condition number, where the condition number is the
+        size of the data and of the latent times the norm of the decoder's Jacobian.
+    """
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    if points is None:
+        points = 2 * torch.randn(6, *bijection.event_shape, generator=generator, dtype=torch.float64)
+    given = None if context is None else context.double().expand(len(points), *context.shape)
+    for scale in harsh:
+        exact, what = _randomised(bijection, scale, generator), f"at deviation {scale}"
+        _check_directions(exact, points.double(), given, tolerance, what)
+        worst = max(worst, _check_precision(exact, points, given, rounding, what))
+    exact = _randomised(bijection, harsh[0], generator)
+    _check_batches(exact, points.double(), given)
+    if gradients:
+        _check_parameters(exact, points.double(), given)
+    _check_compiled(exact, points.double(), given)
+    _check_module(exact, lambda each: each.encode(points.double(), given)[0])
+    inverse = pickle.loads(pickle.dumps(Inverse(exact)))
+    close(inverse.decode(points.double(), given)[0], exact.encode(points.double(), given)[0], 0.0, "a pickled inverse")
+    return worst
+
+
+def _randomised(bijection: Bijection, scale: float, generator) -> Bijection:
+    bijection = copy.deepcopy(bijection).double()
+    with torch.no_grad():
+        for parameter in bijection.parameters():
+            if parameter.numel() and not parameter.any():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.copy_(scale * noise / (parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 1.0))
+    return bijection
+
+
+def _check_directions(bijection, x: Tensor, context, tolerance: float, what: str) -> None:
+    with torch.no_grad():
+        z, ladj = bijection.encode(x, context)
+        back, inverse = bijection.decode(z, context)
+    demand(z.shape == (len(x), *bijection.latent_shape), f"latents have the shape they say, {what}")
+    demand(ladj.shape == inverse.shape == (len(x),), f"log-determinants are [B], {what}")
+    for name, point, value, direction in (
+        ("encode", x, ladj, bijection.encode),
+        ("decode", z, inverse, bijection.decode),
+    ):
+        jacobians = _jacobians(direction, point, context)
+        _relative(value, torch.linalg.slogdet(jacobians).logabsdet, tolerance, f"{name}'s log-determinant, {what}")
+        if name == "decode":
+            norm = torch.linalg.matrix_norm(jacobians, 2).reshape(-1, *(1,) * (x.dim() - 1))
+            _relative(back, x, tolerance * (1 + norm), f"decode undoes encode, {what}")
+    again, _ = bijection.encode(back, context)
+    _relative(again, z, tolerance * (1 + z.abs()), f"encode undoes decode, {what}")
+
+
+def _check_precision(bijection, x: Tensor, context, rounding: float, what: str) -> float:
+    single = copy.deepcopy(bijection).float()
+    narrow = None if context is None else context.float()
+    with torch.no_grad():
+        z, ladj = single.encode(x.float(), narrow)
+        back, inverse = single.decode(z, narrow)
+    for name, value in (("z", z), ("ladj", ladj), ("x", back), ("inverse ladj", inverse)):
+        demand(value.dtype == torch.float32, f"float32 stays float32, {what}")
+        demand(bool(value.isfinite().all()), f"{name} is finite in float32, {what}")
+    norm = torch.linalg.matrix_norm(_jacobians(bijection.decode, z.double(), context), 2)
+    size = torch.maximum(rows(x).abs().amax(1), rows(z).abs().amax(1)).clamp(min=1).double()
+    error = rows(back - x.float()).abs().amax(1)
+    worst = float((error / (size * (1 + norm))).max()) / torch.finfo(torch.float32).eps
+    demand(worst <= rounding, f"a float32 round trip costs {worst:.1f} roundings, more than {rounding:g}, {what}")
+    return worst
+
+
+def _check_batches(bijection, x: Tensor, context) -> None:
+    with torch.no_grad():
+        z, _ = bijection.encode(x, context)
+        for i in (0, len(x) - 1):
+            alone, _ = bijection.encode(x[i : i + 1], None if context is None else context[i : i + 1])
+            close(alone[0], z[i], 1e-9 * (1 + float(z[i].abs().max())), "a row alone and in a batch are mapped alike")
+        for name in ("encode", "decode"):
+            value = (x if name == "encode" else z)[:0]
+            empty, ladj = getattr(bijection, name)(value, None if context is None else context[:0])
+            demand(empty.shape[0] == 0 and ladj.shape == (0,), f"{name} of an empty batch is empty")
+    wrong = torch.zeros(2, *(size + 1 for size in bijection.event_shape), dtype=x.dtype)
+    if wrong.shape[1:] != bijection.event_shape:
+        _refuses(lambda: bijection.encode(wrong, context), "an event of another shape")
+    if bijection.context_shape is not None:
+        _refuses(lambda: bijection.encode(x), "a missing context")
+
+
+def _refuses(call, what: str) -> None:
+    try:
+        call()
+    except ValueError:
+        return
+    raise AssertionError(f"{what} is refused by a ValueError")
+
+
+def _check_parameters(bijection, x: Tensor, context) -> None:
+    parameters = {name: each for name, each in bijection.named_parameters() if each.requires_grad}
+    if not parameters:
+        return
+    z = bijection.encode(x, context)[0].detach()
+    for name, value in (("encode", x), ("decode", z)):
+        point = value.clone().requires_grad_()
+        y, ladj = getattr(bijection, name)(point, context)
+        wanted = [point, *parameters.values()]
+        gradients = torch.autograd.grad((y**3).sum() + ladj.sum(), wanted, allow_unused=True)
+        missing = [key for key, each in zip(("x", *parameters), gradients) if each is None]
+        demand(not missing, f"{name} sends no gradient to {missing[:3]}")
+        demand(all(bool(each.isfinite().all()) for each in gradients), f"{name} has finite gradients")
+
+
+def _check_compiled(bijection, x: Tensor, context) -> None:
+    with torch.no_grad():
+        for name in ("encode", "decode"):
+            function = getattr(bijection, name)
+            compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=False)
+            value = x if name == "encode" else bijection.encode(x, context)[0]
+            expected = function(value, context)[0]
+            close(compiled(value, context)[0], expected, 1e-8 * (1 + float(expected.abs().max())), f"{name} compiled")
+
+
+def _check_module(module: nn.Module, call) -> None:
+    before = call(module)
+    for name, copied in (
+        ("a deep copy", copy.deepcopy(module)),
+        ("a pickled copy", pickle.loads(pickle.dumps(module))),
+    ):
+        close(call(copied), before, 0.0, f"{name} maps alike")
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load(save(module, f"{folder}/model"))
+    demand(type(loaded) is type(module), "a loaded one has its class")
+    close(call(loaded), before, 0.0, "a loaded one maps alike")
+
+
+def _jacobians(function, points: Tensor, context) -> Tensor:
+    """Takes the Jacobian ``[B, D, D]`` of each row by autograd, row by row."""
+    result = []
+    for i, point in enumerate(points):
+        given = None if context is None else context[i : i + 1]
+        flat = lambda value, given=given: function(value[None], given)[0].flatten()
+        result.append(torch.autograd.functional.jacobian(flat, point).reshape(-1, point.numel()))
+    return torch.stack(result)
+
+
+def _relative(left: Tensor, right: Tensor, tolerance: float | Tensor, message: str) -> None:
+    demand(left.shape == right.shape, f"{message}: shapes {tuple(left.shape)} and {tuple(right.shape)} differ")
+    ratio = float(((left - right).detach().abs() / (tolerance * (1 + right.detach().abs()))).max())
+    demand(ratio <= 1, f"{message}: off by {ratio:.3g} times what is allowed")
