@@ -6,7 +6,21 @@ and what its likelihood means; an objective decides how it is trained; the two n
 Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batch, *event]``; log-densities are in nats.
 """
 
-from . import bases, couplings, data, discrete, fields, guidance, metrics, objectives, paths, plot, solvers, times, training
+from . import (
+    bases,
+    couplings,
+    data,
+    discrete,
+    fields,
+    guidance,
+    metrics,
+    objectives,
+    paths,
+    plot,
+    solvers,
+    times,
+    training,
+)
 from .continuous import ContinuousFlow
 from .distribution import FlowDistribution
 from .flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow

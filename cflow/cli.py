@@ -21,7 +21,7 @@ from torch import Tensor
 from .guidance import ClassifierFree
 from .io import load
 from .registry import configuration
-from .solvers import METHODS, Bespoke, by_name
+from .solvers import METHODS, Bespoke, CudaGraph, by_name
 
 __all__ = ["main"]
 
@@ -39,6 +39,7 @@ def sample(
     rtol: float | None = None,
     atol: float | None = None,
     diffusion: float | None = None,
+    cuda_graph: bool = False,
     label: int | None = None,
     guidance: float | None = None,
     seed: int | None = None,
@@ -57,6 +58,7 @@ def sample(
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
         diffusion: Strength of the noise of a stochastic solver.
+        cuda_graph: Replay each batch of samples from a CUDA graph; for a network that is small beside its GPU.
         label: The class to draw; every class in turn unless given.
         guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         seed: Seed of the draws; a new one each time unless given.
@@ -77,6 +79,8 @@ def sample(
     flow = load(folder, device=device).eval()
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
     chosen = _solver(folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
+    if cuda_graph:
+        chosen = {"solver": CudaGraph(chosen.get("solver", getattr(flow, "solver", None)))}
     options = {"generator": generator, **chosen}
     labels = _labels(flow, label, num)
     options |= _guided(flow, run, guidance)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from .divergence import Hutchinson
+from .divergence import Divergence, Hutchinson
 from .shapes import expand_like, rows
-from .solvers import Bespoke, FixedGrid, Solution, Status, StochasticGrid, Tolerance
+from .solvers import Bespoke, CudaGraph, FixedGrid, Solution, Status, StochasticGrid, Tolerance
 from .velocity import VelocityAndScore
 
 __all__ = ["QUADRATURES", "transport"]
@@ -40,6 +42,9 @@ def transport(
     f, probe, names = _integrand(flow, x, generator, ladj, quadratures, divergence, guidance)
     args = (context, *probe)
     low, high = flow.interval
+    graph = solver if isinstance(solver, CudaGraph) else None
+    if graph is not None:  # what follows is up to the solver inside
+        solver = graph.solver
     integrand, stochastic = f, isinstance(solver, StochasticGrid)
     if stochastic:
         if names:
@@ -71,6 +76,8 @@ def transport(
         # Forward, and back to where a noisy path is as narrow as its base, noise of the last step would stay.
         bare = (1.0 if t1 > t0 else 0.0) if stochastic and (t1 > t0 or flow.path.noisy) else None
         solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at, bare)
+    if graph is not None:
+        solver = graph.around(solver)
     cross = lambda point, t, s, tau: _cross(flow, f, point, t, s, tau, args, names, density)
     start, totals, calls = x, {}, 0
     if inner0 != t0:
@@ -158,20 +165,29 @@ def _integrand(flow, x, generator, ladj, quadratures, divergence, guidance):
     needs_divergence = ladj or per_probe or "jacobian" in names
     probe = divergence.begin(x, generator) if needs_divergence else None
 
-    def f(t, x, context, probe):
-        values = {}
-        if per_probe:
-            v, values["ladj_probes"] = divergence.estimates(velocity, t, x, probe, context)
-            values["ladj"] = values["ladj_probes"].mean(1)
-        elif needs_divergence:
-            v, values["ladj"], values["jacobian"] = divergence(velocity, t, x, probe, context)
-        else:
-            v = velocity(t, x, context)
-        if "kinetic" in names:
-            values["kinetic"] = rows(v.square()).sum(1)
-        return v, {name: values[name] for name in names}
+    return _Integrand(velocity, divergence if needs_divergence else None, names), (probe,), names
 
-    return f, (probe,), names
+
+@dataclass(frozen=True)
+class _Integrand:
+    """The velocity with the integrals asked for; equal to another one that computes the same."""
+
+    velocity: Callable
+    divergence: Divergence | None
+    names: tuple[str, ...]
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None):
+        values = {}
+        if "ladj_probes" in self.names:
+            v, values["ladj_probes"] = self.divergence.estimates(self.velocity, t, x, probe, context)
+            values["ladj"] = values["ladj_probes"].mean(1)
+        elif self.divergence is not None:
+            v, values["ladj"], values["jacobian"] = self.divergence(self.velocity, t, x, probe, context)
+        else:
+            v = self.velocity(t, x, context)
+        if "kinetic" in self.names:
+            values["kinetic"] = rows(v.square()).sum(1)
+        return v, {name: values[name] for name in self.names}
 
 
 def _cross(flow, f, x, t, s, tau, args, names, density):

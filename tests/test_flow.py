@@ -164,7 +164,9 @@ def test_batches_of_data_and_contexts_broadcast():
         flow.log_prob(torch.randn(5, 3), context)
 
 
-def test_the_distribution_view_is_a_torch_distribution():
+def test_the_distribution_view_is_a_torch_distribution(monkeypatch):
+    # The first torch.compile of a process switches the validation of all distributions off.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     flow = AffineFlow(2, context_shape=3)
     context = torch.randn(4, 3)
     law = flow(context)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from cflow import plot
+from cflow.plot.curves import smooth
 
 
 def pixels(path):
@@ -87,10 +88,10 @@ def test_training_curves(tmp_path):
 
 def test_smoothing_does_not_lag_and_skips_what_is_missing():
     line = np.arange(200.0)
-    assert np.allclose(plot._smooth(line)[20:-20], line[20:-20])
+    assert np.allclose(smooth(line)[20:-20], line[20:-20])
     line[100] = np.nan
-    assert np.isfinite(plot._smooth(line)).all()
-    assert np.allclose(plot._smooth([3.0] * 15), 3.0)
+    assert np.isfinite(smooth(line)).all()
+    assert np.allclose(smooth([3.0] * 15), 3.0)
 
 
 def test_nothing_touches_pyplot(tmp_path):
@@ -130,3 +131,19 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="every entry needs a step"):
         plot.training([], path)
     assert not path.exists()
+
+
+def test_densities_side_by_side_say_what_is_in_view(tmp_path):
+    normal = lambda scale: lambda x: -0.5 * (x / scale).square().sum(-1) - math.log(2 * math.pi * scale**2)
+    named = {"narrow": normal(0.5), "wide": normal(4.0)}
+    path = plot.densities(
+        named, tmp_path / "all.png", bounds=(-4, 4), reference=torch.randn(50, 2), columns=3, resolution=80
+    )
+    drawn = pixels(path)
+    assert drawn.shape[1] > 2 * drawn.shape[0]  # three panels in a row
+    mass = plot.density_on_grid(named["wide"], bounds=(-4, 4), resolution=80).mass
+    assert mass == pytest.approx(math.erf(4 / (4 * math.sqrt(2))) ** 2, abs=1e-3)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot.densities({}, tmp_path / "none.png", bounds=(-4, 4))
+    with pytest.raises(ValueError, match="wide: log_prob is NaN"):
+        plot.densities({"wide": lambda x: x[:, 0] * math.nan}, tmp_path / "none.png", bounds=(-4, 4))

@@ -17,7 +17,7 @@ from .monotone import IntegratedNetwork, SigmoidalNetwork
 from .normalisation import ActNorm, BatchNorm
 from .orthogonal import Householder, Orthogonal
 from .permute import Permute
-from .planar import Planar
+from .planar_flow import Planar
 from .polynomials import Bernstein, SumOfSquares
 from .presets import (
     PRESETS,
@@ -36,11 +36,11 @@ from .presets import (
     sylvester,
     unaf,
 )
-from .radial import Radial
+from .radial_flow import Radial
 from .rational_quadratic import RationalQuadratic
 from .reversible import Reversible
 from .splines import CubicSpline, LinearSpline, QuadraticSpline
-from .sylvester import Sylvester
+from .sylvester_flow import Sylvester
 from .univariate import Additive, Affine, Univariate
 
 __all__ = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cflow.discrete.level_pass import LevelPass
+from cflow.discrete.matrices import without_autocast
 from cflow.registry import register
 
 __all__ = ["Incremental", "Jacobi"]
@@ -33,12 +34,18 @@ class Incremental:
         return 1
 
     def decode(self, layer, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        # The small products are made in place, in one dtype: the weights', also under autocast.
+        with without_autocast(z):
+            return self._decode(layer, z, context)
+
+    def _decode(self, layer, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         network = layer.conditioner
         steps = LevelPass(network, context, z.shape[0])
         # Features lie as rows, as the units of the network do.
-        x, found, ladjs = z.new_zeros(0, z.shape[0]), [], []
+        x, found, ladjs, states = z.new_zeros(0, z.shape[0]), [], [], steps.begin()
         for level, part in enumerate(z.t().index_select(0, network.order).split(network.feature_counts)):
-            x, ladj = layer.univariate.decode(part, steps(level, x))
+            raw, states = steps(states, level, x)
+            x, ladj = layer.univariate.decode(part, raw)
             found.append(x)
             ladjs.append(ladj)
         return torch.cat(found).index_select(0, network.back).t(), torch.cat(ladjs).sum(0)

@@ -104,7 +104,9 @@ class Spline(Univariate):
 
     def _shares(self, row: Tensor) -> Tensor:
         """Turns raw numbers ``[..., bins, *batch]`` into lengths that fill the box; bins are axis 1."""
-        return affine(row.softmax(1), 2 * self.bound * (1 - self.minimum_bin * self.bins), 2 * self.bound * self.minimum_bin)
+        return affine(
+            row.softmax(1), 2 * self.bound * (1 - self.minimum_bin * self.bins), 2 * self.bound * self.minimum_bin
+        )
 
     def _wrap(self, value: Tensor) -> Tensor:
         value = torch.remainder(value + self.bound, 2 * self.bound) - self.bound
@@ -145,8 +147,4 @@ def within(share: Tensor) -> Tensor:
 
 def pick(table: Tensor, index: Tensor, dim: int) -> Tensor:
     """Gathers along the axis of bins, of which ``index`` has one entry and ``table`` any number before it."""
-    if torch.compiler.is_compiling():
-        # A sum over bins fuses with what surrounds it; the gradient of a gather is a scatter, which does not.
-        bins = torch.arange(table.shape[dim], device=table.device).reshape(-1, *(1,) * (index.dim() - 1))
-        return torch.where(index == bins, table, 0).sum(dim, keepdim=True)
     return table.gather(dim, index.expand(*table.shape[:dim], *index.shape))

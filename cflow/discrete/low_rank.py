@@ -60,7 +60,7 @@ class LowRank(Bijection):
             left, right, small, log_scale, shift = self._parts(x.dtype)
             z = torch.addcmul(shift, torch.addmm(x, x @ right, left.t()), log_scale.exp())
             ladj = log_scale.sum() + torch.linalg.slogdet(small).logabsdet
-        return z, ladj.expand(len(x))
+        return z, ladj.expand(x.shape[0])
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
@@ -69,7 +69,7 @@ class LowRank(Bijection):
             y = (z - shift) * (-log_scale).exp()
             inner, _ = torch.linalg.solve_ex(small.t(), y @ right, left=False)
             ladj = -log_scale.sum() - torch.linalg.slogdet(small).logabsdet
-            return torch.addmm(y, inner, left.t(), alpha=-1), ladj.expand(len(z))
+            return torch.addmm(y, inner, left.t(), alpha=-1), ladj.expand(z.shape[0])
 
     def _parts(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Gives s U, V, the small matrix, the logarithm of the diagonal and the shift."""

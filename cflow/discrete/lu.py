@@ -60,7 +60,7 @@ class LULinear(Bijection):
             lower, upper, ladj = factors(self.weight.to(x.dtype))
             matrix = (lower @ upper).t()
             z = x @ matrix if self.shift is None else torch.addmm(self.shift.to(x.dtype), x, matrix)
-        return z, ladj.expand(len(x))
+        return z, ladj.expand(x.shape[0])
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
@@ -69,7 +69,7 @@ class LULinear(Bijection):
             x = z if self.shift is None else z - self.shift.to(z.dtype)
             x = solve_triangular(lower.t(), x, upper=True, left=False, unitriangular=True)
             x = solve_triangular(upper.t(), x, upper=False, left=False)
-        return x, (-ladj).expand(len(z))
+        return x, (-ladj).expand(z.shape[0])
 
     def extra_repr(self) -> str:
         return f"features={self.features}" + ("" if self.bias else ", bias=False")

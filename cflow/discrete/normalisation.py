@@ -155,13 +155,13 @@ class BatchNorm(Bijection):
         mean, variance = self._statistics(x) if self.training and len(x) else self._running(x.dtype)
         s, log_deviation = self.log_scale.to(x.dtype), 0.5 * (variance + self.eps).log()
         gain = s - log_deviation
-        return torch.addcmul(self.shift.to(x.dtype), x - mean, gain.exp()), gain.sum().expand(len(x))
+        return torch.addcmul(self.shift.to(x.dtype), x - mean, gain.exp()), gain.sum().expand(x.shape[0])
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         mean, variance = self._running(z.dtype)
         gain = 0.5 * (variance + self.eps).log() - self.log_scale.to(z.dtype)
-        return torch.addcmul(mean, z - self.shift.to(z.dtype), gain.exp()), gain.sum().expand(len(z))
+        return torch.addcmul(mean, z - self.shift.to(z.dtype), gain.exp()), gain.sum().expand(z.shape[0])
 
     def _running(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.mean.to(dtype), self.variance.to(dtype)

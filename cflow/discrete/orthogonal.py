@@ -59,12 +59,12 @@ class Householder(Bijection):
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
-            return apply_reflections(x, self.vectors.to(x.dtype), inverse=False), x.new_zeros(len(x))
+            return apply_reflections(x, self.vectors.to(x.dtype), inverse=False), x.new_zeros(x.shape[0])
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
-            return apply_reflections(z, self.vectors.to(z.dtype), inverse=True), z.new_zeros(len(z))
+            return apply_reflections(z, self.vectors.to(z.dtype), inverse=True), z.new_zeros(z.shape[0])
 
     def extra_repr(self) -> str:
         return f"features={self.features}, reflections={self.reflections}"
@@ -103,12 +103,12 @@ class Orthogonal(Bijection):
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
-            return x @ rotation(self.weight.to(x.dtype)).t(), x.new_zeros(len(x))
+            return x @ rotation(self.weight.to(x.dtype)).t(), x.new_zeros(x.shape[0])
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
-            return z @ rotation(self.weight.to(z.dtype)), z.new_zeros(len(z))
+            return z @ rotation(self.weight.to(z.dtype)), z.new_zeros(z.shape[0])
 
     def extra_repr(self) -> str:
         return f"features={self.features}"

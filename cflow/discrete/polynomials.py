@@ -23,7 +23,8 @@ class Bernstein(Univariate):
     r"""Maps by a polynomial in Bernstein's basis with rising coefficients, and by its tangents outside of a box.
 
     .. math:: z = \sum_{i=0}^{M} \theta_i \binom{M}{i} t^i (1 - t)^{M - i}, \qquad t = \frac{x + B}{2 B}, \\\\
-        \theta_{i+1} - \theta_i = \frac{2B}{M} m_i, \qquad m_i = \epsilon + (1 - \epsilon) \operatorname{softplus}(\cdot)
+        \theta_{i+1} - \theta_i = \frac{2B}{M} m_i, \qquad
+        m_i = \epsilon + (1 - \epsilon) \operatorname{softplus}(\cdot)
 
     The slope is a mean of the :math:`m_i`, weighted by the basis of degree M - 1: it is never below :math:`\epsilon`,
     and raw numbers of zero, where all are 1, give the identity. At the box's edges the slopes are :math:`m_0` and

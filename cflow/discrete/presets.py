@@ -2,7 +2,9 @@
 
 All take ``(features, context=0, *, layers, ...)`` and stand on a standard normal base. Every layer starts at (or near)
 the identity, so data should be standardised first: ``flow.with_transform(data.Standardise.fit(x))``, or the box of a
-spline misses them. Coupling flows take two features or more; autoregressive ones take one, too.
+spline misses them. Whatever else is given (``hidden``, ``activation``, ``residual``; ``inverse`` of autoregressive
+layers) goes to the layers' networks: see :class:`Coupling` and :class:`Autoregressive`. Coupling flows take two
+features or more; autoregressive ones take one, too.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from cflow.discrete.lu import LULinear
 from cflow.discrete.mixture import MixtureLogistic
 from cflow.discrete.monotone import IntegratedNetwork, SigmoidalNetwork
 from cflow.discrete.orthogonal import Orthogonal
-from cflow.discrete.planar import Planar
+from cflow.discrete.planar_flow import Planar
 from cflow.discrete.polynomials import Bernstein, SumOfSquares
-from cflow.discrete.radial import Radial
+from cflow.discrete.radial_flow import Radial
 from cflow.discrete.rational_quadratic import RationalQuadratic
-from cflow.discrete.sylvester import Sylvester
+from cflow.discrete.sylvester_flow import Sylvester
 from cflow.discrete.univariate import Additive, Affine, Univariate
 
 __all__ = ["PRESETS"]
@@ -74,7 +76,8 @@ def iaf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0,
         >>> iaf(3).sample((5,)).shape
         torch.Size([5, 3])
     """
-    return _flow([Inverse(each) for each in _autoregressives(lambda: Affine(clamp), features, context, layers, network)])
+    members = _autoregressives(lambda: Affine(clamp), features, context, layers, network)
+    return _flow([Inverse(each) for each in members])
 
 
 def nsf(
@@ -119,16 +122,26 @@ def naf(features: int, context: int = 0, *, layers: int = 3, units: int = 16, **
     return _flow(_autoregressives(lambda: SigmoidalNetwork(units), features, context, layers, network))
 
 
-def unaf(features: int, context: int = 0, *, layers: int = 3, signal: int = 16, **network) -> NormalizingFlow:
-    """Makes an unconstrained neural autoregressive flow: integrals of positive networks that read ``signal`` numbers.
+def unaf(
+    features: int,
+    context: int = 0,
+    *,
+    layers: int = 3,
+    signal: int = 16,
+    integrand: Sequence[int] = (64, 64),
+    **network,
+) -> NormalizingFlow:
+    """Makes an unconstrained neural autoregressive flow: integrals of positive networks of the hidden layers
+    ``integrand``, which read ``signal`` numbers from the conditioner.
 
     Source: Wehenkel and Louppe, Unconstrained Monotonic Neural Networks, 2019, arXiv:1908.05164.
 
     Example:
-        >>> unaf(2, layers=1).sample((3,)).shape
+        >>> unaf(2, layers=1, integrand=(16,)).sample((3,)).shape
         torch.Size([3, 2])
     """
-    return _flow(_autoregressives(lambda: IntegratedNetwork(signal), features, context, layers, network))
+    family = lambda: IntegratedNetwork(signal, integrand)
+    return _flow(_autoregressives(family, features, context, layers, network))
 
 
 def sospf(
@@ -213,8 +226,8 @@ def radial(features: int, context: int = 0, *, layers: int = 16) -> NormalizingF
     return _flow([Radial(features, context=context) for _ in range(layers)])
 
 
-def sylvester(features: int, context: int = 0, *, layers: int = 8, units: int | None = None) -> NormalizingFlow:
-    """Makes a Sylvester flow of ``units`` hidden units per layer, as many as features unless given.
+def sylvester(features: int, context: int = 0, *, layers: int = 8, directions: int | None = None) -> NormalizingFlow:
+    """Makes a Sylvester flow; every layer pushes along ``directions`` directions, all of them unless given.
 
     Source: van den Berg et al., Sylvester Normalizing Flows for Variational Inference, 2018, arXiv:1803.05649.
 
@@ -222,8 +235,7 @@ def sylvester(features: int, context: int = 0, *, layers: int = 8, units: int | 
         >>> sylvester(2, layers=2).sample((3,)).shape
         torch.Size([3, 2])
     """
-    units = features if units is None else units
-    return _flow([Sylvester(features, units, context=context) for _ in range(layers)])
+    return _flow([Sylvester(features, directions, context) for _ in range(layers)])
 
 
 PRESETS: dict[str, Callable[..., NormalizingFlow]] = {

@@ -23,7 +23,8 @@ class RationalQuadratic(Spline):
 
     .. math:: z = z_0 + h \frac{\delta \theta^2 + s_0 \theta (1 - \theta)}{D}, \qquad
         D = \delta + (s_0 + s_1 - 2 \delta)\, \theta (1 - \theta), \qquad
-        \frac{dz}{dx} = \frac{\delta^2}{D^2} \bigl(s_0 (1 - \theta)^2 + 2 \delta \theta (1 - \theta) + s_1 \theta^2\bigr)
+        \frac{dz}{dx} = \frac{\delta^2}{D^2}
+        \bigl(s_0 (1 - \theta)^2 + 2 \delta \theta (1 - \theta) + s_1 \theta^2\bigr)
 
     and back, with :math:`\eta \in [0, 1]` the way up,
 

@@ -47,8 +47,8 @@ def invert(
     with :math:`g''`); a second doubles the order, as Newton's method does.
 
     Args:
-        function: gives ``(g(x), log g'(x))`` like ``x``; entries do not know of one another. To be compiled, it must not
-            hold two views of one tensor.
+        function: gives ``(g(x), log g'(x))`` like ``x``; entries do not know of one another. To be compiled, it must
+            not hold two views of one tensor.
         z: the values wanted.
         start: where to begin, like ``z``; inside the bracket.
         low, high: points known to lie on either side of the root, or on it; infinite, or None, where none is known.
@@ -98,10 +98,11 @@ class _State(NamedTuple):
 
 def _search(function, z: Tensor, start: Tensor, low, high, iterations: int) -> tuple[Tensor, Tensor]:
     """Finds roots without a graph: ``(x, whether it is one)``."""
-    # Tensors of their own, as a compiled loop wants.
+    # Tensors of their own and of one layout, as a compiled loop wants.
+    z, start = z.contiguous(), start.contiguous()
     far = lambda sign=1.0: torch.full_like(z, sign * math.inf)
     no = lambda: torch.zeros_like(z, dtype=torch.bool)
-    low, high = far(-1.0) if low is None else low.clone(), far() if high is None else high.clone()
+    low, high = (far(s) if each is None else each.contiguous().clone() for each, s in ((low, -1.0), (high, 1.0)))
     state = _State(
         start.clone(), low, high, start.clone(), far(), far(), far(), far(), no(), no(), no(), z.new_ones(())
     )
@@ -109,7 +110,7 @@ def _search(function, z: Tensor, start: Tensor, low, high, iterations: int) -> t
     if torch.compiler.is_compiling():
         # On a device the condition is on the count alone, which the host keeps.
         going = lambda i, *state: (i < iterations) & ~state[-2].all() if on_cpu else i < iterations
-        body = lambda i, *state: (i + 1, *_step(function, z, _State(*state)))
+        body = lambda i, *state: (i + 1, *(each.contiguous() for each in _step(function, z, _State(*state))))
         count = torch.zeros((), dtype=torch.int64, device="cpu")
         state = _State(*while_loop(going, body, (count, *state))[1:])
     else:

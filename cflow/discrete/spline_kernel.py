@@ -9,7 +9,6 @@ slopes in registers, and writes two numbers; the backward pass reads the same ag
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -215,8 +214,8 @@ if triton is not None:
         softw, wide = _shares(raw, row, count, k, live, bins, 0, minimum_bin)
         softh, high = _shares(raw, row, count, k, live, bins, bins, minimum_bin)
         inside, passed, mine, index, left, bottom, width, height = _bin(value, wide, high, k, bound, bins, inverse)
-        s0, d0, inner0 = _slope(raw, row, index, live, bins, minimum_slope)
-        s1, d1, inner1 = _slope(raw, row, index + 1, live, bins, minimum_slope)
+        s0, d0, _inner0 = _slope(raw, row, index, live, bins, minimum_slope)
+        s1, d1, _inner1 = _slope(raw, row, index + 1, live, bins, minimum_slope)
         theta = _theta(inside, left, bottom, width, height, s0, s1, inverse)
         outside = tl.abs(value) >= bound
         gresult = tl.load(gresults + row, mask=live, other=0.0)

@@ -43,7 +43,7 @@ class LinearSpline(Spline):
     Example:
         >>> z, ladj = LinearSpline(bins=2, bound=1.0).encode(torch.tensor([0.5]), torch.tensor([[0.0, 1.0]]))
         >>> z, ladj.exp()
-        (tensor([0.7311]), tensor([0.5379]))
+        (tensor([0.2694]), tensor([1.4612]))
     """
 
     def __init__(self, bins: int = 16, bound: float = 5.0, tails: str = "linear", minimum_bin: float = 1e-3):
@@ -88,7 +88,7 @@ class QuadraticSpline(Spline):
         tails: ``"linear"`` or ``"box"``.
         minimum_slope: the smallest slope.
 
-    Shapes: ``x [...]``, ``raw [..., size]``, ``size`` being ``2 bins - 1`` for linear tails and ``2 bins + 1`` for a box.
+    Shapes: ``x [...]``, ``raw [..., size]``, ``size`` being ``2 bins - 1`` for linear tails, ``2 bins + 1`` for a box.
 
     Raises:
         ValueError: if the tails are none of those, bins or bound are not positive, or a minimum leaves no room.
@@ -167,8 +167,9 @@ class CubicSpline(Spline):
     slopes of a box. With ``raw = 0``, the identity.
 
     The inverse starts from the rational-quadratic curve of the same slopes, which is close, never degenerate and solved
-    in closed form, and takes a fixed number of bracketed steps by Laguerre's method; two of Newton's carry the gradients and make them
-    exact to third order. (Formulas by cosines or roots lose all digits where the cubic is nearly a parabola or a line.)
+    in closed form, and takes a fixed number of bracketed steps by Laguerre's method; two of Newton's carry the
+    gradients and make them exact to third order. (Formulas by cosines or roots lose all digits where the cubic is
+    nearly a parabola or a line.)
 
     Args:
         bins, bound, minimum_bin: see :class:`RationalQuadratic`.
@@ -198,7 +199,9 @@ class CubicSpline(Spline):
         return self._shares(rows[0].unflatten(0, (2, self.bins)))
 
     def _slopes(self, rows: tuple[Tensor, ...], table: Tensor, index: Tensor) -> Tensor:
-        near = [pick(table, each, 1) for each in ((index - 1).clamp(min=0), index, (index + 1).clamp(max=self.bins - 1))]
+        near = [
+            pick(table, each, 1) for each in ((index - 1).clamp(min=0), index, (index + 1).clamp(max=self.bins - 1))
+        ]
         widths, heights = torch.cat(near, 1).unbind()
         mean = heights / widths
         if self.tails == "linear":
@@ -225,7 +228,7 @@ class CubicSpline(Spline):
         eta = within(step / height)
         theta = _root(*(each.detach() for each in (eta, a, b)))
         for _ in range(2):
-            theta = theta - (_cubic(theta, a, b) - eta) / _rise(theta, a, b)
+            theta = within(theta - (_cubic(theta, a, b) - eta) / _rise(theta, a, b))
         return torch.addcmul(low, width, theta), -(delta * _rise(theta, a, b)).log()
 
 

@@ -20,6 +20,7 @@ name                order    calls of the field              step
 ``Picard``          1        1 per window and round          Euler's grid, many steps at once
 ``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
 ``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
+``CudaGraph``       another solver's, without noise          replayed from a CUDA graph
 ==================  =======  ==============================  ========================================
 """
 
@@ -27,6 +28,7 @@ from cflow.solvers.adaptive import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.bespoke import Bespoke
 from cflow.solvers.conformance import check_solver
 from cflow.solvers.controllers import PID
+from cflow.solvers.cuda_graph import CudaGraph
 from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
 from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
 from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
@@ -51,6 +53,7 @@ __all__ = [
     "Bosh3",
     "Checkpointed",
     "ContinuousAdjoint",
+    "CudaGraph",
     "DPMSolverPP2M",
     "Dopri5",
     "Dopri8",

@@ -20,6 +20,7 @@ from cflow.solvers.solution import Solution, Tolerance, check_tolerances
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.state import like_rows, per_row, split
 from cflow.solvers.tableau import Tableau
+from cflow.solvers.uploads import upload
 
 __all__ = ["Adaptive", "Bosh3", "Dopri5", "Dopri8", "Tsit5"]
 
@@ -138,18 +139,27 @@ class Adaptive(Solver):
     ) -> Solution:  # fmt: skip
         """Steps every sample from ``t0`` to ``t1``; gradients flow through the accepted steps."""
         problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
-        bounds = [*self._bounds(problem), *problem.tolerances.values()]
+        bounds = self.bounds(problem)
         if problem.t0 == problem.t1 or problem.batch == 0:
             return problem.nothing()
+        self.check_interval(problem)
+        tape = self.gradient.begin(problem, params)
+        with without_graph(tape):
+            solution = (PerSample if self.per_sample else Joint)(self, problem, bounds, tape).solution()
+        return solution.require_success() if self.on_failure == "raise" else solution
+
+    @staticmethod
+    def check_interval(problem: Problem) -> None:
+        """Raises where the time's dtype cannot tell the two ends apart."""
         if abs(problem.t1 - problem.t0) < torch.finfo(problem.dtype).eps / 2 * max(abs(problem.t0), abs(problem.t1)):
             raise ValueError(
                 f"{problem.owner}.solve(t0={problem.t0}, t1={problem.t1}): the two are one number in {problem.dtype}, "
                 f"the dtype of the state and so of time; shift the time towards zero, or pass a float64 state."
             )
-        tape = self.gradient.begin(problem, params)
-        with without_graph(tape):
-            solution = (PerSample if self.per_sample else Joint)(self, problem, bounds, tape).solution()
-        return solution.require_success() if self.on_failure == "raise" else solution
+
+    def bounds(self, problem: Problem) -> list[Tolerance | None]:
+        """Lists the bound of every part of the state, then of every quadrature."""
+        return [*self._bounds(problem), *problem.tolerances.values()]
 
     def _bounds(self, problem: Problem) -> list[Tolerance | None]:
         """Lists the bound of every part of the state."""
@@ -209,7 +219,7 @@ class Adaptive(Solver):
         probe = [torch.addcmul(part, like_rows(signed, part).to(part.dtype), dy) for part, dy in zip(problem.y0, k)]
         # Rounding may carry t + h past the end, where f must not be called.
         low, high = sorted((problem.t0, problem.t1))
-        bounds_of_t = torch.tensor([low, high], dtype=t.dtype, device=t.device)
+        bounds_of_t = upload([low, high], t.dtype, t.device)
         later, _ = problem(torch.minimum(torch.maximum(t + signed, bounds_of_t[0]), bounds_of_t[1]), probe)
         bend = self._sizes([new - old for new, old in zip(later, k)], scale) / h
         bend = torch.where(torch.isfinite(bend), bend, slope)

@@ -16,6 +16,7 @@ from cflow.registry import configuration, register
 from cflow.solvers.fixed import FixedGrid, Outputs, finished
 from cflow.solvers.solution import Solution
 from cflow.solvers.solver import Problem, Solver
+from cflow.solvers.uploads import upload
 
 __all__ = ["Bespoke"]
 
@@ -139,7 +140,7 @@ class Bespoke(Solver):
                 f"Bespoke.solve(at={between}): its states on the way are no points of the trajectory; ask for the ends "
                 f"alone, or take Heun or Dopri5."
             )
-        times = torch.tensor(self.times, dtype=problem.dtype, device=problem.device)
+        times = upload(self.times, problem.dtype, problem.device)
         times = times.unsqueeze(1).expand(-1, problem.batch).unbind(0)
         outputs, slopes, y = Outputs(problem.at), [], problem.y0
         outputs.keep(problem.t0, y)

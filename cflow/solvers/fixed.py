@@ -17,6 +17,7 @@ from cflow.solvers.gradients import Backprop, Gradient, without_graph
 from cflow.solvers.solution import Solution, Stats
 from cflow.solvers.solver import Problem, Solver
 from cflow.solvers.tableau import Combination, Tableau, stages_of
+from cflow.solvers.uploads import upload
 
 __all__ = ["RK4", "Euler", "FixedGrid", "Heun", "Midpoint", "Ralston"]
 
@@ -211,7 +212,7 @@ def _stage_times(problem: Problem, nodes: list[float], fractions: tuple[float, .
         for start, end in itertools.pairwise(nodes)
         for fraction in fractions
     ]
-    uploaded = torch.tensor(times, dtype=problem.dtype, device=problem.device)
+    uploaded = upload(times, problem.dtype, problem.device)
     return uploaded.unsqueeze(1).expand(-1, problem.batch).unbind(0)
 
 

@@ -15,6 +15,7 @@ from cflow.solvers.fixed import FixedGrid, Outputs, finished
 from cflow.solvers.gradients import Backprop
 from cflow.solvers.solution import Solution
 from cflow.solvers.solver import Problem
+from cflow.solvers.uploads import upload
 
 __all__ = ["DEIS", "AdamsBashforth", "DPMSolverPP2M", "Multistep", "UniPC"]
 
@@ -60,7 +61,7 @@ class Multistep(FixedGrid):
         if problem.t0 == problem.t1:
             return problem.nothing()
         plan = self.plan(nodes, path)
-        times = torch.tensor(nodes[:-1], dtype=problem.dtype, device=problem.device)
+        times = upload(nodes[:-1], problem.dtype, problem.device)
         times = times.unsqueeze(1).expand(-1, problem.batch).unbind(0)
         masses = adams_weights(nodes, self._accuracy()) if problem.tolerances else []
         needed = _last_uses(plan)

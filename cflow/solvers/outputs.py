@@ -10,6 +10,7 @@ from cflow.solvers.solution import Solution, Stats
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows
 from cflow.solvers.tableau import Tableau
+from cflow.solvers.uploads import upload
 
 __all__ = ["Trajectory"]
 
@@ -26,7 +27,7 @@ class Trajectory:
         self.inner = [t for t in at if t not in (problem.t0, problem.t1)]
         self.first = sum(t == problem.t0 for t in at)
         self.places = torch.arange(problem.batch, device=problem.device)
-        self.times = torch.tensor(self.inner, dtype=problem.dtype, device=problem.device)
+        self.times = upload(self.inner, problem.dtype, problem.device)
         self.polynomials: Tensor | None = None  # of the continuous extension, once they are needed
         self.pieces: list[tuple[Tensor, list[Tensor]]] = []
         size = (len(self.inner) + 1) * problem.batch  # the last stretch takes what is masked

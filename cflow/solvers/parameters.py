@@ -5,37 +5,56 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from cflow.solvers.solver import Problem
 
-__all__ = ["parameters_of", "refuse_strangers", "wanted_parameters"]
+__all__ = ["held_by", "parameters_of", "refuse_strangers", "wanted_parameters"]
+
+Plain = bool | int | float | complex | str | bytes | None
 
 
 def parameters_of(f: Any) -> tuple[Tensor, ...]:
     """Finds the tensors that require gradients and that a function refers to.
 
     Looks through modules, bound methods, partial functions, closures, defaults, the globals that a function names, and
-    the attributes of callable objects; not through what is imported or reached in another way.
+    the attributes of callable objects and dataclasses; not through what is imported or reached in another way.
     """
-    found: dict[int, Tensor] = {}
-    _search(f, found, set())
-    return tuple(found.values())
+    return tuple(tensor for tensor in held_by(f)[0] if tensor.requires_grad)
 
 
-def _search(thing: Any, found: dict[int, Tensor], seen: set[int]) -> None:
+def held_by(f: Any) -> tuple[list[Tensor], list[Plain]]:
+    """Finds all tensors, each once, and all plain values that a function refers to: a module's mode is one.
+
+    Looks where :func:`parameters_of` does, in the same order each time.
+    """
+    tensors: list[Tensor] = []
+    plain: list[Plain] = []
+    _search(f, tensors, plain, set())
+    return tensors, plain
+
+
+def _search(thing: Any, tensors: list[Tensor], plain: list[Plain], seen: set[int]) -> None:
+    if isinstance(thing, Plain):
+        plain.append(thing)
+        return
     if id(thing) in seen:
         return
     seen.add(id(thing))
     if isinstance(thing, Tensor):
-        if thing.requires_grad:
-            found[id(thing)] = thing
+        tensors.append(thing)
+        return
+    # What torch.compile wraps around a function or module changes as it compiles.
+    original = getattr(thing, "_torchdynamo_orig_callable", None) or getattr(thing, "_orig_mod", None)
+    if original is not None:
+        _search(original, tensors, plain, seen)
         return
     inside: list[Any] = []
     if isinstance(thing, nn.Module):
-        inside += thing.parameters()
+        inside += [*thing._parameters.values(), *thing._buffers.values(), *thing._modules.values()]
         inside += [value for name, value in vars(thing).items() if not name.startswith("_")]
     elif isinstance(thing, functools.partial):
         inside += [thing.func, *thing.args, *thing.keywords.values()]
@@ -53,10 +72,12 @@ def _search(thing: Any, found: dict[int, Tensor], seen: set[int]) -> None:
         named = [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
         # Functions of other files are a library's, as a rule, and lead far away.
         inside += [each for each in named if getattr(each, "__globals__", thing.__globals__) is thing.__globals__]
+    elif is_dataclass(thing) and not isinstance(thing, type):
+        inside += [getattr(thing, each.name) for each in fields(thing)]
     elif callable(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__"):
         inside += vars(thing).values()
     for each in inside:
-        _search(each, found, seen)
+        _search(each, tensors, plain, seen)
 
 
 def wanted_parameters(problem: Problem, params: Sequence[Tensor] | None) -> list[Tensor]:

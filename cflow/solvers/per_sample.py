@@ -15,6 +15,7 @@ from cflow.solvers.solution import Solution, Stats, Status
 from cflow.solvers.solver import Problem
 from cflow.solvers.stages import STRETCH, Attempt, Stages
 from cflow.solvers.state import gather, like_rows
+from cflow.solvers.uploads import upload
 
 __all__ = ["PerSample"]
 
@@ -61,7 +62,8 @@ class Tried:
     times: list[Tensor]
     t_new: Tensor
     step: Tensor
-    ratio: Tensor
+    ratio: Tensor  # the error by which the step was judged, over what is allowed
+    own: Tensor  # the row's own, where rows are judged together
     accept: Tensor
     proposed: Tensor
     stuck: Tensor
@@ -98,13 +100,14 @@ class PerSample:
         self.trajectory = Trajectory(problem, self.tableau, self.graph)
         self.dense = bool(self.tableau.dense)
         self.attempts, self.index, self.args = 0, None, problem.args
-        self.nodes = torch.tensor(self.tableau.nodes, dtype=t.dtype, device=t.device).unsqueeze(1)
-        self.grow, self.one, self.shrink = torch.tensor(
-            [solver.controller.grow, 1.0, solver.controller.shrink], dtype=t.dtype, device=t.device
+        self.nodes = upload(self.tableau.nodes, t.dtype, t.device).unsqueeze(1)
+        self.grow, self.one, self.shrink = upload(
+            [solver.controller.grow, 1.0, solver.controller.shrink], t.dtype, t.device
         ).unbind(0)
         self.every = solver.check_every or (1 if problem.device.type == "cpu" else 4)
         if self.graph or tape is not None or self.trajectory.inner:
             self.every = 1
+        self.looks = self.every == 1  # after each attempt
         # Samples wait for each other where steps are cut: their attempts are counted one by one.
         self.waits = bool(self.trajectory.inner) and not self.dense
         self.stages = self._stages()
@@ -116,7 +119,7 @@ class PerSample:
         """Goes to the end, by way of the output times where the method has no extension."""
         problem, inner = self.problem, self.trajectory.inner
         for stop in [*([] if self.dense else dict.fromkeys(inner)), problem.t1]:
-            self._advance_to(torch.tensor(stop, dtype=problem.dtype, device=problem.device), stop != problem.t1)
+            self._advance_to(upload(stop, problem.dtype, problem.device), stop != problem.t1)
             if stop != problem.t1:
                 self._stopped([slot for slot, t in enumerate(inner) if t == stop])
         rows = self.rows
@@ -157,36 +160,42 @@ class PerSample:
 
     def _attempts(self, rows: Rows, going: Tensor, end: Tensor, stop: bool) -> tuple[Rows, Tensor, int]:
         """Tries a step of every sample, or several between two looks; gives rows, which go on, and how many."""
-        before = going
-        for _ in range(1 if self.waits else min(self.every, self.solver.max_steps - self.attempts)):
+        before, failed = going, 0
+        if self.looks:
             tried = self._try(rows, going, end)
-            looked = self._look(rows, going, tried) if self.every == 1 else None
-            rows = self._take(rows, going, tried, looked, stop)
-            going = tried.going
+            looked = self._look(rows, going, tried)
+            rows, going = self._take(rows, going, tried, looked, stop), tried.going
             self.attempts += 1
-            if looked is None:
-                rows, going = self._give_up(rows, going, tried)
-        if looked is None:
-            looked = [int(going.sum()), 0]
-        count, failed = looked[:2]
+            count, failed = looked[:2]
+        else:
+            for _ in range(min(self.every, self.solver.max_steps - self.attempts)):
+                rows, going = self._unseen(rows, going, end, stop)
+                self.attempts += 1
+            count = int(going.sum())
         if failed or (count and self.attempts >= self.solver.max_steps):
-            rows, going = self._give_up(rows, going, tried)
-            count -= failed
+            if failed:
+                rows, going = self._give_up(rows, going, tried)
+                count -= failed
             if self.attempts >= self.solver.max_steps:
                 over = going & (rows.steps >= self.solver.max_steps) if self.waits else going
                 rows.status = torch.where(over, int(Status.MAX_STEPS), rows.status)
                 going = going & ~over
                 count = int(going.sum()) if self.waits else 0
             rows.h = rows.h * going
-        if self.every == 1 and count != self.count and not self.waits:
+        if self.looks and count != self.count and not self.waits:
             # All that are on their way have made the same number of attempts: it is noted when they leave.
             rows.steps = torch.where(before > going, self.attempts, rows.steps)
         self.count = count
         return rows, going, count
 
+    def _unseen(self, rows: Rows, going: Tensor, end: Tensor, stop: bool) -> tuple[Rows, Tensor]:
+        """Tries a step of every sample without a look at what became of it: nothing is read."""
+        tried = self._try(rows, going, end)
+        return self._give_up(self._take(rows, going, tried, None, stop), tried.going, tried)
+
     def _give_up(self, rows: Rows, going: Tensor, tried: Tried) -> tuple[Rows, Tensor]:
         """Takes the samples out whose steps cannot be made short enough, and says why."""
-        cause = torch.where(tried.ratio.isfinite(), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+        cause = torch.where(tried.own.isfinite(), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         rows.status = torch.where(tried.stuck, cause, rows.status)
         going = going & ~tried.stuck
         rows.h = rows.h * going
@@ -202,10 +211,15 @@ class PerSample:
             times = self._times(rows.t, step, t_new)
         attempt = self.stages.step(rows.y, rows.k, rows.q, rows.g, times, step, self.args)
         with self.quiet():
-            ratio = self.stages.ratio(attempt, rows.y, rows.q, step, self.solver.unit)
+            ratio, own = self._ratios(attempt, rows, going, step)
             accept, proposed, stuck = self._judge(rows, step, ratio)
             good, on = accept & going, going > (accept & last)
-            return Tried(attempt, times, t_new, step, ratio, accept, proposed, stuck & on, good, on)
+            return Tried(attempt, times, t_new, step, ratio, own, accept, proposed, stuck & on, good, on)
+
+    def _ratios(self, attempt: Attempt, rows: Rows, going: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the error by which each row's step is judged, and its own, which is the same here."""
+        ratio = self.stages.ratio(attempt, rows.y, rows.q, step, self.solver.unit)
+        return ratio, ratio
 
     def _judge(self, rows: Rows, step: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Says which steps are good, how long the next ones shall be, and which cannot be made short enough."""
@@ -289,7 +303,7 @@ class PerSample:
                 y, k, g, q,
                 t=torch.where(accept, tried.t_new, rows.t),
                 h=tried.proposed * tried.going,
-                steps=rows.steps + before if self.every > 1 or self.waits else rows.steps,
+                steps=rows.steps if self.looks and not self.waits else rows.steps + before,
                 accepted=rows.accepted + tried.good,
                 status=rows.status,
                 ceiling=torch.where(accept, self.grow, self.one),

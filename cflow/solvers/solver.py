@@ -82,8 +82,8 @@ class Problem:
                 f"the ambient space."
             )
         self.f, self.like, self.args = f, y0, tuple(args)
-        self.t0, self.t1 = _read_time(self.owner, "t0", t0), _read_time(self.owner, "t1", t1)
-        self.at = None if at is None else _read_outputs(self.owner, at, self.t0, self.t1)
+        self.t0, self.t1 = read_time(self.owner, "t0", t0), read_time(self.owner, "t1", t1)
+        self.at = None if at is None else read_outputs(self.owner, at, self.t0, self.t1)
         self.tolerances = dict(quadratures or {})
         for name, bound in self.tolerances.items():
             if bound is not None and not (hasattr(bound, "rtol") and hasattr(bound, "atol")):
@@ -234,7 +234,7 @@ class Problem:
         return solution
 
 
-def _read_time(owner: str, name: str, value: float | Tensor) -> float:
+def read_time(owner: str, name: str, value: float | Tensor) -> float:
     """Reads an end of the interval as a Python float."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or (value.requires_grad and torch.is_grad_enabled()):
@@ -249,7 +249,7 @@ def _read_time(owner: str, name: str, value: float | Tensor) -> float:
     return float(value)
 
 
-def _read_outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> list[float]:
+def read_outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> list[float]:
     """Reads the output times and checks that they lie in the interval and follow its direction."""
     times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
     if isinstance(at, Tensor) and at.is_floating_point():

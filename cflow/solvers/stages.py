@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from cflow.solvers.solution import Tolerance
 from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows, per_row
 from cflow.solvers.tableau import Combination, Tableau, stages_of
+from cflow.solvers.uploads import upload
 
 __all__ = ["STRETCH", "Attempt", "Stages"]
 
@@ -39,7 +41,8 @@ class Stages:
     Slopes are kept multiplied by the step, in one contiguous buffer per part of the state, so that a stage is two
     operations whatever its number of slopes: a product into the buffer, and the state plus the buffer times a row of
     the tableau. Where a graph is wanted, which such a buffer would cut, or under autocast, which would round the
-    product, stages are sums of scaled slopes instead.
+    product, stages are sums of scaled slopes instead. TF32 never rounds it: torch turns it off around products of a
+    matrix and a vector (``NoTF32Guard`` in ``at::cuda::blas::gemv``), since they gain nothing by it.
     """
 
     def __init__(self, tableau: Tableau, problem: Problem, bounds: list[Tolerance | None], graph: bool):
@@ -84,7 +87,14 @@ class Stages:
 
         The error of a part or integral is the root mean square over its entries; those without a bound do not count.
         """
-        largest, each = None, h.dim() > 0
+        largest = None
+        for found in self.ratios(attempt, y, q, h, unit):
+            largest = found if largest is None else torch.maximum(largest, found)
+        return largest if largest.dtype is self.problem.dtype else largest.to(self.problem.dtype)
+
+    def ratios(self, attempt: Attempt, y: list[Tensor], q: list[Tensor], h: Tensor, unit: float) -> Iterator[Tensor]:
+        """Computes what :meth:`ratio` is the largest of: one for each part and integral with a bound."""
+        each = h.dim() > 0
         for index, (bound, old, new) in enumerate(zip(self.bounds, [*y, *q], [*attempt.y, *attempt.q])):
             if bound is None:
                 continue
@@ -97,9 +107,7 @@ class Stages:
                 error = attempt.moves[index].error().view_as(old)
             size = max(1, old.shape[1:].numel() if each else old.numel()) ** 0.5
             relative = error / self._allowed(old, new, bound, size / unit)
-            found = torch.linalg.vector_norm(per_row(relative), dim=1) if each else torch.linalg.vector_norm(relative)
-            largest = found if largest is None else torch.maximum(largest, found)
-        return largest if largest.dtype is self.problem.dtype else largest.to(self.problem.dtype)
+            yield torch.linalg.vector_norm(per_row(relative), dim=1) if each else torch.linalg.vector_norm(relative)
 
     def interpolate(self, y: list[Tensor], attempt: Attempt, weights: list[float] | Tensor) -> list[Tensor]:
         """Gives the state inside a step: ``y + sum_j w_j h k_j``; ``weights`` per stage, or ``[stages, b]``."""
@@ -133,7 +141,7 @@ class Stages:
         floor = max(factor * bound.atol, torch.finfo(old.dtype).tiny)
         key = (old.dtype, floor)
         if key not in self.constants:
-            self.constants[key] = torch.tensor(floor, dtype=old.dtype, device=old.device)
+            self.constants[key] = upload(floor, old.dtype, old.device)
         return torch.add(self.constants[key], torch.maximum(old.abs(), new.abs()), alpha=factor * bound.rtol)
 
 
@@ -143,7 +151,7 @@ class _Buffer:
     def __init__(self, tableau: Tableau, part: Tensor):
         count = len(tableau.a)
         whole = part.new_empty((count, *part.shape))
-        weights = torch.tensor([*tableau.table, tableau.errors], dtype=part.dtype, device=part.device)
+        weights = upload([*tableau.table, tableau.errors], part.dtype, part.device)
         self.shape, self.stages, self.flat = part.shape, whole.unbind(0), whole.view(count, -1).T
         # Stage i sees the slopes before it; the end of the step sees all.
         counts = [min(stage, count) for stage in range(count + 1)]

@@ -120,6 +120,7 @@ def _check_calls(family, x: Tensor, raw: Tensor) -> None:
     point = x.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(density(point, raw).sum(), point)
     _relative(torch.func.vmap(torch.func.grad(density))(x, raw), wanted, 1e-8, "vmap(grad) gives the scores")
+    torch._dynamo.reset()  # what is compiled counts per code, not per object, and only so often
     for name in ("encode", "decode"):
         function = getattr(family, name)
         compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=False)
@@ -261,6 +262,7 @@ def _check_parameters(bijection, x: Tensor, context) -> None:
 
 
 def _check_compiled(bijection, x: Tensor, context) -> None:
+    torch._dynamo.reset()
     with torch.no_grad():
         for name in ("encode", "decode"):
             function = getattr(bijection, name)

@@ -95,6 +95,7 @@ def pushes():
     yield "planar, context", discrete.Planar(3, context=2), {}
     yield "radial, context", discrete.Radial(3, context=2), {}
     yield "Sylvester", discrete.Sylvester(4, directions=2), {"harsh": (1.0, 5.0)}
+    yield "Sylvester, context", discrete.Sylvester(3, context=2), {}
 
 
 def bijections() -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cflow import discrete
-from cflow.discrete.planar import excess, log_slope, positive, undo_push
+from cflow.discrete.planar_flow import excess, log_slope, positive, undo_push
 from cflow.testing.bijections import _jacobians as jacobians
 
 STEEP = (-200.0, -40.0, -10.0, -1.0, -0.3, 0.0, 1e-4, 1.0, 5.0, 180.0, 1e4)
@@ -141,7 +141,9 @@ def test_sylvester_agrees_with_the_paper(directions, generator):
     with torch.no_grad():
         for each in layer.parameters():
             each.copy_(torch.randn(each.shape, generator=generator, dtype=torch.float64))
-        basis, outer, inner, b, _ = (each.detach() for each in layer._parts(torch.float64))
+        basis, outer, inner, b, _ = (
+            each.detach() for each in layer._parts(torch.zeros(1, 5, dtype=torch.float64), None)
+        )
     assert torch.equal(outer, outer.triu())
     assert torch.equal(inner, inner.triu())
     torch.testing.assert_close(basis.t() @ basis, torch.eye(directions, dtype=torch.float64))
@@ -159,9 +161,9 @@ def test_one_direction_of_sylvester_is_planar(generator):
     with torch.no_grad():
         sylvester.outer.fill_(1.3)
         sylvester.b.fill_(0.4)
-        basis, _, inner, b, raw = sylvester._parts(torch.float64)
+        basis, _, inner, b, raw = sylvester._parts(torch.zeros(1, 3, dtype=torch.float64), None)
         planar.w.copy_(inner[0, 0] * basis[:, 0])
-        planar.b.copy_(b)
+        planar.b.copy_(b[0])
         planar.u.copy_(raw * planar.w / planar.w.square().sum())
     x = torch.randn(9, 3, generator=generator, dtype=torch.float64)
     for name in ("encode", "decode"):

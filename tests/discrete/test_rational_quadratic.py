@@ -19,9 +19,13 @@ def by_the_paper(x, raw, family):
     bins, low = family.bins, -family.bound
     share = lambda row: family.minimum_bin + (1 - family.minimum_bin * bins) * torch.softmax(row, 0)
     widths, heights = (2 * family.bound * share(row) for row in (raw[:bins], raw[bins : 2 * bins]))
-    knots = [1.0, *(family.minimum_slope + (1 - family.minimum_slope) * math.log2(1 + 2**r) for r in raw[2 * bins :]), 1]
+    knots = [
+        1.0,
+        *(family.minimum_slope + (1 - family.minimum_slope) * math.log2(1 + 2**r) for r in raw[2 * bins :]),
+        1,
+    ]
     left, bottom = low, low
-    for width, height, s0, s1 in zip(widths, heights, knots, knots[1:]):
+    for width, height, s0, s1 in zip(widths, heights, knots, knots[1:]):  # noqa: B007
         if x < left + width:
             break
         left, bottom = left + width, bottom + height
@@ -63,8 +67,11 @@ def test_infinities_stay_and_nan_stays_nan():
     x = torch.tensor([-math.inf, math.inf, math.nan])
     for method in (family.encode, family.decode):
         value, ladj = method(x, torch.ones(3, family.size))
-        assert value[0] == -math.inf and value[1] == math.inf and ladj[:2].eq(0).all()
-        assert value[2].isnan() and ladj[2].isnan()
+        assert value[0] == -math.inf
+        assert value[1] == math.inf
+        assert ladj[:2].eq(0).all()
+        assert value[2].isnan()
+        assert ladj[2].isnan()
 
 
 def test_outside_the_box_gradients_are_finite_and_those_of_the_identity(generator):
@@ -74,9 +81,11 @@ def test_outside_the_box_gradients_are_finite_and_those_of_the_identity(generato
         raw = draw(family, 6, scale, generator, torch.float32).requires_grad_()
         for method in (family.encode, family.decode):
             value, ladj = method(x, raw)
-            assert torch.equal(value, x) and ladj.eq(0).all()
+            assert torch.equal(value, x)
+            assert ladj.eq(0).all()
             gx, graw = torch.autograd.grad(value.sum() + ladj.sum(), (x, raw))
-            assert gx.eq(1).all() and graw.eq(0).all()
+            assert gx.eq(1).all()
+            assert graw.eq(0).all()
 
 
 def test_points_on_knots_have_the_slope_of_the_knot(generator):
@@ -113,12 +122,14 @@ def test_a_circle_is_mapped_onto_itself_smoothly(generator):
     raw = draw(family, 1, 1.0, generator)
     x = torch.linspace(-math.pi, math.pi, 4001, dtype=torch.float64)[:-1].requires_grad_()
     z, ladj = family.encode(x, raw.expand(4000, -1))
-    assert (z >= -math.pi).all() and (z < math.pi).all()
+    assert (z >= -math.pi).all()
+    assert (z < math.pi).all()
     torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0].log(), ladj, rtol=1e-9, atol=1e-9)
     z, ladj, x = z.detach(), ladj.detach(), x.detach()
     assert abs(float(ladj.exp().mean()) - 1) < 1e-5  # once around
     steps = torch.remainder(z.roll(-1) - z + 1.0, 2 * math.pi) - 1.0
-    assert (steps > 0).all() and abs(float(steps.sum()) - 2 * math.pi) < 1e-9
+    assert (steps > 0).all()
+    assert abs(float(steps.sum()) - 2 * math.pi) < 1e-9
     assert (ladj.roll(-1) - ladj).abs().max() < 0.05  # no jump, where the circle closes either
     back, inverse = family.decode(z, raw.expand(4000, -1))
     torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
@@ -137,12 +148,16 @@ def test_a_circle_of_zeros_is_the_identity_and_its_phase_a_rotation():
 
 def test_circles_stay_in_the_half_open_box_in_float32(generator):
     family = RationalQuadratic(bound=1.0, tails="circular")
-    x = torch.cat((torch.tensor([-1.0, 1.0, -1.0 - 1e-7, 0.9999999, -0.9999999]), torch.randn(500, generator=generator)))
+    x = torch.cat(
+        (torch.tensor([-1.0, 1.0, -1.0 - 1e-7, 0.9999999, -0.9999999]), torch.randn(500, generator=generator))
+    )
     for scale in (0.0, 3.0):
         raw = draw(family, len(x), scale, generator, torch.float32)
         for method in (family.encode, family.decode):
             value, ladj = method(x, raw)
-            assert (value >= -1).all() and (value < 1).all() and ladj.isfinite().all()
+            assert (value >= -1).all()
+            assert (value < 1).all()
+            assert ladj.isfinite().all()
 
 
 def test_affine_tails_go_on_in_straight_lines_from_a_learned_box(generator):
@@ -181,7 +196,8 @@ def test_calls_stay_within_a_budget_and_read_nothing_from_the_device():
     for method, budget in ((family.encode, 46), (family.decode, 56)):
         with Operations() as operations:
             method(x, raw)
-        assert operations.counts.total() <= budget and operations.reads == 0
+        assert operations.counts.total() <= budget
+        assert operations.reads == 0
 
 
 @pytest.mark.parametrize(

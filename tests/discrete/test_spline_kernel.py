@@ -23,7 +23,9 @@ def eager(family, value, raw, inverse):
 @pytest.mark.parametrize(("bins", "bound"), [(8, 5.0), (5, 32.0)])
 def test_the_kernel_and_the_eager_arithmetic_agree(bins, bound, inverse, generator):
     family = RationalQuadratic(bins=bins, bound=bound)
-    value = torch.cat((bound * torch.randn(15, 11, generator=generator) / 2, torch.tensor([[-bound, bound, 0.0] + [9e9] * 8])))
+    value = torch.cat(
+        (bound * torch.randn(15, 11, generator=generator) / 2, torch.tensor([[-bound, bound, 0.0] + [9e9] * 8]))
+    )
     raw = 1.5 * torch.randn(16, 11, family.size, generator=generator)
     weights = torch.randn(2, 16, 11, generator=generator)
     exact = [each.double().requires_grad_() for each in (value, raw)]

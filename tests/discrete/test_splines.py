@@ -6,10 +6,15 @@ import scipy.interpolate
 import torch
 
 from cflow.discrete import CubicSpline, LinearSpline, QuadraticSpline
+from cflow.discrete.knots import within
 from cflow.discrete.splines import _cubic, _rise, _root
 
 EPS = torch.finfo(torch.float32).eps
-FAMILIES = [cls(bins=6, bound=3.0, tails=tails) for cls in (LinearSpline, QuadraticSpline, CubicSpline) for tails in ("linear", "box")]
+FAMILIES = [
+    cls(bins=6, bound=3.0, tails=tails)
+    for cls in (LinearSpline, QuadraticSpline, CubicSpline)
+    for tails in ("linear", "box")
+]
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda each: f"{type(each).__name__}-{each.tails}")
 
 
@@ -71,8 +76,12 @@ def test_the_cubic_spline_is_hermites_with_steffens_slopes(family, generator):
 
 
 def test_the_cubics_root_is_found_at_every_slope_and_height():
-    ends = torch.cat((torch.logspace(-9, -1, 9), torch.linspace(0.2, 3.0, 29), 1 + torch.tensor([-1e-9, 0.0, 1e-9]))).double()
-    height = torch.cat((torch.logspace(-12, -1, 12), torch.linspace(0.0, 1.0, 41), 1 - torch.logspace(-12, -1, 12))).double()
+    ends = torch.cat(
+        (torch.logspace(-9, -1, 9), torch.linspace(0.2, 3.0, 29), 1 + torch.tensor([-1e-9, 0.0, 1e-9]))
+    ).double()
+    height = torch.cat(
+        (torch.logspace(-12, -1, 12), torch.linspace(0.0, 1.0, 41), 1 - torch.logspace(-12, -1, 12))
+    ).double()
     theta = torch.meshgrid(height, ends, ends, indexing="ij")[0]
     _, a, b = torch.meshgrid(height, ends, ends, indexing="ij")
     possible = torch.minimum(a, b) <= 2  # only one end of a bin lies on the edge of the box
@@ -80,7 +89,7 @@ def test_the_cubics_root_is_found_at_every_slope_and_height():
     eta = _cubic(theta, a, b)
     found = _root(eta, a, b)
     for _ in range(2):
-        found = found - (_cubic(found, a, b) - eta) / _rise(found, a, b)
+        found = within(found - (_cubic(found, a, b) - eta) / _rise(found, a, b))
     slope = torch.minimum(_rise(theta, a, b), _rise(found, a, b))
     assert ((found - theta).abs() <= 1e-13 * (1 + 1 / slope)).all()
 
@@ -105,8 +114,11 @@ def test_far_out_and_off_the_line(family, generator):
     raw = draw(family, 3, 1.0, generator, torch.float32)
     x = torch.tensor([-math.inf, math.nan, math.inf])
     value, ladj = family.encode(x, raw)
-    assert value[0] == -math.inf and value[1].isnan() and value[2] == math.inf
-    assert (ladj[1].isnan() or isinstance(family, LinearSpline)) and ladj[[0, 2]].isfinite().all()
+    assert value[0] == -math.inf
+    assert value[1].isnan()
+    assert value[2] == math.inf
+    assert ladj[1].isnan() or isinstance(family, LinearSpline)
+    assert ladj[[0, 2]].isfinite().all()
     x = torch.tensor([-1e20, 40.0, 1e20]).requires_grad_()
     raw.requires_grad_()
     for method in (family.encode, family.decode):
@@ -152,3 +164,14 @@ def test_neighbouring_bins_meet_with_equal_slopes(family, generator):
 def test_tails_that_a_family_lacks_are_refused(family):
     with pytest.raises(ValueError, match="tails='circular'.*'linear', 'box'"):
         family(tails="circular")
+
+
+@each_family
+def test_on_the_knots_of_equal_bins_the_identity_has_the_gradient_one(family):
+    x = (6 * torch.arange(1, 6) / 6 - 3.0).requires_grad_()
+    ends = torch.full_like(x, 9.0)
+    for near in (x, *(torch.nextafter(x.detach(), each).requires_grad_() for each in (-ends, ends))):
+        for method in (family.encode, family.decode):
+            value, _ = method(near, torch.zeros(5, family.size))
+            (slope,) = torch.autograd.grad(value.sum(), near, retain_graph=True)
+            torch.testing.assert_close(slope, torch.ones(5), rtol=0, atol=1e-4)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cflow.discrete.bijection import Bijection
 from cflow.discrete.matrices import orthonormal, without_autocast
-from cflow.discrete.planar import excess, log_slope, undo_push
+from cflow.discrete.planar_flow import excess, log_slope, parameters_of, undo_push
 from cflow.registry import register
 
 __all__ = ["Sylvester"]
@@ -31,14 +31,15 @@ class Sylvester(Bijection):
     Args:
         features: the length of an event.
         directions: M, the dimension of the subspace, at most ``features``; that many, if not given.
+        context: the width of a context that moves b linearly; 0 for none.
 
-    Shapes: ``x [B, features]``.
+    Shapes: ``x [B, features]``, ``context [B, context]``.
 
     Cost: ``encode`` two products of the batch with ``[features, M]``; ``decode`` besides M times ten Newton steps
     on ``[B]``. Computed in the dtype of ``x``, also under autocast.
 
     Raises:
-        ValueError: if ``directions`` is not between 1 and ``features``.
+        ValueError: if ``directions`` is not between 1 and ``features``, or ``context`` is negative.
 
     Source: van den Berg et al., Sylvester Normalizing Flows for Variational Inference, 2018, arXiv:1803.05649,
     section 3 and 4.3.
@@ -48,55 +49,60 @@ class Sylvester(Bijection):
         (tensor([[1., 1., 1.]], grad_fn=...), tensor([0.], grad_fn=...))
     """
 
-    def __init__(self, features: int, directions: int | None = None):
+    def __init__(self, features: int, directions: int | None = None, context: int = 0):
         if directions is None:
             directions = features
-        if not 1 <= directions <= features:
+        if not 1 <= directions <= features or context < 0:
             raise ValueError(
-                f"Sylvester(features={features}, directions={directions}): a subspace has between 1 and as many "
-                "directions as there are features; leave directions out for all of them."
+                f"Sylvester(features={features}, directions={directions}, context={context}): a subspace has between 1 "
+                "and as many directions as there are features, and a context no negative width; leave directions out "
+                "for all of them."
             )
-        super().__init__(features)
-        self.features, self.directions = features, directions
+        super().__init__(features, context or None)
+        self.features, self.directions, self.context = features, directions, context
         self.vectors = nn.Parameter(torch.randn(directions, features))
         self.outer = nn.Parameter(torch.zeros(directions, directions))
         self.inner = nn.Parameter(torch.randn(directions, directions) * directions**-0.5)
         self.b = nn.Parameter(torch.zeros(directions))
+        self.weight = nn.Parameter(torch.zeros(directions, context)) if context else None
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, _ = self.accept(x, context, "encode")
+        x, context = self.accept(x, context, "encode")
         with without_autocast(x):
-            basis, outer, inner, b, raw = self._parts(x.dtype)
+            basis, outer, inner, b, raw = self._parts(x, context)
             a = torch.addmm(b, x @ basis, inner.t())
             z = torch.addmm(x, torch.tanh(a) @ outer.t(), basis.t())
             return z, log_slope(a, raw).sum(-1)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, _ = self.accept(z, context, "decode")
+        z, context = self.accept(z, context, "decode")
         with without_autocast(z):
-            basis, outer, inner, b, raw = self._parts(z.dtype)
+            basis, outer, inner, b, raw = self._parts(z, context)
             ys, pushes, ladjs = [], [], []
             for i, target in reversed(list(enumerate((z @ basis).unbind(-1)))):
-                offset = b[i]
+                offset = b[:, i]
                 # What the entries after this one add to the argument of tanh, and to the latent.
                 if ys:
                     offset = offset + torch.stack(ys, -1) @ inner[i, i + 1 :]
                     target = target - torch.stack(pushes, -1) @ outer[i, i + 1 :]
-                a, ladj = undo_push(inner[i, i] * target + offset, raw[i].expand(len(z)))
+                a, ladj = undo_push(inner[i, i] * target + offset, raw[i].expand(z.shape[0]))
                 pushes.insert(0, torch.tanh(a))
                 ys.insert(0, target - outer[i, i] * pushes[0])
                 ladjs.append(ladj)
             x = torch.addmm(z, torch.stack(pushes, -1) @ outer.t(), basis.t(), alpha=-1)
             return x, torch.stack(ladjs).sum(0)
 
-    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Gives Q, both triangular matrices, b, and the raw numbers of which every m is made."""
+    def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        """Gives Q, both triangular matrices, b per sample, and the raw numbers of which every m is made."""
+        dtype = value.dtype
         outer, inner = self.outer.to(dtype), self.inner.to(dtype)
         raw = outer.diagonal()
         gain = (2 * torch.tanh(0.5 * inner.diagonal())).exp()
         inner = inner.triu(1) + gain.diag_embed()
         outer = outer.triu(1) + (excess(raw) / gain).diag_embed()
-        return orthonormal(self.vectors.to(dtype)), outer, inner, self.b.to(dtype), raw
+        b = parameters_of(value, context, (self.b,), self.weight)
+        return orthonormal(self.vectors.to(dtype)), outer, inner, b, raw
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, directions={self.directions}"
+        context = f", context={self.context}" if self.context else ""
+        return f"features={self.features}, directions={self.directions}{context}"

@@ -1,0 +1,12 @@
+"""Pictures that people look at: samples, trajectories, densities and training curves.
+
+Every function writes one file (the format follows its suffix); most return its path. Figures are made without pyplot,
+so nothing depends on a display or touches the figures of a notebook.
+"""
+
+from .curves import training
+from .densities import densities, density
+from .images import image_trajectories, images
+from .plane import scatter, trajectories
+
+__all__ = ["densities", "density", "image_trajectories", "images", "scatter", "training", "trajectories"]

@@ -1,0 +1,89 @@
+"""What all pictures share: figures outside pyplot, their colours, cells, legends and files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLUE", "GREY", "ORANGE", "cells", "dot", "dress", "legend", "new_figure", "numbers", "points_of", "save"]
+
+BLUE, ORANGE, GREY = "#2563a8", "#e07b39", "#9aa0a6"
+DPI = 160
+
+
+def new_figure(width: float, height: float):
+    """Makes a figure outside pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def cells(rows: int, columns: int, width: float, height: float, header: float = 0.0):
+    """Makes a figure for cells of exactly this size, in inches, and a function that places a cell's axis."""
+    gap = 0.05
+    total_width = columns * (width + gap) - gap
+    total_height = rows * (height + header + gap) - gap
+    figure = new_figure(total_width, total_height)
+
+    def axes(row: int, column: int):
+        left = column * (width + gap)
+        top = row * (height + header + gap) + header
+        box = (left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height)
+        axis = figure.add_axes(box)
+        axis.axis("off")
+        return axis
+
+    return figure, axes
+
+
+def save(figure, path: str | os.PathLike) -> Path:
+    """Writes the figure, making its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+    return path
+
+
+def numbers(x: Tensor):
+    """Gives a tensor's values to matplotlib."""
+    return x.detach().to("cpu", torch.float64).numpy()
+
+
+def points_of(name: str, x: Tensor):
+    """Checks points in the plane."""
+    if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0:
+        raise ValueError(
+            f"{name}(points of shape {list(x.shape)}): points in the plane are [N, 2], at least one of them."
+        )
+    return numbers(x)
+
+
+def dot(count: int) -> float:
+    """Chooses the size of a dot so that many do not run into one."""
+    return max(1.5, min(14.0, 10_000 / count))
+
+
+def dress(axis, title: str) -> None:
+    """Dresses an axis that shows the plane."""
+    axis.set_aspect("equal", adjustable="box")
+    axis.autoscale_view()
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.2, lw=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title, fontsize=10)
+
+
+def legend(axis) -> None:
+    """Places a legend whose marks are visible even where the dots are small."""
+    legend = axis.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
+    for handle in legend.legend_handles:
+        handle.set_alpha(1.0)
+        if hasattr(handle, "set_sizes"):
+            handle.set_sizes([16.0])

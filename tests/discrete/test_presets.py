@@ -1,0 +1,117 @@
+"""Whole flows by name."""
+
+import copy
+
+import pytest
+import torch
+
+from cflow import discrete
+from cflow.testing import check_flow
+
+SMALL = {
+    "nsf": {"bins": 4},
+    "flowpp": {"components": 3},
+    "gf": {"components": 3},
+    "naf": {"units": 4},
+    "unaf": {"integrand": (8,)},
+}
+COUPLINGS = {"nice", "realnvp", "nsf", "flowpp"}
+NO_NETWORK = {"planar", "radial", "sylvester"}
+
+
+def flow_of(name, features, context=0, **options):
+    torch.manual_seed(0)
+    options = {"layers": 2, **SMALL.get(name, {}), **options}
+    if name not in NO_NETWORK:
+        options.setdefault("hidden", (8, 8))
+    flow = discrete.PRESETS[name](features, context, **options)
+    for parameter in flow.parameters():
+        if parameter.numel() and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return flow
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+@pytest.mark.parametrize("context", [0, 2])
+def test_presets_conform(name, context):
+    check_flow(flow_of(name, 2, context), torch.ones(context) if context else None, density=not context)
+
+
+@pytest.mark.parametrize("name", sorted(set(discrete.PRESETS) - COUPLINGS))
+def test_one_feature_will_do_without_a_coupling(name, generator):
+    flow = flow_of(name, 1).double()
+    x = torch.linspace(-30, 30, 20_001, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        mass = torch.trapezoid(flow.log_prob(x).exp(), x[:, 0])
+        samples = flow.sample((5,), generator=generator)
+        assert torch.allclose(flow.decode(flow.encode(samples)[0])[0], samples, atol=1e-8)
+    assert float(mass) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(COUPLINGS))
+def test_a_coupling_needs_two_features(name):
+    with pytest.raises(ValueError, match="Elementwise"):
+        discrete.PRESETS[name](1)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_presets_start_near_the_base(name, generator):
+    torch.manual_seed(0)
+    x = torch.randn(500, 3, generator=generator)
+    flow = discrete.PRESETS[name](3)
+    with torch.no_grad():
+        assert (
+            float((flow.log_prob(x) - flow.base.log_prob(x)).mean().abs()) < 0.6
+        )  # logistic functions are not quite straight
+
+
+class LogProb(torch.nn.Module):
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x, context):
+        return self.flow.log_prob(x, context)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_presets_compile_without_a_break_export_and_give_scores(name, generator):
+    flow = flow_of(name, 3, 2).double()
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    context = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    torch._dynamo.reset()
+    log_prob = torch.compile(flow.log_prob, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.allclose(log_prob(x, context), flow.log_prob(x, context))
+    sample = torch.compile(lambda: flow.sample((5,), context[0]), backend="eager", fullgraph=True, dynamic=False)
+    assert sample().shape == (5, 3)
+    batch = {0: torch.export.Dim("batch", min=2)}
+    program = torch.export.export(LogProb(flow), (x, context), dynamic_shapes=(batch, batch))
+    assert torch.allclose(program.module()(x[:3], context[:3]), flow.log_prob(x[:3], context[:3]))
+    score = torch.func.vmap(torch.func.grad(lambda x, c: flow.log_prob(x, c)))(x, context)
+    point = x.clone().requires_grad_()
+    wanted = torch.autograd.grad(flow.log_prob(point, context).sum(), point)[0]
+    assert torch.allclose(score, wanted, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_presets_in_single_precision_and_under_autocast(name, generator):
+    flow = flow_of(name, 3)
+    far = 5.0 if name == "sospf" else 40.0  # two polynomials of degree nine in a row leave float32 soon
+    x = torch.cat((2 * torch.randn(100, 3, generator=generator), torch.full((1, 3), far)))
+    with torch.no_grad():
+        exact = copy.deepcopy(flow).double().log_prob(x.double())
+        assert torch.allclose(flow.log_prob(x).double(), exact, rtol=1e-3, atol=1e-3)
+        with torch.autocast("cpu", torch.bfloat16):
+            logp = flow.log_prob(x)
+            drawn, own = flow.sample_and_log_prob((20,), generator=generator)
+    assert logp.dtype == drawn.dtype == own.dtype == torch.float32
+    assert logp.isfinite().all()
+    assert own.isfinite().all()
+
+
+def test_what_layers_take_is_handed_on_and_nothing_is_swallowed():
+    flow = discrete.maf(3, hidden=(5, 5, 5), residual=True, activation="silu", inverse=discrete.Jacobi())
+    assert flow.bijection[0].conditioner.residual
+    assert flow.cost() == (5, 15, 15)
+    with pytest.raises(TypeError, match="hiden"):
+        discrete.nsf(3, hiden=(5,))

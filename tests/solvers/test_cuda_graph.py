@@ -1,0 +1,590 @@
+"""Graphs of whole solves: what a replay gives, when a solve is captured anew, and what is refused.
+
+Without a GPU a recorder of operations takes the place of a graph: it replays them on the same tensors without Python,
+and refuses host reads and uploads as a capture does.
+"""
+
+import copy
+import gc
+import math
+import pickle
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from recorder import Again, Machine, Recorder
+from torch import nn
+
+import cflow
+from cflow import ContinuousFlow, bases, fields, guidance, paths
+from cflow.divergence import Exact, Hutchinson
+from cflow.solvers import (
+    DEIS,
+    PID,
+    RK4,
+    AdamsBashforth,
+    Adaptive,
+    Bespoke,
+    Bosh3,
+    Checkpointed,
+    CudaGraph,
+    Dopri5,
+    Dopri8,
+    DPMSolverPP2M,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Midpoint,
+    Picard,
+    Ralston,
+    Status,
+    Tolerance,
+    TorchDiffEq,
+    Tsit5,
+    UniPC,
+    check_solver,
+    cuda_graph,
+)
+from cflow.solvers.conformance import SOLVER_CHECKS
+from cflow.solvers.parameters import held_by
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(cuda_graph, "_machine", machine)
+    for method in (DPMSolverPP2M, UniPC, DEIS):
+        monkeypatch.setattr(method, "plan", Recorder.on_the_host(method.plan))
+    return machine
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(2, 2, generator=generator))
+        self.gain = 1.0
+        self.rest = nn.Dropout(0.0)
+
+    def forward(self, t, y, shift=None):
+        dy = self.gain * torch.tanh(self.rest(y) @ self.weight + t.unsqueeze(1))
+        return dy if shift is None else dy + shift
+
+
+def same(one, two, **tolerances):
+    assert one.stats.nfe == two.stats.nfe
+    for name in ("steps", "accepted", "rejected"):
+        assert torch.equal(getattr(one.stats, name), getattr(two.stats, name))
+    assert torch.equal(one.status, two.status)
+    for name in ("y", "quadratures", "trajectory"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), **tolerances)
+
+
+def eager(solver, *arguments, **options):
+    """Solves without a graph, and looks at an adaptive solve as often as a graph does."""
+    if isinstance(solver, Adaptive):
+        solver = replace(solver, check_every=solver.check_every or 4)
+    return solver.solve(*arguments, **options)
+
+
+EXACT = {"rtol": 0, "atol": 0}
+GRIDS = [
+    Euler(6), Midpoint(3), Heun(3), Ralston(3), RK4(2), Heun(grid=(0.1, 0.5)), Euler(4, gradient=Checkpointed()),
+    AdamsBashforth(6), AdamsBashforth(6, order=4), DPMSolverPP2M(5), UniPC(5, order=3), DEIS(5),
+]  # fmt: skip
+ADAPTIVE = [
+    Dopri5(1e-4, 1e-4), Tsit5(1e-4, 1e-4, check_every=3), Bosh3(1e-3, 1e-3, controller=PID(0.4, 0.3, 0.1)),
+    Dopri8(1e-6, 1e-6, first_step=0.1), Dopri5(1e-4, 1e-4, dt_max=0.1), Dopri5(1e-9, 1e-9, dt_min=0.2, check_every=1),
+    Dopri5(1e-9, 1e-9, dt_min=0.2, on_dt_min="accept"), Dopri5(1e-9, 1e-9, max_steps=7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", [*GRIDS, *ADAPTIVE], ids=repr)
+@torch.no_grad()
+def test_a_replay_gives_what_the_solver_gives(solver, machine, generator):
+    net, captured = Net(), CudaGraph(solver)
+    path = paths.Linear()
+    for t0, t1 in ((0.0, 0.9), (0.9, 0.0)):
+        for _ in range(3):
+            y0, shift = torch.randn(2, 5, 2, generator=generator)
+            options = {"args": (shift,), "path": path}
+            same(captured.solve(net, y0, t0, t1, **options), eager(solver, net, y0, t0, t1, **options), **EXACT)
+    assert captured.captures == 2
+    assert machine.replays >= 6
+
+
+@pytest.mark.parametrize("solver", [Heun(4), AdamsBashforth(6), Dopri5(1e-4, 1e-4), Dopri8(1e-4, 1e-4)], ids=repr)
+@pytest.mark.parametrize("half", [False, True])
+@torch.no_grad()
+def test_nested_states_and_quadratures(solver, half, machine, generator):
+    def field(t, y, extra):
+        a, b = y["a"], y["b"][0]
+        dy = {"b": (b.tanh() + extra["shift"],), "a": -a * extra["rate"]}
+        return dy, {"energy": a.float().square().sum(1), "both": b.float()}
+
+    captured = CudaGraph(solver)
+    for _ in range(3):
+        a, b, shift = torch.randn(3, 4, 2, generator=generator)
+        if half:
+            a, b = a.bfloat16(), b.bfloat16()
+        arguments = ({"a": a, "b": (b,)}, 0.0, 1.0)
+        options = {
+            "args": ({"shift": shift, "rate": 2.0, "none": None},),
+            "quadratures": {"energy": Tolerance(1e-4, 1e-4), "both": None},
+            "at": [0.0, 1.0],
+        }
+        same(captured.solve(field, *arguments, **options), eager(solver, field, *arguments, **options), **EXACT)
+    assert captured.captures == 1
+    arguments = ({"a": a, "b": (b,)}, 0.0, 1.0)
+    reordered = {**options, "quadratures": dict(reversed(options["quadratures"].items()))}
+    assert list(captured.solve(field, *arguments, **reordered).quadratures) == ["both", "energy"]
+
+
+@torch.no_grad()
+def test_a_fitted_solver_and_output_times_on_a_grid(machine, generator):
+    net, y0 = Net(), torch.randn(5, 2, generator=generator)
+    fitted = Bespoke.of(RK4(2))
+    same(CudaGraph(fitted).solve(net, y0, 0, 1, at=[0, 1]), fitted.solve(net, y0, 0, 1, at=[0, 1]), **EXACT)
+    times = torch.tensor([0.0, 0.3, 0.3, 1.0])
+    same(CudaGraph(Heun(5)).solve(net, y0, 0.0, 1.0, at=times), Heun(5).solve(net, y0, 0.0, 1.0, at=times), **EXACT)
+
+
+def rates():
+    return torch.logspace(-1, 1.5, 8, dtype=torch.float64).unsqueeze(1)
+
+
+@torch.no_grad()
+def test_samples_of_very_different_length_wait_for_each_other(machine):
+    decay, y0 = (lambda t, y, rate: -rate * y), torch.ones(8, 1, dtype=torch.float64)
+    captured = CudaGraph(Dopri5(1e-7, 1e-7))
+    solution = captured.solve(decay, y0, 0.0, 1.0, args=(rates(),))
+    eager = Dopri5(1e-7, 1e-7).solve(decay, y0, 0.0, 1.0, args=(rates(),))
+    torch.testing.assert_close(solution.y, eager.y, rtol=1e-13, atol=1e-15)
+    assert torch.equal(solution.stats.steps, eager.stats.steps)
+    longest = int(eager.stats.steps.max())
+    assert machine.replays == 2 + math.ceil(longest / 4)  # the beginning twice: the attempts' warm-up needs it too
+    assert solution.stats.nfe == 2 + 6 * 4 * math.ceil(longest / 4)
+
+
+JOINT = [
+    Dopri5(1e-6, 1e-6, per_sample=False), Bosh3(1e-4, 1e-4, per_sample=False, controller=PID(0.4, 0.3)),
+    Dopri8(1e-8, 1e-8, per_sample=False), Dopri5(1e-9, 1e-9, max_steps=5, per_sample=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", JOINT, ids=repr)
+@torch.no_grad()
+def test_one_step_for_the_batch_is_the_joint_loops(solver, machine):
+    def decay(t, y, rate):
+        return {"fast": -rate * y["fast"], "slow": -y["slow"]}, {"area": y["fast"].sum(1)}
+
+    captured = CudaGraph(solver)
+    for scale in (1.0, 2.0):
+        y0 = {"fast": torch.full((8, 1), scale, dtype=torch.float64), "slow": torch.ones(8, 3, dtype=torch.float64)}
+        options = {"args": (rates() * scale,), "quadratures": {"area": Tolerance(1e-6, 1e-6)}, "at": [0.0, 1.0]}
+        eager = solver.solve(decay, y0, 0.0, 1.0, **options)
+        solution = captured.solve(decay, y0, 0.0, 1.0, **options)
+        for name in ("steps", "accepted", "rejected"):
+            assert torch.equal(getattr(solution.stats, name), getattr(eager.stats, name))
+        assert torch.equal(solution.status, eager.status)
+        for name in ("y", "quadratures", "trajectory"):
+            torch.testing.assert_close(getattr(solution, name), getattr(eager, name), rtol=1e-8, atol=1e-12)
+    assert captured.captures == 1
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+@torch.no_grad()
+def test_failures_stay_with_their_sample(per_sample, machine):
+    bad = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    poisoned = lambda t, y, bad: torch.where(((bad > 0) & (t > 0.5)).unsqueeze(1), torch.nan, -y)
+    y0, captured = torch.ones(3, 2, dtype=torch.float64), CudaGraph(Dopri5(per_sample=per_sample))
+    solution = captured.solve(poisoned, y0, 0.0, 1.0, args=(bad,))
+    assert solution.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    assert 0.45 < solution.stats.reached[1] <= 0.5
+    assert solution.y.isfinite().all()
+    torch.testing.assert_close(solution.y[[0, 2]], torch.full((2, 2), math.exp(-1)).double(), rtol=1e-5, atol=0)
+    start = torch.tensor([[0.1], [2.0], [0.5]], dtype=torch.float64)
+    burst = captured.solve(lambda t, y: y * y, start, 0.0, 1.0)
+    assert burst.success.tolist() == [True, False, True]
+    torch.testing.assert_close(burst.y[[0, 2]], (start / (1 - start))[[0, 2]], rtol=1e-4, atol=0)
+    first = lambda t, y: torch.where((y > 1.5) & (t.unsqueeze(1) >= 0), torch.inf, -y)
+    assert captured.solve(first, start, 0.0, 1.0).status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    with pytest.raises(RuntimeError, match="1 of 3 samples"):
+        CudaGraph(Dopri5(per_sample=per_sample, on_failure="raise")).solve(first, start, 0.0, 1.0)
+
+
+CHECKS = [name for name in SOLVER_CHECKS if name not in ("interval", "gradients", "second derivatives", "memory")]
+
+
+@pytest.mark.parametrize(
+    ("make", "order", "adaptive"),
+    [
+        (lambda steps: CudaGraph(Heun(int(steps))), 2, False),
+        (lambda tolerance: CudaGraph(Dopri5(tolerance, tolerance)), 5, True),
+    ],
+    ids=["Heun", "Dopri5"],
+)
+@torch.no_grad()
+def test_it_keeps_the_contract_of_solvers(make, order, adaptive, machine):
+    checks = [name for name in CHECKS if not (adaptive and name == "outputs")]
+    if adaptive:  # they ask for an output time inside, which is refused
+        checks.remove("sizes")
+    check_solver(make, order=order, adaptive=adaptive, checks=checks)
+
+
+@torch.no_grad()
+def test_the_field_is_never_called_outside_the_interval(machine):
+    for solver in (Heun(7), Dopri5(1e-7, 1e-7), Dopri5(1e-7, 1e-7, per_sample=False)):
+        for t0, t1 in ((0.1, 0.7), (0.7, 0.1)):
+            inside = lambda t, y: torch.where(((t >= 0.1) & (t <= 0.7)).unsqueeze(1), -y * t.unsqueeze(1), torch.nan)
+            y0 = torch.ones(3, 2, dtype=torch.float64)
+            assert CudaGraph(solver).solve(inside, y0, t0, t1).success.all()
+
+
+def test_what_must_be_the_same_for_a_replay(machine):
+    net, solver, y0 = Net(), CudaGraph(Heun(3), capacity=64), torch.ones(4, 2)
+    shift = torch.ones(4, 2)
+    variants = [
+        ((net, y0, 0.0, 1.0), {}),
+        ((net, torch.ones(5, 2), 0.0, 1.0), {}),
+        ((net, y0.double(), 0.0, 1.0), {}),
+        ((net, y0, 0.0, 0.5), {}),
+        ((net, y0, 1.0, 0.0), {}),
+        ((net, y0, 0.0, 1.0), {"args": (shift,)}),
+        ((net, y0, 0.0, 1.0), {"args": (None,)}),
+        ((net, y0, 0.0, 1.0), {"at": [0.5]}),
+        ((net, y0, 0.0, 1.0), {"at": [0.25]}),
+        ((Net(), y0, 0.0, 1.0), {}),
+        ((net.double().float(), y0, 0.0, 1.0), {}),
+    ]
+    with torch.no_grad():
+        for count, (arguments, options) in enumerate(variants[:2] + variants[3:10], 1):
+            for _ in range(2):
+                same(solver.solve(*arguments, **options), Heun(3).solve(*arguments, **options), **EXACT)
+            assert solver.captures == count
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(2):
+                same(solver.solve(net, y0, 0.0, 1.0), Heun(3).solve(net, y0, 0.0, 1.0), **EXACT)
+        assert solver.captures == 10
+        net.eval()
+        solver.solve(net, y0, 0.0, 1.0)
+        assert solver.captures == 11
+        net.gain = 2.0
+        same(solver.solve(net, y0, 0.0, 1.0), Heun(3).solve(net, y0, 0.0, 1.0), **EXACT)
+        assert solver.captures == 12
+        other = solver.around(Euler(3))
+        same(other.solve(net, y0, 0.0, 1.0), Euler(3).solve(net, y0, 0.0, 1.0), **EXACT)
+        solver.solve(net, y0, 0.0, 1.0)
+        assert solver.captures == other.captures == 13
+
+
+def test_parameters_changed_in_place_are_seen_and_replaced_ones_captured_anew(machine):
+    net, y0 = Net(), torch.ones(4, 2)
+    for solver in (CudaGraph(Heun(3)), CudaGraph(Dopri5())):
+        with torch.no_grad():
+            before = solver.solve(net, y0, 0.0, 1.0).y
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        net(torch.zeros(4), y0).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            after = solver.solve(net, y0, 0.0, 1.0)
+            assert solver.captures == 1
+            assert not torch.equal(before, after.y)
+            same(after, eager(solver.solver, net, y0, 0.0, 1.0), **EXACT)
+            net.weight = nn.Parameter(net.weight + 1)
+            same(solver.solve(net, y0, 0.0, 1.0), eager(solver.solver, net, y0, 0.0, 1.0), **EXACT)
+        assert solver.captures == 2
+
+
+def test_a_number_on_the_host_is_part_of_what_must_be_the_same():
+    scale = torch.tensor(2.0)
+    field = lambda t, y: scale * y
+    before = cuda_graph._held(field, torch.device("cuda"))
+    scale.add_(1)
+    assert cuda_graph._held(field, torch.device("cuda")) != before
+    here = cuda_graph._held(field, torch.device("cpu"))
+    scale.add_(1)
+    assert cuda_graph._held(field, torch.device("cpu")) == here
+
+
+@torch.no_grad()
+def test_graphs_are_bounded_and_hold_what_they_read(machine):
+    solver, y0 = CudaGraph(Euler(2), capacity=2), torch.ones(1, 2)
+    nets = [Net() for _ in range(3)]
+    for net in (nets[0], nets[1], nets[0], nets[2], nets[0]):  # the second is the one not used for longest
+        solver.solve(net, y0, 0.0, 1.0)
+    assert (solver.captures, machine.settled) == (3, 1)
+    alive = [weakref.ref(net) for net in nets]
+    del net, nets
+    gc.collect()
+    assert [each() is not None for each in alive] == [True, False, True]
+    solver.clear()
+    gc.collect()
+    assert [each() is not None for each in alive] == [False] * 3
+
+
+@torch.no_grad()
+def test_many_solves_leave_nothing_behind(machine):
+    net, y0 = Net(), torch.ones(4, 2)
+
+    def live():
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    for solver in (CudaGraph(Euler(3)), CudaGraph(Dopri5(check_every=2)), CudaGraph(Dopri5(max_steps=5))):
+        solver.solve(net, y0, 0.0, 1.0)
+        before = live()
+        for _ in range(20):
+            solver.solve(net, y0, 0.0, 1.0)
+        assert live() <= before
+        assert solver.captures == 1
+
+
+@torch.no_grad()
+def test_results_are_not_written_over(machine):
+    net = Net()
+    for solver in (CudaGraph(Heun(3)), CudaGraph(Dopri5())):
+        first = solver.solve(net, torch.ones(4, 2), 0.0, 1.0, at=[0.0, 1.0])
+        kept = copy.deepcopy((first.y, first.trajectory, first.stats.reached, first.status))
+        solver.solve(net, torch.full((4, 2), torch.nan), 0.0, 1.0, at=[0.0, 1.0])
+        for mine, before in zip((first.y, first.trajectory, first.stats.reached, first.status), kept):
+            assert torch.equal(mine, before)
+
+
+@torch.no_grad()
+def test_inference_mode_and_others_share_a_graph(machine):
+    net, y0, solver = Net(), torch.ones(4, 2), CudaGraph(Heun(3))
+    with torch.inference_mode():
+        inside = solver.solve(net, torch.ones(4, 2), 0.0, 1.0).y
+        assert inside.is_inference()
+    outside = solver.solve(net, y0, 0.0, 1.0).y
+    assert not outside.is_inference()
+    assert torch.equal(inside, outside)
+    assert solver.captures == 1
+
+
+@torch.no_grad()
+def test_copies_and_files_carry_options_alone(machine, tmp_path):
+    solver = CudaGraph(Heun(3), capacity=2)
+    solver.solve(Net(), torch.ones(4, 2), 0.0, 1.0)
+    for other in (copy.copy(solver), copy.deepcopy(solver), pickle.loads(pickle.dumps(solver))):
+        assert other == solver
+        assert (other.captures, solver.captures) == (0, 1)
+    assert cflow.registry.configuration(solver) == {"solver": Heun(3), "capacity": 2}
+    flow = ContinuousFlow(fields.MLP(2, hidden=(4,)), bases.Normal(2), solver=solver)
+    cflow.save(flow, tmp_path / "flow")
+    assert cflow.load(tmp_path / "flow").solver == solver
+    assert repr(solver) == "CudaGraph(solver=Heun(steps=3), capacity=2)"
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+FLOWS = {
+    "velocity": paths.Linear(),
+    "x1": paths.Linear(predict="x1"),
+    "no path": None,
+}
+
+
+@pytest.mark.parametrize("path", FLOWS.values(), ids=FLOWS)
+@pytest.mark.parametrize("inner", [Euler(8), UniPC(6), AdamsBashforth(6), Dopri5()], ids=repr)
+def test_a_flow_samples_through_it(path, inner, machine):
+    if path is None and isinstance(inner, UniPC):
+        pytest.skip("it needs a path")
+    flow = ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=path)
+    solver = CudaGraph(inner)
+    for seed in (0, 1):
+        mine = flow.sample((6,), solver=solver, generator=draw(seed))
+        torch.testing.assert_close(mine, flow.sample((6,), solver=inner, generator=draw(seed)), **EXACT)
+    assert solver.captures == 1
+    flow.sample((7,), solver=solver)
+    assert solver.captures == 2
+
+
+def test_fitted_solvers_and_guidance_through_a_flow(machine):
+    flow = ContinuousFlow(fields.MLP(2, hidden=(8,), classes=3), bases.Normal(2), path=paths.Linear(), context_shape=())
+    labels = torch.tensor([0, 2])
+    solver = CudaGraph(Bespoke.of(Heun(2)))
+    for scale in (2.0, 2.0, 3.0):
+        options = {"guidance": guidance.ClassifierFree(scale), "generator": draw()}
+        mine = flow.sample((3,), labels, solver=solver, **options)
+        options["generator"] = draw()
+        torch.testing.assert_close(mine, flow.sample((3,), labels, solver=solver.solver, **options), **EXACT)
+    assert solver.captures == 2
+    weak = fields.MLP(2, hidden=(4,), classes=3)
+    for _ in range(2):
+        flow.sample((3,), labels, solver=solver, guidance=guidance.CFGZeroStar(2.0, zero_until=0.0))
+    assert solver.captures == 3
+    mixed = guidance.AutoGuidance(weak, 2.0)
+    for _ in range(2):
+        flow.sample((3,), labels, solver=solver, guidance=mixed)
+    assert solver.captures == 4
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Exact(chunk=1), Hutchinson(probes=2)], ids=repr)
+@pytest.mark.parametrize("inner", [Heun(4), Dopri5(1e-4, 1e-4)], ids=repr)
+@torch.no_grad()
+def test_a_density_is_replayed_too(divergence, inner, machine):
+    flow = ContinuousFlow(
+        fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear(predict="x1"), divergence=divergence
+    )
+    solver, x = CudaGraph(inner), torch.randn(5, 2, generator=draw())
+    for seed in (0, 1):
+        mine = flow.log_prob(x, solver=solver, generator=draw(seed))
+        torch.testing.assert_close(mine, flow.log_prob(x, solver=inner, generator=draw(seed)), **EXACT)
+    assert solver.captures == 1
+    names = ("kinetic", "jacobian")
+    mine = flow.transport(x, 0.0, 1.0, quadratures=names, solver=solver, generator=draw())
+    other = flow.transport(x, 0.0, 1.0, quadratures=names, solver=inner, generator=draw())
+    torch.testing.assert_close(mine.quadratures, other.quadratures, **EXACT)
+    assert solver.captures == 2
+
+
+@torch.no_grad()
+def test_a_captured_solve_launches_no_more_than_the_solver(machine):
+    field = lambda t, y: torch.sin(y)
+    CudaGraph(Euler(10)).solve(field, torch.ones(4, 2), 0.0, 1.0)
+    counts = machine.operations[-1]
+    assert (counts["sin"], counts["add"]) == (10, 10)
+    assert counts.total() < 40
+    CudaGraph(Dopri5(check_every=10)).solve(field, torch.ones(4, 2), 0.0, 1.0)
+    assert machine.operations[-1].total() / 10 < 65
+
+
+REFUSED = [
+    (lambda: CudaGraph(Euler), TypeError, "solver of another|another solver"),
+    (lambda: CudaGraph(CudaGraph(Euler(2))), ValueError, "captured already"),
+    (lambda: CudaGraph(EulerMaruyama(2)), ValueError, "noise"),
+    (lambda: CudaGraph(Picard(4)), ValueError, "after each round"),
+    (lambda: CudaGraph(TorchDiffEq("dopri5")), ValueError, "not known"),
+    (lambda: CudaGraph(Euler(2), capacity=0), ValueError, "1 or more"),
+]
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), REFUSED)
+def test_solvers_that_cannot_be_captured(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+def test_solves_that_cannot_be_captured(machine):
+    net, y0, solver = Net(), torch.ones(2, 2), CudaGraph(Heun(2))
+    plain = lambda t, y: -y
+    with pytest.raises(ValueError, match="f refers to requires gradients"):
+        solver.solve(net, y0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="y0 requires gradients"):
+        solver.solve(plain, y0.clone().requires_grad_(), 0.0, 1.0)
+    with pytest.raises(ValueError, match="args requires gradients"):
+        solver.solve(lambda t, y, z: z, y0, 0.0, 1.0, args=(y0.clone().requires_grad_(),))
+    with pytest.raises(ValueError, match="params requires gradients"):
+        solver.solve(plain, y0, 0.0, 1.0, params=tuple(net.parameters()))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="forward-mode"):
+        solver.solve(plain, y0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="is on meta and y0 on cpu"):
+        solver.solve(lambda t, y, z: -y, y0, 0.0, 1.0, args=(y0.to("meta"),))
+    with pytest.raises(ValueError, match="attempt by attempt"):
+        CudaGraph(Dopri5()).solve(plain, y0, 0.0, 1.0, at=[0.5])
+    with pytest.raises(ValueError, match="manifold"):
+        solver.solve(plain, y0, 0.0, 1.0, manifold=object())
+    with pytest.raises(ValueError, match="built with|path=None"):
+        CudaGraph(UniPC(4)).solve(plain, y0, 0.0, 1.0)
+    assert solver.solve(plain, y0, 0.0, 1.0).y.shape == (2, 2)  # gradients are enabled, and nothing needs any
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y: -y * y.sum().item(),
+        lambda t, y: -y if (t > 0.5).all() else y,
+        lambda t, y: -y * y[0].tolist()[0],
+        lambda t, y: y * torch.tensor([1.0, 2.0]),
+    ],
+    ids=["item", "bool", "tolist", "upload"],
+)
+@torch.no_grad()
+def test_a_field_that_reads_or_uploads(field, machine):
+    with pytest.raises(RuntimeError, match=r"cannot be captured \(operation not permitted.*take the solver itself"):
+        CudaGraph(Heun(2)).solve(field, torch.ones(2, 2), 0.0, 1.0)
+
+
+@torch.no_grad()
+def test_a_field_that_changes_itself(machine):
+    seen = []
+    with pytest.raises(ValueError, match="whenever it is called"):
+        CudaGraph(Heun(2)).solve(lambda t, y: seen.append(1) or -y, torch.ones(2, 2), 0.0, 1.0)
+
+    class Lazy(Net):
+        table = None
+
+        def forward(self, t, y):
+            if self.table is None:
+                self.table = torch.full((2,), 2.0)
+            return self.table * y
+
+    net, solver = Lazy(), CudaGraph(Heun(2))
+    for _ in range(3):  # what is made once, at the first call, is made while warming up
+        solver.solve(net, torch.ones(2, 2), 0.0, 1.0)
+    assert solver.captures == 1
+
+
+def test_a_cpu_is_refused_with_what_to_do():
+    flow = ContinuousFlow(fields.MLP(2, hidden=(4,)), bases.Normal(2))
+    with pytest.raises(ValueError, match=r"y0 is on cpu, and only a GPU's kernels can be captured; take Euler\(steps"):
+        flow.sample((3,), solver=CudaGraph(Euler(2)))
+
+
+@torch.no_grad()
+def test_nothing_to_do_takes_no_graph(machine):
+    solver = CudaGraph(Heun(2))
+    assert torch.equal(solver.solve(lambda t, y: -y, torch.ones(2, 2), 0.5, 0.5).y, torch.ones(2, 2))
+    assert solver.solve(lambda t, y: -y, torch.ones(0, 2), 0.0, 1.0).y.shape == (0, 2)
+    assert solver.captures == machine.replays == 0
+
+
+@torch.no_grad()
+def test_a_compiled_network(monkeypatch):
+    machine = Again()
+    monkeypatch.setattr(cuda_graph, "_machine", machine)
+    field = fields.MLP(2, hidden=(8,))
+    compiled = torch.compile(field)
+    flow, reference = (ContinuousFlow(each, bases.Normal(2)) for each in (compiled, field))
+    solver = CudaGraph(Heun(3))
+    x = reference.sample((5,), solver=Heun(3), generator=draw())
+    for _ in range(3):
+        torch.testing.assert_close(flow.sample((5,), solver=solver, generator=draw()), x, rtol=1e-5, atol=1e-6)
+    assert solver.captures == 1
+    field.layers = None
+    assert {id(each) for each in held_by(compiled)[0]} == {id(each) for each in held_by(field)[0]}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("solver", [*GRIDS, *ADAPTIVE, *JOINT], ids=repr)
+@torch.no_grad()
+def test_on_a_gpu(solver, generator):
+    net = Net().cuda()
+    captured, path = CudaGraph(solver), paths.Linear()
+    for _ in range(3):
+        y0, shift = torch.randn(2, 5, 2, generator=generator).cuda()
+        mine = captured.solve(net, y0, 0.0, 0.9, args=(shift,), path=path)
+        other = solver.solve(net, y0, 0.0, 0.9, args=(shift,), path=path)
+        torch.testing.assert_close(mine.y, other.y, rtol=1e-4, atol=1e-4)
+        net.weight.mul_(0.9)
+    assert captured.captures == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson()], ids=repr)
+@torch.no_grad()
+def test_a_density_on_a_gpu(divergence):
+    flow = ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear(), divergence=divergence)
+    flow, solver = flow.cuda(), CudaGraph(Heun(8))
+    x = torch.randn(5, 2, device="cuda")
+    for _ in range(2):
+        generators = [torch.Generator("cuda").manual_seed(0) for _ in range(2)]
+        mine = flow.log_prob(x, solver=solver, generator=generators[0])
+        torch.testing.assert_close(mine, flow.log_prob(x, solver=Heun(8), generator=generators[1]))
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        solver.solve(lambda t, y: -y * y.sum().item(), x, 0.0, 1.0)
