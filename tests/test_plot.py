@@ -136,14 +136,12 @@ def test_bad_input_is_refused(tmp_path):
 def test_densities_side_by_side_say_what_is_in_view(tmp_path):
     normal = lambda scale: lambda x: -0.5 * (x / scale).square().sum(-1) - math.log(2 * math.pi * scale**2)
     named = {"narrow": normal(0.5), "wide": normal(4.0)}
-    path = plot.densities(
-        named, tmp_path / "all.png", bounds=(-4, 4), reference=torch.randn(50, 2), columns=3, resolution=80
-    )
-    drawn = pixels(path)
+    masses = plot.densities(named, tmp_path / "all.png", reference=torch.randn(50, 2), columns=3, resolution=80)
+    inside = math.erf(4 / (4 * math.sqrt(2))) ** 2
+    assert masses == {"narrow": pytest.approx(1, abs=1e-3), "wide": pytest.approx(inside, abs=1e-3)}
+    drawn = pixels(tmp_path / "all.png")
     assert drawn.shape[1] > 2 * drawn.shape[0]  # three panels in a row
-    mass = plot.density_on_grid(named["wide"], bounds=(-4, 4), resolution=80).mass
-    assert mass == pytest.approx(math.erf(4 / (4 * math.sqrt(2))) ** 2, abs=1e-3)
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plot.densities({}, tmp_path / "none.png", bounds=(-4, 4))
+    with pytest.raises(ValueError, match="no densities"):
+        plot.densities({}, tmp_path / "none.png")
     with pytest.raises(ValueError, match="wide: log_prob is NaN"):
-        plot.densities({"wide": lambda x: x[:, 0] * math.nan}, tmp_path / "none.png", bounds=(-4, 4))
+        plot.densities({"wide": lambda x: x[:, 0] * math.nan}, tmp_path / "none.png")
