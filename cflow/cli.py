@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -78,9 +79,13 @@ def sample(
     generator = torch.Generator(device=_device(device))
     flow = load(folder, device=device).eval()
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
+    asked = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "diffusion": diffusion}
+    given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+    if given or cuda_graph:
+        _needs_solver(flow, (given or ["--cuda-graph"])[0])
     chosen = _solver(folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
     if cuda_graph:
-        chosen = {"solver": CudaGraph(chosen.get("solver", getattr(flow, "solver", None)))}
+        chosen = {"solver": CudaGraph(chosen.get("solver", flow.solver))}
     options = {"generator": generator, **chosen}
     labels = _labels(flow, label, num)
     options |= _guided(flow, run, guidance)
@@ -125,7 +130,8 @@ def bespoke(
 
     folder = folder_of(run)
     flow = load(folder, device=_device(device)).eval()
-    context = _labels(flow, None, getattr(flow.field, "classes", 0))
+    _needs_solver(flow, f"bespoke {run}")
+    context = _labels(flow, None, _classes(flow))
     options = _guided(flow, run, guidance)
     solver = fit_bespoke(
         flow, steps, seed=seed, context=context, iterations=iterations, progress=sys.stderr.isatty(), **options
@@ -151,7 +157,9 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
             value = ", ".join(type(each).__name__ for each in value) or None
         elif isinstance(value, torch.nn.Module):
             arguments = {
-                key: each for key, each in configuration(value).items() if not isinstance(each, torch.nn.Module)
+                key: _counted(each) if isinstance(each, torch.nn.ModuleList) else each
+                for key, each in configuration(value).items()
+                if isinstance(each, torch.nn.ModuleList) or not isinstance(each, torch.nn.Module)
             }
             value = f"{type(value).__name__}({', '.join(f'{key}={_short(each)}' for key, each in arguments.items())})"
         if value is not None:
@@ -239,8 +247,22 @@ def _solver(folder: Path, name: str | None, **options: float | None) -> dict:
         raise ValueError(f"{error}{fitted}") from None
 
 
+def _needs_solver(flow, what: str) -> None:
+    """Raises where something is asked of a solver, and the flow has none."""
+    if "solver" not in flow.options:
+        raise ValueError(
+            f"{what}: a {type(flow).__name__} is no differential equation, so it has no solver and no steps; draw from "
+            f"it by `cflow sample` without options of a solver."
+        )
+
+
+def _classes(flow) -> int:
+    """Gives how many classes a flow knows; 0 for one without labels."""
+    return getattr(getattr(flow, "field", None), "classes", 0)
+
+
 def _labels(flow, label: int | None, num: int) -> Tensor | None:
-    classes = getattr(flow.field, "classes", 0)
+    classes = _classes(flow)
     if flow.context_shape is None:
         if label is not None:
             raise ValueError(f"--label {label}: this flow was trained without classes; leave the label away.")
@@ -287,6 +309,12 @@ def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
             f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, "
             ".npz or .csv file."
         )
+
+
+def _counted(modules) -> str:
+    """Names the members of a list by their classes, each with its number."""
+    counts = Counter(type(each).__name__ for each in modules)
+    return " + ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _short(value) -> str:

@@ -255,10 +255,10 @@ class BaseFlow(nn.Module):
                 )
             return Size()
         if context is None:
+            null = ", or flow.field.null_context(context) for an unconditional pass" if hasattr(self, "field") else ""
             raise ValueError(
                 f"flow.{method}(): this flow is conditional and no context was given; pass a context of shape "
-                f"[..., {', '.join(map(str, self.context_shape))}], or flow.field.null_context(context) for an "
-                f"unconditional pass."
+                f"[..., {', '.join(map(str, self.context_shape))}]{null}."
             )
         return batch_of(context, self.context_shape, f"flow.{method}: context")
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 import cflow
-from cflow import bases, fields, paths, solvers
+from cflow import bases, discrete, fields, paths, solvers
 from cflow.cli import main
 from cflow.data import Dequantise, Rescale
 
@@ -113,3 +113,19 @@ def test_a_misspelt_option_names_the_right_one(runs, capsys):
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert "--steps" in captured.err + captured.out
+
+
+def test_a_flow_of_discrete_time_is_drawn_from_and_has_no_solver(tmp_path, capsys):
+    flow = discrete.nsf(2, layers=2, hidden=(8,))
+    cflow.save(flow, tmp_path / "model")
+    main(["info", str(tmp_path)])
+    assert "2 Coupling + 1 LULinear" in capsys.readouterr().out
+    main(["sample", str(tmp_path), "--num", "5", "-o", str(tmp_path / "x.npy")])
+    assert numpy.load(tmp_path / "x.npy").shape == (5, 2)
+    for command in (
+        ["sample", str(tmp_path), "--steps", "4", "-o", str(tmp_path / "y.npy")],
+        ["bespoke", str(tmp_path)],
+    ):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "has no solver" in capsys.readouterr().err
