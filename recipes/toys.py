@@ -3,6 +3,8 @@
     python recipes/toys.py                                   # moons, optimal-transport flow matching, about a minute
     python recipes/toys.py --data checkerboard --coupling independent --path cosine --predict x1
     python recipes/toys.py --source eight-gaussians --bridge 0.5      # from data to data, sampled by an SDE
+    python recipes/toys.py --flow nsf                        # a classical flow by its name, by maximum likelihood
+    python recipes/toys.py --flow all --data pinwheel        # every one of them, and one picture of all densities
 
 Leaves ``model/``, ``samples.png``, ``density.png`` (where there is one), ``trajectories.png``, ``training.png`` and
 ``metrics.json`` in one folder.
@@ -20,7 +22,7 @@ import torch
 import tyro
 
 import cflow
-from cflow import bases, couplings, data, fields, metrics, objectives, paths, plot, solvers, training
+from cflow import bases, couplings, data, discrete, fields, metrics, objectives, paths, plot, solvers, training
 
 Name = Literal["eight-gaussians", "moons", "s-curve", "checkerboard", "pinwheel", "spirals"]
 COUPLINGS = {
@@ -47,6 +49,8 @@ class Options:
 
     data: Name = "moons"
     """Which distribution."""
+    flow: Literal["matching", "all", *discrete.PRESETS] = "matching"
+    """Flow matching, a classical flow by its name, or all of these, one after the other."""
     source: Name | None = None
     """Another distribution to start from; a standard normal unless given. There is then no density."""
     coupling: Literal["independent", "optimal-transport", "sinkhorn", "unbalanced", "partial"] = "optimal-transport"
@@ -59,8 +63,8 @@ class Options:
     """What the network predicts."""
     count: int = 10_000
     """Training points."""
-    steps: int = 4000
-    """Training steps."""
+    steps: int | None = None
+    """Training steps; 4000 unless given, and 1000 for each of all flows."""
     batch_size: int = 256
     """Points per step, on each process."""
     hidden: tuple[int, ...] = (64, 64, 64)
@@ -85,10 +89,15 @@ def say(*what) -> None:
 
 def main(options: Options) -> None:
     began = time.perf_counter()
-    out = options.out or Path("runs") / f"toys-{options.data}"
+    kind = "" if options.flow == "matching" else f"-{options.flow}"
+    out = options.out or Path("runs") / f"toys-{options.data}{kind}"
     name = options.data.replace("-", "_")
     generator = torch.Generator().manual_seed(options.seed)
     train, test = data.toys.sample(name, options.count + 5000, generator=generator).split([options.count, 5000])
+    if options.flow != "matching":
+        classical(options, out, name, train, test)
+        return
+    steps = options.steps or 4000
 
     standardise = data.Standardise.fit(train, pooled=(-1,))
     base = bases.Normal(2)
@@ -116,11 +125,11 @@ def main(options: Options) -> None:
         flow,
         objective,
         train,
-        steps=options.steps,
+        steps=steps,
         batch_size=options.batch_size,
         lr=options.lr,
         schedule=training.Cosine(warmup=100),
-        checkpoint_every=max(1, options.steps // 4),
+        checkpoint_every=max(1, steps // 4),
         seed=options.seed,
         out=out,
         resume=options.resume,
@@ -177,6 +186,93 @@ def main(options: Options) -> None:
     for key, value in report.items():
         print(f"  {key:28s} {value:.4g}")
     print(f"pictures: {out}/{', '.join(pictures)}")
+
+
+def classical(options: Options, out: Path, name: str, train: torch.Tensor, test: torch.Tensor) -> None:
+    """Trains one classical flow, or all, by maximum likelihood."""
+    for option in ("source", "bridge", "path", "predict", "coupling", "solver_steps"):
+        if getattr(options, option) != getattr(Options(), option):
+            raise ValueError(
+                f"--flow {options.flow} --{option.replace('_', '-')} {getattr(options, option)}: a classical flow is "
+                f"trained by maximum likelihood from a standard normal; leave the latter away."
+            )
+    names = list(discrete.PRESETS) if options.flow == "all" else [options.flow]
+    flows, reports = {}, {}
+    for each in names:
+        folder = out / each if options.flow == "all" else out
+        done = folder / "metrics.json"
+        if options.flow == "all" and options.resume and done.exists():
+            say(f"{each}: there already")
+            flows[each], reports[each] = cflow.load(folder / "model"), json.loads(done.read_text())
+        else:
+            flows[each], reports[each] = maximise(options, each, folder, name, train, test)
+    if options.flow == "all" and MAIN:
+        span = float(test.abs().max()) * 1.15
+        plot.densities(
+            {each: flow.log_prob for each, flow in flows.items()},
+            out / "gallery.png",
+            bounds=(-span, span),
+            reference=test[:3000],
+        )
+        (out / "metrics.json").write_text(json.dumps(reports, indent=1) + "\n")
+        print(f"{'':12s}{'parameters':>12}{'seconds':>9}{'held-out nats':>18}{'W2':>8}")
+        for each, report in reports.items():
+            nats = f"{report['log_prob_held_out']:.3f} ± {report['log_prob_standard_error']:.3f}"
+            seconds, distance = report["training_seconds"], report["wasserstein2"]
+            print(f"{each:12s}{report['parameters']:>12,}{seconds:>9.0f}{nats:>18}{distance:>8.3f}")
+        print(f"picture: {out}/gallery.png")
+
+
+def maximise(options: Options, preset: str, out: Path, name: str, train: torch.Tensor, test: torch.Tensor):
+    """Trains one classical flow, draws it and measures it: ``(flow, report)``."""
+    generator = torch.Generator().manual_seed(options.seed)
+    torch.manual_seed(options.seed)  # the network's initial weights
+    network = {} if preset in ("planar", "radial", "sylvester") else {"hidden": options.hidden}
+    flow = discrete.PRESETS[preset](2, **network)
+    flow = flow.with_transform(data.Standardise.fit(train, pooled=(-1,)))
+    steps = options.steps or (1000 if options.flow == "all" else 4000)
+    say(f"{preset} on {options.data}: {len(train)} points, {steps} steps; writing to {out}/")
+    run = training.fit(
+        flow,
+        objectives.MaximumLikelihood(),
+        train,
+        steps=steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        schedule=training.Cosine(warmup=100),
+        checkpoint_every=max(1, steps // 4),
+        seed=options.seed,
+        out=out,
+        resume=options.resume,
+        progress=True,
+    )
+    if not MAIN:
+        return flow, {}
+    flow = flow.cpu().eval()
+    samples = flow.sample((5000,), generator=generator)
+    span = float(test.abs().max()) * 1.15
+    plot.training(run.history, out / "training.png")
+    plot.scatter(samples, out / "samples.png", reference=test)
+    plot.density(flow.log_prob, out / "density.png", bounds=(-span, span), samples=test[:1000], resolution=160)
+    with torch.no_grad():
+        logp = flow.log_prob(test)
+    report = {
+        "wasserstein2": metrics.wasserstein2(samples[:2000], test[:2000]),
+        "wasserstein2_floor": metrics.wasserstein2(train[:2000], test[:2000]),
+        "parameters": sum(each.numel() for each in flow.parameters()),
+        "steps": run.steps,
+        "training_seconds": run.seconds,
+        "log_prob_held_out": float(logp.mean()),
+        "log_prob_standard_error": float(logp.std() / len(logp) ** 0.5),
+    }
+    if name in data.toys.LOG_PROBS:
+        report["log_prob_true"] = float(data.toys.log_prob(name, test).mean())
+    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    if options.flow != "all":
+        for key, value in report.items():
+            print(f"  {key:28s} {value:.4g}")
+        print(f"pictures: {out}/samples.png, density.png, training.png")
+    return flow, report
 
 
 if __name__ == "__main__":

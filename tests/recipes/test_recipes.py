@@ -99,6 +99,15 @@ def test_toys_on_a_bridge_from_data_to_data_have_no_density(tmp_path):
     assert "BrownianBridge" in said.stdout
 
 
+def test_toys_trains_a_classical_flow_by_its_name(tmp_path):
+    said = run("toys", tmp_path, "--steps", "20", "--count", "1000", "--hidden", "16", "--flow", "maf")
+    folder = tmp_path / "runs" / "toys-moons-maf"
+    names = {each.name for each in folder.iterdir()}
+    assert names >= {"model", "samples.png", "density.png", "training.png", "metrics.json"}
+    assert json.loads((folder / "metrics.json").read_text())["log_prob_held_out"] < -2
+    assert "maf on moons" in said.stdout
+
+
 def test_two_processes_speak_and_write_once(tmp_path):
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     rest = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
@@ -123,6 +132,7 @@ def test_two_processes_speak_and_write_once(tmp_path):
         ("images", ("--data", "cifar10", "--root", "nowhere"), "nowhere"),
         ("images", ("--stpes", "3"), "--steps"),
         ("toys", ("--data", "moon"), "moons"),
+        ("toys", ("--flow", "nsf", "--path", "cosine"), "leave the latter away"),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(recipe, options, message, tmp_path):
