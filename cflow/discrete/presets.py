@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import nn
+
 from cflow.bases import Normal
 from cflow.discrete.autoregressive import Autoregressive
 from cflow.discrete.bijection import Bijection, Compose, Inverse
@@ -181,10 +183,9 @@ def gf(features: int, context: int = 0, *, layers: int = 6, components: int = 8,
     """
     members: list[Bijection] = []
     for _ in range(layers):
-        members += [
-            Orthogonal(features),
-            Elementwise(MixtureLogistic(components), features, context=context, **network),
-        ]
+        rotation = Orthogonal(features)
+        nn.init.normal_(rotation.weight)  # from the identity they would hardly turn, and features never meet
+        members += [rotation, Elementwise(MixtureLogistic(components), features, context=context, **network)]
     return _flow(members)
 
 
