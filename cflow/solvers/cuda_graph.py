@@ -34,11 +34,11 @@ class CudaGraph(Solver):
     r"""Replays a solver's solves from CUDA graphs, so that a step costs no time on the host.
 
     The first solve of its kind is run twice to warm up, then captured. From then on inputs are copied in, all kernels
-    replayed in one launch, and the result is copied out. On a fixed grid the graph holds the
-    whole loop. Of an adaptive method it holds ``check_every`` attempts (4 unless given), replayed until all samples
-    have ended: one host read between two replays; samples that have ended rest, and no row is dropped. With
-    ``per_sample=False`` time and step live on the device too, where the eager loop keeps them in float64 on the host,
-    so that steps may differ by rounding.
+    replayed in one launch, and the result is copied out. On a fixed grid the graph holds the whole loop. Of an adaptive
+    method it holds ``check_every`` attempts (4 unless given), replayed until all samples have ended: one host read
+    between two replays; samples that have ended rest, and no row is dropped. With ``per_sample=False`` time and step
+    live on the device too, where the eager loop keeps them in float64 on the host, so that steps may differ by
+    rounding.
 
     The results are those of ``solver``. It pays where the network is small or the batch is, so that launching kernels
     takes longer than running them; beside a large batch it changes nothing. **This class has not run on a GPU yet**:

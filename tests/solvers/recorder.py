@@ -2,8 +2,25 @@
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cflow.solvers.conformance.operations import READS, Operations
+
+
+class Crossings(TorchDispatchMode):
+    """Lists the operations that carry something between the CPU and another device; ``meta`` stands for one."""
+
+    def __enter__(self):
+        self.found = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given, made = ({each.device.type for each in tensors(tree)} for tree in ((args, kwargs), result))
+        if len(given | made) > 1:
+            self.found.append(str(function))
+        return result
+
 
 TOLIST = torch.Tensor.tolist
 

@@ -4,6 +4,7 @@ Without a GPU a recorder of operations takes the place of a graph: it replays th
 and refuses host reads and uploads as a capture does.
 """
 
+import contextlib
 import copy
 import gc
 import math
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recorder import Again, Machine, Recorder
+from recorder import Again, Crossings, Machine, Recorder
 from torch import nn
 
 import cflow
@@ -46,8 +47,11 @@ from cflow.solvers import (
     check_solver,
     cuda_graph,
 )
+from cflow.solvers.captured import CapturedGrid, CapturedSteps
 from cflow.solvers.conformance import SOLVER_CHECKS
 from cflow.solvers.parameters import held_by
+from cflow.solvers.uploads import keeping_uploads
+from cflow.transport import _integrand
 
 
 @pytest.fixture
@@ -441,6 +445,43 @@ def test_a_density_is_replayed_too(divergence, inner, machine):
     other = flow.transport(x, 0.0, 1.0, quadratures=names, solver=inner, generator=draw())
     torch.testing.assert_close(mine.quadratures, other.quadratures, **EXACT)
     assert solver.captures == 2
+
+
+METHODS = [*GRIDS, Bespoke.of(RK4(2)), *ADAPTIVE, *JOINT]
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+@torch.no_grad()
+def test_nothing_goes_between_host_and_device(solver, monkeypatch):
+    # Autocast does not know the device below.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    path = paths.Linear(predict="x1")
+    net = fields.MLP(2, hidden=(8,)).to("meta")  # reading what has no values raises
+    flow = ContinuousFlow(net, bases.Normal(2), path=path)
+    f = flow.velocity_field()
+    names = {} if isinstance(solver, Bespoke) else {"ladj": Tolerance(), "kinetic": None}
+    if names:
+        f, _, _ = _integrand(flow, torch.ones(4, 2, device="meta"), None, True, ("kinetic",), Exact(), None)
+    found = []
+
+    def record(function):
+        function()
+        with Crossings() as crossings:
+            result = function()
+        found.append(crossings.found)
+        return result, lambda: None
+
+    y0, uploads, end = torch.ones(4, 2, device="meta"), {}, 1.0 if isinstance(solver, Bespoke) else 0.9
+    kind = CapturedSteps if isinstance(solver, Adaptive) else CapturedGrid
+    args = (None, None) if names else (None,)
+    with keeping_uploads(uploads):
+        kind(record, solver, f, y0, 0.0, end, args, quadratures=names, at=[0.0, end], path=path, manifold=None)
+    assert uploads
+    assert found == [[]] * len(found)
+    with Crossings() as crossings:  # and what is uploaded without that is seen
+        torch.tensor([0.5]).to("meta")
+    assert len(crossings.found) == 1
 
 
 @torch.no_grad()
