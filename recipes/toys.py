@@ -39,6 +39,8 @@ PATHS = {
     "variance-preserving": paths.VariancePreserving,
 }
 
+NO_NETWORK = ("planar", "radial", "sylvester")
+
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
 
@@ -95,9 +97,9 @@ def main(options: Options) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     train, test = data.toys.sample(name, options.count + 5000, generator=generator).split([options.count, 5000])
     if options.flow != "matching":
-        classical(options, out, name, train, test)
+        classical(options, out, name, train, test, generator)
         return
-    steps = options.steps or 4000
+    steps = 4000 if options.steps is None else options.steps
 
     standardise = data.Standardise.fit(train, pooled=(-1,))
     base = bases.Normal(2)
@@ -188,7 +190,7 @@ def main(options: Options) -> None:
     print(f"pictures: {out}/{', '.join(pictures)}")
 
 
-def classical(options: Options, out: Path, name: str, train: torch.Tensor, test: torch.Tensor) -> None:
+def classical(options: Options, out: Path, name: str, train: torch.Tensor, test: torch.Tensor, generator) -> None:
     """Trains one classical flow, or all, by maximum likelihood."""
     for option in ("source", "bridge", "path", "predict", "coupling", "solver_steps"):
         if getattr(options, option) != getattr(Options(), option):
@@ -196,41 +198,39 @@ def classical(options: Options, out: Path, name: str, train: torch.Tensor, test:
                 f"--flow {options.flow} --{option.replace('_', '-')} {getattr(options, option)}: a classical flow is "
                 f"trained by maximum likelihood from a standard normal; leave the latter away."
             )
+    if options.flow in NO_NETWORK and options.hidden != Options().hidden:
+        raise ValueError(f"--flow {options.flow} --hidden: this flow has no network; leave the latter away.")
     names = list(discrete.PRESETS) if options.flow == "all" else [options.flow]
     flows, reports = {}, {}
     for each in names:
         folder = out / each if options.flow == "all" else out
-        done = folder / "metrics.json"
-        if options.flow == "all" and options.resume and done.exists():
-            say(f"{each}: there already")
-            flows[each], reports[each] = cflow.load(folder / "model"), json.loads(done.read_text())
-        else:
-            flows[each], reports[each] = maximise(options, each, folder, name, train, test)
+        flows[each], reports[each] = maximise(options, each, folder, name, train, test, generator)
     if options.flow == "all" and MAIN:
         span = float(test.abs().max()) * 1.15
-        plot.densities(
+        masses = plot.densities(
             {each: flow.log_prob for each, flow in flows.items()},
             out / "gallery.png",
             bounds=(-span, span),
             reference=test[:3000],
         )
+        for each, mass in masses.items():
+            reports[each]["mass_in_view"] = mass
         (out / "metrics.json").write_text(json.dumps(reports, indent=1) + "\n")
-        print(f"{'':12s}{'parameters':>12}{'seconds':>9}{'held-out nats':>18}{'W2':>8}")
+        print(f"{'':12s}{'parameters':>12}{'seconds':>9}{'held-out nats':>18}{'mass':>8}{'W2':>8}")
         for each, report in reports.items():
             nats = f"{report['log_prob_held_out']:.3f} ± {report['log_prob_standard_error']:.3f}"
-            seconds, distance = report["training_seconds"], report["wasserstein2"]
-            print(f"{each:12s}{report['parameters']:>12,}{seconds:>9.0f}{nats:>18}{distance:>8.3f}")
+            seconds, mass, distance = (report[key] for key in ("training_seconds", "mass_in_view", "wasserstein2"))
+            print(f"{each:12s}{report['parameters']:>12,}{seconds:>9.0f}{nats:>18}{mass:>8.3f}{distance:>8.3f}")
         print(f"picture: {out}/gallery.png")
 
 
-def maximise(options: Options, preset: str, out: Path, name: str, train: torch.Tensor, test: torch.Tensor):
+def maximise(options: Options, preset: str, out: Path, name: str, train: torch.Tensor, test: torch.Tensor, generator):
     """Trains one classical flow, draws it and measures it: ``(flow, report)``."""
-    generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)  # the network's initial weights
-    network = {} if preset in ("planar", "radial", "sylvester") else {"hidden": options.hidden}
+    network = {} if preset in NO_NETWORK else {"hidden": options.hidden}
     flow = discrete.PRESETS[preset](2, **network)
     flow = flow.with_transform(data.Standardise.fit(train, pooled=(-1,)))
-    steps = options.steps or (1000 if options.flow == "all" else 4000)
+    steps = options.steps if options.steps is not None else 1000 if options.flow == "all" else 4000
     say(f"{preset} on {options.data}: {len(train)} points, {steps} steps; writing to {out}/")
     run = training.fit(
         flow,

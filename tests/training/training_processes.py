@@ -310,4 +310,6 @@ if __name__ == "__main__":
     found["fsdp"] = check(place / "fsdp")
     if torch.distributed.get_rank() == 0:
         torch.save(found, place / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # else threads of the group may outlive the interpreter, which aborts
     print("done")
