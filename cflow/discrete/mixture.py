@@ -69,7 +69,7 @@ class MixtureLogistic(Univariate):
     def _parts(self, raw: Tensor, dtype: torch.dtype):
         count = self.components
         affine, logits, means, scales = raw.to(dtype).split((2, count, count, count), -1)
-        means = means + torch.linspace(-1, 1, count, dtype=dtype, device=raw.device)
+        means = means + spread(count, means)
         slopes = self.clamp * torch.tanh(-scales / self.clamp)
         scale = self.clamp * torch.tanh(affine[..., 0] / self.clamp)
         return scale, affine[..., 1], (logits.log_softmax(-1), slopes, means)
@@ -102,6 +102,12 @@ def invert_mixture(z: Tensor, weights: Tensor, slopes: Tensor, means: Tensor, fl
     low, high = single.amin(-1), single.amax(-1)
     function = lambda x: logit_mixture(x, weights, slopes, means, floor)
     return invert(function, z, low + (high - low) / 2, low=low, high=high)
+
+
+def spread(count: int, like: Tensor) -> Tensor:
+    """Spaces numbers evenly from -1 to 1; one alone is 0."""
+    edge = 1.0 if count > 1 else 0.0
+    return torch.linspace(-edge, edge, count, dtype=like.dtype, device=like.device)
 
 
 def check_logistics(owner: str, count: int, clamp: float, floor: float) -> None:

@@ -22,7 +22,7 @@ ONE = math.log(math.e - 1)  # softplus of it is 1
 class Bernstein(Univariate):
     r"""Maps by a polynomial in Bernstein's basis with rising coefficients, and by its tangents outside of a box.
 
-    .. math:: z = \sum_{i=0}^{M} \theta_i \binom{M}{i} t^i (1 - t)^{M - i}, \qquad t = \frac{x + B}{2 B}, \\\\
+    .. math:: z = \sum_{i=0}^{M} \theta_i \binom{M}{i} t^i (1 - t)^{M - i}, \qquad t = \frac{x + B}{2 B}, \qquad
         \theta_{i+1} - \theta_i = \frac{2B}{M} m_i, \qquad
         m_i = \epsilon + (1 - \epsilon) \operatorname{softplus}(\cdot)
 

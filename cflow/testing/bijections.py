@@ -63,7 +63,7 @@ def _check_slopes(family, x: Tensor, raw: Tensor, tolerance: float, what: str) -
     z, ladj = family.encode(x, raw)
     demand(z.shape == x.shape == ladj.shape, f"encode gives a value and a log-derivative for every entry, {what}")
     back, inverse = family.decode(z.detach(), raw)
-    _relative(back, x, tolerance * (1 + (-ladj).exp()), f"decode undoes encode, {what}")
+    _relative(back, x, tolerance * (1 + (-ladj.detach()).exp()), f"decode undoes encode, {what}")
     for name, function, point, value in (("encode", family.encode, x, ladj), ("decode", family.decode, z, inverse)):
         point = point.detach().requires_grad_()
         (slope,) = torch.autograd.grad(function(point, raw)[0].sum(), point)
@@ -72,6 +72,7 @@ def _check_slopes(family, x: Tensor, raw: Tensor, tolerance: float, what: str) -
     _relative(inverse, -again, 10 * tolerance, f"the log-derivatives are opposite, {what}")
 
 
+@torch.no_grad()
 def _check_order(family, x: Tensor, raw: Tensor, what: str) -> None:
     z, _ = family.encode(x, raw)
     demand(bool((z.diff() >= 0).all()), f"the function never falls, {what}")
@@ -297,5 +298,6 @@ def _jacobians(function, points: Tensor, context) -> Tensor:
 
 def _relative(left: Tensor, right: Tensor, tolerance: float | Tensor, message: str) -> None:
     demand(left.shape == right.shape, f"{message}: shapes {tuple(left.shape)} and {tuple(right.shape)} differ")
-    ratio = float(((left - right).detach().abs() / (tolerance * (1 + right.detach().abs()))).max())
+    left, right = left.detach(), right.detach()
+    ratio = float(((left - right).abs() / (tolerance * (1 + right.abs()))).max())
     demand(ratio <= 1, f"{message}: off by {ratio:.3g} times what is allowed")

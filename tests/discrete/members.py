@@ -18,6 +18,11 @@ UNIVARIATES = {
     "quadratic spline, box": (discrete.QuadraticSpline(tails="box"), {}),
     "cubic spline": (discrete.CubicSpline(), {}),
     "cubic spline, box": (discrete.CubicSpline(tails="box"), {}),
+    "mixture of logistics": (discrete.MixtureLogistic(components=3), {"identity": False}),
+    "Bernstein polynomial": (discrete.Bernstein(degree=6), {}),
+    "sum of squares": (discrete.SumOfSquares(degree=3, polynomials=2), {}),
+    "sigmoidal network": (discrete.SigmoidalNetwork(units=3, layers=2), {"identity": False}),
+    "integrated network": (discrete.IntegratedNetwork(signal=2, hidden=(8, 8)), {}),
 }
 
 DAG = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]])

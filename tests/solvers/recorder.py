@@ -8,7 +8,10 @@ from cflow.solvers.conformance.operations import READS, Operations
 
 
 class Crossings(TorchDispatchMode):
-    """Lists the operations that carry something between the CPU and another device; ``meta`` stands for one."""
+    """Lists the operations that carry something between the CPU and another device; ``meta`` stands for one.
+
+    ``torch.tensor(numbers)`` shows itself on the CPU alone, where the recorder refuses it.
+    """
 
     def __enter__(self):
         self.found = []

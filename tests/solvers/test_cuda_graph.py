@@ -479,8 +479,8 @@ def test_nothing_goes_between_host_and_device(solver, monkeypatch):
         kind(record, solver, f, y0, 0.0, end, args, quadratures=names, at=[0.0, end], path=path, manifold=None)
     assert uploads
     assert found == [[]] * len(found)
-    with Crossings() as crossings:  # and what is uploaded without that is seen
-        torch.tensor([0.5]).to("meta")
+    with Crossings() as crossings:  # and a copy would be seen
+        torch.ones(1).to("meta")
     assert len(crossings.found) == 1
 
 
