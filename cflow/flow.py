@@ -268,7 +268,7 @@ class BaseFlow(nn.Module):
         device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
         return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
 
-    def _enter(self, x: Value, context: Value | None, method: str, shape: Shape | None = None):
+    def _enter(self, x: Value, context: Value | None, method: str, shape: Shape | None = None) -> tuple:
         """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
         shape, name = (self.event_shape, "x") if shape is None else (shape, "z")
         own = batch_of(x, shape, f"flow.{method}: {name}")

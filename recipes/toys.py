@@ -123,23 +123,7 @@ def main(options: Options) -> None:
         objective = objectives.FlowMatching(COUPLINGS[options.coupling], weight=weight)
     begins = options.source or "a standard normal"
     say(f"{begins} to {options.data}: {len(train)} points, {options.coupling} coupling, {path}; writing to {out}/")
-    run = training.fit(
-        flow,
-        objective,
-        train,
-        steps=steps,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        schedule=training.Cosine(warmup=100),
-        checkpoint_every=max(1, steps // 4),
-        seed=options.seed,
-        out=out,
-        resume=options.resume,
-        progress=True,
-    )
-    if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+    run = fit(options, flow, objective, train, steps, out)
     if not MAIN:
         return
     flow = flow.cpu().eval()
@@ -190,6 +174,28 @@ def main(options: Options) -> None:
     print(f"pictures: {out}/{', '.join(pictures)}")
 
 
+def fit(options: Options, flow, objective, train: torch.Tensor, steps: int, out: Path):
+    """Trains a flow of either kind, or goes on with it."""
+    run = training.fit(
+        flow,
+        objective,
+        train,
+        steps=steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        schedule=training.Cosine(warmup=100),
+        checkpoint_every=max(1, steps // 4),
+        seed=options.seed,
+        out=out,
+        resume=options.resume,
+        progress=True,
+    )
+    if options.resume:
+        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
+        say(f"--resume: {begun}")
+    return run
+
+
 def classical(options: Options, out: Path, name: str, train: torch.Tensor, test: torch.Tensor, generator) -> None:
     """Trains one classical flow, or all, by maximum likelihood."""
     for option in ("source", "bridge", "path", "predict", "coupling", "solver_steps"):
@@ -232,20 +238,7 @@ def maximise(options: Options, preset: str, out: Path, name: str, train: torch.T
     flow = flow.with_transform(data.Standardise.fit(train, pooled=(-1,)))
     steps = options.steps if options.steps is not None else 1000 if options.flow == "all" else 4000
     say(f"{preset} on {options.data}: {len(train)} points, {steps} steps; writing to {out}/")
-    run = training.fit(
-        flow,
-        objectives.MaximumLikelihood(),
-        train,
-        steps=steps,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        schedule=training.Cosine(warmup=100),
-        checkpoint_every=max(1, steps // 4),
-        seed=options.seed,
-        out=out,
-        resume=options.resume,
-        progress=True,
-    )
+    run = fit(options, flow, objectives.MaximumLikelihood(), train, steps, out)
     if not MAIN:
         return flow, {}
     flow = flow.cpu().eval()

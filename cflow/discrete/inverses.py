@@ -98,7 +98,7 @@ class Jacobi:
 
     def decode(self, layer, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         levels = layer.conditioner.levels
-        x, taken = torch.zeros_like(z), 0
+        x, taken, bound = torch.zeros_like(z), 0, 1e3 * (1 + z.detach().abs().amax(1, keepdim=True))
         with torch.no_grad():
             for first in range(0, levels, -(-levels // self.blocks)):
                 count = min(-(-levels // self.blocks), levels - first)
@@ -107,7 +107,6 @@ class Jacobi:
                     x, ladj = layer.univariate.decode(z, layer.conditioner(x, context))
                     taken += 1
                     # What is not yet certain may have overflowed, and would reach the certain through masked weights.
-                    bound = 1e3 * (1 + z.abs().amax(1, keepdim=True))
                     x = torch.where(layer.conditioner.level <= first + k, x, x.nan_to_num(0.0).clamp(-bound, bound))
                     if self._settled(k, count, before, x, layer.conditioner.level < first + count):
                         break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cflow.discrete.univariate import Univariate
+from cflow.discrete.univariate import Univariate, soft_clamp
 
 __all__ = ["Spline"]
 
@@ -65,7 +65,7 @@ class Spline(Univariate):
             return self._wrap(result if side else result + rows[-1][0]), ladj
         if self.tails == "affine":
             place, scale = rows[-1].split(2)
-            scale = WIDEST * torch.tanh(scale / WIDEST)
+            scale = soft_clamp(scale, WIDEST)
             other = 1 - side
             result, ladj = self._through((value - place[side]) * (-scale[side]).exp(), rows, side)
             return torch.addcmul(place[other], result, scale[other].exp()), ladj + (scale[other] - scale[side])

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from cflow.discrete.rootfinding import invert
-from cflow.discrete.univariate import Univariate
+from cflow.discrete.univariate import Univariate, soft_clamp
 from cflow.registry import register
 
 __all__ = ["MixtureLogistic"]
@@ -70,8 +70,8 @@ class MixtureLogistic(Univariate):
         count = self.components
         affine, logits, means, scales = raw.to(dtype).split((2, count, count, count), -1)
         means = means + spread(count, means)
-        slopes = self.clamp * torch.tanh(-scales / self.clamp)
-        scale = self.clamp * torch.tanh(affine[..., 0] / self.clamp)
+        slopes = soft_clamp(-scales, self.clamp)
+        scale = soft_clamp(affine[..., 0], self.clamp)
         return scale, affine[..., 1], (logits.log_softmax(-1), slopes, means)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from cflow.discrete.mixture import check_logistics, invert_mixture, logit_mixtur
 from cflow.discrete.polynomials import ONE
 from cflow.discrete.quadrature import legendre, real
 from cflow.discrete.rootfinding import invert
-from cflow.discrete.univariate import Univariate
+from cflow.discrete.univariate import Univariate, soft_clamp
 from cflow.fields.mlp import ACTIVATIONS
 from cflow.registry import register
 
@@ -81,7 +81,7 @@ class SigmoidalNetwork(Univariate):
 
     def _parts(self, raw: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
         logits, slopes, shifts = raw.to(dtype).unflatten(-1, (self.layers, 3, self.units)).unbind(-2)
-        slopes = self.clamp * torch.tanh(slopes / self.clamp)
+        slopes = soft_clamp(slopes, self.clamp)
         shifts = shifts + spread(self.units, shifts)
         means = -shifts * (-slopes).exp()
         return list(zip(logits.log_softmax(-1).unbind(-2), slopes.unbind(-2), means.unbind(-2)))

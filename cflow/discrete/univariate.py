@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cflow.registry import register
 
-__all__ = ["Additive", "Affine", "Univariate"]
+__all__ = ["Additive", "Affine", "Univariate", "soft_clamp"]
 
 
 class Univariate(nn.Module):
@@ -91,19 +91,23 @@ class Affine(Univariate):
         self.clamp = clamp
 
     def encode(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = self._parts(raw, x.dtype, self.clamp)
+        scale, shift = self._parts(raw, x.dtype)
         return x * scale.exp() + shift, scale  # addcmul is an order slower where raw numbers are strided
 
     def decode(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = self._parts(raw, z.dtype, -self.clamp)
-        return (z - shift) * scale.exp(), scale
+        scale, shift = self._parts(raw, z.dtype)
+        ladj = -scale
+        return (z - shift) * ladj.exp(), ladj
 
-    def _parts(self, raw: Tensor, dtype: torch.dtype, clamp: float) -> tuple[Tensor, Tensor]:
-        """Gives the logarithm of the scale, of its inverse where ``clamp`` is negative, and the shift."""
+    def _parts(self, raw: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Gives the logarithm of the scale, and the shift."""
         scale, shift = raw.to(dtype).unbind(-1)
-        if math.isinf(clamp):
-            return (scale if clamp > 0 else -scale), shift
-        return torch.tanh(scale * (1 / self.clamp)) * clamp, shift
+        return soft_clamp(scale, self.clamp), shift
 
     def extra_repr(self) -> str:
         return f"clamp={self.clamp}"
+
+
+def soft_clamp(value: Tensor, limit: float) -> Tensor:
+    """Keeps numbers within ``[-limit, limit]`` smoothly, and as they are near zero; an infinite limit keeps all."""
+    return value if math.isinf(limit) else torch.tanh(value * (1 / limit)) * limit

@@ -32,7 +32,7 @@ def test_a_wrong_option_is_answered_with_the_right_ones():
 def test_a_solver_shows_what_was_chosen():
     class Bare(Solver):
         def solve(self, *args, **options):
-            raise NotImplementedError
+            return None
 
     assert repr(Dopri5()) == "Dopri5()"
     assert repr(Dopri5(1e-4, per_sample=False)) == "Dopri5(rtol=0.0001, per_sample=False)"
