@@ -1,0 +1,92 @@
+"""What every command reads of a run's folder, and how it refuses what the flow there has no use for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..guidance import ClassifierFree
+
+__all__ = [
+    "bespoke_file", "classes_of", "device_of", "folder_of", "guidance_of", "labels_of", "needs_solver", "report_of",
+]  # fmt: skip
+
+
+def folder_of(run: Path) -> Path:
+    """Finds the saved flow of a run: its folder ``model``, or the folder itself."""
+    for folder in (run / "model", run):
+        if (folder / "flow.json").is_file():
+            return folder
+    if (run / "checkpoints").is_dir() or (run / "history.csv").is_file():
+        raise FileNotFoundError(
+            f"{run}: the run ended before its model was written; continue it with --resume (or begin it again)."
+        )
+    raise FileNotFoundError(f"{run}: no saved flow there (flow.json is missing); pass the folder that a recipe wrote.")
+
+
+def bespoke_file(folder: Path) -> Path:
+    """Gives where the solver fitted to a flow is: beside the flow's folder, which holds nothing else."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.bespoke.json")
+
+
+def guidance_of(flow, run: Path, guidance: float | None) -> dict:
+    """Chooses the guidance of a class-conditional flow."""
+    if flow.context_shape is None:
+        if guidance is not None:
+            raise ValueError(
+                f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to."
+            )
+        return {}
+    guidance = report_of(run).get("guidance", 1.0) if guidance is None else guidance
+    return {"guidance": ClassifierFree(guidance)} if guidance != 1 else {}
+
+
+def report_of(run: Path) -> dict:
+    """Reads what the recipe measured, where it did."""
+    file = run / "metrics.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def device_of(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not to be had here ({str(error).splitlines()[0]}); use cpu.") from None
+    return device
+
+
+def needs_solver(flow, what: str) -> None:
+    """Raises where something is asked of a solver, and the flow has none."""
+    if "solver" not in flow.options:
+        raise ValueError(
+            f"{what}: a {type(flow).__name__} is no differential equation, so it has no solver and no steps; draw from "
+            f"it by `cflow sample` without options of a solver."
+        )
+
+
+def classes_of(flow) -> int:
+    """Gives how many classes a flow knows; 0 for one without labels."""
+    return getattr(getattr(flow, "field", None), "classes", 0)
+
+
+def labels_of(flow, label: int | None, num: int) -> Tensor | None:
+    classes = classes_of(flow)
+    if flow.context_shape is None:
+        if label is not None:
+            raise ValueError(f"--label {label}: this flow was trained without classes; leave the label away.")
+        return None
+    if not classes:
+        raise ValueError(
+            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which the command line has "
+            "no option for; use flow.sample(context=...) in Python."
+        )
+    if label is None:
+        return torch.arange(num) % classes
+    if not 0 <= label < classes:
+        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}.")
+    return torch.full((num,), label)
