@@ -35,7 +35,7 @@ def launch(folder):
         for rank in range(2)
     ]
     try:
-        said = [each.communicate(timeout=120) for each in started]
+        said = [each.communicate(timeout=300) for each in started]
     finally:
         for each in started:
             each.kill()

@@ -311,6 +311,7 @@ if __name__ == "__main__":
     if torch.distributed.get_rank() == 0:
         torch.save(found, place / "results.pt")
     torch.distributed.barrier()
+    print("done", flush=True)
     # All is checked and written. A thread of the group that lets go of a Python object while the interpreter shuts down
     # aborts the process ("terminate called without an active exception"), rarely and under load: end without that.
     os._exit(0)

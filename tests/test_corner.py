@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cflow import plot
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def blue(drawn):
+    return (drawn[..., 2] > drawn[..., 0] + 40).sum()
+
+
+def orange(drawn):
+    return (drawn[..., 0] > drawn[..., 2] + 40).sum()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, in order."""
+    saved, write = [], Figure.savefig
+
+    def savefig(figure, *arguments, **options):
+        saved.append(figure)
+        return write(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+def test_every_feature_and_every_pair_has_a_panel(tmp_path, generator, figures):
+    samples = torch.randn(400, 4, generator=generator, requires_grad=True)
+    path = plot.corner(samples, tmp_path / "new" / "a.png", names=["a", "b", "c", "a name that is far too long"])
+    assert path == tmp_path / "new" / "a.png"
+    panels = [axis for axis in figures[0].axes if axis.get_visible()]
+    assert len(panels) == 4 + 6
+    assert [axis.get_xlabel() for axis in panels[-4:]] == ["a", "b", "c", "a name that is far t..."]
+    assert [axis.get_ylabel() for axis in panels if axis.get_ylabel()] == ["b", "c", "a name that is far t..."]
+    assert orange(pixels(path)) == 0  # no reference, nothing in its colour
+
+
+def test_histograms_hold_the_mass_in_view(tmp_path, generator, figures):
+    samples = torch.cat([torch.randn(2000, 1, generator=generator), torch.full((1, 1), 1e6)])
+    plot.corner(samples, tmp_path / "a.png", reference=torch.randn(500, 1, generator=generator), bins=30)
+    (axis,) = figures[0].axes
+    assert max(axis.get_xlim()) < 10  # the outlier does not set the axis
+    heights = [patch.get_xy()[:, 1] for patch in axis.patches]
+    assert len(heights) == 2
+    for height, total in zip(heights, (1.0, 2000 / 2001)):  # every bin makes two corners of the outline
+        assert height.max() <= 1
+        assert height.sum() / 2 == pytest.approx(total, abs=0.01)
+
+
+def test_contours_hold_the_mass_they_name(tmp_path, generator, figures):
+    """Against a normal, where half of the mass lies within 1.18 of the middle and 90 % within 2.15."""
+    plot.corner(torch.randn(20_000, 2, generator=generator), tmp_path / "a.png")
+    (axis,) = (each for each in figures[0].axes if each.collections)
+    half = axis.collections[-1].get_paths()[0].vertices
+    region = axis.collections[1].get_paths()[0].vertices
+    assert np.linalg.norm(half, axis=1).mean() == pytest.approx(np.sqrt(-2 * np.log(0.5)), rel=0.06)
+    assert np.linalg.norm(region, axis=1).max() == pytest.approx(np.sqrt(-2 * np.log(0.1)), rel=0.12)
+
+
+def test_a_reference_and_marks_are_drawn_and_kept_in_view(tmp_path, generator, figures):
+    samples = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    marks = torch.tensor([[0.0, 9.0, 0.0]])
+    path = plot.corner(samples, tmp_path / "b.png", reference=samples + 1, marks=marks, labels=("flow", "data"))
+    assert min(blue(pixels(path)), orange(pixels(path))) > 1000
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["flow", "data"]
+    assert figures[0].axes[4].get_xlim()[1] > 9  # the second feature's histogram
+    assert figures[0].axes[4].lines  # one mark has a line
+    plot.corner(samples, tmp_path / "c.pdf", marks=torch.zeros(2, 3), title="two marks")
+    assert not figures[1].axes[4].lines
+    assert (tmp_path / "c.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_constant_features_few_points_and_one_feature(tmp_path, generator, figures):
+    samples = torch.randn(300, 3, generator=generator)
+    samples[:, 1] = 7.0
+    plot.corner(samples, tmp_path / "a.png")
+    low, high = figures[0].axes[4].get_xlim()
+    assert low < 7 < high
+    plot.corner(samples[:3], tmp_path / "b.png", reference=samples[:99])
+    assert all(len(axis.collections) == 2 for axis in figures[1].axes if axis.collections)  # dots, no contours
+    plot.corner(samples[:, :1], tmp_path / "c.png", reference=samples[:, :1], title="one")
+    assert len(figures[2].axes) == 1
+
+
+def test_bad_input_is_refused(tmp_path):
+    path, x = tmp_path / "a.png", torch.zeros(5, 3)
+    with pytest.raises(ValueError, match="one column per feature"):
+        plot.corner(torch.zeros(5), path)
+    with pytest.raises(ValueError, match="at least one"):
+        plot.corner(torch.zeros(0, 3), path)
+    with pytest.raises(ValueError, match=r"pass \[N, 3\], as the samples are"):
+        plot.corner(x, path, reference=torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"marks of shape \[3\]"):
+        plot.corner(x, path, marks=torch.zeros(3))
+    with pytest.raises(ValueError, match="78 pairs"):
+        plot.corner(torch.zeros(5, 13), path)
+    with pytest.raises(ValueError, match="2 names for 3 features"):
+        plot.corner(x, path, names=["a", "b"])
+    with pytest.raises(ValueError, match="at least 2 bins"):
+        plot.corner(x, path, bins=1)
+    x[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 5 rows hold NaN or infinity"):
+        plot.corner(x, path)
+    assert not path.exists()
