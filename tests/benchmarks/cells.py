@@ -17,26 +17,36 @@ def read(out, *job):
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def work(compute, job, out, settings):
-    """Computes one cell and writes it whole, with the settings it was computed with."""
-    import torch
-
-    torch.set_num_threads(1)
+def write(out, job, result, settings):
+    """Writes a cell whole, with the settings it was computed with."""
     file = place(out, job)
     part = file.with_suffix(".part")
-    part.write_text(json.dumps({**compute(*job, **settings), "settings": settings}) + "\n")
+    part.write_text(json.dumps({**result, "settings": settings}) + "\n")
     os.replace(part, file)
-    return job
 
 
-def run(compute, jobs, out, settings, processes):
-    """Computes the cells that are not there: ``compute(*job, **settings)`` gives a dict of plain values."""
+def missing(jobs, out, settings):
+    """Gives the jobs whose cells are not there; those that are were computed with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         before = (read(out, *job) or {}).get("settings", settings)
         if before != settings:
             raise SystemExit(f"{place(out, job)} was computed with {before}, not {settings}; pass another --out.")
-    jobs = [job for job in jobs if not place(out, job).exists()]
+    return [job for job in jobs if not place(out, job).exists()]
+
+
+def work(compute, job, out, settings):
+    """Computes one cell on one thread and writes it."""
+    import torch
+
+    torch.set_num_threads(1)
+    write(out, job, compute(*job, **settings), settings)
+    return job
+
+
+def run(compute, jobs, out, settings, processes):
+    """Computes the cells that are not there: ``compute(*job, **settings)`` gives a dict of plain values."""
+    jobs = missing(jobs, out, settings)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         waiting = [pool.submit(work, compute, job, out, settings) for job in jobs]

@@ -8,14 +8,18 @@ Every solver starts from the same base samples. The first table is the root mean
 RK4 (250 steps) end; the second compares the samples with new data: exact W2 in two dimensions, the energy distance of
 the digits, where the last line is the reference itself. ``bespoke`` is fitted to the flow for each number of calls,
 on base samples of its own (its seconds are printed). The digits are drawn with classifier-free guidance as the recipe
-does (``--guidance 1`` for none).
+does (``--guidance 1`` for none). It may be stopped and run again: every number of calls is a cell of its own in
+``--out``, and so is the reference (of the digits, most of the time).
 """
 
 import argparse
+import os
 import statistics
 import time
 from pathlib import Path
 
+import cells
+import numpy as np
 import torch
 
 import cflow
@@ -90,40 +94,63 @@ def carried(flow, x, labels, guide, solver):
     return torch.cat(ends), max(calls)
 
 
+def reference(name, flow, x, labels, guide, options):
+    """Carries the base samples by 1000 calls, once: a later run reads where they ended."""
+    file = options.out / f"{name}-reference.npy"
+    if not file.exists():
+        begun = time.perf_counter()
+        exact, _ = carried(flow, x, labels, guide, solvers.RK4(nfe=1000))
+        print(f"the reference took {time.perf_counter() - begun:.0f} s", flush=True)
+        part = file.with_suffix(".part.npy")
+        np.save(part, exact.numpy())
+        os.replace(part, file)
+    return torch.from_numpy(np.load(file))
+
+
+def measure(flow, x, labels, guide, exact, distance, calls, options):
+    """Gives the errors and distances of every solver after so many calls, and the seconds that fitting one took."""
+    begun = time.perf_counter()
+    context = None if labels is None else torch.arange(10)
+    fitted = training.fit_bespoke(
+        flow, calls, seed=options.seed, context=context, guidance=guide, iterations=options.iterations
+    )
+    fit = time.perf_counter() - begun
+    errors, distances, beyond = {}, {}, []
+    for label, make in {**GENERIC, "bespoke": lambda _: fitted}.items():
+        if (label == "Heun" and calls % 2) or (label == "RK4" and calls % 4):
+            continue
+        y, taken = carried(flow, x, labels, guide, make(calls))
+        if taken != calls:
+            beyond.append(f"{label} {taken} in place of {calls}")
+        errors[label] = float((y - exact).square().mean().sqrt())
+        distances[label] = distance(y)
+    return {"errors": errors, "distances": distances, "fit": fit, "beyond": beyond}
+
+
 def table(name, flow, labels, guide, distance, options):
-    """Measures every solver and prints the two tables."""
+    """Measures every solver, or reads what an earlier run has measured, and prints the two tables."""
     count = options.samples if labels is None else len(labels)
     x = flow.base.sample((count,), generator=torch.Generator().manual_seed(options.seed + 2))
-    begun = time.perf_counter()
-    exact, _ = carried(flow, x, labels, guide, solvers.RK4(nfe=1000))
-    print(
-        f"\n{name}: {count} samples, {flow.path!r}; the reference took {time.perf_counter() - begun:.0f} s", flush=True
-    )
-    errors, distances, fits, beyond = {}, {}, [], set()
-    context = None if labels is None else torch.arange(10)
-    for calls in options.calls:
-        begun = time.perf_counter()
-        fitted = training.fit_bespoke(
-            flow, calls, seed=options.seed, context=context, guidance=guide, iterations=options.iterations
-        )
-        fits.append(time.perf_counter() - begun)
-        for label, make in {**GENERIC, "bespoke": lambda _, fitted=fitted: fitted}.items():
-            if (label == "Heun" and calls % 2) or (label == "RK4" and calls % 4):
-                continue
-            y, taken = carried(flow, x, labels, guide, make(calls))
-            if taken != calls:
-                beyond.add(f"{label} {taken} in place of {calls}")
-            errors[label, calls] = float((y - exact).square().mean().sqrt())
-            distances[label, calls] = distance(y)
-    for title, values in (("root mean square error against 1000 calls", errors), ("distance to new data", distances)):
+    print(f"\n{name}: {count} samples, {flow.path!r}", flush=True)
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ("parts", "calls", "out")}
+    waiting = cells.missing([(name, calls) for calls in options.calls], options.out, settings)
+    exact = reference(name, flow, x, labels, guide, options)
+    for job in waiting:
+        cells.write(options.out, job, measure(flow, x, labels, guide, exact, distance, job[1], options), settings)
+    found = {calls: cells.read(options.out, name, calls) for calls in options.calls}
+    for key, title in (("errors", "root mean square error against 1000 calls"), ("distances", "distance to new data")):
         print(f"{title}\n  {'calls':10s}" + "".join(f"{calls:>10d}" for calls in options.calls))
         for label in (*GENERIC, "bespoke"):
-            row = (values.get((label, calls)) for calls in options.calls)
+            row = (found[calls][key].get(label) for calls in options.calls)
             print(f"  {label:10s}" + "".join("          " if each is None else f"{each:10.4f}" for each in row))
     print(f"  {'1000 calls':10s}" + "".join(f"{distance(exact):10.4f}" for _ in options.calls))
+    fits, beyond = (
+        [each["fit"] for each in found.values()],
+        sorted({one for each in found.values() for one in each["beyond"]}),
+    )
     print(f"fits of bespoke: {', '.join(f'{each:.0f}' for each in fits)} s, median {statistics.median(fits):.0f} s")
     if beyond:
-        print(f"calls with those for the ends of the path: {'; '.join(sorted(beyond))}")
+        print(f"calls with those for the ends of the path: {'; '.join(beyond)}")
 
 
 def main():
@@ -140,6 +167,7 @@ def main():
     parser.add_argument("--transport", action="store_true", help="train in two dimensions on optimal-transport pairs")
     parser.add_argument("--guidance", type=float, default=1.3, help="of the digits")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/solver-sampling"), help="where finished cells are kept")
     options = parser.parse_args()
     parts = options.parts or (["2d"] if options.model is None else ["2d", "digits"])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
