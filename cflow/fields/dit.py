@@ -1,0 +1,126 @@
+"""The transformer on images: patches as tokens, modulated by time and condition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cflow.fields.base import Field, check_outputs
+from cflow.fields.embedding import ContextEmbedding, check_condition
+from cflow.fields.transformer import (
+    Attention,
+    Modulation,
+    Patches,
+    TimesEmbedding,
+    attend,
+    check_sizes,
+    differentiated,
+    modulate,
+    rotate,
+)  # fmt: skip
+from cflow.registry import register
+
+__all__ = ["DiT"]
+
+
+class Block(nn.Module):
+    """Adds self-attention and a network of two layers to tokens; both start as nothing."""
+
+    def __init__(self, width: int, heads: int, ratio: int):
+        super().__init__()
+        self.modulation = Modulation(width, width, 6)
+        self.attention = Attention(width, heads)
+        self.up, self.down = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor, embedding: Tensor, angles: Tensor | None, differentiable: bool) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)
+        q, k, v = self.attention.split(modulate(x, shift1, scale1))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        x = torch.addcmul(x, gate1, self.attention.join(attend(q, k, v, differentiable)))
+        h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
+        return torch.addcmul(x, gate2, h)
+
+
+@register
+class DiT(Field):
+    r"""Computes a vector field on square images by a transformer on patches (diffusion transformer, adaLN-zero).
+
+    An image becomes ``(size / patch)^2`` tokens. Every block adds self-attention and a network of two layers; the
+    embedding of time and condition shifts and scales what they read and gates what they add. Gates and the
+    last layer start at zero, so an untrained field stands still. Queries and keys are normalised.
+
+    Args:
+        channels: how many an image has.
+        size: its side, in pixels.
+        patch: the side of a patch, which divides the size.
+        width: of a token, a multiple of ``4 * heads``.
+        depth: how many blocks.
+        heads: of every attention.
+        ratio: the hidden width of a block's network, in units of ``width``.
+        classes: the number of class labels, where the context is a label; 0 for none.
+        context: the width of a continuous context vector; 0 for none.
+        positions: ``"rope"`` turns queries and keys by their row and column; ``"sincos"`` adds sines and cosines of
+            them to the tokens.
+        two_times: whether the field also reads ``s`` and gives the average velocity between the two times (and the
+            velocity itself where ``s`` is left out). Weights of a field of one time fit: what is new starts at zero.
+        outputs: how many heads the network returns, ``[B, outputs, *event]`` where there is more than one.
+
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context
+    ``[B, context]`` -> like ``x``.
+
+    Cost: ``depth`` attentions between ``(size / patch)^2`` tokens. ``DiT(3, 32, patch=2, width=384, depth=12,
+    heads=6)`` has 32.5 M parameters. While ``x`` or a time is differentiated, attention holds its weights; else the
+    fused kernels hold none.
+
+    Raises:
+        ValueError: if the sizes do not fit together; says which.
+
+    Source: Peebles and Xie, Scalable Diffusion Models with Transformers, 2022, arXiv:2212.09748; Su et al., RoFormer,
+    2021, arXiv:2104.09864.
+
+    Example:
+        >>> field = DiT(channels=1, size=8, patch=2, width=32, depth=2, heads=2, classes=10)
+        >>> field(torch.tensor(0.5), torch.zeros(2, 1, 8, 8), torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        *,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        ratio: int = 4,
+        classes: int = 0,
+        context: int = 0,
+        positions: str = "rope",
+        two_times: bool = False,
+        outputs: int = 1,
+    ):
+        check_sizes("DiT", channels, size, patch, width, depth, heads, ratio, positions)
+        check_condition("DiT", classes, context)
+        check_outputs("DiT", outputs)
+        super().__init__((channels, size, size), () if classes else (context,) if context else None)
+        self.channels, self.size, self.patch, self.width = channels, size, patch, width
+        self.depth, self.heads, self.ratio, self.positions = depth, heads, ratio, positions
+        self.classes, self.context, self.two_times, self.outputs = classes, context, two_times, outputs
+        self.time = TimesEmbedding(width, two_times)
+        self.condition = ContextEmbedding(width, classes=classes, context=context) if classes or context else None
+        self.patches = Patches(channels, size, patch, width, outputs, heads, positions)
+        self.blocks = nn.ModuleList(Block(width, heads, ratio) for _ in range(depth))
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        t = self.check(t, x, context, s)
+        dtype, differentiable = self.patches.output.weight.dtype, differentiated(t, s, x, context)
+        embedding = self.time(t, s, dtype)
+        if context is not None:
+            embedding = embedding + self.condition(context)
+        h = self.patches.tokens(x.to(dtype))
+        for block in self.blocks:
+            h = block(h, embedding, self.patches.angles, differentiable)
+        return self.patches.image(h, embedding).to(x.dtype)

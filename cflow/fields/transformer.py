@@ -1,0 +1,188 @@
+"""What transformers on images are built from: patches, positions, attention, and modulation by the time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cflow.fields.embedding import SinusoidalTime, forward_mode, shared_time
+
+__all__ = [
+    "Attention", "Modulation", "Patches", "TimesEmbedding", "attend", "check_sizes", "differentiated", "modulate",
+    "rotate",
+]  # fmt: skip
+
+POSITIONS = ("rope", "sincos")
+
+
+class TimesEmbedding(nn.Module):
+    """Embeds the time and, for fields of two times, the length of the step from ``t`` to ``s``.
+
+    The latter starts at zero, as if the step had no length: a network of one time that is given this part and nothing
+    else computes what it did, so its weights are the start of a network of two.
+
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]`` -> ``[1, width]`` or ``[B, width]``.
+    """
+
+    def __init__(self, width: int, two_times: bool):
+        super().__init__()
+        self.sines = SinusoidalTime(width, highest=256.0)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.span = None
+        if two_times:
+            self.span = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            nn.init.zeros_(self.span[-1].weight)
+            nn.init.zeros_(self.span[-1].bias)
+
+    def forward(self, t: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
+        embedding = self.layers(self.sines(shared_time(t), dtype=dtype))
+        if s is None:
+            return embedding
+        return embedding + self.span(self.sines(shared_time(s) - shared_time(t), dtype=dtype))
+
+
+class Modulation(nn.Linear):
+    """Computes ``count`` vectors of shift, scale and gate from an embedding; starts at zero (adaLN-zero).
+
+    Shapes: ``[B, embedding]`` -> ``count`` tensors ``[B, 1, width]``.
+    """
+
+    def __init__(self, embedding: int, width: int, count: int):
+        super().__init__(embedding, count * width)
+        self.count = count
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(F.silu(embedding)).unsqueeze(1).chunk(self.count, -1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalises tokens ``[B, N, width]``, then scales and shifts them."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+class Attention(nn.Module):
+    """Makes queries, keys and values of tokens, and mixes what was attended to; queries and keys have unit scale.
+
+    Normalised queries and keys keep the logits, and what forward mode makes of them, from growing without bound.
+    Tokens that are only listened to (``listens=False``) have no queries and nothing to mix.
+
+    Source: Dehghani et al., Scaling Vision Transformers to 22 Billion Parameters, 2023, arXiv:2302.05442 (query and
+    key normalisation).
+    """
+
+    def __init__(self, width: int, heads: int, listens: bool = True):
+        super().__init__()
+        self.heads, self.listens = heads, listens
+        self.input = nn.Linear(width, (3 if listens else 2) * width)
+        self.output = nn.Linear(width, width) if listens else None
+        self.query_scale = nn.Parameter(torch.ones(width // heads)) if listens else None
+        self.key_scale = nn.Parameter(torch.ones(width // heads))
+
+    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Gives queries, keys and values ``[B, heads, N, width / heads]`` of tokens ``[B, N, width]``."""
+        *q, k, v = rearrange(self.input(x), "b n (parts h c) -> parts b h n c", h=self.heads, c=len(self.key_scale))
+        return _unit(q[0], self.query_scale) if self.listens else None, _unit(k, self.key_scale), v
+
+    def join(self, attended: Tensor) -> Tensor:
+        return self.output(rearrange(attended, "b h n c -> b n (h c)"))
+
+
+def _unit(x: Tensor, scale: Tensor) -> Tensor:
+    """Brings the root mean square of every vector to that of ``scale``."""
+    square = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(-1, keepdim=True)
+    return x * (square + 1e-6).rsqrt().to(x.dtype) * scale.to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, differentiable: bool) -> Tensor:
+    """Attends by softmax; plainly where the fused kernels, without second derivatives and forward mode, will not do."""
+    if not differentiable:
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    r"""Turns pairs of entries ``(j, j + c/2)`` of ``[..., N, c]`` by ``angles [N, c/2]`` (rotary positions).
+
+    Scalar products of two tokens then depend on the difference of their positions alone.
+
+    Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864.
+    """
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+def grid_angles(side: int, pairs: int, longest: float) -> Tensor:
+    """Gives the angles of a square grid's tokens, ``[side^2, pairs]``: half of the pairs tell rows, half columns."""
+    ladder = torch.exp(-math.log(longest) * torch.arange(pairs // 2, dtype=torch.float64) / max(pairs // 2, 1))
+    turns = torch.arange(side, dtype=torch.float64)[:, None] * ladder
+    rows, columns = turns[:, None].expand(side, side, -1), turns[None].expand(side, side, -1)
+    return torch.cat((rows, columns), -1).flatten(0, 1)
+
+
+def grid_embedding(side: int, width: int) -> Tensor:
+    """Gives sines and cosines of rows and columns, ``[side^2, width]``, to be added to a grid's tokens."""
+    angles = grid_angles(side, width // 2, 10_000.0)
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
+class Patches(nn.Module):
+    """Cuts images into tokens that know where they are, and makes images of tokens again.
+
+    Shapes: images ``[B, channels, size, size]`` -> tokens ``[B, (size / patch)^2, width]``, and back to ``[B, *event]``
+    or, with several heads, ``[B, outputs, *event]``.
+    """
+
+    def __init__(self, channels: int, size: int, patch: int, width: int, outputs: int, heads: int, positions: str):
+        super().__init__()
+        self.side, self.patch, self.outputs = size // patch, patch, outputs
+        self.input = nn.Linear(channels * patch**2, width)
+        self.modulation = Modulation(width, width, 2)
+        self.output = nn.Linear(width, outputs * channels * patch**2)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        turned, default = positions == "rope", torch.get_default_dtype()
+        angles = grid_angles(self.side, width // heads // 2, 100.0).to(default) if turned else None
+        added = None if turned else grid_embedding(self.side, width).to(default)
+        self.register_buffer("angles", angles, persistent=False)
+        self.register_buffer("added", added, persistent=False)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        h = self.input(rearrange(x, "b c (i p) (j q) -> b (i j) (c p q)", p=self.patch, q=self.patch))
+        return h if self.added is None else h + self.added
+
+    def image(self, h: Tensor, embedding: Tensor) -> Tensor:
+        h = self.output(modulate(h, *self.modulation(embedding)))
+        sizes = {"i": self.side, "p": self.patch, "q": self.patch, "k": self.outputs}
+        images = rearrange(h, "b (i j) (k c p q) -> b k c (i p) (j q)", **sizes)
+        return images[:, 0] if self.outputs == 1 else images
+
+
+def differentiated(*inputs: Tensor | None) -> bool:
+    """Tells whether a call's inputs, and not only weights, are being differentiated."""
+    wanted = any(each is not None and each.requires_grad for each in inputs)
+    return (torch.is_grad_enabled() and wanted) or forward_mode()
+
+
+def check_sizes(
+    name: str, channels: int, size: int, patch: int, width: int, depth: int, heads: int, ratio: int, positions: str
+) -> None:
+    """Raises where the sizes of a transformer on images do not fit together."""
+    if min(channels, size, patch, width, depth, heads, ratio) < 1 or size % patch:
+        raise ValueError(
+            f"{name}(channels={channels}, size={size}, patch={patch}, width={width}, depth={depth}, heads={heads}, "
+            f"ratio={ratio}): all are positive and patches tile the image; pass a patch that divides the size."
+        )
+    if width % heads or (width // heads) % 4 or width % 4:
+        raise ValueError(
+            f"{name}(width={width}, heads={heads}): heads split the width evenly, and rows and columns take pairs of "
+            f"entries of each; pass a width divisible by 4 * heads."
+        )
+    if positions not in POSITIONS:
+        raise ValueError(f"{name}(positions={positions!r}): positions are told by one of {', '.join(POSITIONS)}.")
