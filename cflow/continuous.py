@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import registry
-from .divergence import Exact, Hutchinson
+from .divergence import Estimator, Exact
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Path, Rescheduled
 from .shapes import Size, flatten, unflatten
@@ -32,8 +32,9 @@ class ContinuousFlow(BaseInvertibleFlow):
     Train it with an objective (:mod:`cflow.objectives`): flow matching on ``path``, or maximum likelihood.
 
     Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``, log-densities ``[*batch]`` in nats.
-    Cost: one field call per solver stage; with the log-determinant, also ``D`` vector-Jacobian products (``Exact``) or
-    ``probes`` (``Hutchinson``) per stage. Every method takes ``solver``, ``divergence`` and ``guidance`` for one call.
+    Cost: one field call per solver stage; with the log-determinant, also what the divergence costs per stage
+    (:mod:`cflow.divergence` compares them: ``D`` vector-Jacobian products for ``Exact``, about one call for
+    ``Analytic``). Every method takes ``solver``, ``divergence`` and ``guidance`` for one call.
 
     Networks that predict ``x1``, ``noise`` or ``score`` give no velocity at the very ends (``interval``). Samples cross
     the rest by the path's closed form; where a density is asked for (``log_prob``, ``encode``, ``decode``,
@@ -208,9 +209,9 @@ class ContinuousFlow(BaseInvertibleFlow):
             raise TypeError(f"flow: guidance={guidance!r} is no guidance; pass guidance.ClassifierFree(2.0), say.")
         return guidance(velocity)
 
-    def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
-        return Prediction(self.field, self.path, self.event_shape, self.context_shape)(t, x, context)
+        return Prediction(self.field, self.path, self.event_shape, self.context_shape)(t, x, context, s=s)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -301,13 +302,14 @@ class ContinuousFlow(BaseInvertibleFlow):
     def log_prob_estimate(self, x, context=None, *, draws: int = 8, generator=None, **options):
         """Estimates the log-density with its standard error: ``(value [*batch], standard_error [*batch])``.
 
-        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean.
+        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean;
+        ``HutchPlusPlus`` and ``XTrace`` likewise, with the estimates that they are the mean of.
         Other random likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is
         not in it.
         """
         self._check(options, "log_prob_estimate")
         divergence = options.get("divergence") or self.divergence
-        if not (self._transform_is_exact and isinstance(divergence, Hutchinson) and divergence.probes > 1):
+        if not (self._transform_is_exact and isinstance(divergence, Estimator) and divergence.count > 1):
             if self._transform_is_exact and divergence.exact:
                 value = self.log_prob(x, context, generator=generator, **options)
                 return value, torch.zeros_like(value)
@@ -319,7 +321,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         each = solution.quadratures["ladj_probes"]
         spread = each.std(1) if len(each) else each.sum(1)
         value = self.base.log_prob(solution.y) + each.mean(1) + outer
-        return value.reshape(batch), (spread / math.sqrt(divergence.probes)).reshape(batch)
+        return value.reshape(batch), (spread / math.sqrt(divergence.count)).reshape(batch)
 
     def trajectory(
         self,

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from cflow.divergence.analytic import closed_form, no_closed_form
 from cflow.fields.embedding import shared_time
 from cflow.registry import register
-from cflow.shapes import on_tensors
+from cflow.shapes import expand_like, on_tensors
 
 __all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guided"]
 
 
 class Guided(nn.Module):
-    """Holds a velocity field under guidance; called ``(t, x, context=None)`` as the field itself.
+    """Holds a velocity field under guidance; called ``(t, x, context=None, *, s=None)`` as the field itself.
 
-    Made by ``guidance(field)``. Shapes and ``null_context`` are the field's own.
+    Made by ``guidance(field)``. Shapes and ``null_context`` are the field's own. Average velocities, between the two
+    times of a field that was trained for them, are mixed as velocities are: an approximation for long steps, since the
+    two that are mixed belong to different ways (``objectives.MeanFlow(guidance=...)`` learns the guided ones instead).
     """
-
-    two_times = False
 
     def __init__(self, guidance, field):
         super().__init__()
@@ -34,6 +37,10 @@ class Guided(nn.Module):
         return hash((type(self), self.field))
 
     @property
+    def two_times(self) -> bool:
+        return getattr(self.field, "two_times", False)
+
+    @property
     def event_shape(self) -> torch.Size:
         return self.field.event_shape
 
@@ -45,18 +52,32 @@ class Guided(nn.Module):
         """Gives the field's context of "no condition"."""
         return self.field.null_context(context)
 
-    def forward(self, t: Tensor | float, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.guidance.velocity(self.field, t, x, context)
+    def forward(
+        self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None
+    ) -> Tensor:
+        return self.guidance.velocity(self.field if s is None else _Until(self.field, s), t, x, context)
+
+    def value_and_divergence(self, t, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the guided velocity and its divergence in closed form (``divergence.Analytic``).
+
+        Raises:
+            TypeError: for a guidance that is no weighted sum of velocities, and for a field without a closed form.
+        """
+        if not hasattr(self.guidance, "value_and_divergence"):
+            raise no_closed_form(type(self.guidance).__name__, "it is no weighted sum of velocities with fixed weights")
+        return self.guidance.value_and_divergence(self.field, t, x, context)
 
 
-def _one_time(guidance, field) -> Guided:
-    """Wraps a velocity field; refuses one that gives averages between two times."""
-    if getattr(field, "two_times", False):
-        raise ValueError(
-            f"{type(guidance).__name__}(field): guidance mixes velocities at one time, and this field gives the "
-            f"average velocity between two; guide the field it was distilled from, or train it with guidance."
-        )
-    return Guided(guidance, field)
+class _Until:
+    """A field of two times with the second one given: called as one of one time, also with the batch doubled."""
+
+    def __init__(self, field, s: Tensor):
+        self.field, self.s = field, s
+        self.context_shape, self.null_context = field.context_shape, field.null_context
+
+    def __call__(self, t: Tensor | float, x: Tensor, context: Tensor | None = None) -> Tensor:
+        s = self.s.repeat(len(x) // len(self.s)) if self.s.dim() and len(self.s) else self.s
+        return self.field(t, x, context, s=s)
 
 
 def _conditional(guidance, field) -> Guided:
@@ -66,17 +87,16 @@ def _conditional(guidance, field) -> Guided:
             f"{type(guidance).__name__}(field): guidance compares velocities with and without the condition, and this "
             f"field is unconditional (context_shape is None); use a field with a context, or AutoGuidance."
         )
-    return _one_time(guidance, field)
+    return Guided(guidance, field)
 
 
-def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Computes the velocities with and without the condition in one call of twice the batch."""
+def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> tuple:
+    """Gives the inputs ``(t, x, context)`` of one call with twice the batch: with the condition, then without it."""
     context = _present(guidance, field, context)
     if isinstance(t, Tensor) and t.dim():
         shared = shared_time(t)
         t = shared.expand(2 * x.shape[0]) if len(shared) == 1 else torch.cat([t, t])
-    both = on_tensors(lambda *pair: torch.cat(pair), context, field.null_context(context))
-    return field(t, torch.cat([x, x]), both).chunk(2)
+    return t, torch.cat([x, x]), on_tensors(lambda *pair: torch.cat(pair), context, field.null_context(context))
 
 
 def _present(guidance, field, context: Tensor | None) -> Tensor:
@@ -152,17 +172,28 @@ class ClassifierFree:
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
         """Computes the guided velocity of ``field``."""
+        return self._mix(lambda *inputs: (field(*inputs),), field, t, x, context)[0]
+
+    def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Computes the guided velocity and its divergence, mixed as the velocities are."""
+        return self._mix(partial(closed_form, field), field, t, x, context)
+
+    def _mix(self, ask: Callable, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        """Mixes what ``ask(t, x, context)`` gives with and without the condition."""
         context = _present(self, field, context)
         low, high = self.interval
         everywhere = low <= 0.0 and high >= 1.0
         inside = everywhere or (self.scale != 1 and _inside(t, low, high, x))
         if self.scale == 1 or inside is False:
-            return field(t, x, context)
+            return ask(t, x, context)
         if self.scale == 0 and inside is True:
-            return field(t, x, field.null_context(context))
-        c, u = _with_and_without(self, field, t, x, context)
-        guided = torch.lerp(u, c, self.scale)
-        return guided if inside is True else torch.where(inside, guided, c)
+            return ask(t, x, field.null_context(context))
+        mixed = []
+        for both in ask(*_with_and_without(self, field, t, x, context)):
+            c, u = both.chunk(2)
+            guided = torch.lerp(u, c, self.scale)
+            mixed.append(guided if inside is True else torch.where(expand_like(inside.flatten(), c), guided, c))
+        return tuple(mixed)
 
 
 @register
@@ -221,7 +252,7 @@ class CFGZeroStar:
         if self.scale == 1:
             guided = field(t, x, context)
         else:
-            c, u = _with_and_without(self, field, t, x, context)
+            c, u = field(*_with_and_without(self, field, t, x, context)).chunk(2)
             precise = torch.promote_types(u.dtype, torch.float32)
             rows, along = u.flatten(1).to(precise), c.flatten(1).to(precise)
             # A velocity of zero has no best multiple: it stays zero.
@@ -288,15 +319,30 @@ class AutoGuidance(nn.Module):
                 f"context_shape={weak.context_shape}, the field {tuple(field.event_shape)} and {field.context_shape}, "
                 f"so their velocities cannot be mixed; pass a weak field of the same shapes, or an unconditional one."
             )
-        return _one_time(self, field)
+        if getattr(field, "two_times", False) and not getattr(weak, "two_times", False):
+            raise ValueError(
+                f"AutoGuidance(weak_field={type(weak).__name__})(field): the field gives average velocities between "
+                f"two times and the weak one velocities, which do not mix; pass a weak flow of two times."
+            )
+        return Guided(self, field)
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
         """Computes the guided velocity of ``field``."""
+        return self._mix(lambda asked, *inputs: (asked(*inputs),), field, t, x, context)[0]
+
+    def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Computes the guided velocity and its divergence, mixed as the velocities are."""
+        return self._mix(closed_form, field, t, x, context)
+
+    def _mix(self, ask: Callable, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        """Mixes what ``ask(field, t, x, context)`` gives of the weak and the good model."""
         if self.scale == 1:
-            return field(t, x, context)
-        weak = self.weak()
-        weak = weak(t, x, None if weak.context_shape is None else context)
-        return weak if self.scale == 0 else torch.lerp(weak, field(t, x, context), self.scale)
+            return ask(field, t, x, context)
+        weak = _Until(self.weak(), field.s) if isinstance(field, _Until) else self.weak()
+        weak = ask(weak, t, x, None if weak.context_shape is None else context)
+        if self.scale == 0:
+            return weak
+        return tuple(torch.lerp(*pair, self.scale) for pair in zip(weak, ask(field, t, x, context)))
 
 
 def _check_scale(guidance) -> None:

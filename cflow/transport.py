@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .divergence import Divergence, Hutchinson
+from .divergence import Divergence, Estimator
 from .shapes import expand_like, rows
 from .solvers import Bespoke, CudaGraph, FixedGrid, Solution, Status, StochasticGrid, Tolerance
 from .velocity import VelocityAndScore
@@ -90,7 +90,7 @@ def transport(
     y, status = solution.y, solution.status
     for name, value in solution.quadratures.items():
         if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
-            value = value.unsqueeze(1).expand(-1, divergence.probes)
+            value = value.unsqueeze(1).expand(-1, divergence.count)
         # The solver integrates over dt; energies are over |dt|.
         totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
     at_inner1 = y
@@ -156,11 +156,17 @@ def _integrand(flow, x, generator, ladj, quadratures, divergence, guidance):
     if not names:
         return velocity, (), names
     per_probe = "ladj_probes" in names
-    if per_probe and (not isinstance(divergence, Hutchinson) or "jacobian" in names):
+    if per_probe and (not isinstance(divergence, Estimator) or "jacobian" in names):
         raise ValueError(
             f"flow.transport(quadratures={tuple(quadratures)}): 'ladj_probes' comes from a divergence with probes "
             f"and without 'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for "
             "'jacobian' apart."
+        )
+    if "jacobian" in names and not divergence.frobenius:
+        raise ValueError(
+            f"flow.transport(quadratures={tuple(quadratures)}): 'jacobian' is the squared Frobenius norm of the "
+            f"Jacobian, and {divergence!r} knows the trace alone; pass divergence=Exact(), or Hutchinson(), whose "
+            f"products give both."
         )
     needs_divergence = ladj or per_probe or "jacobian" in names
     probe = divergence.begin(x, generator) if needs_divergence else None

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .bases import Normal
-from .paths import Path
+from .divergence.analytic import closed_form, no_closed_form
+from .paths import AffinePath, Path
 from .shapes import Size, on_tensors
 
 __all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
@@ -38,12 +39,19 @@ class Prediction:
     def __hash__(self) -> int:
         return hash((type(self), self.field))
 
-    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        second = {} if s is None else {"s": s}  # foreign networks of one time need not know of it
+        return self._checked(self.field(t, *self._halved(x, context), **second), x)
+
+    def _halved(self, x: Tensor, context):
+        """Gives the network's inputs in the dtype of its parameters."""
         if self.half is None:
-            prediction = self.field(t, x, context)
-        else:
-            halve = lambda each: each.to(self.half) if each.is_floating_point() else each
-            prediction = self.field(t, x.to(self.half), on_tensors(halve, context))
+            return x, context
+        halve = lambda each: each.to(self.half) if each.is_floating_point() else each
+        return x.to(self.half), on_tensors(halve, context)
+
+    def _checked(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """Gives the network's answer in the dtype of ``x``."""
         wanted = x.shape if self.heads == 1 else (len(x), self.heads, *self.event_shape)
         if prediction.shape != wanted:
             raise ValueError(
@@ -58,15 +66,37 @@ class Prediction:
 
 
 class VelocityField(Prediction):
-    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``."""
+    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
+
+    Of a field of two times, called with ``s``, the average velocity from ``t`` to ``s``.
+    """
 
     def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
         super().__init__(field, path, event_shape, context_shape)
         self.converts = path is not None and path.predict != "velocity"
 
-    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        prediction = super().__call__(t, x, context)
+    @property
+    def two_times(self) -> bool:
+        return getattr(self.field, "two_times", False) and not self.converts
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        prediction = super().__call__(t, x, context, s=s)
         return self.path.velocity(prediction, x, t) if self.converts else prediction
+
+    def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the velocity and its divergence in closed form, where the field has one (``divergence.Analytic``).
+
+        Raises:
+            TypeError: where the field has none, and on a path whose velocity does not follow from one prediction.
+        """
+        if self.converts and not isinstance(self.path, AffinePath):
+            raise no_closed_form(repr(self.path), "its velocity is made of two heads")
+        prediction, trace = closed_form(self.field, t, *self._halved(x, context))
+        prediction = self._checked(prediction, x)
+        if not self.converts:
+            return prediction, trace
+        size = self.event_shape.numel()
+        return self.path.velocity(prediction, x, t), self.path.velocity_trace(trace, size, t)
 
 
 class VelocityAndScore:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy
 import pytest
 import torch
@@ -55,6 +57,20 @@ def test_noise_of_a_chosen_strength(runs, tmp_path):
     assert numpy.array_equal(numpy.load(tmp_path / "x.npy"), exact.numpy())
 
 
+def test_batches_are_replayed_from_graphs(runs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "solvers")
+    from recorder import Machine  # in the place of a GPU
+
+    from cflow.solvers import cuda_graph
+
+    monkeypatch.setattr(cuda_graph, "_machine", machine := Machine())
+    arguments = ["sample", str(runs / "toys"), "--num", "10", "--batch", "4", "--seed", "3", "--output"]
+    main([*arguments, str(tmp_path / "graph.npy"), "--cuda-graph"])
+    main([*arguments, str(tmp_path / "eager.npy")])
+    assert (len(machine.operations), machine.replays) == (2, 3)  # graphs of 4 and of 2 samples; 4, 4 and 2 drawn
+    assert numpy.array_equal(numpy.load(tmp_path / "graph.npy"), numpy.load(tmp_path / "eager.npy"))
+
+
 def test_large_arguments_are_shown_by_their_shape(tmp_path, capsys):
     flow = cflow.ContinuousFlow(
         fields.MLP(2, outputs=2), bases.Empirical(torch.rand(50, 2)), path=paths.BrownianBridge()
@@ -94,6 +110,8 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "toys", "--device", "nonsense"), "not to be had here"),
         (("sample", "toys", "--output", "toys/metrics.json/x.npy"), "metrics.json"),
         (("sample", "toys", "--solver", "dopri5", "--steps", "3"), "steps"),
+        (("sample", "toys", "--cuda-graph"), "only a GPU's kernels can be captured"),
+        (("sample", "toys", "--cuda-graph", "--steps", "2", "--diffusion", "1"), "its noise comes from a generator"),
     ],
 )
 def test_mistakes_end_in_one_line(runs, arguments, message, capsys, monkeypatch):

@@ -24,6 +24,28 @@ FLOWS = {
         cflow.ContinuousFlow(MLP(3), bases.Normal(3), divergence=divergence.Hutchinson(probes=2), solver=TIGHT),
         None,
     ),
+    "closed form": lambda: (
+        cflow.ContinuousFlow(
+            fields.ConcatSquash(1, (8, 8)), bases.Normal(1), divergence=divergence.Analytic(), solver=TIGHT
+        ),
+        None,
+    ),
+    "potential": lambda: (
+        cflow.ContinuousFlow(
+            fields.Potential(3, 8, context=2),
+            bases.Normal(3),
+            divergence=divergence.Analytic(),
+            solver=TIGHT,
+            context_shape=2,
+        ),
+        torch.tensor([0.3, -1.0]),
+    ),
+    "sketched": lambda: (
+        cflow.ContinuousFlow(
+            fields.ConcatSquash(5, (8,)), bases.Normal(5), divergence=divergence.XTrace(4), solver=solvers.RK4(steps=8)
+        ),
+        None,
+    ),
     "logit": lambda: (cflow.ContinuousFlow(MLP(2), bases.Normal(2), solver=TIGHT).with_transform(Logit(2)), None),
     "images": lambda: (
         cflow.ContinuousFlow(

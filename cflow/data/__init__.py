@@ -4,6 +4,7 @@ from cflow.data import toys
 from cflow.data.files import read_array, read_idx
 from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
 from cflow.data.snapshots import Snapshots, read_snapshots
+from cflow.data.tables import TableFile, read_table
 from cflow.data.transforms import DataTransform, Dequantise, Logit, Rescale, Standardise
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Rescale",
     "Snapshots",
     "Standardise",
+    "TableFile",
     "cifar10",
     "digits",
     "image_folder",
@@ -21,5 +23,6 @@ __all__ = [
     "read_array",
     "read_idx",
     "read_snapshots",
+    "read_table",
     "toys",
 ]

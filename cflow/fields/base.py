@@ -35,6 +35,11 @@ class Field(nn.Module):
     A field is called ``field(t, x, context=None, *, s=None)`` and returns a tensor like ``x``. It draws no random
     numbers. Each sample's output depends on that sample alone.
 
+    A field whose divergence is known in closed form may have one more method, which ``divergence.Analytic`` calls in
+    the place of ``forward``: ``value_and_divergence(t, x, context=None) -> (v, divergence)``, the value that
+    ``forward`` gives and the trace of its Jacobian in x, ``[B]`` in float32 at least, both differentiable. A class that
+    writes its own ``forward`` does not inherit the method: it would be that of another field.
+
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; ``context`` ``[B, *context_shape]``, or None when
     ``context_shape`` is None; ``s`` as ``t``, for fields with ``two_times = True`` only.
 
@@ -60,6 +65,11 @@ class Field(nn.Module):
 
     two_times = False
     outputs = 1
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        if "forward" in vars(cls) and "value_and_divergence" not in vars(cls):
+            cls.value_and_divergence = None
 
     def __init__(self, event_shape: int | Sequence[int], context_shape: int | Sequence[int] | None = None):
         super().__init__()

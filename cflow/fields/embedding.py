@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from cflow.fields.base import is_null
 from cflow.registry import register
 
-__all__ = ["ContextEmbedding", "SinusoidalTime", "forward_mode", "shared_time"]
+__all__ = ["ContextEmbedding", "SinusoidalTime", "SpanEmbedding", "forward_mode", "shared_time"]
 
 
 def forward_mode() -> bool:
@@ -83,6 +83,26 @@ class SinusoidalTime(nn.Module):
                 self.quarters.to(precise) * (math.pi / 2), t.to(precise).unsqueeze(-1), self.frequencies.to(precise)
             )
             return angle.sin().to(network if dtype is None else dtype)
+
+
+class SpanEmbedding(nn.Module):
+    """Embeds the length of the step from ``t`` to ``s``, for fields of two times; added to the embedding of ``t``.
+
+    It starts at zero, as if the step had no length: a network of one time that is given this part and nothing else
+    computes what it did, so its weights are the start of a network of two (:func:`cflow.fields.two_times`).
+
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]`` -> ``[1, embedding]`` or ``[B, embedding]``.
+    """
+
+    def __init__(self, width: int, embedding: int, *, highest: float):
+        super().__init__()
+        self.sines = SinusoidalTime(width, highest=highest)
+        self.layers = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        return self.layers(self.sines(shared_time(s) - shared_time(t), dtype=dtype))
 
 
 @register

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflow.fields.embedding import SinusoidalTime, forward_mode, shared_time
+from cflow.fields.embedding import SinusoidalTime, SpanEmbedding, forward_mode, shared_time
 
 __all__ = [
     "Attention", "Modulation", "Patches", "TimesEmbedding", "attend", "check_sizes", "differentiated", "modulate",
@@ -22,9 +22,6 @@ POSITIONS = ("rope", "sincos")
 class TimesEmbedding(nn.Module):
     """Embeds the time and, for fields of two times, the length of the step from ``t`` to ``s``.
 
-    The latter starts at zero, as if the step had no length: a network of one time that is given this part and nothing
-    else computes what it did, so its weights are the start of a network of two.
-
     Shapes: ``t``, ``s`` ``[]`` or ``[B]`` -> ``[1, width]`` or ``[B, width]``.
     """
 
@@ -32,17 +29,11 @@ class TimesEmbedding(nn.Module):
         super().__init__()
         self.sines = SinusoidalTime(width, highest=256.0)
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.span = None
-        if two_times:
-            self.span = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-            nn.init.zeros_(self.span[-1].weight)
-            nn.init.zeros_(self.span[-1].bias)
+        self.span = SpanEmbedding(width, width, highest=256.0) if two_times else None
 
     def forward(self, t: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
         embedding = self.layers(self.sines(shared_time(t), dtype=dtype))
-        if s is None:
-            return embedding
-        return embedding + self.span(self.sines(shared_time(s) - shared_time(t), dtype=dtype))
+        return embedding if s is None else embedding + self.span(t, s, dtype=dtype)
 
 
 class Modulation(nn.Linear):

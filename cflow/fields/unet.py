@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflow.fields.base import Field, check_outputs
-from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, check_condition, forward_mode, shared_time
+from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, SpanEmbedding, check_condition, shared_time
+from cflow.fields.transformer import attend, differentiated
 from cflow.registry import register
 
 __all__ = ["UNet"]
@@ -79,13 +80,7 @@ class AttentionBlock(nn.Module):
         q, k, v = rearrange(
             self.qkv(self.norm(x, differentiable)), "b (three n c) h w -> three b n (h w) c", three=3, n=self.heads
         )
-        if differentiable:
-            # The fused kernels know neither second derivatives nor forward mode.
-            weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
-            attended = weights @ v
-        else:
-            attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.output(rearrange(attended, "b n (h w) c -> b (n c) h w", h=x.shape[-2]))
+        return x + self.output(rearrange(attend(q, k, v, differentiable), "b n (h w) c -> b (n c) h w", h=x.shape[-2]))
 
 
 @register
@@ -109,9 +104,11 @@ class UNet(Field):
         classes: the number of class labels, where the context is a label; 0 for none.
         context: the width of a continuous context vector; 0 for none.
         outputs: how many heads the network returns, ``[B, outputs, *event]`` where there is more than one.
+        two_times: whether the field also reads ``s``, and gives average velocities between two times; see
+            :func:`cflow.fields.two_times`.
 
-    Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context ``[B, context]``
-    -> like ``x``.
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context
+    ``[B, context]`` -> like ``x``.
 
     Cost: ``UNet(1, 8, width=32)`` has 1.1 M parameters, ``UNet(3, 32, width=128, attention=(16,))`` 42.9 M, with
     ``width=116`` 35.2 M. Attention at a resolution of ``r`` holds ``heads * r ** 4`` weights per sample while ``x`` or
@@ -142,6 +139,7 @@ class UNet(Field):
         classes: int = 0,
         context: int = 0,
         outputs: int = 1,
+        two_times: bool = False,
     ):
         if multipliers is None:
             if size not in MULTIPLIERS:
@@ -179,11 +177,12 @@ class UNet(Field):
         super().__init__((channels, size, size), () if classes else (context,) if context else None)
         self.channels, self.size, self.width, self.multipliers, self.blocks = channels, size, width, multipliers, blocks
         self.attention, self.heads, self.classes, self.context = attention, heads, classes, context
-        self.outputs = outputs
+        self.outputs, self.two_times = outputs, two_times
 
         embedding = 4 * width
         self.time = SinusoidalTime(width, highest=256.0)
         self.time_layers = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.span = SpanEmbedding(width, embedding, highest=256.0) if two_times else None
         conditional = classes or context
         self.condition = ContextEmbedding(embedding, classes=classes, context=context) if conditional else None
 
@@ -224,10 +223,10 @@ class UNet(Field):
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
         dtype = self.output.weight.dtype
-        inputs = [t, x] if context is None else [t, x, context]
-        differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
-        differentiable = differentiable or forward_mode()
+        differentiable = differentiated(t, s, x, context)
         embedding = self.time_layers(self.time(shared_time(t), dtype=dtype))
+        if s is not None:
+            embedding = embedding + self.span(t, s, dtype=dtype)
         if context is not None:
             embedding = embedding + self.condition(context)
         embedding = F.silu(embedding)

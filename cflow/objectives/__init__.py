@@ -1,22 +1,44 @@
 """Objectives: how a flow is trained. Each is called as ``objective(flow, x, context) -> [B]``."""
 
 from .bridge_matching import BridgeBatch, BridgeMatching
+from .consistency import ConsistencyFlowMatching
+from .errors import FeatureError, Huber, PseudoHuber, Square
+from .ffjord import FFJORD, FFJORDBatch
 from .flow_matching import FlowMatching, MatchingBatch
+from .lagrangian import LagrangianSelfDistillation
 from .maximum_likelihood import LikelihoodBatch, MaximumLikelihood
+from .mean_flow import MeanFlow
 from .multi_marginal import MultiMarginal, MultiMarginalBatch
 from .objective import Objective
+from .reflow import Distillation, Reflow
+from .shortcut import Shortcut
+from .two_times import StepBatch, TwoTimes
 from .weights import MinSNR, VelocityWeight
 
 __all__ = [
+    "FFJORD",
     "BridgeBatch",
     "BridgeMatching",
+    "ConsistencyFlowMatching",
+    "Distillation",
+    "FFJORDBatch",
+    "FeatureError",
     "FlowMatching",
+    "Huber",
+    "LagrangianSelfDistillation",
     "LikelihoodBatch",
     "MatchingBatch",
     "MaximumLikelihood",
+    "MeanFlow",
     "MinSNR",
     "MultiMarginal",
     "MultiMarginalBatch",
     "Objective",
+    "PseudoHuber",
+    "Reflow",
+    "Shortcut",
+    "Square",
+    "StepBatch",
+    "TwoTimes",
     "VelocityWeight",
 ]

@@ -29,7 +29,8 @@ class MaximumLikelihood(Objective):
 
     The loss is in nats per item, of the data as measured: the log-determinants of the flow's transforms are part of
     it, so it compares with any other density of the same data. Where a transform dequantises, the loss is the negative
-    of a lower bound.
+    of a lower bound. A continuous flow is solved as it is evaluated, by its own solver and divergence: for other ones
+    in training, and for what keeps solves short, take :class:`FFJORD`.
 
     Shapes: returns ``[B]``. Cost: one ``log_prob`` of the flow.
 
@@ -53,9 +54,12 @@ class MaximumLikelihood(Objective):
         return LikelihoodBatch(*x, context)
 
     def loss(self, flow: nn.Module, batch: LikelihoodBatch) -> Tensor:
+        self._check_density(flow)
+        return -(flow._log_prob(batch.u, batch.context, None) + batch.ladj)
+
+    def _check_density(self, flow: nn.Module) -> None:
         if flow.likelihood == "none":
             raise ValueError(
-                f"MaximumLikelihood: this {type(flow).__qualname__} has no density to maximise (its likelihood is "
+                f"{type(self).__name__}: this {type(flow).__qualname__} has no density to maximise (its likelihood is "
                 f"'none'); give it a base with a density, such as bases.Normal, or train it by flow matching."
             )
-        return -(flow._log_prob(batch.u, batch.context, None) + batch.ladj)

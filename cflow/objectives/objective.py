@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +28,14 @@ class Objective(nn.Module):
 
     members: int | None = None
     """How many samples an item of the data holds: ``None`` for one, ``[B, *event]``; 2 for given pairs of a base and a
-    data sample, ``[B, 2, *event]``; and so on."""
+    data sample, ``[B, 2, *event]``; and so on. 0 for none: the flow's own draws do, ``x`` is ``[B, 0]``, and the data
+    are the contexts alone, or nothing where the flow reads none."""
+
+    tells: tuple[str, ...] = ()
+    """Names of the numbers that the loss tells beside itself, the same throughout a run."""
+
+    told: Mapping[str, Tensor | float] = MappingProxyType({})
+    """What the last loss has told."""
 
     @property
     def plans(self) -> bool:
@@ -38,6 +49,8 @@ class Objective(nn.Module):
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
         if self.members is None:
             return flow.preprocess(x, generator=generator)[0]
+        if self.members == 0:
+            return x
         x0, x1 = x.unbind(1)
         x1, _ = flow.preprocess(x1, generator=generator)
         return torch.stack((x0.to(x1.dtype), x1), 1)
@@ -49,6 +62,25 @@ class Objective(nn.Module):
     def loss(self, flow: nn.Module, batch) -> Tensor:
         """Computes the loss per item, ``[B]``, of a prepared batch."""
         raise TypeError(f"{type(self).__qualname__} does not define loss.")
+
+    def tell(self, **numbers: Tensor | float) -> None:
+        """Notes numbers of the loss being computed, means over its batch: exactly those that :attr:`tells` names.
+
+        ``fit`` averages them over the steps between two rows of its history and writes them beside the loss, and those
+        of validation as ``validation_...``. Tensors stay where they lie until then: no device is waited for.
+
+        Raises:
+            ValueError: where the names are others.
+        """
+        if set(numbers) != set(self.tells):
+            raise ValueError(
+                f"{type(self).__name__}.tell({', '.join(numbers)}): the columns of a history are fixed before its "
+                f"first row, and this objective's tells names {', '.join(self.tells) or 'none'}; tell exactly these."
+            )
+        self.told = {name: each.detach() if isinstance(each, Tensor) else each for name, each in numbers.items()}
+
+    def review(self, history: Sequence[dict[str, Any]]) -> None:
+        """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""
 
     def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
         x = self.preprocess(flow, flow.cast(x), generator)

@@ -172,6 +172,14 @@ class AffinePath(Path):
             return prediction
         return self.combine(*self.ends(prediction, x, t), t)
 
+    def velocity_trace(self, trace: Tensor, size: int, t: Tensor) -> Tensor:
+        """Converts the trace of the prediction's Jacobian, ``[B]``, to that of the velocity's.
+
+        A velocity is a weighted sum of prediction and ``x``, entry by entry, so its trace is the same sum of their
+        traces; that of ``x`` is ``size``, how many numbers an event has.
+        """
+        return self.velocity(trace, torch.full_like(trace, size), t)
+
     def score(self, x0: Tensor, t: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
         r"""Gives the score from the expected base sample, for a normal base of that mean and deviation.
 

@@ -17,6 +17,7 @@ name                order    calls of the field              step
 ``UniPC``           3, 4     1 per step                      the same, corrected
 ``DEIS``            2, 3     1 per step                      the same
 ``Bespoke``         fitted   1 per step                      learned for one flow
+``FlowMap``         learned  1 per step                      fixed grid, a field of two times
 ``Picard``          1        1 per window and round          Euler's grid, many steps at once
 ``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
 ``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
@@ -30,6 +31,7 @@ from cflow.solvers.conformance import check_solver
 from cflow.solvers.controllers import PID
 from cflow.solvers.cuda_graph import CudaGraph
 from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
+from cflow.solvers.flow_map import FlowMap
 from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
 from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
 from cflow.solvers.names import METHODS, by_name
@@ -61,6 +63,7 @@ __all__ = [
     "EulerMaruyama",
     "Fading",
     "FixedGrid",
+    "FlowMap",
     "Gradient",
     "Heun",
     "Midpoint",

@@ -8,6 +8,7 @@ from typing import Any
 
 from cflow.solvers.adaptive import Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint, Ralston
+from cflow.solvers.flow_map import FlowMap
 from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, UniPC
 from cflow.solvers.picard import Picard
 from cflow.solvers.solver import Solver
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Solver]] = {
     "dopri8": Dopri8,
     "euler": Euler,
     "euler_maruyama": EulerMaruyama,
+    "flow_map": FlowMap,
     "heun": Heun,
     "midpoint": Midpoint,
     "picard": Picard,

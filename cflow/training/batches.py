@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from cflow.training.streams import EPOCH, LOADER, generator_for, stream
 
-__all__ = ["LoaderBatches", "RawBatch", "RowBatches", "batches_of"]
+__all__ = ["EmptyBatches", "LoaderBatches", "RawBatch", "RowBatches", "batches_of"]
 
 CPU = torch.device("cpu")
+Split = Callable[[Any], tuple[Any, Any]]  # of an item into x and context
 
 
 @dataclass
@@ -40,6 +41,39 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
+def _alone(item: Any) -> tuple[Any, Any]:
+    """Takes an item for a context, beside which there is no ``x``: rows that hold nothing."""
+    if isinstance(item, list | tuple):
+        if len(item) != 1:
+            raise ValueError(
+                f"data with items of {len(item)} parts: the objective takes no x, so an item is a context alone; drop "
+                f"the rest."
+            )
+        item = item[0]
+    return torch.empty(len(tree_leaves(item)[0]), 0), item
+
+
+class EmptyBatches:
+    """Gives batches of rows that hold nothing, for objectives that learn from the flow's own draws."""
+
+    def __init__(self, batch_size: int, world: int = 1, across: bool = False) -> None:
+        self.batch_size, self.world = (batch_size * world, 1) if across else (batch_size, world)
+
+    def describe(self) -> dict[str, Any]:
+        """Says what must be equal for a resumed run to repeat this one."""
+        return {"data": "none", "batch_size": self.batch_size * self.world}
+
+    def seek(self, step: int, epoch: int, used: int) -> None:
+        """Goes to a step: all are alike."""
+
+    def rows(self, step: int) -> None:
+        """There are no rows to tell of."""
+
+    def fetch(self) -> RawBatch:
+        """Gives the next batch."""
+        return RawBatch(torch.empty(self.batch_size, 0), None, 0, 0)
+
+
 class RowBatches:
     """Draws batches without replacement from tensors or a map-style dataset; the last partial batch is left out.
 
@@ -49,10 +83,17 @@ class RowBatches:
     """
 
     def __init__(
-        self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1, across: bool = False
+        self,
+        data: Any,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        across: bool = False,
+        split: Split = _pair,
     ) -> None:
-        self.dataset = data if isinstance(data, Dataset) else None
-        self.x, self.context = (None, None) if self.dataset is not None else _pair(data)
+        self.dataset, self.split = data if isinstance(data, Dataset) else None, split
+        self.x, self.context = (None, None) if self.dataset is not None else split(data)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         if across:
             self.batch_size, self.rank, self.world = batch_size * world, 0, 1
@@ -107,7 +148,7 @@ class RowBatches:
             return tree_map(take, (self.x, self.context))
         # Augmentations draw from torch's default generator: they too depend on the step alone.
         with stream(CPU, self.seed, *counters):
-            return _pair(default_collate([self.dataset[row] for row in rows.tolist()]))
+            return self.split(default_collate([self.dataset[row] for row in rows.tolist()]))
 
 
 class LoaderBatches:
@@ -118,8 +159,8 @@ class LoaderBatches:
     process are out of its reach. Resuming goes through the batches already used in the epoch and drops them.
     """
 
-    def __init__(self, loader: Iterable, seed: int, world: int = 1) -> None:
-        self.loader, self.seed, self.world = loader, seed, world
+    def __init__(self, loader: Iterable, seed: int, world: int = 1, split: Split = _pair) -> None:
+        self.loader, self.seed, self.world, self.split = loader, seed, world, split
         self.epoch, self.used, self._iterator, self._state = 0, 0, None, None
 
     def describe(self) -> dict[str, Any]:
@@ -151,7 +192,7 @@ class LoaderBatches:
                 )
             self.epoch, self.used, self._iterator = self.epoch + 1, 0, None
             return self.fetch()
-        return RawBatch(*_pair(item), self.epoch, self.used)
+        return RawBatch(*self.split(item), self.epoch, self.used)
 
     def _next(self) -> Any:
         with stream(CPU, self.seed, LOADER, self.epoch):
@@ -171,18 +212,27 @@ class LoaderBatches:
         """Goes through the loader once, in the same order every time."""
         again = LoaderBatches(self.loader, self.seed)
         while (item := again._next()) is not None:
-            yield _pair(item)
+            yield self.split(item)
 
 
 def batches_of(
-    data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1, across: bool = False
-) -> RowBatches | LoaderBatches:
-    """Chooses how batches are taken from data.
+    data: Any,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    across: bool = False,
+    members: int | None = None,
+) -> RowBatches | LoaderBatches | EmptyBatches:
+    """Chooses how batches are taken from data; where ``members`` is 0, these are contexts, or nothing at all.
 
     Raises:
         TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
         ValueError: for a loader where every process must see the rows of all (``across``).
     """
+    if data is None:
+        return EmptyBatches(batch_size, world, across)
+    split = _alone if members == 0 else _pair
     if isinstance(data, IterableDataset):
         raise TypeError(
             "fit(data=IterableDataset): it gives single items, not batches; wrap it in "
@@ -190,7 +240,7 @@ def batches_of(
         )
     first = data[0] if isinstance(data, list | tuple) and data else data
     if isinstance(data, Dataset) or isinstance(first, Tensor | dict):
-        return RowBatches(data, batch_size, seed, rank, world, across)
+        return RowBatches(data, batch_size, seed, rank, world, across, split)
     if hasattr(data, "__iter__") and not isinstance(data, list | tuple) and not hasattr(data, "__array__"):
         if across:
             raise ValueError(
@@ -198,7 +248,7 @@ def batches_of(
                 "loader gives each process its own; pass tensors or a map-style Dataset, or leave across_processes "
                 "away."
             )
-        return LoaderBatches(data, seed, world)
+        return LoaderBatches(data, seed, world, split)
     raise TypeError(
         f"fit(data={type(data).__name__}): data are a tensor [N, *event], a pair (x, context) of such, a map-style "
         f"Dataset or a loader of batches; make tensors of arrays with torch.as_tensor."

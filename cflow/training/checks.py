@@ -13,20 +13,47 @@ from torch import Size, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cflow import registry
-from cflow.training.batches import LoaderBatches, RowBatches
+from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
 
-__all__ = ["check_batch", "check_data", "check_options", "settings_of"]
+__all__ = ["check_batch", "check_data", "check_options", "check_presence", "settings_of"]
+
+
+def check_presence(flow: Any, objective: Any, data: Any, what: str) -> None:
+    """Raises where data are missing that the objective learns from, or given where nothing could be learned of them."""
+    name, conditional = type(objective).__name__, flow.context_shape is not None
+    if objective.members != 0:
+        if data is None:
+            raise ValueError(
+                f"fit({what}=None): {name} learns from data, and none are given; pass a tensor [N, *event], a pair "
+                f"(x, context), a Dataset or a loader."
+            )
+    elif data is None and conditional:
+        shown = ", ".join(["N", *map(str, flow.context_shape)])
+        raise ValueError(
+            f"fit({what}=None): this flow is conditional (context_shape={_shown(flow.context_shape)}), and what {name} "
+            f"learns depends on the contexts; pass these, of shape [{shown}], as {what}."
+        )
+    elif data is not None and not conditional:
+        raise ValueError(
+            f"fit({what}=...): {name} learns from the flow's own draws, and this flow is unconditional, so there is "
+            f"nothing to take from data; leave {what} away, or build the flow with context_shape=... and pass contexts."
+        )
 
 
 def check_data(
-    flow: Any, objective: Any, source: RowBatches | LoaderBatches, what: str, drops_last: bool, processes: int = 1
+    flow: Any,
+    objective: Any,
+    source: RowBatches | LoaderBatches | EmptyBatches,
+    what: str,
+    drops_last: bool,
+    processes: int = 1,
 ) -> None:
     """Raises where data cannot train this flow; tensors are checked whole, other data by their first item.
 
     Loaders are checked batch by batch as they come.
     """
-    if isinstance(source, LoaderBatches):
+    if isinstance(source, LoaderBatches | EmptyBatches):
         return
     if source.size == 0:
         raise ValueError(f"fit({what}=...): there are no rows in it; pass data with at least one row.")
@@ -46,7 +73,7 @@ def check_data(
     check_batch(flow, objective, source.x, source.context, what)
     for name, part in (("", source.x), (" (its context)", source.context)):
         for leaf in tree_leaves(part):
-            if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            if isinstance(leaf, Tensor) and leaf.numel() and (leaf.is_floating_point() or leaf.is_complex()):
                 bad = ~leaf.reshape(len(leaf), -1).isfinite().all(1)
                 if bad.any():
                     rows = bad.nonzero().flatten()
@@ -59,7 +86,9 @@ def check_data(
 
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
     """Raises where the shapes of a batch are not those of the flow."""
-    count = _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", objective.members)
+    without_x = objective.members == 0
+    count = len(x) if without_x else _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", objective.members)
+    pair = f"fit({what}=contexts)" if without_x else f"fit({what}=(x, context))"
     if flow.context_shape is None and context is not None:
         raise ValueError(
             f"fit({what}=(x, context)): this flow is unconditional (context_shape=None), so a context cannot be used; "
@@ -71,13 +100,13 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
                 f"fit({what}=x): this flow is conditional (context_shape={_shown(flow.context_shape)}) and the data "
                 f"have no context; pass a pair (x, context)."
             )
-        contexts = _check_shape(context, flow.context_shape, f"fit({what}=(x, context)): the context", "[N", None)
+        contexts = _check_shape(context, flow.context_shape, f"{pair}: the context", "[N", None, "reads contexts")
         classes = getattr(getattr(flow, "field", None), "classes", 0)
         if classes and isinstance(context, Tensor) and context.device.type == "cpu" and len(context):
             wrong = ((context < 0) | (context >= classes)).nonzero().flatten()
             if len(wrong):
                 raise ValueError(
-                    f"fit({what}=(x, context)): {len(wrong)} of {contexts} labels are not among 0 to {classes - 1} "
+                    f"{pair}: {len(wrong)} of {contexts} labels are not among 0 to {classes - 1} "
                     f"(rows {wrong[:8].tolist()}{'...' if len(wrong) > 8 else ''}); number the classes from 0."
                 )
         if contexts != count:
@@ -87,12 +116,12 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
             )
 
 
-def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None) -> int:
+def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None, use: str = "models events") -> int:
     if isinstance(shape, dict):
         if not isinstance(x, dict) or set(x) != set(shape):
             got = sorted(x) if isinstance(x, dict) else type(x).__name__
             raise ValueError(f"{who}: the flow has the parts {sorted(shape)}, not {got}; pass a dict with these keys.")
-        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, members) for name in shape}
+        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, members, use) for name in shape}
         if len(set(counts.values())) != 1:
             raise ValueError(f"{who}: the parts have {counts} rows; pass equally many of each.")
         return next(iter(counts.values()))
@@ -103,7 +132,7 @@ def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None) -
         what = "a base sample and a data sample" if members == 2 else f"{members} samples"
         held = "" if members is None else f" (the objective takes items that hold {what} each)"
         raise ValueError(
-            f"{who} has shape {tuple(x.shape)}, and the flow models events of shape {_shown(shape)}; pass a tensor of "
+            f"{who} has shape {tuple(x.shape)}, and the flow {use} of shape {_shown(shape)}; pass a tensor of "
             f"shape {', '.join([lead, *map(str, wanted)])}]{held}."
         )
     return len(x)

@@ -13,7 +13,7 @@ from torch import nn
 
 from cflow.training.batches import batches_of
 from cflow.training.checkpoints import Checkpoints, State, check_settings
-from cflow.training.checks import check_data, check_options, settings_of
+from cflow.training.checks import check_data, check_options, check_presence, settings_of
 from cflow.training.ema import EMA, Average
 from cflow.training.loop import Loop
 from cflow.training.processes import Processes, group_is_open
@@ -59,7 +59,7 @@ class Run:
 def fit(
     flow: Any,
     objective: Any,
-    data: Any,
+    data: Any = None,
     *,
     steps: int,
     batch_size: int = 256,
@@ -111,10 +111,13 @@ def fit(
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
             ``(x, context)``, or a loader of batches of these. Where an item holds several samples
             (``objective.members``; two for given pairs), ``x`` is ``[N, members, *event]``. Floating data are brought
-            to the flow's dtype. Tensors and datasets are drawn without replacement and the last partial batch of an
+            to the flow's dtype. For an objective that learns from the flow's own draws (``objective.members`` is 0:
+            variational inference) the data are the contexts alone, of the same kinds, and there are none where the flow
+            is unconditional. Tensors and datasets are drawn without replacement and the last partial batch of an
             epoch is left out; a loader decides for itself (under several processes it must give each its own rows).
         steps: number of optimizer steps.
-        batch_size: items per step and process; a loader's batches are taken as they are.
+        batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
+            draws.
         lr: learning rate, multiplied by ``schedule``.
         out: folder for ``history.csv``, ``tensorboard/``, ``checkpoints/`` and, at the end, ``model/`` (read it with
             ``cflow.load``). Without it nothing is written anywhere.
@@ -133,8 +136,8 @@ def fit(
             coupling sees ``pool * batch_size`` rows. Where it keeps fewer, each step gets its equal part of what is
             left. Draws are then those of the pool's first step.
         across_processes: draws and couples the rows of all processes together: every one of them reads and prepares the
-            global batch (tensors and datasets only; no communication) and takes its part. ``n`` processes then make
-            the steps of one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
+            global batch (not from a loader; no communication) and takes its part. ``n`` processes then make the steps of
+            one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
         prefetch: preparations (batches, or pools of them) made ahead of the step; one more than ``workers`` unless
             given where the objective plans (``objective.plans``: a coupling that takes time), else none: a few draws
             are quicker in line (0). The results do not depend on it. Where the base or a transform is learned,
@@ -153,9 +156,9 @@ def fit(
     Cost: on an accelerator the host waits for it only at rows, validations and checkpoints.
 
     Raises:
-        ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for a loader with
-            ``across_processes``; for a folder with checkpoints when ``resume`` is False; for a damaged checkpoint, or
-            one of a run with other settings.
+        ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for data that are missing,
+            or that the objective has no use for; for a loader with ``across_processes``; for a folder with checkpoints
+            when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
         FloatingPointError: where the loss or a gradient is not finite; the weights stay as they were before that
             step. On the CPU it is raised at the step, on an accelerator at the next row, validation or checkpoint.
         KeyboardInterrupt: at Ctrl-C or SIGTERM, after a checkpoint of the last complete step.
@@ -187,10 +190,13 @@ def fit(
     world, rank = processes.world, processes.rank
     with processes.together():
         sharded = wants_sharding(accelerator)
-        source = batches_of(data, batch_size, seed, rank, world, across_processes)
+        check_presence(flow, objective, data, "data")
+        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.members)
         check_data(flow, objective, source, "data", drops_last=True, processes=world)
-        judged = None if validation is None else batches_of(validation, batch_size * world, seed)
-        if judged is not None:
+        judged = None
+        if validation is not None:
+            check_presence(flow, objective, validation, "validation")
+            judged = batches_of(validation, batch_size * world, seed, members=objective.members)
             check_data(flow, objective, judged, "validation", drops_last=False)
         settings = settings_of(flow, objective, source, options)
 

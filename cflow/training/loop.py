@@ -56,7 +56,8 @@ class Loop:
         deferred = self.device.type != "cpu" and bool(self.optimizer.defaults.get("fused"))
         self.watch = Watch(self.optimizer, self.device, deferred)
         self.watch.several = self.processes.several
-        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.tells: tuple[str, ...] = tuple(getattr(self.objective, "tells", ()))
+        self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and what the objective tells, of each step
         self.interrupt = Interrupt(patience=5.0 if self.processes.several else 0.0)
         base = getattr(self.flow, "base", None)
         inward = [base, getattr(self.flow, "transform", None)]
@@ -129,6 +130,7 @@ class Loop:
     def run(self, steps: int, bar: Any) -> bool:
         """Trains up to ``steps``; tells whether a callback ended the run before."""
         options, begun = self.options, time.perf_counter() - self.seconds
+        self.tracker.begin(self.tells)
         if self.step == steps:
             # Objectives note on the flow what it was trained with: a finished run taken up again must know it too.
             self.flow.eval()
@@ -174,12 +176,14 @@ class Loop:
     def update(self, parts: Parts, steps: int) -> None:
         """Makes one optimizer step; raises before it where the loss or a gradient is not finite."""
         options, total = self.options, None
+        told = dict.fromkeys(self.tells, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         with stream(self.device, options.seed, FORWARD, self.step, self.processes.rank):
             for number, (part, share) in enumerate(parts):
                 last = number == len(parts) - 1
                 with self.trained.piece(last):
                     loss = self.trained.module(part) * share
+                    told = {name: told[name] + value * share for name, value in self.told().items()}
                     self.trained.backward(loss, last)
                 total = loss.detach() if total is None else total + loss.detach()
         norm = self.trained.clip(self.parameters, options.clip or float("inf"))
@@ -196,7 +200,19 @@ class Loop:
         if self.average is not None:
             self.average.update()
         self.whole = True
-        self.pending.append((total, norm))
+        # A number of the host's is filled in on the device: no copy that the host would wait for.
+        place = lambda each: each if isinstance(each, Tensor) else torch.full((), each, device=self.device)
+        self.pending.append((total, norm, *map(place, told.values())))
+
+    def told(self) -> dict[str, Any]:
+        """Gives what the objective has told of the loss just computed."""
+        told = self.objective.told if self.tells else {}
+        if set(told) != set(self.tells):
+            raise ValueError(
+                f"fit: {type(self.objective).__name__}.tells names {', '.join(self.tells)}, and its loss told "
+                f"{', '.join(told) or 'nothing'}; end loss() with self.tell(...) of exactly these numbers."
+            )
+        return {name: told[name] for name in self.tells}
 
     def fail(self, step: int, what: str) -> None:
         """Raises for a loss or gradient that is not finite; the weights are those before the step."""
@@ -218,35 +234,39 @@ class Loop:
             self.fail(step, "the loss or a gradient is not finite")
 
     def means(self) -> list[list[float]]:
-        """Reads the losses and gradient norms since the last row, averaged over the processes."""
+        """Reads losses, gradient norms and what was told since the last row, averaged over the processes."""
         if not self.pending:
             return []
-        read = torch.stack([torch.stack([each.float() for each in pair]) for pair in self.pending])
+        read = torch.stack([torch.stack([each.float() for each in step]) for step in self.pending])
         return self.processes.mean(read).double().tolist()
 
     def record(self, validates: bool, bar: Any) -> None:
         """Adds a row to the history, the same on all processes: means since the last row."""
         self.look()
         read = torch.tensor(self.means(), dtype=torch.float64)
-        loss, norm = read.mean(0).tolist()
+        loss, norm, *told = read.mean(0).tolist()
         self.pending.clear()
         row = {"step": self.step, "loss": loss, "grad_norm": norm}
         seconds = self.processes.from_main(lambda: self.seconds)
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds, **dict(zip(self.tells, told))}
         if validates:
-            row["validation"] = self.validate()
+            row |= self.validate()
         self.processes.from_main(lambda: self.tracker.add(row))
         if not self.processes.is_main:
             self.tracker.add(row)
+        elif self.tells:
+            self.objective.review(self.tracker.history)
         if bar is not None:
-            bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row}, refresh=False)
+            shown = [name for name in ("loss", *self.tells, "validation") if name in row]
+            bar.set_postfix({name: f"{row[name]:.4g}" for name in shown}, refresh=False)
 
-    def validate(self) -> float:
-        """Computes the mean loss on the validation data with averaged weights, always with the same draws.
+    def validate(self) -> dict[str, float]:
+        """Computes the mean loss on the validation data, and of what it tells, with averaged weights and always the
+        same draws; gives them by the names of their columns.
 
         Processes share each batch of tensors and datasets; each goes through its own loader.
         """
-        total = count = 0.0
+        total, count, told = 0.0, 0.0, dict.fromkeys(self.tells, 0.0)
         shared = not isinstance(self.validation, LoaderBatches)
         modes = [(part, part.training) for part in self.flow.modules()]
         self.flow.eval()
@@ -262,17 +282,19 @@ class Loop:
                 if size:
                     with stream(self.device, self.options.seed, VALIDATION, number):
                         total += float(self.trained.loss(batch)) * size
+                    told = {name: told[name] + float(value) * size for name, value in self.told().items()}
                 count += size
         for part, mode in modes:
             part.training = mode
-        total, count = self.processes.sums(total, count)
+        total, count, *sums = self.processes.sums(total, count, *told.values())
         if not math.isfinite(total):
             self.processes.together_out = True
             raise FloatingPointError(
                 f"fit: the validation loss at step {self.step} is {total / count}: either the weights have "
                 f"run away (lower lr), or the validation data hold NaN."
             )
-        return total / count
+        means = {f"validation_{name}": each / count for name, each in zip(self.tells, sums)}
+        return {"validation": total / count, **means}
 
     def save(self) -> None:
         """Writes a checkpoint of the last complete step, where the run writes at all."""
@@ -287,5 +309,5 @@ class Loop:
         """Goes back to a checkpoint."""
         self.checkpoints.load(step, self.state)
         self.step, self.epoch, self.used, self.seconds = step, note["epoch"], note["used"], note["seconds"]
-        self.pending = [tuple(torch.tensor(pair, device=self.device).float()) for pair in note["pending"]]
+        self.pending = [tuple(torch.tensor(step, device=self.device).float()) for step in note["pending"]]
         self.source.seek(step - step % self.options.pool, self.epoch, self.used)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import numpy
 import torch
 
-__all__ = ["EPOCH", "FORWARD", "LOADER", "PREPARE", "VALIDATION", "generator_for", "seed_for", "stream"]
+__all__ = ["EPOCH", "FORWARD", "LOADER", "PAIRS", "PREPARE", "VALIDATION", "generator_for", "seed_for", "stream"]
 
 # What a stream is for: two purposes never share draws, whatever their counters.
-EPOCH, PREPARE, FORWARD, LOADER, VALIDATION = range(5)
+EPOCH, PREPARE, FORWARD, LOADER, VALIDATION, PAIRS = range(6)
 
 
 def seed_for(seed: int, *counters: int) -> int:

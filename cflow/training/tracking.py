@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,40 @@ COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "validation")
 class Tracker:
     """Keeps the history of a run; writes it only where a folder is given.
 
-    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds`` and, where it was measured, ``validation``.
-    Floats are written in full, so that a resumed run reads back what it had.
+    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds``, the names that the objective tells and, where
+    it was measured, ``validation`` (and ``validation_...`` of what is told). Floats are written in full, so that a
+    resumed run reads back what it had.
     """
 
     def __init__(self, out: Path | None, resumed_from: int) -> None:
         self.history: list[dict[str, Any]] = []
         self._file = self._board = None
-        if out is None:
+        self._out, self._resumed_from = out, resumed_from
+        if out is not None and resumed_from > 0 and (path := out / "history.csv").exists():
+            self.history = [row for row in _read(path) if row["step"] <= resumed_from]
+
+    def begin(self, told: Sequence[str] = ()) -> None:
+        """Opens the files, with columns for what the objective tells."""
+        if self._out is None:
             return
         # TensorBoard takes a second to import: only runs that write pay for it.
         from torch.utils.tensorboard import SummaryWriter
 
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "history.csv"
-        if resumed_from > 0 and path.exists():
-            self.history = [row for row in _read(path) if row["step"] <= resumed_from]
+        self._out.mkdir(parents=True, exist_ok=True)
+        path = self._out / "history.csv"
+        columns = (*COLUMNS, *told, *(f"validation_{name}" for name in told))
         # Written anew and put in place in one move: a kill leaves the old file or the new one.
         fresh = path.with_suffix(".tmp")
         with fresh.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.history)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
         self._file = path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resumed_from + 1)
+        self._writer = csv.DictWriter(self._file, columns, restval="")
+        self._board = SummaryWriter(str(self._out / "tensorboard"), purge_step=self._resumed_from + 1)
 
     def add(self, row: dict[str, Any]) -> None:
         """Records one row."""

@@ -4,13 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from cflow.fields import MLP, NULL, Adapted, UNet
+from cflow.fields import MLP, NULL, Adapted, ConcatSquash, Potential, UNet
 from cflow.registry import build, configuration
 
 FIELDS = {
     "mlp": lambda: MLP(3, hidden=(16, 8)),
     "mlp with classes": lambda: MLP(3, hidden=(16, 8), classes=4),
     "mlp with context": lambda: MLP(3, hidden=(16, 8), context=2),
+    "concat squash": lambda: ConcatSquash(3, hidden=(16, 8)),
+    "concat squash with classes": lambda: ConcatSquash(3, hidden=(16, 8), classes=4, skip=True),
+    "concat squash with context": lambda: ConcatSquash(3, hidden=(16, 8), context=2),
+    "potential": lambda: Potential(3, width=8, layers=3),
+    "potential with classes": lambda: Potential(3, width=8, classes=4),
+    "potential with context": lambda: Potential(3, width=8, layers=1, context=2),
     "unet": lambda: UNet(2, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(4,)),
     "unet with classes": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=2, classes=4),
     "unet with context": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(), context=2),
@@ -111,7 +117,8 @@ def test_divergence_agrees_in_reverse_and_forward_mode(name, make):
     # A training loss of the trace differentiates twice.
     jacobian.diagonal(dim1=1, dim2=2).sum().backward()
     still = [key for key, p in field.named_parameters() if p.grad is None or not p.grad.any()]
-    assert set(still) <= {"output.bias", "condition.null"}  # a shift of all outputs, and what this batch does not use
+    # A shift of all outputs, and what this batch does not use.
+    assert set(still) <= {"output.bias", "slope", "condition.null", "embedding.null"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -166,7 +173,7 @@ def test_no_condition_is_recognised_in_low_precision(dtype, make):
     torch.testing.assert_close(field(t, x, low), field(t, x, field.null_context(context)))
 
 
-@pytest.mark.parametrize("name", ["mlp with context", "unet with context"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
 def test_a_nan_in_a_context_is_no_missing_condition(name, make):
     field, t, x, context = make(name)
     context[1, 0] = torch.nan
@@ -175,7 +182,7 @@ def test_a_nan_in_a_context_is_no_missing_condition(name, make):
     assert result[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mlp with context", "unet with context"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
 def test_gradients_of_a_null_context_are_finite(name, make):
     field, t, x, context = make(name)
     null = field.null_context(context).requires_grad_()
@@ -191,7 +198,7 @@ def test_a_missing_context_is_refused(name, make):
         field(t, x)
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if "with" not in name])
 def test_a_context_too_many_is_refused(name, make):
     field, t, x, _ = make(name)
     with pytest.raises(ValueError, match="unconditional"):
@@ -217,7 +224,7 @@ def test_wrong_shapes_are_refused(name, make):
             field(t, x, context[:1])
 
 
-@pytest.mark.parametrize("name", ["mlp with classes", "unet with classes"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if "with classes" in name])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_labels_that_are_no_integers_are_refused(name, dtype, make):
     field, t, x, context = make(name)
@@ -237,7 +244,7 @@ def test_a_field_is_rebuilt_from_its_configuration(name, make):
     assert configuration(again) == configuration(field)
 
 
-@pytest.mark.parametrize("name", ["mlp with classes", "unet with classes"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if "with classes" in name])
 def test_networks_run_under_autocast(name, make):
     field, t, x, context = make(name)
     field, t, x = field.float(), t.float(), x.float()
@@ -270,6 +277,24 @@ def test_networks_compile_without_a_graph_break(name, make):
 def test_mlp_refuses_what_cannot_be(arguments, match):
     with pytest.raises(ValueError, match=match):
         MLP(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: ConcatSquash(0), "at least one feature"),
+        (lambda: ConcatSquash(2, hidden=()), "at least one hidden layer"),
+        (lambda: ConcatSquash(2, activation="relu"), "silu, gelu"),
+        (lambda: ConcatSquash(2, classes=2, context=2), "at most one"),
+        (lambda: Potential(2, width=0), "counted from one"),
+        (lambda: Potential(2, layers=0), "counted from one"),
+        (lambda: Potential(2, rank=0), "counted from one"),
+        (lambda: Potential(2, classes=-1), "at most one"),
+    ],
+)
+def test_concat_squash_and_potential_refuse_what_cannot_be(build, match):
+    with pytest.raises(ValueError, match=match):
+        build()
 
 
 @pytest.mark.parametrize(

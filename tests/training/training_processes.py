@@ -15,7 +15,7 @@ from torch import nn
 from training_standins import Regression, SmallMatching, Squares, data, small_flow
 
 import cflow
-from cflow import bases, couplings, fields, objectives, paths, times, training
+from cflow import bases, couplings, fields, objectives, paths, solvers, times, training
 
 STEPS, BATCH = 10, 24  # of the global batch
 WAYS = ("ddp", "fsdp")
@@ -42,6 +42,9 @@ OBJECTIVES = {
     ),  # 17 of 24 rows: two unequal parts
     "BridgeMatching": lambda: objectives.BridgeMatching(couplings.OptimalTransport()),
     "MultiMarginal": lambda: objectives.MultiMarginal((0.0, 0.4, 1.0)),
+    "FFJORD": lambda: objectives.FFJORD(
+        kinetic=0.01, jacobian=0.01, solver=solvers.RK4(2, gradient=solvers.Checkpointed()), steer=0.2
+    ),
 }
 
 

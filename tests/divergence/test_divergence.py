@@ -3,11 +3,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cflow.divergence import Exact, Hutchinson
+from cflow.divergence import Exact, Hutchinson, HutchPlusPlus, XTrace
 from cflow.registry import configuration, lookup
 from cflow.solvers import RK4, Dopri5
 
-ESTIMATORS = [Exact(), Exact(chunk=1), Exact(chunk=2), Hutchinson(), Hutchinson(3), Hutchinson(2, gaussian=True)]
+DIVERGENCES = [
+    Exact(),
+    Exact(chunk=1),
+    Exact(chunk=2),
+    Hutchinson(),
+    Hutchinson(probes=3),
+    Hutchinson("gaussian", 2),
+    HutchPlusPlus(products=4),
+    XTrace(products=4),
+]
 
 
 class Convolutions(nn.Module):
@@ -69,7 +78,7 @@ def test_exact_is_the_trace_of_the_jacobian(float64, generator, index, chunk):
 
 
 @pytest.mark.parametrize("index", range(4))
-@pytest.mark.parametrize("divergence", [Hutchinson(3), Hutchinson(2, gaussian=True)], ids=str)
+@pytest.mark.parametrize("divergence", [Hutchinson(probes=3), Hutchinson("gaussian", 2)], ids=str)
 def test_hutchinson_is_the_quadratic_form_of_the_jacobian(float64, generator, index, divergence):
     f, event = fields()[index]
     x, t = torch.randn(3, *event, generator=generator), torch.rand(3, generator=generator)
@@ -84,16 +93,16 @@ def test_hutchinson_is_the_quadratic_form_of_the_jacobian(float64, generator, in
     torch.testing.assert_close(divergence.estimates(f, t, x, probe)[1], forms)
 
 
-@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("law", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("probes", [1, 4])
-def test_hutchinson_has_the_mean_and_variance_of_theory(float64, generator, gaussian, probes):
+def test_hutchinson_has_the_mean_and_variance_of_theory(float64, generator, law, probes):
     matrix = torch.randn(3, 3, generator=generator)
     symmetric = (matrix + matrix.T) / 2
     variance = 2 * symmetric.square().sum()
-    if not gaussian:
+    if law == "rademacher":
         variance = variance - 2 * symmetric.diagonal().square().sum()
     count = 40_000
-    divergence, x = Hutchinson(probes, gaussian), torch.zeros(count, 3)
+    divergence, x = Hutchinson(law, probes), torch.zeros(count, 3)
     f = lambda t, x: x @ matrix.T
     _, div, frobenius = divergence(f, torch.zeros(count), x, divergence.begin(x, generator))
     # Four standard errors each: one of the three fails in about 5,000 seeds.
@@ -113,13 +122,13 @@ def test_rademacher_probes_are_signs_and_exact_for_diagonal_jacobians(float64, g
 
 def test_the_generator_decides_the_probe():
     x = torch.zeros(4, 3)
-    for divergence in (Hutchinson(2), Hutchinson(2, gaussian=True)):
+    for divergence in (Hutchinson(probes=2), Hutchinson("gaussian", 2)):
         first, second, other = (divergence.begin(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
         assert torch.equal(first, second)
         assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("divergence", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 def test_gradients_reach_x_arguments_and_parameters(float64, generator, divergence):
     x, c = (torch.randn(2, 3, generator=generator).requires_grad_() for _ in range(2))
     matrix = torch.randn(3, 3, generator=generator).requires_grad_()
@@ -132,7 +141,7 @@ def test_gradients_reach_x_arguments_and_parameters(float64, generator, divergen
 
 
 @pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize("divergence", [Exact(), Exact(chunk=1), Exact(chunk=5), Hutchinson(2)], ids=str)
+@pytest.mark.parametrize("divergence", [Exact(), Exact(chunk=1), Exact(chunk=5), Hutchinson(probes=2)], ids=str)
 def test_gradients_of_networks_are_right(float64, generator, index, divergence):
     f, event = fields()[index]
     x, t = torch.randn(2, *event, generator=generator), torch.rand(2, generator=generator)
@@ -151,7 +160,7 @@ def test_gradients_of_networks_are_right(float64, generator, index, divergence):
     torch.testing.assert_close((slope * direction).sum(), (values[1] - values[0]) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("divergence", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_values_are_the_same_and_nothing_is_left_behind(generator, divergence, mode):
     f = Perceptron(3)
@@ -176,16 +185,16 @@ def test_arguments_made_in_inference_mode_enter_the_graph(generator):
         torch.testing.assert_close(div, (torch.cos(x * c) * c).sum(1))
 
 
-@pytest.mark.parametrize("divergence", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 def test_x_among_the_arguments_is_a_constant(float64, generator, divergence):
     x = torch.randn(4, 3, generator=generator).requires_grad_()
     probe = divergence.begin(x, generator)
     _, div, _ = divergence(lambda t, x, start: 2 * x + start**2, torch.zeros(4), x, probe, x)
-    if divergence.exact or not divergence.gaussian:
+    if divergence != Hutchinson("gaussian", 2):
         torch.testing.assert_close(div.detach(), torch.full((4,), 6.0))
 
 
-@pytest.mark.parametrize("divergence", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 @pytest.mark.parametrize("outside", [True, False])
 def test_a_field_that_ignores_x_has_no_divergence(divergence, outside):
     shift = torch.ones(3, requires_grad=True)
@@ -198,19 +207,19 @@ def test_a_field_that_ignores_x_has_no_divergence(divergence, outside):
         assert torch.equal(frobenius.detach(), torch.zeros(4))
 
 
-@pytest.mark.parametrize("divergence", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 @pytest.mark.parametrize("shape", [(0, 3), (0, 2, 4, 4), (2, 0), (3, 1), (5,)])
 def test_odd_shapes(divergence, shape):
     x = torch.ones(shape)
     v, div, frobenius = divergence(lambda t, x: 2 * x, torch.zeros(shape[0]), x, divergence.begin(x))
     assert v.shape == shape
     assert div.shape == frobenius.shape == shape[:1]
-    if shape[1:].count(0) or divergence.exact or not divergence.gaussian:
+    if shape[1:].count(0) or divergence != Hutchinson("gaussian", 2):
         size = torch.Size(shape[1:]).numel()
         assert torch.equal(div, torch.full(shape[:1], 2.0 * size))
 
 
-@pytest.mark.parametrize("divergence", [Exact(), Hutchinson()], ids=str)
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), HutchPlusPlus(3), XTrace(4)], ids=str)
 def test_half_precision_networks_give_single_precision_traces(divergence):
     x = torch.ones(2, 3)
     weight = torch.eye(3, dtype=torch.bfloat16)
@@ -221,7 +230,7 @@ def test_half_precision_networks_give_single_precision_traces(divergence):
 
 
 @pytest.mark.parametrize("solver", [RK4(20), Dopri5(1e-7, 1e-8)], ids=lambda solver: type(solver).__name__)
-@pytest.mark.parametrize("divergence", [Exact(), Hutchinson()], ids=str)
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), HutchPlusPlus(3), XTrace(4)], ids=str)
 def test_the_probe_travels_with_its_sample_through_a_solve(float64, generator, solver, divergence):
     # x' = A(t) x with A diagonal per sample: the log-determinant is the integral of the trace.
     rates = torch.randn(6, 3, generator=generator) * 3
@@ -243,7 +252,7 @@ def test_options_are_kept_and_registered():
     assert Exact.exact is True
     assert Hutchinson.exact is False
     assert configuration(Exact(chunk=3)) == {"chunk": 3}
-    assert configuration(Hutchinson(2, gaussian=True)) == {"probes": 2, "gaussian": True}
+    assert configuration(Hutchinson("gaussian", 2)) == {"law": "gaussian", "probes": 2}
     assert lookup("divergence.Exact") is Exact
     assert lookup("divergence.Hutchinson") is Hutchinson
 
@@ -252,7 +261,11 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         Exact(chunk=0)
     with pytest.raises(ValueError, match="needs a probe"):
-        Hutchinson(0)
+        Hutchinson(probes=0)
+    with pytest.raises(ValueError, match=r"law=3.*pass 'rademacher' or 'gaussian', and the number of probes"):
+        Hutchinson(3)
+    with pytest.raises(ValueError, match="law='uniform'"):
+        Hutchinson("uniform")
     x, t = torch.ones(2, 3), torch.zeros(2)
     for divergence in (Exact(), Hutchinson()):
         with pytest.raises(ValueError, match="equal shapes"):
@@ -260,6 +273,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="draw it with begin"):
         Hutchinson()(lambda t, x: x, t, x, None)
     with pytest.raises(ValueError, match="draw it with begin"):
-        Hutchinson(2)(lambda t, x: x, t, x, Hutchinson(3).begin(x))
+        Hutchinson(probes=2)(lambda t, x: x, t, x, Hutchinson(probes=3).begin(x))
     with pytest.raises(ValueError, match="cannot be repeated"):
         Exact(chunk=3)(lambda t, x, c: x * c, t, x, None, torch.ones(1, 3))

@@ -1,0 +1,138 @@
+"""What the estimators of densities share: hyper-parameters, training inside standardised units, scores in chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from torch import Tensor
+
+from cflow.data import Standardise
+from cflow.density.flows import make_flow, objective_of
+from cflow.density.inputs import seed_of
+from cflow.density.learning import CHUNK, Rows, Settings, learn
+from cflow.density.rows import check_rows
+from cflow.objectives import MaximumLikelihood
+from cflow.standardised_context import StandardisedContext
+
+__all__ = ["FlowEstimator"]
+
+
+class FlowEstimator(DensityMixin, BaseEstimator):
+    """Holds the hyper-parameters of a flow and its training; :class:`FlowDensity` lists them."""
+
+    def __init__(
+        self,
+        flow: Any = "nsf",
+        *,
+        flow_options: dict | None = None,
+        max_steps: int = 2000,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        standardise: bool = True,
+        validation_fraction: float = 0.1,
+        check_every: int = 50,
+        patience: int = 10,
+        random_state: Any = None,
+        device: str = "cpu",
+    ):
+        self.flow = flow
+        self.flow_options = flow_options
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.standardise = standardise
+        self.validation_fraction = validation_fraction
+        self.check_every = check_every
+        self.patience = patience
+        self.random_state = random_state
+        self.device = device
+
+    def _learn(self, x: np.ndarray, context: np.ndarray | None, weights: np.ndarray | None) -> None:
+        """Trains the flow of ``x [N, D]`` given ``context [N, C]`` and keeps it, in float64, as ``flow_``."""
+        settings = self._settings()
+        if weights is not None:
+            some = weights > 0
+            x, context, weights = x[some], None if context is None else context[some], weights[some]
+            weights = weights * (len(weights) / weights.sum())
+        check_rows(self, x, context, "fit")
+        features, contexts = x.shape[1], 0 if context is None else context.shape[1]
+        # Its initial weights are draws, too: they come from the seed, and the global generator is given back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(settings.seed)
+            flow = make_flow(self.flow, features, contexts, self.flow_options, type(self).__name__)
+        objective = objective_of(flow)
+
+        # Units are changed in float64: in float32, years or coordinates would lose the digits that differ.
+        units, x_inside = self._standardised(x, weights, flow.dtype)
+        context_units, context_inside = self._standardised(context, weights, flow.dtype)
+        counts = None if weights is None else torch.from_numpy(weights)
+        learned = learn(flow, objective, Rows(x_inside, context_inside, counts), settings)
+
+        self.history_, self.n_iter_, self.best_step_ = learned.history, learned.steps, learned.best_step
+        self.seed_ = settings.seed
+        flow = flow.double()
+        if context_units is not None:
+            flow = StandardisedContext(flow, context_units)
+        if units is not None:
+            flow = flow.with_transform(units)
+            if isinstance(objective, MaximumLikelihood):  # the history in nats of the data as given, too
+                shift = float(units.scale.log().sum())
+                for row in self.history_:
+                    row |= {key: row[key] + shift for key in ("loss", "validation", "nats") if key in row}
+        self.flow_ = flow.to(settings.device).eval()
+
+    def _standardised(
+        self, values: np.ndarray | None, weights: np.ndarray | None, dtype: torch.dtype
+    ) -> tuple[Standardise | None, Tensor | None]:
+        """Measures weighted mean and standard deviation: the transform in float64, and what the flow sees."""
+        if values is None or not self.standardise:
+            return None, None if values is None else torch.tensor(values, dtype=dtype)
+        loc = np.average(values, 0, weights)
+        scale = np.sqrt(np.average((values - loc) ** 2, 0, weights))
+        units = Standardise(values.shape[1], torch.from_numpy(loc), torch.from_numpy(scale))
+        return units, units.encode(torch.tensor(values))[0].to(dtype)
+
+    def _settings(self) -> Settings:
+        """Checks the hyper-parameters."""
+        name = type(self).__name__
+        for key, least in (("max_steps", 1), ("batch_size", 1), ("check_every", 1), ("patience", 1)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name}({key}={value!r}): this is a whole number of {least} or more; pass one.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"{name}(validation_fraction={self.validation_fraction!r}): this is the part of the rows that decides "
+                f"when to stop; pass a number in [0, 1), 0 to train on all rows for max_steps."
+            )
+        if not self.lr > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"{name}(lr={self.lr!r}, weight_decay={self.weight_decay!r}): the former is positive and the latter "
+                f"not negative; pass for instance lr=1e-3, weight_decay=0.0."
+            )
+        return Settings(
+            int(self.max_steps), int(self.batch_size), float(self.lr), float(self.weight_decay),
+            float(self.validation_fraction), int(self.check_every), int(self.patience), self.device,
+            seed_of(self.random_state),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _scores(self, x: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
+        """Evaluates log-densities in chunks of constant memory."""
+        scores = np.empty(len(x))
+        # Dequantising flows draw: the same draws for the same rows.
+        generator = torch.Generator(self.flow_.device).manual_seed(self.seed_)
+        for start in range(0, len(x), CHUNK):
+            part = slice(start, start + CHUNK)
+            given = None if context is None else torch.tensor(context[part])
+            scores[part] = self.flow_.log_prob(torch.tensor(x[part]), given, generator=generator).cpu().numpy()
+        return scores
+
+
+def weighted_mean(scores: np.ndarray, weights: np.ndarray | None) -> float:
+    """Averages scores, each as often as its weight says."""
+    return float(np.average(scores, weights=weights))

@@ -1,0 +1,131 @@
+"""What the estimators take: tables of finite numbers; everything else is refused with what to do instead."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.utils.validation import check_array, validate_data
+
+__all__ = ["features_of", "refuse_bad_rows", "seed_of", "targets_of", "warn", "weights_of"]
+
+
+def features_of(estimator: Any, X: Any, method: str, *, reset: bool = False) -> np.ndarray:
+    """Reads ``X`` as float64 ``[N, D]``; ``reset`` notes the number and names of features, else they must agree.
+
+    Raises:
+        TypeError: for a sparse matrix, or entries that are neither numbers nor text.
+        ValueError: for text, complex numbers, another rank or number of features, NaN and infinity.
+    """
+    where = f"{type(estimator).__name__}.{method}(X)"
+    if issparse(X):
+        raise TypeError(
+            f"{where}: X is a sparse matrix, and a density is one of points with all their coordinates; pass "
+            f"X.toarray(), or components of it such as sklearn.decomposition.TruncatedSVD gives."
+        )
+    try:
+        X = validate_data(estimator, X=X, reset=reset, dtype=np.float64, ensure_all_finite=False)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: {_sentence(error)} {_advice(estimator, reset)}") from None
+    refuse_bad_rows(X, where)
+    return X
+
+
+def targets_of(estimator: Any, y: Any, rows: int, method: str) -> np.ndarray:
+    """Reads ``y`` as float64 ``[N]`` or ``[N, K]``.
+
+    Raises:
+        TypeError, ValueError: as :func:`features_of`, and for another number of rows than ``X`` has.
+    """
+    name = type(estimator).__name__
+    where = f"{name}.{method}(X, y)"
+    if y is None:
+        raise ValueError(
+            f"{where}: {name} requires y to be passed, but the target y is None; pass one row of y for each of X "
+            f"(FlowDensity models X alone)."
+        )
+    try:
+        y = check_array(y, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="y")
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: {_sentence(error)} Pass numbers, [N] or [N, targets].") from None
+    if y.ndim > 2 or len(y) != rows:
+        raise ValueError(
+            f"{where}: y has shape {y.shape} and X {rows} rows, so they cannot belong together; pass y of shape "
+            f"({rows},) or ({rows}, targets)."
+        )
+    refuse_bad_rows(y.reshape(rows, -1), where)
+    return y
+
+
+def weights_of(estimator: Any, weights: Any, rows: int, method: str) -> np.ndarray | None:
+    """Reads weights ``[N]``, not negative and not all zero; ``None`` stays ``None``."""
+    if weights is None:
+        return None
+    where = f"{type(estimator).__name__}.{method}(sample_weight)"
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (rows,):
+        raise ValueError(
+            f"{where}: Sample weights must be 1D array or scalar-like of one weight per row, not of shape "
+            f"{weights.shape}; pass {rows} of them."
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(
+            f"{where}: weights go from {weights.min():.4g} to {weights.max():.4g}, but say how often a row counts: "
+            f"none is negative or NaN, and not all are zero; drop the rows that should not count."
+        )
+    return weights
+
+
+def refuse_bad_rows(values: np.ndarray, where: str) -> None:
+    """Raises where rows hold NaN or infinity, and says which."""
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+        raise ValueError(
+            f"{where}: {len(bad)} of {len(values)} rows hold NaN or inf (rows {shown}), where there is no density; "
+            f"drop them, or impute them with sklearn.impute in a Pipeline."
+        )
+
+
+def seed_of(random_state: Any) -> int:
+    """Gives a seed: an int's own, a draw of a ``RandomState``, or for ``None`` a new one each time.
+
+    NumPy's global state is neither read nor moved, unlike by ``sklearn.utils.check_random_state(None)``.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer) or random_state < 0:
+        raise ValueError(
+            f"random_state={random_state!r}: this is no seed; pass a whole number of 0 or more, a "
+            f"numpy.random.RandomState, or None for a new seed each time."
+        )
+    return int(random_state)
+
+
+def warn(message: str) -> None:
+    """Warns at the line outside this package that called it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("cflow."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def _sentence(error: Exception) -> str:
+    """Gives scikit-learn's message as one line that ends in a stop."""
+    text = " ".join(str(error).split())
+    return text if text.endswith(".") else f"{text}."
+
+
+def _advice(estimator: Any, reset: bool) -> str:
+    if reset or not hasattr(estimator, "n_features_in_"):
+        return "Pass a table of numbers, [rows, features]; encode categories as numbers, or drop their columns."
+    names = getattr(estimator, "feature_names_in_", None)
+    shown = "" if names is None else f": {', '.join(map(str, names[:8]))}{', ...' if len(names) > 8 else ''}"
+    return f"Pass numbers in the {estimator.n_features_in_} features that fit was given{shown}."

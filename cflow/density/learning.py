@@ -1,0 +1,176 @@
+"""How an estimator's flow is trained: on most rows, watched on the others, its best weights kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cflow.flow import BaseFlow
+from cflow.objectives import MaximumLikelihood
+from cflow.objectives.objective import Objective
+from cflow.training import Cosine, fit
+
+__all__ = ["Learned", "Rows", "Settings", "learn"]
+
+CHUNK = 4096  # rows evaluated at once
+ENOUGH = 2048  # evaluations behind a held-out figure that is random
+
+
+@dataclass
+class Rows:
+    """Data ``[N, D]``, their context ``[N, C]`` or None, and weights ``[N]`` that sum to N, or None for ones."""
+
+    x: Tensor
+    context: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> Rows:
+        """Gives some rows; the weights are scaled to sum to their number."""
+        weights = None if self.weights is None else self.weights[rows]
+        weights = None if weights is None else weights * (len(rows) / weights.sum())
+        return Rows(self.x[rows], None if self.context is None else self.context[rows], weights)
+
+
+@dataclass
+class Settings:
+    """What an estimator's constructor says of training."""
+
+    max_steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    validation_fraction: float
+    check_every: int
+    patience: int
+    device: str
+    seed: int
+
+
+@dataclass
+class Learned:
+    """What training left: the rows of the history, the steps taken, and the step whose weights were kept."""
+
+    history: list[dict[str, Any]]
+    steps: int
+    best_step: int
+
+
+class WeightedBatches:
+    """Draws batches whose rows are drawn with replacement, as often as their weights say.
+
+    The mean loss of a batch is then an unbiased estimate of the weighted mean, for every objective and coupling: a row
+    of weight two counts as one that is there twice. Draws come from torch's default generator, which ``training.fit``
+    lends a stream of the run.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int):
+        self.rows, self.batch_size = rows, batch_size
+        self.heights = rows.weights.double().cumsum(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(math.ceil(len(self.rows) / self.batch_size)):
+            draws = torch.rand(self.batch_size, dtype=torch.float64) * self.heights[-1]
+            # A draw that rounds up to the very top belongs to the last row.
+            drawn = torch.searchsorted(self.heights, draws, right=True).clamp(max=len(self.rows) - 1)
+            batch = self.rows.take(drawn)
+            yield batch.x if batch.context is None else (batch.x, batch.context)
+
+
+@dataclass
+class HeldOut:
+    """Evaluates the flow on held-out rows, keeps the best weights, and says when to stop."""
+
+    rows: Rows
+    objective: Objective
+    settings: Settings
+    losses: dict[int, float] = field(default_factory=dict)
+    best: float = math.inf
+    best_step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, step: int, flow: BaseFlow) -> bool:
+        if step % self.settings.check_every and step != self.settings.max_steps:
+            return False
+        modes = [(part, part.training) for part in flow.modules()]
+        flow.eval()
+        loss = self.losses[step] = self.loss(flow)
+        for part, mode in modes:
+            part.training = mode
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+            self.weights = {name: value.detach().clone() for name, value in flow.state_dict().items()}
+        return step - self.best_step >= self.settings.patience * self.settings.check_every
+
+    @torch.no_grad()
+    def loss(self, flow: BaseFlow) -> float:
+        """Computes the weighted mean loss, always with the same draws; a random one over enough of them."""
+        generator = torch.Generator(flow.device).manual_seed(self.settings.seed)
+        exact = type(self.objective) is MaximumLikelihood
+        total = 0.0
+        rounds = 1 if exact else math.ceil(ENOUGH / len(self.rows))
+        for _ in range(rounds):
+            for part in torch.arange(len(self.rows)).split(CHUNK):
+                x = self.rows.x[part]
+                context = None if self.rows.context is None else self.rows.context[part]
+                losses = self.objective(flow, x, context, generator=generator).double().cpu()
+                total += float((losses if self.rows.weights is None else losses * self.rows.weights[part]).sum())
+        return total / (rounds * len(self.rows))
+
+
+def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) -> Learned:
+    """Trains a flow in place by :func:`cflow.training.fit`; it holds the best weights on the held-out rows afterwards.
+
+    A part ``validation_fraction`` of the rows, drawn by the seed, is held out and looked at before the first step and
+    every ``check_every`` steps; after ``patience`` looks without improvement training ends. With no such part it takes
+    all steps, and the last weights stay.
+    """
+    count = round(settings.validation_fraction * len(rows))
+    count = min(max(count, 1), len(rows) - 1) if settings.validation_fraction > 0 else 0
+    order = torch.from_numpy(np.random.default_rng(settings.seed).permutation(len(rows)))
+    trained = rows.take(order[count:])
+    batch_size = min(settings.batch_size, len(trained))
+    if rows.weights is None:
+        data = trained.x if trained.context is None else (trained.x, trained.context)
+    else:
+        data = WeightedBatches(trained, batch_size)
+    flow.to(settings.device)
+    held = HeldOut(rows.take(order[:count]), objective, settings) if count else None
+    if held is not None:
+        held(0, flow)
+    run = fit(
+        flow,
+        objective,
+        data,
+        steps=settings.max_steps,
+        batch_size=batch_size,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        schedule=Cosine(warmup=min(100, settings.max_steps // 10)),
+        ema=None,  # the weights that are looked at are the weights that are kept
+        log_every=settings.check_every,
+        seed=settings.seed,
+        device=settings.device,
+        callbacks=() if held is None else (held,),
+    )
+    history = [dict(row) for row in run.history]
+    if held is None:
+        return Learned(history, run.steps, run.steps)
+    if not held.weights:
+        raise FloatingPointError(
+            f"the loss on the {count} held-out rows is {held.losses[0]} before training and never became a number; "
+            f"look for values far from all others, or scale the data (standardise=True)."
+        )
+    flow.load_state_dict(held.weights)
+    for row in history:
+        if row["step"] in held.losses:
+            row["validation"] = held.losses[row["step"]]
+    return Learned(history, run.steps, held.best_step)

@@ -1,0 +1,106 @@
+"""A field over a learned length of time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cflow.divergence.analytic import closed_form
+from cflow.fields.base import Field
+from cflow.fields.embedding import shared_time
+from cflow.registry import register
+
+__all__ = ["EndTime", "Lengthened"]
+
+
+class Lengthened:
+    """A field over ``[1 - length, 1]`` in the time of [0, 1]: ``length * field(1 - length * (1 - t), x, context)``."""
+
+    def __init__(self, field, length: Tensor | float):
+        self.field, self.length = field, length
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.length * self.field(self._time(t), x, context)
+
+    def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the field and its divergence in closed form (``divergence.Analytic``)."""
+        v, divergence = closed_form(self.field, self._time(t), x, context)
+        return self.length * v, self.length * divergence
+
+    def _time(self, t: Tensor) -> Tensor:
+        # One time for all rows stays one, which fields embed once.
+        shared = shared_time(t)
+        return 1 - self.length * (1 - (shared[0] if len(shared) == 1 else t))
+
+
+@register
+class EndTime(Field):
+    r"""Learns over how long a stretch of time its field is integrated.
+
+    .. math:: v(t, x) = T \, f\bigl(1 - T (1 - t), x\bigr), \qquad T = e^\theta > 0
+
+    Solving ``v`` over [0, 1] is solving ``f`` over :math:`[1 - T, 1]`: the data stay at ``t = 1``, the base moves to
+    ``t = 1 - T``, and solver and flow go on as if nothing had happened. ``T`` is an ordinary parameter, learned by
+    maximum likelihood (``objectives.FFJORD``); a path, which says where the base is, leaves nothing to learn.
+
+    Args:
+        field: the field that is integrated; asked at times from ``1 - T`` to 1.
+        initial: the length before training.
+
+    Shapes: as the field's. Cost: one call of the field, and two operations.
+
+    Raises:
+        ValueError: if ``initial`` is not positive, or the field reads two times.
+        TypeError: if the field is no :class:`Field`.
+
+    Source: Grathwohl et al., FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, 2018,
+    arXiv:1810.01367, where the end time is among the parameters.
+
+    Example:
+        >>> from cflow.fields import MLP
+        >>> field = EndTime(MLP(2), initial=0.5)
+        >>> field.length
+        tensor(0.5000, grad_fn=<ExpBackward0>)
+        >>> field(torch.tensor(0.5), torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, field: Field, initial: float = 1.0):
+        if not isinstance(field, Field):
+            raise TypeError(
+                f"EndTime(field={type(field).__name__}): a field tells the shapes of its events and contexts; derive "
+                f"from fields.Field, or wrap the network as fields.Adapted(...)."
+            )
+        if not 0 < initial < math.inf:
+            raise ValueError(
+                f"EndTime(initial={initial}): a stretch of time has a positive length; pass a number such as 1.0."
+            )
+        if field.two_times:
+            raise ValueError(
+                f"EndTime(field={type(field).__name__}): this field gives averages between two times, which are not "
+                f"integrated; pass a field of one time."
+            )
+        super().__init__(field.event_shape, field.context_shape)
+        self.field, self.initial = field, initial
+        self.classes, self.outputs = field.classes, field.outputs
+        self.logarithm = nn.Parameter(torch.tensor(math.log(initial)))
+
+    @property
+    def length(self) -> Tensor:
+        """The length of the stretch of time, ``T``."""
+        return self.logarithm.exp()
+
+    def null_context(self, context: Tensor) -> Tensor:
+        """Gives the field's context of "no condition"."""
+        return self.field.null_context(context)
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        t = self.check(t, x, context, s)
+        return Lengthened(self.field, self.length)(t, x, context)
+
+    def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the field and its divergence in closed form, where the field inside has one."""
+        t = self.check(t, x, context)
+        return Lengthened(self.field, self.length).value_and_divergence(t, x, context)

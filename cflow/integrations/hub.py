@@ -1,0 +1,180 @@
+"""Flows on the Hugging Face hub: pushed as :func:`cflow.save` writes them, with a card that tells what they are."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import cflow
+from cflow.io import CONFIG, TENSORS
+from cflow.io import load as load_folder
+from cflow.io import save as save_folder
+from cflow.registry import configuration
+
+__all__ = ["card", "load", "push"]
+
+
+def push(
+    flow: nn.Module,
+    repo: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    message: str | None = None,
+    api=None,
+) -> str:
+    """Pushes a flow to a repository of the hub, which is made if there is none; gives the address of the commit.
+
+    The commit holds ``flow.json`` and ``flow.safetensors`` (see :func:`cflow.save`), the card ``README.md`` (see
+    :func:`card`) and, where metrics are given, ``metrics.json``.
+
+    Args:
+        repo: ``"name/model"``.
+        metrics: what was measured, by name.
+        revision: the branch, which must exist; the main one unless given.
+        private: whether a new repository is; what the account says unless given.
+        message: of the commit.
+        api: a ``huggingface_hub.HfApi`` with an address or a token of its own; that of the login unless given.
+
+    Raises:
+        ValueError: for a flow that cannot be saved, or a name that is none.
+        ImportError: if huggingface_hub is not installed.
+        OSError: if the hub cannot be reached or refuses.
+    """
+    hub = _hub("push")
+    api = hub.HfApi() if api is None else api
+    with tempfile.TemporaryDirectory() as folder:
+        files = save_folder(flow, Path(folder, "flow"))
+        (files / "README.md").write_text(card(flow, repo, metrics), encoding="utf-8")
+        if metrics is not None:
+            (files / "metrics.json").write_text(json.dumps(dict(metrics), indent=1) + "\n")
+        try:
+            api.create_repo(repo_id=repo, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=str(files), revision=revision,
+                commit_message=message or f"{type(flow).__name__}, saved by cflow {cflow.__version__}",
+            )  # fmt: skip
+        except (OSError, hub.errors.HTTPError) as error:
+            raise OSError(
+                f"hub.push({repo!r}): the hub did not take it ({_first_line(error)}); check the name, log in by `hf "
+                f"auth login` with a token that may write, and the connection; cflow.save keeps the flow meanwhile."
+            ) from error
+    return getattr(commit, "commit_url", str(commit))
+
+
+def load(repo: str, *, revision: str | None = None, device: str | torch.device = "cpu", api=None) -> nn.Module:
+    """Loads a flow from a repository of the hub: two files, of which nothing is executed (see :func:`cflow.load`).
+
+    What was loaded once is kept on disk and needs no network again. A ``revision`` that names a commit stays what it
+    is; a branch may change.
+
+    Args:
+        repo: ``"name/model"``.
+        revision: a commit, a tag or a branch; the newest of the main branch unless given.
+        device: where the flow goes.
+        api: as for :func:`push`.
+
+    Raises:
+        ValueError: for a name that is none, and as :func:`cflow.load` does.
+        FileNotFoundError: if the repository holds no flow.
+        ImportError: if huggingface_hub is not installed.
+        OSError: if the repository cannot be had.
+    """
+    hub = _hub("load")
+    api = hub.HfApi() if api is None else api
+    try:
+        folder = api.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[CONFIG, TENSORS])
+    except (OSError, hub.errors.HTTPError) as error:
+        raise OSError(
+            f"hub.load({repo!r}, revision={revision!r}): the files cannot be had ({_first_line(error)}); check the "
+            f"name and the revision, log in by `hf auth login` for a private repository, and connect: only what was "
+            f"loaded before is there without a network."
+        ) from error
+    missing = [name for name in (CONFIG, TENSORS) if not Path(folder, name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"hub.load({repo!r}, revision={revision!r}): that repository has no {missing[0]}, so it holds no flow; "
+            f"name one that hub.push wrote, or the revision that did."
+        )
+    return load_folder(folder, device=device)
+
+
+def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None) -> str:
+    """Writes the card of a flow, in Markdown: what it is, how to load it, and what was measured.
+
+    Example:
+        >>> from cflow import discrete
+        >>> print(card(discrete.nsf(2, layers=1, hidden=(8,)), "me/moons", {"nats": -3.2}))
+        ---
+        library_name: cflow
+        tags: [cflow, normalizing-flow]
+        ---
+        <BLANKLINE>
+        # me/moons
+        ...
+        | likelihood | exact |
+        ...
+        | nats | -3.2 |
+        <BLANKLINE>
+    """
+    kind = "flow-matching" if isinstance(flow, cflow.ContinuousFlow) else "normalizing-flow"
+    facts = {"class": type(flow).__name__, "parameters": f"{sum(each.numel() for each in flow.parameters()):,}"}
+    if isinstance(flow, cflow.BaseFlow):
+        facts["event shape"] = flow.event_shape if isinstance(flow.event_shape, dict) else tuple(flow.event_shape)
+        classes = getattr(getattr(flow, "field", None), "classes", 0)
+        facts["context"] = f"a label, 0 to {classes - 1}" if classes else _shown(flow.context_shape)
+        facts["likelihood"] = flow.likelihood
+        facts["transforms"] = ", ".join(type(each).__name__ for each in flow.transform) or "none"
+        told = (
+            (name, value) for name, value in configuration(flow).items() if name in ("field", "base", "path", "solver")
+        )
+        facts |= {name: type(value).__name__ if isinstance(value, nn.Module) else repr(value) for name, value in told}
+    lines = [
+        "---", "library_name: cflow", f"tags: [cflow, {kind}]", "---", "",
+        f"# {repo}", "", "```python", "import torch", "from cflow.integrations import hub", "",
+        f'flow = hub.load("{repo}")', _use(flow), "```", "",
+        *_table(facts),
+    ]  # fmt: skip
+    if metrics:
+        lines += ["", "## Measured", "", *_table(metrics)]
+    return "\n".join(lines) + "\n"
+
+
+def _use(flow: nn.Module) -> str:
+    """Writes the line that draws samples."""
+    if getattr(flow, "context_shape", None) is None:
+        return "x = flow.sample((16,))"
+    if getattr(getattr(flow, "field", None), "classes", 0):
+        return "x = flow.sample((16,), context=torch.tensor(0))"
+    return f"x = flow.sample((16,), context=torch.zeros({_shown(flow.context_shape)}))"
+
+
+def _shown(shape) -> str:
+    return "none" if shape is None else str(shape if isinstance(shape, dict) else tuple(shape))
+
+
+def _table(rows: Mapping) -> list[str]:
+    cell = lambda value: f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in rows.items())]
+
+
+def _hub(method: str):
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise ImportError(
+            f"hub.{method}: the package huggingface_hub, which speaks with the hub, is not installed; pip install "
+            f"huggingface_hub, or carry the folder that cflow.save writes in another way."
+        ) from error
+    return huggingface_hub
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".:")

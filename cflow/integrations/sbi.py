@@ -1,0 +1,258 @@
+"""Flows as estimators of sbi: neural posterior and likelihood estimation, and flow matching posterior estimation.
+
+Importing this imports sbi, and with it zuko, which turns off the argument checks of ``torch.distributions``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalVectorFieldEstimator
+from torch import Size, Tensor, nn
+
+from cflow.continuous import ContinuousFlow
+from cflow.data import DataTransform, Standardise
+from cflow.flow import BaseFlow
+from cflow.objectives import FlowMatching, MaximumLikelihood, Objective
+
+__all__ = ["FlowEstimator", "VectorField", "as_density_estimator", "density_estimator", "vector_field"]
+
+
+class FlowEstimator(ConditionalDensityEstimator):
+    """Shows a conditional flow to sbi as a density estimator.
+
+    ``net`` is the flow. Its context is the condition, carried through ``condition_net``.
+
+    Shapes, as everywhere in sbi: ``input [S, B, *event]`` or ``[B, *event]``, ``condition [B, *condition]`` or
+    ``[S, B, *condition]``, where B may be 1 in either; log-densities ``[S, B]``, samples ``[*shape, B, *event]``.
+    Cost: the condition is carried once per row of the condition, not per sample.
+    """
+
+    def __init__(self, flow: BaseFlow, condition_shape: Size, condition_net: nn.Module, objective: Objective):
+        super().__init__(flow, flow.event_shape, condition_shape)
+        self.condition_net, self.objective = condition_net, objective
+
+    @property
+    def embedding_net(self) -> nn.Module:
+        return self.condition_net
+
+    def _context(self, condition: Tensor) -> Tensor:
+        """Carries conditions ``[*batch, *condition]`` to the flow's contexts ``[*batch, *context]``."""
+        self._check_condition_shape(condition)
+        batch = condition.shape[: condition.dim() - len(self.condition_shape)]
+        context = self.condition_net(condition.reshape(-1, *self.condition_shape))
+        return context.reshape(*batch, *self.net.context_shape)
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        self._check_input_shape(input)
+        context = self._context(condition)
+        input = input if input.dim() > len(self.input_shape) + 1 else input[None]
+        return self.net.log_prob(input, context, **kwargs)
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        return self.objective(self.net, input, self._context(condition))
+
+    def sample(self, sample_shape: Size, condition: Tensor, **kwargs) -> Tensor:
+        return self.net.sample(sample_shape, self._context(condition), **kwargs)
+
+    def sample_and_log_prob(self, sample_shape: Size, condition: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
+        return self.net.sample_and_log_prob(sample_shape, self._context(condition), **kwargs)
+
+
+class VectorField(ConditionalVectorFieldEstimator):
+    r"""Shows a continuous flow to sbi as a vector field, whose time runs from data to noise.
+
+    .. math:: v_{\text{sbi}}(t, \theta) = -s \odot v\bigl(1 - t, (\theta - m) / s\bigr), \qquad
+        \theta_1 \sim \mathcal N(m, s^2)
+
+    with m and s the mean and scale of theta, in which the flow works. sbi integrates it with its own solver; scores and
+    stochastic sampling are not offered.
+    """
+
+    SCORE_DEFINED = SDE_DEFINED = MARGINALS_DEFINED = False
+
+    def __init__(self, flow: ContinuousFlow, condition_shape: Size, condition_net: nn.Module, objective: FlowMatching):
+        super().__init__(flow, flow.event_shape, condition_shape, embedding_net=condition_net)
+        self.objective = objective
+        zero = torch.zeros(1, *flow.event_shape)
+        self._mean_base = flow.postprocess(zero)[0]
+        self._std_base = flow.postprocess(zero + 1)[0] - self._mean_base
+
+    def forward(self, input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        self._check_condition_shape(condition)
+        batch = condition.shape[: condition.dim() - len(self.condition_shape)]
+        context = self.embedding_net(condition.reshape(-1, *self.condition_shape))
+        u = (input - self._mean_base[0]) / self._std_base[0]
+        velocity = self.net.velocity(1 - times, u, context.reshape(*batch, *self.net.context_shape))
+        return -self._std_base[0] * velocity
+
+    def ode_fn(self, input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        return self(input, condition, times)
+
+    def loss(self, input: Tensor, condition: Tensor, times: Tensor | None = None, **kwargs) -> Tensor:
+        u = self.objective.preprocess(self.net, input)
+        batch = self.objective.prepare(self.net.base, u, self.embedding_net(condition))
+        if times is not None:
+            batch.t = 1 - times
+        return self.objective.loss(self.net, batch)
+
+
+def density_estimator(
+    make: Callable[..., BaseFlow],
+    *,
+    likelihood: bool = False,
+    embedding: nn.Module | None = None,
+    standardise: bool = True,
+    transform: Sequence[DataTransform] = (),
+    objective: Objective | None = None,
+    **options,
+) -> Callable[[Tensor, Tensor], FlowEstimator]:
+    """Gives what sbi's ``NPE`` and ``NLE`` take as ``density_estimator``: flows made by ``make(features, context)``.
+
+    Args:
+        make: a preset such as ``discrete.nsf``, or any constructor ``make(features, context, **options)`` of a
+            conditional flow over vectors; a continuous flow does, too.
+        likelihood: whether the flow models x given theta (``NLE``) instead of theta given x (``NPE``).
+        embedding: a network from conditions to vectors ``[B, context]``, copied for each estimator; needed where
+            conditions are not vectors.
+        standardise: whether what is modelled and the condition are standardised by the simulations first, features each
+            by itself (images and series of conditions by one scale); densities are those of the original units.
+        transform: transforms of what is modelled, before it is standardised: for instance onto the whole line from a
+            prior's box, so that no sample falls outside.
+        objective: how the flow is trained; maximum likelihood unless given. ``objectives.FlowMatching()`` trains a
+            continuous flow without solving it; later rounds of ``NPE`` ask for its density all the same.
+        options: for ``make``.
+
+    Raises:
+        ValueError: from the function returned, for parameters or data that are no vectors, for conditions that need an
+            embedding, and for features that are constant.
+
+    Source: Greenberg et al., Automatic Posterior Transformation for Likelihood-Free Inference, 2019, arXiv:1905.07488;
+    Papamakarios et al., Sequential Neural Likelihood, 2018, arXiv:1805.07226.
+
+    Example:
+        >>> from cflow import discrete
+        >>> build = density_estimator(discrete.nsf, layers=3, hidden=(32, 32))
+        >>> estimator = build(torch.randn(100, 2), torch.randn(100, 3))  # sbi.inference.NPE(prior, build) does this
+        >>> estimator.sample((5,), torch.zeros(1, 3)).shape
+        torch.Size([5, 1, 2])
+    """
+
+    def build(theta: Tensor, x: Tensor) -> FlowEstimator:
+        modelled, condition = (x, theta) if likelihood else (theta, x)
+        flow, net = _assemble(
+            "density_estimator", make, modelled, condition, embedding, standardise, transform, options
+        )
+        return FlowEstimator(flow, condition.shape[1:], net, MaximumLikelihood() if objective is None else objective)
+
+    return build
+
+
+def vector_field(
+    make: Callable[..., ContinuousFlow],
+    *,
+    embedding: nn.Module | None = None,
+    standardise: bool = True,
+    objective: FlowMatching | None = None,
+    **options,
+) -> Callable[[Tensor, Tensor], VectorField]:
+    """Gives what sbi's ``FMPE`` takes as ``vf_estimator``: continuous flows made by ``make(features, context)``.
+
+    ``NPE(prior, density_estimator(make, objective=FlowMatching()))`` trains the same flow, and samples it with the
+    flow's own solver.
+
+    Args: as :func:`density_estimator`; ``objective`` is flow matching, with another coupling or law of times if given.
+
+    Raises:
+        TypeError: from the function returned, if ``make`` does not give a continuous flow.
+        ValueError: as :func:`density_estimator`, and if the flow's base is not a standard normal.
+
+    Source: Dax et al., Flow Matching for Scalable Simulation-Based Inference, 2023, arXiv:2305.17161.
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> def make(features, context):
+        ...     field = fields.MLP(features, context=context)
+        ...     base = bases.Normal(features)
+        ...     return cflow.ContinuousFlow(field, base, path=paths.Linear(), context_shape=context)
+        >>> field = vector_field(make)(torch.randn(100, 2), torch.randn(100, 3))
+        >>> field.ode_fn(torch.zeros(5, 2), torch.zeros(1, 3), torch.tensor(0.3)).shape
+        torch.Size([5, 2])
+    """
+
+    def build(theta: Tensor, x: Tensor) -> VectorField:
+        flow, net = _assemble("vector_field", make, theta, x, embedding, standardise, (), options)
+        if not isinstance(flow, ContinuousFlow):
+            raise TypeError(
+                f"vector_field: the flow is a {type(flow).__name__}, which has no vector field; pass a function that "
+                f"makes a cflow.ContinuousFlow, or use density_estimator with NPE."
+            )
+        if not getattr(flow.base, "is_standard", False):
+            raise ValueError(
+                f"vector_field: the flow starts from {flow.base!r}, and sbi draws from a normal; use bases.Normal."
+            )
+        return VectorField(flow, x.shape[1:], net, FlowMatching() if objective is None else objective)
+
+    return build
+
+
+def as_density_estimator(flow: BaseFlow) -> FlowEstimator:
+    """Shows a conditional flow that is trained already to sbi, for ``NPE(prior).build_posterior(estimator)``.
+
+    Raises:
+        ValueError: for an unconditional flow.
+
+    Example:
+        >>> from cflow import discrete
+        >>> as_density_estimator(discrete.maf(2, context=3)).condition_shape
+        torch.Size([3])
+    """
+    if flow.context_shape is None:
+        raise ValueError(
+            "as_density_estimator: the flow is unconditional, and sbi asks for a density given a condition; build it "
+            "with a context, as discrete.maf(2, context=3)."
+        )
+    return FlowEstimator(flow, flow.context_shape, nn.Identity(), MaximumLikelihood())
+
+
+class _Encode(nn.Module):
+    """Applies a transform without its log-determinant, which conditions have no use for."""
+
+    def __init__(self, transform: DataTransform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transform.encode(x)[0]
+
+
+def _assemble(name: str, make, modelled, condition, embedding, standardise, transform, options):
+    """Makes a flow for simulations, and the network that carries conditions to its contexts."""
+    if modelled.dim() != 2 or (condition.dim() != 2 and embedding is None):
+        which, shape = ("what is modelled", modelled) if modelled.dim() != 2 else ("the condition", condition)
+        raise ValueError(
+            f"{name}: {which} has shape {list(shape.shape[1:])}, and flows model and read vectors; "
+            + ("flatten it in the simulator." if which[0] == "w" else "pass embedding=, a network that gives vectors.")
+        )
+    parts = [nn.Identity() if embedding is None else copy.deepcopy(embedding)]
+    if standardise:
+        pooled = tuple(range(1 - condition.dim(), 0)) if condition.dim() > 2 else ()
+        parts.insert(0, _Encode(Standardise.fit(condition, pooled=pooled)))
+    net = nn.Sequential(*parts)
+    with torch.no_grad():
+        width = net(condition[:2]).shape[1:]
+    if len(width) != 1:
+        raise ValueError(
+            f"{name}: the embedding gives {list(width)} for one condition, and a flow reads one vector; end it with "
+            f"torch.nn.Flatten()."
+        )
+    flow = make(modelled.shape[1], width[0], **options)
+    transforms, inner = list(transform), modelled
+    for each in transforms:
+        inner = each.encode(inner)[0]
+    if standardise:
+        transforms.append(Standardise.fit(inner))
+    return (flow.with_transform(*transforms) if transforms else flow), net

@@ -1,0 +1,307 @@
+"""Calibration: whether conditional distributions are as wide as they claim, judged by draws of the joint law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Calibration", "Coverage", "expected_coverage", "pit", "ranks", "simulation_based_calibration", "tarp"]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Holds ranks of true values among draws, ``[N, D]``, and how uniform they are, feature by feature.
+
+    Attributes:
+        ranks: ``[N, D]``, whole numbers from 0 to ``draws``.
+        draws: how many draws each true value was ranked among.
+        pit: ``[N, D]``, the ranks spread evenly over [0, 1]: uniform, exactly, where the draws are calibrated.
+        chi_square: p-values ``[D]`` of a chi-square test on the ranks in ``bins`` groups.
+        ks: p-values ``[D]`` of a Kolmogorov-Smirnov test on ``pit``.
+        bias: ``[D]``, mean of ``pit`` less 1/2; negative where the draws are too large. Standard error
+            ``1 / sqrt(12 N)``.
+        dispersion: ``[D]``, ``12 E (pit - 1/2)^2``; 1 where calibrated, above 1 where the draws are too narrow
+            (overconfident), below where they are too wide. Standard error ``sqrt(0.8 / N)``.
+    """
+
+    ranks: Tensor
+    draws: int
+    pit: Tensor
+    bins: int
+    chi_square: Tensor
+    ks: Tensor
+    bias: Tensor
+    dispersion: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Holds how often credible regions hold the truth.
+
+    Attributes:
+        levels: ``[L]``, the credibilities asked for.
+        coverage: ``[L]``, the share of true values inside. Below the level: overconfident.
+        standard_error: ``[L]``, binomial, of the coverage of calibrated regions: ``sqrt(level (1 - level) / N)``.
+        credibility: ``[N]``, the level at which each region begins to hold its true value; uniform where calibrated.
+        excess: the mean of coverage less level over all levels; from -1/2 (never inside) to 1/2; negative where
+            overconfident. Standard error ``1 / sqrt(12 N)``.
+        ks: p-value of a Kolmogorov-Smirnov test of ``credibility``.
+    """
+
+    levels: Tensor
+    coverage: Tensor
+    standard_error: Tensor
+    credibility: Tensor
+    excess: float
+    ks: float
+
+
+def ranks(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Counts the samples below each observed value; the place among equal ones is drawn at random.
+
+    .. math:: r = \#\{s : x_s < y\} + \mathcal U\{0, \dots, \#\{s : x_s = y\}\}
+
+    Where the observed value follows the samples' law, the rank is uniform on 0 to S, whatever the law.
+
+    Shapes: ``samples [S, *shape]``, ``observed [*shape]``; gives whole numbers ``[*shape]``, entry by entry.
+
+    Raises:
+        ValueError: if the shapes do not fit, there are no samples, or a value is NaN.
+
+    Source: Hamill, Interpretation of Rank Histograms for Verifying Ensemble Forecasts, 2001.
+
+    Example:
+        >>> ranks(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2.5]))
+        tensor([2])
+    """
+    _check("ranks", samples, observed)
+    below, equal = (samples < observed).sum(0), (samples == observed).sum(0)
+    uniform = torch.rand(equal.shape, generator=generator, device=equal.device, dtype=torch.float64)
+    return below + (uniform * (equal + 1)).long()
+
+
+def pit(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""Computes the probability integral transform of observed values under samples of their predicted law.
+
+    .. math:: u = \frac{r + \mathcal U[0, 1)}{S + 1}
+
+    with r the rank of :func:`ranks`: uniform on [0, 1], exactly, where the prediction is right, for any number of
+    samples. A hump means predictions too wide, a U too narrow, a slope too high or too low.
+
+    Shapes: ``samples [S, *shape]``, ``observed [*shape]``; gives ``[*shape]`` in float64.
+
+    Raises:
+        ValueError: as :func:`ranks`.
+
+    Source: Gneiting et al., Probabilistic forecasts, calibration and sharpness, 2007.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> u = pit(torch.randn(9, 500, generator=generator), torch.randn(500, generator=generator))
+        >>> u.shape, bool(((u >= 0) & (u < 1)).all())
+        (torch.Size([500]), True)
+    """
+    return _spread(ranks(samples, observed, generator=generator), len(samples), generator)
+
+
+def simulation_based_calibration(
+    samples: Tensor, parameters: Tensor, *, bins: int | None = None, generator: torch.Generator | None = None
+) -> Calibration:
+    r"""Tests draws of a posterior by the ranks of the parameters that made the data.
+
+    For ``theta ~ p(theta)``, ``x ~ p(x | theta)`` and draws from the exact ``p(theta | x)``, the rank of ``theta``
+    among them is uniform, feature by feature. The converse fails: draws from the prior pass, too. So look at how good
+    the posterior is as well, by its log-density or :func:`classifier_two_sample`; :func:`expected_coverage` and
+    :func:`tarp` see features together.
+
+    Draws must be independent: thin a Markov chain first. Draws that are cut at the prior's bounds must be cut the same
+    way here.
+
+    Args:
+        samples: ``[S, N, D]``, S draws from the posterior of each of N data sets: ``flow.sample((S,), x)``.
+        parameters: ``[N, D]``, those that made the data, drawn from the prior.
+        bins: groups of ranks in the chi-square test; enough for five or more in each unless given, at most 20.
+
+    Raises:
+        ValueError: if the shapes do not fit, a value is NaN, there are fewer than ten data sets, or ``bins`` is below 2
+            or above S + 1.
+
+    Source: Talts et al., Validating Bayesian Inference Algorithms with Simulation-Based Calibration, 2018,
+    arXiv:1804.06788.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> theta = torch.randn(500, 1, generator=generator)
+        >>> x = theta + torch.randn(500, 1, generator=generator)
+        >>> draws = x / 2 + torch.randn(99, 500, 1, generator=generator) * 0.5**0.5
+        >>> found = simulation_based_calibration(draws, theta, generator=generator)
+        >>> bool(found.ks > 1e-3), abs(float(found.dispersion) - 1) < 0.2
+        (True, True)
+    """
+    from scipy import stats
+
+    if samples.ndim != 3:
+        raise ValueError(
+            f"simulation_based_calibration(samples of shape {list(samples.shape)}): draws for every data set are "
+            f"wanted, [S, N, D]; flow.sample((S,), x) gives them."
+        )
+    rank = ranks(samples, parameters, generator=generator)
+    (draws, count, _), name = samples.shape, "simulation_based_calibration"
+    _enough(name, count)
+    bins = max(2, min(20, count // 5, draws + 1)) if bins is None else bins
+    if not 2 <= bins <= draws + 1:
+        raise ValueError(
+            f"{name}(bins={bins}): ranks among {draws} draws take {draws + 1} values, which make 2 to {draws + 1} "
+            f"groups; draw more, or pass fewer bins."
+        )
+    u = _spread(rank, draws, generator)
+    group = rank * bins // (draws + 1)
+    # Groups hold one rank more or less where the bins do not divide them.
+    sizes = torch.bincount(torch.arange(draws + 1) * bins // (draws + 1), minlength=bins)
+    counts = torch.stack([torch.bincount(each, minlength=bins) for each in group.T.cpu()])
+    expected = (count * sizes / (draws + 1)).numpy()
+    chi_square = [stats.chisquare(each, expected).pvalue for each in counts.numpy()]
+    ks = [stats.kstest(each, "uniform").pvalue for each in u.T.cpu().numpy()]
+    off = u - 0.5
+    return Calibration(
+        rank, draws, u, bins, torch.tensor(chi_square), torch.tensor(ks), off.mean(0), 12 * off.square().mean(0)
+    )
+
+
+def expected_coverage(
+    sample_log_probs: Tensor,
+    true_log_probs: Tensor,
+    *,
+    levels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Coverage:
+    r"""Measures how often regions of highest density hold the parameters that made the data.
+
+    .. math:: \frac1N \sum_n \mathbb 1\bigl[\theta_n \in \Theta_{q(\theta | x_n)}(c)\bigr] \quad\text{for levels } c
+
+    The region of level c holds that share of the draws, those of highest density. Density constants may be left out
+    (the same for all draws of a data set). A posterior that is calibrated covers c at every c; the prior does as well.
+
+    Args:
+        sample_log_probs: ``[S, N]``, log-densities of S draws from ``q(. | x_n)`` under it.
+        true_log_probs: ``[N]``, log-densities of the true parameters under ``q(. | x_n)``.
+        levels: ``[L]`` between 0 and 1; 0.05 to 0.95 unless given.
+
+    Raises:
+        ValueError: if the shapes do not fit, a value is NaN, there are fewer than ten data sets, or a level is not in
+            [0, 1].
+
+    Source: Hermans et al., A Trust Crisis In Simulation-Based Inference? Your Posterior Approximations Can Be
+    Unfaithful, 2021, arXiv:2110.06581.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> theta, draws = torch.randn(400, generator=generator), 0.5 * torch.randn(99, 400, generator=generator)
+        >>> narrow = torch.distributions.Normal(0.0, 0.5)
+        >>> found = expected_coverage(narrow.log_prob(draws), narrow.log_prob(theta), generator=generator)
+        >>> found.excess < -0.1  # half as wide as the truth: overconfident
+        True
+    """
+    if sample_log_probs.ndim != 2:
+        raise ValueError(
+            f"expected_coverage(sample_log_probs of shape {list(sample_log_probs.shape)}): log-densities of S draws "
+            f"for each of N data sets are wanted, [S, N]."
+        )
+    # The draws of higher density than the truth are the region that just leaves it out.
+    return _coverage("expected_coverage", pit(-sample_log_probs, -true_log_probs, generator=generator), levels)
+
+
+def tarp(
+    samples: Tensor,
+    parameters: Tensor,
+    *,
+    references: Tensor | None = None,
+    levels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Coverage:
+    r"""Measures how often balls about random points hold the parameters that made the data; needs no density.
+
+    The ball about a reference point ``r_n`` grows until it holds a share c of the draws. Unlike ranks of single
+    features it sees them together, and unlike regions of highest density it sees shifts. References drawn without
+    regard to the data do not tell the posterior from the prior; ones that depend on ``x_n`` do.
+
+    Args:
+        samples: ``[S, N, D]``, S draws from the posterior of each of N data sets.
+        parameters: ``[N, D]``, those that made the data.
+        references: ``[N, D]``; uniform over the box of the parameters unless given.
+        levels: as in :func:`expected_coverage`.
+
+    Distances are Euclidean after scaling every feature by its range among the parameters.
+
+    Raises:
+        ValueError: if the shapes do not fit, a value is NaN, there are fewer than ten data sets, a feature is constant,
+            or a level is not in [0, 1].
+
+    Source: Lemos et al., Sampling-Based Accuracy Testing of Posterior Estimators for General Inference, 2023,
+    arXiv:2302.03026.
+    """
+    if samples.ndim != 3:
+        raise ValueError(
+            f"tarp(samples of shape {list(samples.shape)}): draws for every data set are wanted, [S, N, D]; "
+            f"flow.sample((S,), x) gives them."
+        )
+    _check("tarp", samples, parameters)
+    _enough("tarp", len(parameters))
+    low, high = parameters.amin(0), parameters.amax(0)
+    if not bool((high > low).all()):
+        raise ValueError(
+            f"tarp: features {(high <= low).nonzero().flatten().tolist()} of the parameters are constant, so there is "
+            f"no distance in them; leave them out."
+        )
+    if references is None:
+        uniform = torch.rand(parameters.shape, generator=generator, device=parameters.device, dtype=parameters.dtype)
+        references = low + (high - low) * uniform
+    if references.shape != parameters.shape:
+        raise ValueError(
+            f"tarp(references of shape {list(references.shape)}): one point per data set is wanted, as the parameters "
+            f"are, {list(parameters.shape)}."
+        )
+    distance = lambda x: ((x - references) / (high - low)).square().sum(-1)
+    return _coverage("tarp", pit(distance(samples), distance(parameters), generator=generator), levels)
+
+
+def _coverage(name: str, credibility: Tensor, levels: Tensor | None) -> Coverage:
+    from scipy import stats
+
+    _enough(name, len(credibility))
+    levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if levels is None else levels
+    levels = levels.to(credibility)
+    if levels.ndim != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
+        raise ValueError(
+            f"{name}(levels of shape {list(levels.shape)}, {levels.flatten()[:5].tolist()}): credibilities are a row "
+            f"of numbers between 0 and 1; pass for instance torch.tensor([0.5, 0.9])."
+        )
+    coverage = (credibility[:, None] <= levels).to(levels).mean(0)
+    error = (levels * (1 - levels) / len(credibility)).sqrt()
+    ks = float(stats.kstest(credibility.cpu().numpy(), "uniform").pvalue)
+    return Coverage(levels, coverage, error, credibility, float(0.5 - credibility.mean()), ks)
+
+
+def _spread(rank: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
+    """Spreads whole ranks evenly over [0, 1)."""
+    return (rank + torch.rand(rank.shape, generator=generator, device=rank.device, dtype=torch.float64)) / (draws + 1)
+
+
+def _enough(name: str, count: int) -> None:
+    if count < 10:
+        raise ValueError(f"{name}: {count} data sets say nothing about calibration; simulate hundreds.")
+
+
+def _check(name: str, samples: Tensor, observed: Tensor) -> None:
+    """Checks samples ``[S, *shape]`` against observed values ``[*shape]``."""
+    if samples.ndim == 0 or samples.shape[1:] != observed.shape or len(samples) == 0:
+        shape = ", ".join(map(str, observed.shape)) or "..."
+        raise ValueError(
+            f"{name}(samples of shape {list(samples.shape)}, observed of shape {list(observed.shape)}): samples have "
+            f"one leading dimension more than what is observed; pass [S, {shape}]."
+        )
+    bad = int(samples.isnan().sum()) + int(observed.isnan().sum())
+    if bad:
+        raise ValueError(f"{name}: {bad} values are NaN, which have no rank; find out where they come from first.")

@@ -1,0 +1,145 @@
+"""Reflow and distillation: learning from pairs that a flow has joined."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..couplings import Paired
+from ..paths import Linear, Path
+from ..registry import register
+from ..shapes import expand_like
+from .errors import Square
+from .flow_matching import FlowMatching, MatchingBatch
+
+__all__ = ["Distillation", "Reflow"]
+
+
+@register
+class Reflow(FlowMatching):
+    r"""Trains a flow on the straight lines between the pairs that another one has joined.
+
+    .. math:: L = \ell\bigl(v_\theta(t, (1 - t) x_0 + t x_1),\; x_1 - x_0\bigr), \qquad (x_0, x_1) \text{ of one pair}
+
+    The new flow has the same marginals at both ends, and paths that cross less: costs do not grow, and few steps do.
+    Data are :class:`cflow.training.Pairs` (``[B, 2, *event]`` in model space: transforms are not applied again).
+
+    Args:
+        times: the law of the training times; uniform unless given. ``times.Ends()`` prefers both ends, where velocities
+            of a second round are hardest to learn.
+        error: how far a velocity is from its target: ``objectives.Square()`` unless given, ``PseudoHuber(0.06)``,
+            ``Huber()``, or ``FeatureError(network)``, which compares the ends that the velocities lead to.
+        weight: a function ``(path, t) -> [B]``.
+        condition_dropout: see :class:`FlowMatching`.
+
+    Cost: one field call.
+
+    Raises:
+        ValueError: for a flow on another path than ``paths.Linear()`` of velocities, and for data that are no pairs.
+
+    Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
+    2022, arXiv:2209.03003; times and errors after Lee et al., Improving the Training of Rectified Flows, 2024,
+    arXiv:2405.20320.
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> Reflow()(flow, torch.randn(16, 2, 2)).shape
+        torch.Size([16])
+    """
+
+    def __init__(self, times=None, error=None, weight=None, condition_dropout: float = 0.0):
+        super().__init__(Paired(), times, weight, condition_dropout)
+        self.error = Square() if error is None else error
+
+    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
+        return x
+
+    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+        sample = path.sample(batch.x0, batch.x1, t)
+        v = flow.predict(t, sample.xt, context)
+        if getattr(self.error, "ends", False):
+            return self.error(sample.xt + expand_like(1 - t, v) * v, batch.x1)
+        return self.error(v, sample.target)
+
+    def _path(self, flow: nn.Module) -> Path:
+        path = super()._path(flow)
+        if not isinstance(path, Linear) or path.predict != "velocity":
+            raise ValueError(
+                f"{type(self).__name__}: the lines between pairs are paths.Linear() of velocities, and the flow is on "
+                f"{path!r}; read it as one by flow.with_path(paths.Linear()), which needs no training."
+            )
+        return path
+
+
+@register
+class Distillation(Reflow):
+    r"""Trains a flow whose every step of a short grid leads to the end of its pair.
+
+    .. math:: L = \ell\bigl(x_t + (1 - t)\, v_\theta(t, x_t),\; x_1\bigr) / (1 - t)^2, \qquad
+        t \in \{0, \tfrac1k, \dots, \tfrac{k-1}k\}
+
+    Sample with ``solvers.Euler(steps=evaluations)``, and no more. Pairs are given, or made online by a teacher, whose
+    samples then never repeat.
+
+    Args:
+        evaluations: k, the steps to sample with.
+        error, condition_dropout: see :class:`Reflow`.
+        teacher: a flow that joins new pairs in every step of the training; data are then contexts alone, or None.
+        solver, guidance: the teacher's.
+
+    Cost: one field call; with a teacher, one solve of it beside.
+
+    Raises:
+        ValueError: if ``evaluations`` is not positive, a solver is given without a teacher, and as :class:`Reflow`.
+
+    Source: Liu, Gong and Liu, 2022, arXiv:2209.03003, section 2.3 (distillation of k-rectified flows).
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> Distillation(evaluations=1)(flow, torch.randn(16, 2, 2)).shape
+        torch.Size([16])
+    """
+
+    def __init__(
+        self, evaluations: int = 1, error=None, condition_dropout: float = 0.0, *, teacher: nn.Module | None = None,
+        solver=None, guidance=None,
+    ):  # fmt: skip
+        super().__init__(None, error, None, condition_dropout)
+        if evaluations < 1:
+            raise ValueError(f"Distillation(evaluations={evaluations}): a sample takes one evaluation or more; pass 1.")
+        if teacher is None and (solver is not None or guidance is not None):
+            raise ValueError(
+                "Distillation(solver=..., guidance=...): both are the teacher's; pass teacher=flow as well."
+            )
+        self.evaluations, self.solver, self.guidance = evaluations, solver, guidance
+        self.teacher = None if teacher is None else teacher.requires_grad_(False)
+
+    @property
+    def members(self) -> int:
+        return 2 if self.teacher is None else 0
+
+    def prepare(self, base: nn.Module, x: Tensor, context=None, generator=None) -> MatchingBatch:
+        if self.teacher is None:
+            batch = super().prepare(base, x, context, generator)
+        else:
+            x0 = base.sample((len(x),), generator=generator)
+            drop = None
+            if self.condition_dropout > 0:
+                drop = torch.rand(len(x), generator=generator, device=x0.device) < self.condition_dropout
+            batch = MatchingBatch(x0, x0, x0.new_empty(len(x)), context, drop)
+        index = torch.randint(self.evaluations, (len(x),), generator=generator, device=batch.x0.device)
+        batch.t = (index / self.evaluations).to(batch.x0.dtype)
+        return batch
+
+    def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
+        if self.teacher is not None:
+            with torch.no_grad():
+                solution = self.teacher.eval().transport(
+                    batch.x0, 0.0, 1.0, batch.context, solver=self.solver, guidance=self.guidance
+                )
+            batch = MatchingBatch(batch.x0, solution.require_success().y, batch.t, batch.context, batch.drop)
+        return super().loss(flow, batch)

@@ -1,0 +1,139 @@
+"""Pictures of calibration: histograms of ranks, and curves of coverage."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cflow.plot.figure import BLUE, GREY, ORANGE, legend, new_figure, numbers, save
+
+__all__ = ["calibration"]
+
+COLOURS = (BLUE, ORANGE, "#3a8f5c", "#8c4a9e", "#b0413e", "#5f6b73")
+
+
+def calibration(
+    pit: Tensor | None,
+    path: str | os.PathLike,
+    *,
+    coverage: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
+    bins: int | None = None,
+    level: float = 0.99,
+    title: str = "",
+) -> Path:
+    """Draws one histogram per feature of probability integral transforms, and curves of coverage over credibility.
+
+    Both would be flat, or on the diagonal, for a calibrated prediction, within the grey bands: each bar by itself with
+    probability ``level`` (binomial), and a whole curve with probability ``level`` (the Dvoretzky-Kiefer-Wolfowitz
+    inequality). A hump or a curve above the diagonal: too wide. A U or a curve below: too narrow. A slope: shifted.
+
+    Args:
+        pit: ``[N, D]`` or ``[N]``, values in [0, 1]: ``metrics.pit(...)`` or ``simulation_based_calibration(...).pit``;
+            ``None`` for curves alone.
+        coverage: by label, the credibilities ``[N]`` at which regions begin to hold the truth:
+            ``expected_coverage(...).credibility``.
+        names: one per feature.
+        bins: of the histograms; 20 or a tenth of N unless given.
+
+    Raises:
+        ValueError: if there is nothing to draw, values are not in [0, 1], shapes do not fit, ``bins`` is below 2, or
+            ``level`` is not between 0 and 1.
+
+    Source: Talts et al., Validating Bayesian Inference Algorithms with Simulation-Based Calibration, 2018,
+    arXiv:1804.06788; Massart, The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality, 1990.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     calibration(torch.rand(500, 2), f"{folder}/ranks.png", coverage={"flow": torch.rand(500)}).name
+        'ranks.png'
+    """
+    curves = {label: _units(f"coverage[{label!r}]", each, (1,)) for label, each in (coverage or {}).items()}
+    table = None if pit is None else _units("pit", pit[:, None] if pit.ndim == 1 else pit, (2,))
+    features = 0 if table is None else table.shape[1]
+    if not features and not curves:
+        raise ValueError(
+            "plot.calibration: there is nothing to draw; pass pit [N, D], coverage={'flow': [N]}, or both."
+        )
+    if not 0 < level < 1 or (bins is not None and bins < 2):
+        raise ValueError(
+            f"plot.calibration(level={level}, bins={bins}): a band holds a share between 0 and 1, and a histogram "
+            f"takes at least 2 bins; pass level=0.99, bins=20."
+        )
+    names = [f"x{i}" for i in range(features)] if names is None else list(names)
+    if len(names) != features:
+        raise ValueError(f"plot.calibration({len(names)} names for {features} features): pass one name per feature.")
+
+    columns = min(features + bool(curves), 4)
+    rows = math.ceil((features + bool(curves)) / columns)
+    figure = new_figure(2.9 * columns, 2.7 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.28, "hspace": 0.42}).flatten()
+    for axis, name, column in zip(axes, names, range(features)):
+        _histogram(axis, table[:, column], name, bins or max(2, min(20, len(table) // 10)), level)
+    if curves:
+        _curves(axes[features], curves, level)
+    for axis in axes[: features + bool(curves)]:
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(0, 1)
+    for axis in axes[features + bool(curves) :]:
+        axis.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=10, y=0.88 + 0.55 / (2.7 * rows))
+    return save(figure, path)
+
+
+def _units(name: str, values: Tensor, ranks: tuple[int, ...]):
+    """Checks values in [0, 1] and gives them to matplotlib."""
+    if values.ndim not in ranks or 0 in values.shape:
+        raise ValueError(
+            f"plot.calibration({name} of shape {list(values.shape)}): a table with a row per data set is wanted, "
+            f"{'[N, D]' if 2 in ranks else '[N]'}, at least one of them."
+        )
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        low, high = torch.aminmax(values.nan_to_num(torch.inf))
+        raise ValueError(
+            f"plot.calibration({name}): values run from {low:.4g} to {high:.4g}, and those of a probability integral "
+            f"transform lie in [0, 1]; pass metrics.pit(samples, observed), not ranks or samples."
+        )
+    return numbers(values)
+
+
+def _histogram(axis, values, name: str, bins: int, level: float) -> None:
+    from scipy.stats import binom
+
+    count = len(values)
+    low, high = (binom.ppf(each, count, 1 / bins) for each in ((1 - level) / 2, (1 + level) / 2))
+    axis.axhspan(low, high, color=GREY, alpha=0.35, lw=0)
+    axis.axhline(count / bins, color=GREY, lw=1.0)
+    axis.hist(values, bins=bins, range=(0, 1), color=BLUE, alpha=0.75, rwidth=0.92)
+    axis.set_ylim(bottom=0)
+    axis.set_title(name, fontsize=10)
+    axis.set_xlabel("rank among draws, scaled", fontsize=9)
+
+
+def _curves(axis, curves, level: float) -> None:
+    import numpy as np
+
+    fewest = min(len(each) for each in curves.values())
+    reach = math.sqrt(math.log(2 / (1 - level)) / (2 * fewest))
+    across = np.linspace(0, 1, 200)
+    axis.fill_between(
+        across, np.clip(across - reach, 0, 1), np.clip(across + reach, 0, 1), color=GREY, alpha=0.35, lw=0
+    )
+    axis.plot((0, 1), (0, 1), color=GREY, lw=1.0)
+    for (label, values), colour in zip(curves.items(), COLOURS * math.ceil(len(curves) / len(COLOURS))):
+        steps = np.concatenate([[0.0], np.sort(values), [1.0]])
+        shares = np.concatenate([[0.0], np.arange(1, len(values) + 1) / len(values), [1.0]])
+        axis.plot(steps, shares, color=colour, lw=1.5, drawstyle="steps-post", label=label)
+    axis.set_ylim(0, 1)
+    axis.set_aspect("equal")
+    axis.set_title("coverage", fontsize=10)
+    axis.set_xlabel("credibility", fontsize=9)
+    legend(axis)

@@ -1,0 +1,233 @@
+"""Pictures of many dimensions at once: every feature, and every pair of features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cflow.plot.figure import BLUE, ORANGE, new_figure, numbers, save
+
+__all__ = ["corner"]
+
+MOST = 12  # features: 66 pairs; more panels than that nobody reads
+MASSES = (0.9, 0.5)  # what the contours hold
+FEWEST = 100  # points under which contours would show the smoothing and not the points
+CELLS = 64  # per axis, of the histogram behind the contours
+INK = "#202124"
+
+
+@dataclass
+class Points:
+    """One set of points ``[N, D]`` and how it is drawn."""
+
+    values: Any
+    colour: str
+    label: str
+    filled: bool
+
+
+def corner(
+    samples: Tensor,
+    path: str | os.PathLike,
+    *,
+    reference: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    labels: tuple[str, str] = ("samples", "reference"),
+    marks: Tensor | None = None,
+    bins: int = 40,
+    title: str = "",
+) -> Path:
+    """Draws the marginals of samples: a histogram of every feature, and below it every pair of features.
+
+    A pair is shown by the regions of highest density that hold 50 % and 90 % of the points (a smoothed histogram), and
+    by dots; fewer than 100 points by dots alone. Samples are blue; a reference lies orange under them. The axes reach
+    over the central 99.8 % of both and over all marks, so the farthest points may be out of view.
+
+    Args:
+        samples: ``[N, D]``.
+        reference: ``[M, D]``, what the samples are compared with.
+        names: one per feature, for the axes; ``x0``, ``x1`` and so on unless given.
+        labels: what samples and reference are called in the legend.
+        marks: ``[K, D]``, single points that get a cross (true parameters, rows that stand out); with one of them, a
+            line in its histograms too.
+        bins: of the histograms.
+        title: over the picture.
+
+    Shapes: as above. Cost: D (D - 1) / 2 histograms; up to eight features are easy to read.
+
+    Raises:
+        ValueError: if samples are not ``[N, D]`` with D from 1 to 12, are empty or not finite; if a reference or marks
+            have another D; if names or ``bins`` do not fit.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     corner(torch.randn(500, 3), f"{folder}/corner.png", names=["mass", "spin", "distance"]).name
+        'corner.png'
+    """
+    samples = _table("samples", samples, None)
+    features = samples.shape[1]
+    if features > MOST:
+        raise ValueError(
+            f"plot.corner(samples of shape {list(samples.shape)}): {features} features make "
+            f"{features * (features - 1) // 2} pairs, more than can be read; choose up to {MOST} columns, such as "
+            f"samples[:, :8]."
+        )
+    names = [f"x{i}" for i in range(features)] if names is None else list(names)
+    if len(names) != features:
+        raise ValueError(f"plot.corner({len(names)} names for {features} features): pass one name per feature.")
+    if bins < 2:
+        raise ValueError(f"plot.corner(bins={bins}): a histogram takes at least 2 bins; pass for instance 40.")
+    sets = [Points(samples, BLUE, labels[0], filled=reference is None)]
+    if reference is not None:
+        sets.insert(0, Points(_table("reference", reference, features), ORANGE, labels[1], filled=True))
+    marks = None if marks is None else _table("marks", marks, features)
+
+    side = 1.9 if features <= 4 else 1.4
+    figure = new_figure(features * side + 0.5, features * side + 0.5)
+    axes = figure.subplots(features, features, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
+    limits = [_limits([each.values[:, i] for each in sets], marks, i) for i in range(features)]
+    fewest = min(len(each.values) for each in sets)  # one smoothing for both, or the contours would not compare
+    for row in range(features):
+        for column in range(features):
+            axis = axes[row, column]
+            if column > row:
+                axis.set_visible(False)
+                continue
+            if row == column:
+                _histogram(axis, sets, row, limits[row], bins, marks)
+            else:
+                for points in sets:
+                    _pair(axis, points, (column, row), fewest)
+                if marks is not None:
+                    axis.scatter(marks[:, column], marks[:, row], s=22, marker="x", color=INK, lw=1.1, zorder=5)
+                axis.set_ylim(limits[row])
+            axis.set_xlim(limits[column])
+            _dress(axis, row, column, features, names)
+    figure.align_labels(axes)
+    _legend(figure, axes, sets, title)
+    return save(figure, path)
+
+
+def _table(name: str, x: Tensor, features: int | None):
+    """Checks a table of points and gives its numbers."""
+    if x.ndim != 2 or 0 in x.shape or (features is not None and x.shape[1] != features):
+        wanted = "[N, D]" if features is None else f"[N, {features}], as the samples are"
+        raise ValueError(
+            f"plot.corner({name} of shape {list(x.shape)}): points with one column per feature are wanted, at least "
+            f"one of them; pass {wanted}."
+        )
+    bad = int((~x.isfinite().all(1)).sum())
+    if bad:
+        raise ValueError(
+            f"plot.corner({name}): {bad} of {len(x)} rows hold NaN or infinity, which have no place on an axis; drop "
+            f"them first, {name}[{name}.isfinite().all(1)]."
+        )
+    return numbers(x)
+
+
+def _limits(columns, marks, i: int) -> tuple[float, float]:
+    """Chooses the reach of an axis; a constant feature gets one as wide as its size."""
+    import numpy as np
+
+    low = min(float(np.quantile(each, 0.001)) for each in columns)
+    high = max(float(np.quantile(each, 0.999)) for each in columns)
+    if marks is not None:
+        low, high = min(low, float(marks[:, i].min())), max(high, float(marks[:, i].max()))
+    margin = 0.05 * (high - low) if high > low else max(abs(high), 1.0) / 2
+    return low - margin, high + margin
+
+
+def _histogram(axis, sets, i: int, limits: tuple[float, float], bins: int, marks) -> None:
+    for points in sets:
+        kind = {"histtype": "stepfilled", "alpha": 0.45} if points.filled else {"histtype": "step", "lw": 1.3}
+        # Weights of the whole set: what is out of view is not spread over what is in it.
+        weights = [1 / len(points.values)] * len(points.values)
+        axis.hist(points.values[:, i], bins=bins, range=limits, weights=weights, color=points.colour, **kind)
+    if marks is not None and len(marks) == 1:
+        axis.axvline(float(marks[0, i]), color=INK, lw=0.9, ls="--")
+    axis.set_ylim(bottom=0)
+
+
+def _pair(axis, points: Points, columns: tuple[int, int], fewest: int) -> None:
+    """Draws two features of a set: dots, and over them regions of highest density.
+
+    The histogram is laid and smoothed where the pair is uncorrelated, so that a narrow ridge stays narrow.
+    """
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    pair, colour = points.values[:, columns], points.colour
+    shown = pair[:: max(1, len(pair) // 1500)]
+    alone = len(pair) < FEWEST
+    axis.scatter(*shown.T, s=5 if alone else 1.2, color=colour, alpha=0.7 if alone else 0.3, lw=0, rasterized=True)
+    scale = pair.std(0)
+    if alone or not (scale > 0).all():  # too few for contours, or on a line
+        return
+    centre, unit = pair.mean(0), (pair - pair.mean(0)) / scale
+    correlation = float(np.clip((unit[:, 0] * unit[:, 1]).mean(), -1 + 1e-9, 1 - 1e-9))
+    factor = np.linalg.cholesky([[1.0, correlation], [correlation, 1.0]])
+    spread = np.linalg.solve(factor, unit.T)
+    low, high = np.quantile(spread, 0.001, axis=1), np.quantile(spread, 0.999, axis=1)
+    low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
+    counts, *edges = np.histogram2d(*spread, bins=CELLS, range=list(zip(low, high)))
+    # Half of what suits a normal (Scott's rule), so that several modes stay apart.
+    width = 0.5 * fewest ** (-1 / 6) * CELLS / (high - low)
+    height = gaussian_filter(counts, np.maximum(width, 0.7), mode="constant")
+    order = np.sort(height.ravel())[::-1]
+    mass = np.cumsum(order) / order.sum()
+    levels = [float(order[min(np.searchsorted(mass, each), len(order) - 1)]) for each in MASSES]
+    if not 0 < levels[0] < levels[1] < order[0]:  # all in one or two cells: the dots say it
+        return
+    grid = np.stack(np.meshgrid(*[(each[1:] + each[:-1]) / 2 for each in edges], indexing="ij"))
+    across, up = np.tensordot(factor, grid, 1) * scale[:, None, None] + centre[:, None, None]
+    if points.filled:
+        axis.contourf(across, up, height, [*levels, order[0]], colors=[colour, colour], alpha=0.35)
+        axis.contour(across, up, height, levels[1:], colors=colour, linewidths=0.8, alpha=0.8)
+    else:
+        axis.contour(across, up, height, levels, colors=colour, linewidths=1.2)
+
+
+def _dress(axis, row: int, column: int, features: int, names: list[str]) -> None:
+    """Puts ticks and names on the outer side only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.tick_params(labelsize=6.5, length=2, pad=1.5)
+    axis.xaxis.set_major_locator(MaxNLocator(3, prune="both"))
+    axis.spines[["top", "right"]].set_visible(False)
+    if row == column:
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(3, prune="both"))
+        axis.tick_params(labelleft=column == 0)
+        if column == 0:
+            axis.set_ylabel(_short(names[row]), fontsize=8)
+    axis.tick_params(labelbottom=row == features - 1)
+    if row == features - 1:
+        axis.tick_params(axis="x", rotation=30)
+        axis.set_xlabel(_short(names[column]), fontsize=8)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else name[:20] + "..."
+
+
+def _legend(figure, axes, sets, title: str) -> None:
+    """Places the legend in the empty corner above the diagonal (above the picture where there is none), and a title."""
+    from matplotlib.patches import Patch
+
+    box, alone = axes[0, 0].get_position(), len(axes) == 1
+    if len(sets) > 1:
+        patches = [Patch(color=each.colour, label=each.label) for each in reversed(sets)]
+        place = {"loc": "lower center", "ncols": 2} if alone else {"loc": "upper right"}
+        figure.legend(
+            handles=patches, fontsize=9, frameon=False, bbox_to_anchor=(0.5 if alone else 0.9, box.y1), **place
+        )
+    if title:
+        figure.suptitle(title, fontsize=10, y=box.y1 + (0.2 if alone else 0.05))

@@ -1,0 +1,262 @@
+"""Pairs of noise and sample that a trained flow joins, on disk: what reflow and distillation learn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow.couplings import paired
+from cflow.registry import outline
+from cflow.training.processes import Processes, group_is_open
+from cflow.training.streams import PAIRS, generator_for
+
+__all__ = ["Pairs", "generate_pairs"]
+
+FORMAT, NOTE = "cflow pairs 1", "pairs.json"
+
+
+class Pairs:
+    """Pairs ``(noise, sample, context)`` that :func:`generate_pairs` wrote, read from their folder.
+
+    Both halves are in model space: what the flow's transforms make of data, so that nothing is rounded between rounds.
+
+    Attributes:
+        x: ``[N, 2, *event]``, as ``fit`` takes given pairs.
+        context: ``[N, *context_shape]``, or None.
+        note: how they were made: seed, solver, guidance, flow.
+
+    Raises:
+        FileNotFoundError: where the folder holds no pairs.
+        ValueError: where shards are missing: the generation was not finished.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        from safetensors.torch import load_file
+
+        self.folder = Path(folder)
+        if not (self.folder / NOTE).is_file():
+            raise FileNotFoundError(
+                f"Pairs({str(folder)!r}): no pairs there ({NOTE} is missing); write them by training.generate_pairs."
+            )
+        self.note = json.loads((self.folder / NOTE).read_text())
+        shards = _shards(self.note["num"], self.note["shard"])
+        missing = [index for index in range(len(shards)) if not _file(self.folder, index).is_file()]
+        if missing:
+            raise ValueError(
+                f"Pairs({str(folder)!r}): {len(missing)} of {len(shards)} shards are missing (the first is "
+                f"{_file(self.folder, missing[0]).name}); call training.generate_pairs again, it goes on where it ended."
+            )
+        parts = [load_file(_file(self.folder, index)) for index in range(len(shards))]
+        self.x = paired(*(torch.cat([part[name] for part in parts]) for name in ("x0", "x1")))
+        self.context = torch.cat([part["context"] for part in parts]) if "context" in parts[0] else None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"Pairs({str(self.folder)!r}: {len(self)} of shape {tuple(self.x.shape[2:])})"
+
+
+def generate_pairs(
+    flow: Any,
+    num: int,
+    out: str | os.PathLike,
+    *,
+    solver: Any = None,
+    guidance: Any = None,
+    context: Tensor | None = None,
+    data: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    shard: int = 4096,
+    progress: bool = False,
+) -> Pairs:
+    r"""Writes pairs of noise and the sample that a flow carries it to, shard by shard.
+
+    .. math:: x_0 \sim p_0, \quad x_1 = X_{0,1}(x_0; c); \qquad \text{with data: } x_1 = \text{data}, \quad
+        x_0 = X_{1,0}(x_1; c)
+
+    Every shard draws from a stream of its own, named by the seed and its number. So a run that was interrupted goes on
+    with the shards that are missing, under ``accelerate launch`` every process makes its part of the same shards, and
+    each pair can be made again from what is written beside it. A shard is written whole or not at all.
+
+    Args:
+        flow: a trained :class:`cflow.ContinuousFlow`.
+        num: how many pairs.
+        out: their folder; it may hold the beginning of the same set.
+        solver, guidance: as for ``flow.sample``; guidance is thus distilled into the pairs.
+        context: contexts ``[M, *context_shape]`` of a conditional flow, taken in turn; of a class-conditional one, every
+            class in turn unless given. With ``data``, one for each.
+        data: real samples ``[num, *event]`` to carry back to noise, as they are measured: pairs with a true half.
+        seed: of the noise.
+        batch_size: pairs carried at once.
+        shard: pairs per file.
+        progress: show a bar.
+
+    Shapes: each file ``pairs-00000.safetensors`` holds ``x0``, ``x1 [n, *event]`` in model space and ``context``.
+
+    Cost: one solve per pair.
+
+    Raises:
+        TypeError: for a flow without a velocity.
+        ValueError: for contexts or data that do not fit, and a folder with pairs of another flow, seed or solver.
+        FloatingPointError: where a solve fails.
+
+    Source: Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003; pairs with a true half after Kim et al.,
+    Simple ReFlow, 2024, arXiv:2410.07815.
+
+    Example:
+        >>> import cflow, tempfile
+        >>> from cflow import bases, fields, paths, solvers
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+        >>> pairs = generate_pairs(flow, 10, tempfile.mkdtemp(), solver=solvers.Heun(steps=2))
+        >>> pairs.x.shape
+        torch.Size([10, 2, 2])
+    """
+    if not hasattr(flow, "velocity"):
+        raise TypeError(
+            f"generate_pairs({type(flow).__name__}): pairs are joined by a velocity; pass a ContinuousFlow."
+        )
+    if min(num, batch_size, shard) < 1:
+        raise ValueError(f"generate_pairs(num={num}, batch_size={batch_size}, shard={shard}): all are at least 1.")
+    context = _contexts(flow, context, num, data)
+    if data is not None and len(data) != num:
+        raise ValueError(
+            f"generate_pairs(num={num}, data of {len(data)} rows): one pair per row; pass num={len(data)}."
+        )
+    from accelerate import Accelerator
+
+    group_was_there = group_is_open()
+    accelerator = Accelerator()
+    processes, folder = Processes(accelerator, group_was_there), Path(out)
+    note = {
+        "format": FORMAT, "num": num, "shard": shard, "seed": seed, "batch_size": batch_size,
+        "solver": outline(flow.solver if solver is None else solver), "guidance": outline(guidance),
+        "data": _digest([data]), "context": _digest([context]), "flow": _digest(flow.state_dict().values()),
+    }  # fmt: skip
+    with processes.together():
+        processes.from_main(lambda: _claim(folder, note))
+        sizes = _shards(num, shard)
+        mine = [index for index in range(len(sizes)) if index % processes.world == processes.rank]
+        waiting = [index for index in mine if not _file(folder, index).is_file()]
+        modes = [(part, part.training) for part in flow.modules()]
+        flow.eval()
+        try:
+            bar = _bar(len(mine), len(mine) - len(waiting), progress and processes.is_main)
+            for index in waiting:
+                start = index * shard
+                rows = torch.arange(start, start + sizes[index])
+                given = None if context is None else context[rows % len(context)]
+                real = None if data is None else data[rows]
+                tensors = _shard(flow, sizes[index], given, real, seed, index, batch_size, solver, guidance)
+                _write(_file(folder, index), tensors)
+                bar.update()
+            bar.close()
+        finally:
+            for part, mode in modes:
+                part.training = mode
+    return Pairs(folder)
+
+
+@torch.no_grad()
+def _shard(flow, count, context, data, seed, index, batch_size, solver, guidance) -> dict[str, Tensor]:
+    """Makes one file's pairs; draws depend on the seed and the number of the shard alone."""
+    device = next(flow.parameters()).device
+    generator = generator_for(device, seed, PAIRS, index)
+    start, end = (0.0, 1.0) if data is None else (1.0, 0.0)
+    if data is None:
+        begin = flow.cast(flow.base.sample((count,), generator=generator))
+    else:
+        begin = flow.preprocess(flow.cast(data), generator=generator)[0]
+    ends = []
+    for first in range(0, count, batch_size):
+        here = None if context is None else flow.cast(context[first : first + batch_size])
+        piece = begin[first : first + batch_size]
+        solution = flow.transport(piece, start, end, here, solver=solver, guidance=guidance, generator=generator)
+        try:
+            ends.append(solution.require_success().y)
+        except RuntimeError as failure:
+            raise FloatingPointError(f"generate_pairs: shard {index} failed: {failure}") from None
+    pair = (begin, torch.cat(ends)) if data is None else (torch.cat(ends), begin)
+    tensors = {name: each.cpu().contiguous() for name, each in zip(("x0", "x1"), pair)}
+    return tensors if context is None else {**tensors, "context": context.cpu().contiguous()}
+
+
+def _contexts(flow, context: Tensor | None, num: int, data: Tensor | None) -> Tensor | None:
+    classes = getattr(flow.field, "classes", 0)
+    if context is None and classes and data is None:
+        return torch.arange(classes)
+    if (context is None) != (flow.context_shape is None):
+        known = "unconditional" if flow.context_shape is None else "conditional"
+        raise ValueError(
+            f"generate_pairs(context={'None' if context is None else '...'}): the flow is {known}; pass contexts "
+            f"[M, *context_shape] for a conditional flow, and none for another."
+        )
+    if context is not None:
+        context = torch.as_tensor(context)
+        if context.shape[1:] != flow.context_shape or not len(context) or (data is not None and len(context) != num):
+            rows = "M" if data is None else num
+            raise ValueError(
+                f"generate_pairs(context of shape {list(context.shape)}): pass one of shape "
+                f"[{', '.join(map(str, (rows, *flow.context_shape)))}]."
+            )
+    return context
+
+
+def _shards(num: int, shard: int) -> list[int]:
+    """Gives the number of pairs in each file."""
+    return [min(shard, num - start) for start in range(0, num, shard)]
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"pairs-{index:05d}.safetensors"
+
+
+def _claim(folder: Path, note: dict[str, Any]) -> None:
+    """Writes what the folder is for, or sees that it was for the same."""
+    file = folder / NOTE
+    if file.is_file():
+        before = json.loads(file.read_text())
+        for name in note:
+            if before.get(name) != note[name]:
+                raise ValueError(
+                    f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} "
+                    f"({before.get(name)}, now {note[name]}); choose another folder, or remove it."
+                )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"generate_pairs(out={str(folder)!r}): the folder holds something else; choose another one.")
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(note, indent=1) + "\n")
+    os.replace(part, file)
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    part = file.with_suffix(f".{os.getpid()}.part")
+    save_file(tensors, part)
+    os.replace(part, file)
+
+
+def _digest(tensors) -> str | None:
+    """Gives a fingerprint of tensors; None of none."""
+    digest, some = hashlib.sha256(), False
+    for each in tensors:
+        if each is not None:
+            some = True
+            digest.update(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16] if some else None
+
+
+def _bar(total: int, done: int, shown: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, initial=done, unit="shard", disable=not shown)

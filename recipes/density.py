@@ -1,0 +1,497 @@
+"""Densities of tables: train a flow, hold it against simple models, find the rows that do not fit, check calibration.
+
+    python recipes/density.py                                    # cell nuclei, 8 measures of 569, about a minute
+    python recipes/density.py --data stars.csv --columns mass age metallicity --flow maf
+    python recipes/density.py --data stars.csv --condition mass age          # p(all other columns | mass, age)
+    python recipes/density.py --reference power --folder DIR --steps 100000  # the protocol of the MAF paper
+    cflow score runs/density-breast-cancer new.csv --output scores.csv       # then, for rows that are new
+
+A table is split into rows to train, to stop by, and to report. Leaves ``model/`` (a flow of the data as given),
+``corner.png`` (data and samples, the least likely rows crossed), ``calibration.png``, ``training.png``,
+``anomalies.csv`` (the held-out rows, least likely first) and ``metrics.json`` in one folder.
+
+``--reference power`` reads ``power.npy`` ([N, 6]: active power, voltage, three meters, minute; unshuffled, no noise),
+``--reference bsds300`` reads ``bsds300.npz`` (train, val, test, each [N, 63]).
+"""
+
+import csv
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from scipy.stats import kstest
+from sklearn.mixture import GaussianMixture
+from tqdm.auto import tqdm
+
+import cflow
+from cflow import data, objectives, plot, training
+from cflow.density import FLOWS, Comparison, dequantise
+from cflow.density.flows import make_flow, objective_of
+from cflow.plot.calibration import calibration
+from cflow.standardised_context import StandardisedContext
+
+NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")
+# Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
+# MAF), Grathwohl et al., arXiv:1810.01367, table 2 (FFJORD), and Durkan et al., arXiv:1906.04032, table 1 (RQ-NSF).
+PUBLISHED = {
+    "power": {
+        "Gaussian": "-7.74 ± 0.02", "MADE": "-3.08 ± 0.03", "RealNVP (10)": "0.17 ± 0.01", "MAF (10)": "0.24 ± 0.01",
+        "FFJORD": "0.46 ± 0.01", "RQ-NSF (C)": "0.64 ± 0.01", "RQ-NSF (AR)": "0.66 ± 0.01",
+    },
+    "bsds300": {
+        "Gaussian": "96.67 ± 0.25", "MADE": "148.85 ± 0.28", "RealNVP (10)": "153.28 ± 1.78",
+        "MAF (10)": "154.93 ± 0.28", "FFJORD": "157.40 ± 0.19", "RQ-NSF (C)": "157.54 ± 0.28",
+        "RQ-NSF (AR)": "157.31 ± 0.28",
+    },
+}  # fmt: skip
+# Under a launcher every process runs this script: all train, one speaks, draws and measures.
+MAIN = training.is_main()
+
+
+@dataclass
+class Options:
+    """Estimates the density of the rows of a table."""
+
+    data: Path | None = None
+    """A .csv, .tsv, .npy or .npz table; measures of cell nuclei (scikit-learn's breast cancer data) unless given."""
+    columns: tuple[str, ...] = ()
+    """Names (or numbers, from 0) of the columns to model; all but the condition unless given."""
+    condition: tuple[str, ...] = ()
+    """Names (or numbers) of the columns to condition on; none unless given."""
+    key: str | None = None
+    """Name of the array in a .npz file that holds several."""
+    reference: Literal["power", "bsds300"] | None = None
+    """Instead, a data set and protocol of the MAF paper, read from --folder."""
+    folder: Path | None = None
+    """Where the files of --reference are."""
+    flow: Literal[*FLOWS] = "nsf-ar"
+    """The flow."""
+    layers: int | None = None
+    """Its layers; 2 unless given, and 5 with --reference."""
+    hidden: tuple[int, ...] | None = None
+    """Hidden layers of its networks; one of 16 unless given, and 128 128 with --reference. Large tables want more."""
+    bins: int | None = None
+    """Bins of the splines of nsf and nsf-ar; 5 unless given, and 8 with --reference."""
+    steps: int | None = None
+    """Training steps at most; 1500 unless given, and 20,000 with --reference."""
+    batch_size: int | None = None
+    """Rows per step, on each process; 128 unless given, and 512 with --reference."""
+    lr: float | None = None
+    """Peak learning rate; 2e-3 unless given, and 5e-4 with --reference."""
+    weight_decay: float = 0.0
+    """Decay of the networks' weights."""
+    patience: int = 10
+    """Training stops after so many looks at the validation rows, a fortieth of the steps apart, without improvement."""
+    test_fraction: float = 0.2
+    """Part of the rows to report on; another tenth of the others is to stop by."""
+    dequantise: bool = True
+    """Spread columns of whole numbers, or few different values, over their steps by noise: they have no density."""
+    num: int = 5000
+    """Samples for the pictures and the calibration."""
+    out: Path | None = None
+    """Where everything is written; runs/density-<data> unless given."""
+    seed: int = 0
+    """Seed of the whole run."""
+    resume: bool = False
+    """Continue the run in --out."""
+
+
+@dataclass
+class Table:
+    """Rows to train, to stop by and to report: data ``[N, D]`` and conditions ``[N, C]``, in float64."""
+
+    name: str
+    x: dict[str, torch.Tensor]
+    context: dict[str, torch.Tensor] | None
+    columns: list[str]
+    condition: list[str]
+    rows: np.ndarray  # numbers of the rows to report, in the file
+    labels: list[str] | None = None  # of these rows
+    spread: list[str] = field(default_factory=list)  # columns that were dequantised
+    standardised: bool = True
+
+
+def say(*what) -> None:
+    """Prints, once however many processes there are."""
+    if MAIN:
+        print(*what, flush=True)
+
+
+def read(options: Options) -> Table:
+    """Reads and splits the table."""
+    if options.reference is not None:
+        return read_reference(options)
+    labels = None
+    if options.data is None:
+        from sklearn.datasets import load_breast_cancer
+
+        loaded = load_breast_cancer()
+        # Of the ten mean measures: the fractal dimension and the symmetry say little of the others.
+        values, names = loaded.data[:, :8], [str(each).removeprefix("mean ") for each in loaded.feature_names[:8]]
+        labels = [str(loaded.target_names[each]) for each in loaded.target]
+    else:
+        every, names = data.read_table(options.data, key=options.key)
+        values = every.numpy()
+        names = [str(i) for i in range(values.shape[1])] if names is None else list(names)
+    for name in (*options.columns, *options.condition):
+        if name not in names:
+            raise ValueError(f"there is no column {name!r}; the columns are {', '.join(names)}.")
+    condition = list(options.condition)
+    columns = list(options.columns) or [name for name in names if name not in condition]
+    if not columns or set(columns) & set(condition):
+        raise ValueError(f"--columns {columns} --condition {condition}: model one column or more, of other ones.")
+    if len(values) < max(50, 2 * len(columns)):
+        raise ValueError(f"the table has {len(values)} rows; a density of {len(columns)} columns takes 50 or more.")
+    values = values[:, [names.index(name) for name in (*columns, *condition)]]
+    x, context = values[:, : len(columns)], values[:, len(columns) :]
+    constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
+    if constant:
+        raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; leave them away.")
+    spread = []
+    if options.dequantise:
+        noisy = dequantise(x, random_state=options.seed)
+        spread = [name for name, changed in zip(columns, (noisy != x).any(0)) if changed]
+        x = noisy
+
+    order = np.random.default_rng(options.seed).permutation(len(x))
+    tested = round(options.test_fraction * len(x))
+    stopped = (len(x) - tested) // 10
+    if not 0 < tested < len(x) or not stopped:
+        raise ValueError(
+            f"--test-fraction {options.test_fraction}: of {len(x)} rows some are to report and some to train."
+        )
+    parts = dict(zip(("test", "validation", "train"), np.split(order, [tested, tested + stopped])))
+    cut = lambda table: {part: torch.from_numpy(table[rows]) for part, rows in parts.items()}
+    return Table(
+        "breast-cancer" if options.data is None else options.data.stem,
+        cut(x),
+        cut(context) if condition else None,
+        columns,
+        condition,
+        parts["test"],
+        None if labels is None else [labels[row] for row in parts["test"]],
+        spread,
+    )
+
+
+def read_reference(options: Options) -> Table:
+    """Reads POWER or BSDS300 as Papamakarios et al. (arXiv:1705.07057, appendix D) prepared them."""
+    if options.data is not None or options.columns or options.condition or options.folder is None:
+        raise ValueError(f"--reference {options.reference} goes with --folder, and without --data and its columns.")
+    if options.reference == "power":
+        values = data.read_table(options.folder / "power.npy")[0].numpy()
+        rng = np.random.RandomState(42)
+        rng.shuffle(values)
+        voltage, active = 0.01 * rng.rand(len(values), 1), 0.001 * rng.rand(len(values), 1)
+        values += np.concatenate([active, voltage, rng.rand(len(values), 3), np.zeros((len(values), 1))], 1)
+        tested = len(values) // 10
+        stopped = (len(values) - tested) // 10
+        train, validation, test = np.split(values, [len(values) - tested - stopped, len(values) - tested])
+        columns = ["active power", "voltage", "meter 1", "meter 2", "meter 3", "minute"]
+    else:
+        file = options.folder / "bsds300.npz"
+        train, validation, test = (data.read_array(file, key).double().numpy() for key in ("train", "val", "test"))
+        columns = [f"pixel {i}" for i in range(train.shape[1])]
+    x = {"train": train, "validation": validation, "test": test}
+    x = {part: torch.from_numpy(np.ascontiguousarray(each)) for part, each in x.items()}
+    first = len(train) + len(validation)
+    rows = np.arange(first, first + len(test))
+    return Table(options.reference, x, None, columns, [], rows, standardised=options.reference == "power")
+
+
+class Best:
+    """Looks at the validation rows, keeps the best weights in a folder, and says when to stop."""
+
+    def __init__(self, objective, rows, out: Path, every: int, options: Options):
+        self.objective, self.rows, self.out, self.every = objective, rows, out, every
+        self.patience, self.seed = options.patience, options.seed
+        self.step, self.loss = 0, math.inf
+        if options.resume and (out / "best.json").is_file():
+            self.step, self.loss = json.loads((out / "best.json").read_text())
+
+    @torch.no_grad()
+    def __call__(self, step: int, flow) -> bool:
+        if step % self.every:
+            return False
+        flow.eval()
+        generator = torch.Generator(flow.device).manual_seed(self.seed)
+        losses = [self.objective(flow, *part, generator=generator) for part in zip(*(x.split(4096) for x in self.rows))]
+        flow.train()
+        loss = float(torch.cat(losses).mean())
+        if loss < self.loss:
+            self.step, self.loss = step, loss
+            if MAIN:
+                cflow.save(flow, self.out / "best")
+                (self.out / "best.json").write_text(json.dumps([step, loss]))
+        return step - self.step >= self.patience * self.every
+
+
+def train(table: Table, options: Options, out: Path):
+    """Trains a flow in standardised units; gives the best one, of the data as given, and the run."""
+    big = options.reference is not None
+    default = lambda value, usual, reference: (reference if big else usual) if value is None else value
+    steps, batch_size = default(options.steps, 1500, 20_000), default(options.batch_size, 128, 512)
+    settings = {}
+    if options.flow not in NO_LAYERS:
+        settings["layers"] = default(options.layers, 2, 5)
+    if options.flow not in NO_NETWORK:
+        settings["hidden"] = default(options.hidden, (16,), (128, 128))
+    if options.flow in SPLINES:
+        settings["bins"] = default(options.bins, 5, 8)
+    for name in {"layers", "hidden", "bins"} - set(settings):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--flow {options.flow} --{name}: this flow has none; leave the latter away.")
+    seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
+    units = data.Standardise.fit(seen(table.x)) if table.standardised else None
+    context_units = data.Standardise.fit(seen(table.context)) if table.context is not None else None
+    torch.manual_seed(options.seed)  # the network's initial weights
+    flow = make_flow(options.flow, len(table.columns), len(table.condition), settings, "density.py")
+    objective = objective_of(flow)
+
+    def inside(part: str):
+        x = table.x[part] if units is None else units.encode(table.x[part])[0]
+        rest = () if context_units is None else (context_units.encode(table.context[part])[0].float(),)
+        return (x.float(), *rest)
+
+    validation = tuple(each[:20_000] for each in inside("validation"))
+    if not isinstance(objective, objectives.MaximumLikelihood):  # a loss of random times wants more draws than rows
+        validation = tuple(each.repeat(math.ceil(2048 / len(each)), 1) for each in validation)
+    count = sum(each.numel() for each in flow.parameters())
+    say(f"{options.flow}: {count:,} parameters, {steps} steps at most; writing to {out}/")
+    unpaired = lambda parts: parts if len(parts) == 2 else parts[0]
+    every = max(1, steps // 40)
+    best = Best(objective, validation, out, every, options)
+    run = training.fit(
+        flow,
+        objective,
+        unpaired(inside("train")),
+        steps=steps,
+        batch_size=min(batch_size, len(table.x["train"])),
+        lr=default(options.lr, 2e-3, 5e-4),
+        weight_decay=options.weight_decay,
+        schedule=training.Cosine(warmup=min(100, steps // 10)),
+        ema=None,  # the weights that are looked at are those that are kept
+        validation=unpaired(validation),
+        validate_every=every,
+        checkpoint_every=max(1, steps // 10),
+        callbacks=(best,),
+        seed=options.seed,
+        out=out,
+        resume=options.resume,
+        progress=True,
+    )
+    if options.resume:
+        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
+        say(f"--resume: {begun}")
+    say(f"trained {run.steps} steps in {run.seconds:.0f} s; the best weights are those of step {best.step}")
+    if not MAIN:
+        return flow, run, best.step
+    flow = cflow.load(out / "best").double()
+    if context_units is not None:
+        flow = StandardisedContext(flow, context_units)
+    if units is not None:
+        flow = flow.with_transform(units)
+    flow.eval()
+    cflow.save(flow, out / "model")
+    return flow, run, best.step
+
+
+@torch.no_grad()
+def score(flow, x: torch.Tensor, context: torch.Tensor | None, generator) -> np.ndarray:
+    """Computes log-densities ``[N]``, some rows at a time."""
+    parts = []
+    for rows in tqdm(torch.arange(len(x)).split(4096), desc="scores", unit="part", disable=len(x) < 50_000):
+        parts.append(flow.log_prob(x[rows], None if context is None else context[rows], generator=generator))
+    return torch.cat(parts).numpy()
+
+
+def mixtures(table: Table, options: Options) -> dict[str, np.ndarray]:
+    """Scores the held-out rows by a Gaussian, and by the mixture of Gaussians that BIC chooses."""
+    both = lambda part: table.x[part] if table.context is None else torch.cat([table.x[part], table.context[part]], 1)
+    known = torch.cat([both("train"), both("validation")])
+    loc, scale = known.mean(0), known.std(0)
+    known, held = (((each - loc) / scale).numpy() for each in (known, both("test")))
+    known = known[:20_000]
+    fits = [
+        GaussianMixture(k, n_init=3 if k > 1 else 1, random_state=options.seed).fit(known)
+        for k in range(1, 9)
+        if len(known) > 2 * k * known.shape[1]
+    ]
+    chosen = min(fits, key=lambda model: model.bic(known))
+    features = len(table.columns)
+    shift = float(scale[:features].log().sum())
+
+    def scores(model: GaussianMixture) -> np.ndarray:
+        joint = model.score_samples(held)
+        if table.context is not None:  # p(x | c) = p(x, c) / p(c), and p(c) is a mixture, too
+            marginal = GaussianMixture(model.n_components)
+            marginal.weights_, marginal.means_ = model.weights_, model.means_[:, features:]
+            covariances = model.covariances_[:, features:, features:]
+            marginal.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(covariances))
+            joint = joint - marginal.score_samples(held[:, features:])
+        return joint - shift
+
+    return {"gaussian": scores(fits[0]), f"mixture of {chosen.n_components}": scores(chosen)}
+
+
+@torch.no_grad()
+def calibrate(flow, table: Table, scores: np.ndarray, options: Options, generator):
+    """Ranks held-out rows among samples: ``(samples, pit [N, D], tail [N])``.
+
+    ``pit`` is the part of samples below a row's value, column by column, and ``tail`` the part of samples that are less
+    likely than the row: both are uniform for the true density, and a small tail is an odd row.
+    """
+    x = table.x["test"]
+    if table.context is None:
+        samples, likely = [], []
+        for count in [1000] * (options.num // 1000) + [options.num % 1000] * (options.num % 1000 > 0):
+            drawn, logp = flow.sample_and_log_prob((count,), generator=generator)
+            samples.append(drawn)
+            likely.append(logp)
+        samples, likely = torch.cat(samples), torch.cat(likely).sort().values
+        ranks = torch.stack([torch.searchsorted(s.sort().values, v.contiguous()) for s, v in zip(samples.T, x.T)], 1)
+        tail = torch.searchsorted(likely, torch.from_numpy(scores))
+        count = len(samples)
+    else:
+        count = 256
+        parts = [
+            flow.sample_and_log_prob((count,), context, generator=generator)
+            for context in table.context["test"].split(50)
+        ]
+        drawn, likely = torch.cat([each for each, _ in parts], 1), torch.cat([each for _, each in parts], 1)
+        ranks, tail = (drawn < x).sum(0), (likely < torch.from_numpy(scores)).sum(0)
+        samples = drawn[0]
+    return samples, (ranks + 0.5) / (count + 1), (tail + 0.5) / (count + 1)
+
+
+def write_anomalies(table: Table, scores: np.ndarray, tail: torch.Tensor, file: Path) -> list[list[str]]:
+    """Writes the held-out rows, least likely first; gives the first ten lines, headed."""
+    labelled = table.labels is not None
+    values = table.x["test"] if table.context is None else torch.cat([table.x["test"], table.context["test"]], 1)
+    lines = [["row", "log_prob", "tail", *(["label"] if labelled else []), *table.columns, *table.condition]]
+    for i in np.argsort(scores)[:10_000]:
+        label = [table.labels[i]] if labelled else []
+        lines.append(
+            [str(table.rows[i]), f"{scores[i]:.3f}", f"{tail[i]:.4f}", *label, *(f"{v:.5g}" for v in values[i])]
+        )
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(lines)
+    return lines[:11]
+
+
+def main(options: Options) -> None:
+    began = time.perf_counter()
+    table = read(options)
+    out = options.out or Path("runs") / f"density-{table.name}"
+    sizes = ", ".join(
+        f"{len(each)} to {what}"
+        for what, each in zip(
+            ("train", "stop by", "report"), (table.x[part] for part in ("train", "validation", "test"))
+        )
+    )
+    given = f" given {', '.join(table.condition)}" if table.condition else ""
+    say(f"{table.name}: {len(table.columns)} columns{given}, rows: {sizes}")
+    if table.spread:
+        say(f"spread over their steps, as they hold few different values: {', '.join(table.spread)}")
+    flow, run, best_step = train(table, options, out)
+    if not MAIN:
+        return
+    plot.training(run.history, out / "training.png")
+
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    test, context = table.x["test"], None if table.context is None else table.context["test"]
+    scores = score(flow, test, context, generator)
+    report = {
+        "columns": table.columns,
+        "condition": table.condition,
+        "dequantised": table.spread,
+        "steps": run.steps,
+        "best_step": best_step,
+        "training_seconds": run.seconds,
+        "log_prob_held_out": float(scores.mean()),
+        "log_prob_standard_error": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+    }
+    if options.reference is None:
+        models = {options.flow: scores, **mixtures(table, options)}
+        comparison = Comparison(tuple(models), np.stack(list(models.values())), table.rows, list(models)[-1])
+        report["models"] = {
+            name: {
+                "nats": comparison.means[name],
+                "standard_error": comparison.errors[name],
+                "over_reference": change,
+                "over_reference_error": error,
+            }
+            for name, (change, error) in comparison.differences.items()
+        }
+        say(f"{len(scores)} held-out rows, nats of the data as given, ± one standard error:\n{comparison}")
+    else:
+        shift = float(flow.transform[0].scale.log().sum()) if table.standardised else 0.0
+        report["log_prob_of_the_protocol"] = report["log_prob_held_out"] + shift
+        report["published"] = PUBLISHED[options.reference]
+        units = "standardised" if table.standardised else "as given"
+        error = 2 * report["log_prob_standard_error"]
+        rows = {
+            f"{options.flow}, here": f"{report['log_prob_of_the_protocol']:.2f} ± {error:.2f}",
+            **PUBLISHED[options.reference],
+        }
+        say(f"{len(scores)} test rows, nats of the data {units}, ± two standard errors; the others as published:")
+        say("\n".join(f"  {name:16s} {value:>16s}" for name, value in rows.items()))
+
+    few = slice(0, 5000)  # enough for pictures and tests of calibration
+    table.x["test"], table.rows, scores = test[few], table.rows[few], scores[few]
+    if context is not None:
+        table.context["test"] = context[few]
+    samples, pit, tail = calibrate(flow, table, scores, options, generator)
+    names, shown = [*table.columns, *table.condition], min(8, len(table.columns) + len(table.condition))
+    joined = lambda x: x if context is None else torch.cat([x, table.context["test"]], 1)
+    reference, drawn = joined(table.x["test"])[:, :shown], joined(samples)[:, :shown]
+    odd = torch.from_numpy(np.argsort(scores)[:5].copy())
+    plot.corner(
+        drawn,
+        out / "corner.png",
+        reference=reference,
+        names=names[:shown],
+        labels=(options.flow, "held-out data"),
+        marks=reference[odd],
+    )
+    shown = min(8, len(table.columns))
+    calibration(pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown])
+    report["calibration"] = {
+        **{name: float(kstest(pit[:, i].numpy(), "uniform").pvalue) for i, name in enumerate(table.columns)},
+        "density": float(kstest(tail.numpy(), "uniform").pvalue),
+    }
+    p = report["calibration"]
+    worst = min(table.columns, key=p.get)
+    say(
+        f"calibration, p-values of Kolmogorov-Smirnov tests on {len(scores)} rows: regions of the density "
+        f"{p['density']:.3g}, least of the {len(table.columns)} columns {p[worst]:.3g} ({worst})"
+    )
+    lines = write_anomalies(table, scores, tail, out / "anomalies.csv")
+    say("the least likely rows (tail: the part of the flow's own samples that are less likely):")
+    kept = [line[: 9 if table.labels is None else 10] for line in lines]
+    widths = [max(len(line[i]) for line in kept) for i in range(len(kept[0]))]
+    say("\n".join("  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(line, widths)) for line in kept))
+
+    report["seconds"] = time.perf_counter() - began
+    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    say(
+        f"{report['seconds']:.0f} s; pictures: {out}/corner.png, calibration.png, training.png; all rows: anomalies.csv"
+    )
+    say(f"scores of new rows: cflow score {out} new.csv --output scores.csv")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, console_outputs=MAIN))
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        sys.exit(f"density.py: {error}" if MAIN else f"density.py, process {os.environ['RANK']}: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"density.py: {stop or 'interrupted'}" if MAIN else 1)

@@ -1,0 +1,271 @@
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_moons
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import cflow
+from cflow import bases, discrete, fields, paths
+from cflow.density import FLOWS, FlowDensity
+from cflow.density.learning import HeldOut, Rows, Settings, WeightedBatches
+from cflow.objectives import MaximumLikelihood
+
+SMALL = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 12, "check_every": 4, "random_state": 0}
+
+
+@pytest.fixture
+def moons():
+    return make_moons(300, noise=0.1, random_state=0)[0]
+
+
+def test_a_density_of_readings_far_from_zero_integrates_to_one():
+    """Years since the big bang in seconds would lose all their digits in float32."""
+    rng = np.random.default_rng(0)
+    X = 1e9 + 1e-3 * rng.normal(size=(400, 1))
+    density = FlowDensity(**SMALL).fit(X)
+    grid = 1e9 + 1e-3 * np.linspace(-12, 12, 4001)
+    assert np.trapezoid(np.exp(density.score_samples(grid[:, None])), grid) == pytest.approx(1, abs=2e-3)
+    entropy = 0.5 * math.log(2 * math.pi * math.e) + math.log(1e-3)
+    assert density.score(X) == pytest.approx(-entropy, abs=0.2)
+
+
+def test_scores_are_in_units_of_the_data(moons):
+    """Stretching the data by a factor lowers every log-density by its logarithm, feature by feature."""
+    one = FlowDensity(**SMALL).fit(moons)
+    other = FlowDensity(**SMALL).fit(moons * [8.0, 0.25] + [3.0, -5.0])
+    change = one.score_samples(moons) - other.score_samples(moons * [8.0, 0.25] + [3.0, -5.0])
+    assert np.allclose(change, math.log(8.0 * 0.25), atol=1e-4)
+    for row, again in zip(one.history_, other.history_):
+        assert row["loss"] == pytest.approx(again["loss"] - math.log(2.0), abs=1e-4)
+        assert row["validation"] == pytest.approx(again["validation"] - math.log(2.0), abs=1e-4)
+
+
+def test_training_gets_nearer_to_the_truth(moons):
+    short, long = (FlowDensity("maf", **{**SMALL, "max_steps": steps}, lr=1e-2).fit(moons) for steps in (4, 150))
+    fresh = make_moons(500, noise=0.1, random_state=1)[0]
+    assert long.score(fresh) > short.score(fresh) + 0.15
+    drawn = long.sample(2000, random_state=0)
+    assert np.abs(drawn.mean(0) - moons.mean(0)).max() < 0.15
+    assert np.abs(drawn.std(0) - moons.std(0)).max() < 0.15
+
+
+def test_global_generators_are_left_alone_and_seeds_repeat(moons):
+    before = torch.get_rng_state().clone(), np.random.get_state()  # noqa: NPY002
+    first, second = (FlowDensity(**SMALL).fit(moons) for _ in range(2))
+    other = FlowDensity(**{**SMALL, "random_state": None}).fit(moons)
+    drawn = first.sample(3)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    after = np.random.get_state()  # noqa: NPY002
+    assert np.array_equal(after[1], before[1][1])
+    assert after[2:] == before[1][2:]
+    assert np.array_equal(first.score_samples(moons), second.score_samples(moons))
+    assert not np.allclose(first.score_samples(moons), other.score_samples(moons))
+    assert not np.allclose(drawn, first.sample(3))
+    assert np.array_equal(first.sample(3, random_state=4), second.sample(3, random_state=4))
+    state = np.random.RandomState(1)
+    assert not np.allclose(first.sample(3, random_state=state), first.sample(3, random_state=state))
+
+
+def test_training_stops_by_the_held_out_rows_and_keeps_the_best_weights(moons):
+    density = FlowDensity("maf", max_steps=900, check_every=10, patience=3, lr=0.02, random_state=0).fit(moons[:60])
+    looks = {row["step"]: row["validation"] for row in density.history_ if "validation" in row}
+    assert density.n_iter_ < 900
+    assert density.best_step_ == min(looks, key=looks.get)
+    assert density.n_iter_ == density.best_step_ + 3 * 10
+    held = np.random.default_rng(0).permutation(60)[:6]  # the rows that the seed holds out
+    assert -density.score(moons[held]) == pytest.approx(looks[density.best_step_], abs=1e-4)
+    whole = FlowDensity(**{**SMALL, "validation_fraction": 0}).fit(moons)
+    assert whole.n_iter_ == whole.best_step_ == 12
+    assert "validation" not in whole.history_[-1]
+
+
+def test_weighted_batches_are_repeated_rows_in_expectation():
+    """Means of batches against the weighted mean: 4.5 standard errors, which fails once in 100,000 seeds."""
+    weights = torch.tensor([0.5, 3.0, 1.0, 0.0, 2.5], dtype=torch.float64)
+    rows = Rows(torch.arange(5.0)[:, None], torch.arange(5.0)[:, None] * 10, weights)
+    batches = WeightedBatches(rows, 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [batch for _ in range(2000) for batch in batches]
+    assert len(drawn) == 2000 * 2
+    x, context = (torch.cat(each)[:, 0].double() for each in zip(*drawn))
+    assert torch.equal(context, 10 * x)
+    counts = torch.bincount(x.long(), minlength=5)
+    share = weights / weights.sum()
+    error = (share * (1 - share) / len(x)).sqrt()
+    assert bool(((counts / len(x) - share).abs() <= 4.5 * error).all())
+    assert counts[3] == 0
+
+
+def test_integer_weights_are_repeated_rows_in_units_and_held_out_loss(moons):
+    counts = np.arange(len(moons)) % 4
+    settings = {**SMALL, "max_steps": 1}
+    weighted = FlowDensity(**settings).fit(moons, sample_weight=counts)
+    with pytest.warns(UserWarning, match="rows repeat others"):
+        repeated = FlowDensity(**settings).fit(np.repeat(moons, counts, 0))
+    for name in ("loc", "scale"):
+        one, other = (getattr(each.flow_.transform[0], name) for each in (weighted, repeated))
+        assert torch.allclose(one, other, rtol=1e-12)
+    flow, x = discrete.maf(2, layers=1), torch.from_numpy(moons).float()
+    plan = Settings(1, 1, 1e-3, 0.0, 0.1, 1, 1, "cpu", 0)
+    counts = torch.from_numpy(counts)
+    weights = counts.double() * len(counts) / counts.sum()
+    one = HeldOut(Rows(x, None, weights), MaximumLikelihood(), plan).loss(flow)
+    other = HeldOut(Rows(x.repeat_interleave(counts, 0)), MaximumLikelihood(), plan).loss(flow)
+    assert one == pytest.approx(other, rel=1e-6)
+    scores = weighted.score_samples(moons)
+    assert weighted.score(moons, sample_weight=counts.numpy()) == pytest.approx(np.average(scores, weights=counts))
+
+
+def test_rows_of_no_weight_are_not_learned(moons):
+    upper = moons[:, 1] > 0.25
+    half = FlowDensity("maf", **{**SMALL, "max_steps": 100}, lr=1e-2).fit(moons, sample_weight=upper.astype(float))
+    drawn = half.sample(1000, random_state=0)
+    assert (drawn[:, 1] > 0).mean() > 0.9
+
+
+def test_tools_of_scikit_learn_take_it(moons, tmp_path):
+    density = FlowDensity(**SMALL)
+    assert clone(density).get_params() == density.get_params()
+    assert cross_val_score(density, moons, cv=2).shape == (2,)
+    grid = {"flow": ["maf", "realnvp"], "flow_options": [{"layers": 1}], "max_steps": [1, 30], "lr": [1e-2]}
+    search = GridSearchCV(density, grid, cv=2).fit(moons)
+    assert search.best_params_["max_steps"] == 30
+    pipe = make_pipeline(StandardScaler(), density).fit(moons)
+    assert pipe.score_samples(moons).shape == (300,)
+    fitted = density.fit(moons)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.score_samples(moons), fitted.score_samples(moons))
+    flow = cflow.load(cflow.save(fitted.flow_, tmp_path / "model"))
+    assert flow.dtype == torch.float64
+    assert np.array_equal(flow.log_prob(torch.tensor(moons)).detach().numpy(), fitted.score_samples(moons))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("features", [1, 3])
+def test_every_flow_is_fitted_by_its_name(name, features):
+    X = np.random.default_rng(0).normal(size=(80, features))
+    density = FlowDensity(name, max_steps=1, validation_fraction=0.0, random_state=0)
+    if features == 1 and name in ("nice", "realnvp", "flowpp"):
+        with pytest.raises(ValueError, match="n_features = 1 here; choose nsf"):
+            density.fit(X)
+        return
+    scores = density.fit(X).score_samples(X[:5])
+    assert np.isfinite(scores).all()
+    assert np.isfinite(density.sample(2, random_state=0)).all()
+
+
+def test_velocity_fields_are_trained_by_their_own_objectives(moons):
+    options = {"flow_options": {"hidden": (32, 32)}, "max_steps": 150, "lr": 1e-2, "check_every": 50, "random_state": 0}
+    for name, key in (("flow-matching", "loss"), ("ffjord", "nats")):
+        density = FlowDensity(name, **{**options, "max_steps": 150 if key == "loss" else 12}).fit(moons)
+        assert key in density.history_[-1]
+        untrained = FlowDensity(name, **{**options, "max_steps": 1}).fit(moons)
+        assert density.score(moons) > untrained.score(moons) + 0.03
+
+
+def test_a_flow_of_ones_own(moons):
+    def mine(features, context):
+        return discrete.NormalizingFlow(
+            discrete.Elementwise(discrete.Affine(), features), bases.StudentT(features, 5.0)
+        )
+
+    density = FlowDensity(mine, max_steps=5, random_state=0).fit(moons)
+    assert isinstance(density.flow_.base, bases.StudentT)
+    assert density.sample(4).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"event_shape and context_shape \(\(3,\), None\) where \(\(2,\), None\)"):
+        FlowDensity(lambda features, context: discrete.maf(3)).fit(moons)
+    empirical = lambda features, context: cflow.ContinuousFlow(
+        fields.MLP(2), bases.Empirical(torch.randn(5, 2)), path=paths.Linear()
+    )
+    with pytest.raises(ValueError, match="no density to fit"):
+        FlowDensity(empirical).fit(moons)
+
+
+def test_names_of_features_are_kept_and_compared(moons):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(moons, columns=["along", "up"])
+    density = FlowDensity(**SMALL).fit(frame)
+    assert density.feature_names_in_.tolist() == ["along", "up"]
+    with pytest.raises(ValueError, match="the 2 features that fit was given: along, up"):
+        density.score_samples(frame[["up", "along"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"flow": "nfs"}, ValueError, "did you mean 'nsf'"),
+        ({"flow": "glow"}, ValueError, "The flows are nice, realnvp"),
+        ({"flow": 3}, TypeError, "named by a string"),
+        ({"flow": discrete.maf(2)}, TypeError, "made by a constructor"),
+        ({"flow_options": {"layer": 3}}, TypeError, r"cannot be made of these .*'layers': 3"),
+        ({"max_steps": 0}, ValueError, "max_steps=0.*1 or more"),
+        ({"batch_size": 2.5}, ValueError, "batch_size=2.5.*whole number"),
+        ({"patience": True}, ValueError, "patience=True"),
+        ({"check_every": -1}, ValueError, "check_every=-1"),
+        ({"validation_fraction": 1.0}, ValueError, r"number in \[0, 1\)"),
+        ({"lr": 0.0}, ValueError, "lr=0.0.*positive"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay=-1.0"),
+        ({"random_state": -1}, ValueError, "random_state=-1"),
+        ({"random_state": "seed"}, ValueError, "random_state='seed'"),
+    ],
+)
+def test_hyper_parameters_out_of_range_are_refused(moons, options, error, message):
+    with pytest.raises(error, match=message):
+        FlowDensity(**{"max_steps": 2, **options}).fit(moons)
+
+
+def test_bad_tables_are_refused_with_what_to_do(moons):
+    density = FlowDensity(**SMALL)
+    holed = moons.copy()
+    holed[[4, 17], [0, 1]] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"fit\(X\): 2 of 300 rows hold NaN or inf \(rows 4, 17\)"):
+        density.fit(holed)
+    constant = np.column_stack([moons, np.full(300, 7.0)])
+    with pytest.raises(ValueError, match="column 2 is constant.*VarianceThreshold"):
+        density.fit(constant)
+    with pytest.raises(ValueError, match="n_samples = 3 rows of 4 dimensions.*more rows than dimensions"):
+        density.fit(np.random.default_rng(0).normal(size=(3, 4)))
+    with pytest.raises(ValueError, match="could not convert string.*encode categories"):
+        density.fit([["a", "b"], ["c", "d"], ["e", "f"]])
+    from scipy.sparse import csr_array
+
+    with pytest.raises(TypeError, match=r"sparse matrix.*X.toarray\(\)"):
+        density.fit(csr_array(moons))
+    with pytest.raises(ValueError, match="Reshape your data"):
+        density.fit(moons[:, 0])
+    with pytest.raises(NotFittedError):
+        density.score_samples(moons)
+    for weights, message in (
+        (np.ones(3), "pass 300 of them"),
+        (-np.ones(300), "none is negative"),
+        (np.zeros(300), "not all are zero"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            density.fit(moons, sample_weight=weights)
+    density.fit(moons)
+    assert np.isfinite(density.score(moons))
+    with pytest.raises(ValueError, match="X has 3 features, but FlowDensity is expecting 2.*the 2 features that fit"):
+        density.score_samples(constant)
+    with pytest.raises(ValueError, match=r"score_samples\(X\): 2 of 300 rows"):
+        density.score_samples(holed)
+    with pytest.raises(ValueError, match=r"sample\(0\)"):
+        density.sample(0)
+
+
+def test_values_on_a_lattice_and_repeated_rows_are_warned_of(moons):
+    density = FlowDensity(**SMALL)
+    with pytest.warns(UserWarning, match="column 1 is on a lattice.*spike upon spike.*dequantise"):
+        density.fit(np.column_stack([moons[:, 0], np.round(moons[:, 1] * 5)]))
+    with pytest.warns(UserWarning, match="columns 0, 1 are on a lattice"):
+        density.fit(np.round(moons, 1))
+    with pytest.warns(UserWarning, match="150 of 300 rows repeat others.*sample_weight") as caught:
+        density.fit(np.concatenate([moons[:150], moons[:150]]))
+    assert caught[0].filename == __file__

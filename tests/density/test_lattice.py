@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from cflow.density import dequantise
+from cflow.density.lattice import lattice_steps
+
+
+def test_steps_are_found_where_there_is_a_lattice():
+    rng = np.random.default_rng(0)
+    columns = {
+        "counts": (rng.poisson(3.0, 500), 1.0),
+        "even": (2 * rng.integers(0, 9, 500), 2.0),
+        "tenths": (np.round(rng.normal(size=500), 1), 0.1),
+        "continuous": (rng.normal(size=500), 0.0),
+        "float32": (rng.normal(size=500).astype(np.float32), 0.0),
+        "constant": (np.full(500, 3.5), 0.0),
+        "large whole numbers": (rng.integers(0, 10**9, 500), None),
+    }
+    steps = lattice_steps(np.column_stack([values for values, _ in columns.values()]).astype(float))
+    for (name, (_, wanted)), step in zip(columns.items(), steps):
+        assert step > 0 if wanted is None else step == pytest.approx(wanted, abs=1e-9), name
+
+
+def test_noise_fills_the_steps_and_nothing_else():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.poisson(3.0, 2000), rng.normal(size=2000)])
+    spread = dequantise(X, random_state=0)
+    noise = (spread - X)[:, 0]
+    assert np.array_equal(spread[:, 1], X[:, 1])
+    assert np.array_equal(np.round(spread[:, 0]), X[:, 0])
+    assert noise.min() < -0.49
+    assert noise.max() > 0.49
+    assert np.array_equal(dequantise(X, random_state=0), spread)
+    assert not np.array_equal(dequantise(X), dequantise(X))
+    assert np.abs(dequantise(X[:5], steps=[4.0, 0.0], random_state=1) - X[:5])[:, 0].max() > 0.5
+
+
+def test_what_is_no_table_is_refused():
+    with pytest.raises(ValueError, match="a table is wanted"):
+        dequantise([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"rows 1\)"):
+        dequantise([[1.0], [np.nan]])
+    with pytest.raises(ValueError, match="one step for each of 2 columns"):
+        dequantise([[1.0, 2.0]], steps=[1.0])
+    with pytest.raises(ValueError, match="one step"):
+        dequantise([[1.0, 2.0]], steps=[1.0, -1.0])

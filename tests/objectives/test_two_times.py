@@ -1,0 +1,183 @@
+"""Average velocities: the identities that train them, on a flow whose own are known."""
+
+import pytest
+import torch
+
+import cflow
+from cflow import bases, fields, guidance, objectives, paths, solvers, training
+from cflow.couplings import Paired, paired
+from cflow.fields import Field
+
+METHODS = [objectives.MeanFlow, objectives.Shortcut, objectives.LagrangianSelfDistillation]
+RATIO = 3.0
+
+
+class Known(Field):
+    r"""The average velocity of the flow whose pairs are ``x1 = 3 x0``, on a cosine path.
+
+    .. math:: x_t = w(t) x_0, \quad w = 3 \alpha + \sigma, \qquad u(t, x, s) = \frac{w(s) - w(t)}{(s - t)\, w(t)} x
+    """
+
+    two_times = True
+
+    def __init__(self, path, wrong=0.0):
+        super().__init__((2,))
+        self.path, self.wrong = path, torch.nn.Parameter(torch.tensor(wrong))
+
+    def forward(self, t, x, context=None, *, s=None):
+        t = self.check(t, x, context, s)
+        width = lambda t: RATIO * self.path.alpha(t) + self.path.sigma(t)
+        slope = (RATIO * self.path.d_alpha(t) + self.path.d_sigma(t)) / width(t)
+        if s is None:
+            return fit(slope, x) * x * (1 + self.wrong)
+        apart = s - t
+        average = (width(s) - width(t)) / (torch.where(apart == 0, 1.0, apart) * width(t))
+        return fit(torch.where(apart == 0, slope, average), x) * x * (1 + self.wrong)
+
+
+def fit(coefficient, x):
+    return coefficient if coefficient.dim() == 0 else coefficient[:, None]
+
+
+@pytest.fixture
+def known(float64):
+    path = paths.Cosine()
+    return lambda wrong=0.0: cflow.ContinuousFlow(Known(path, wrong), bases.Normal(2), path=path)
+
+
+def pairs(count, generator):
+    x0 = torch.randn(count, 2, generator=generator)
+    return paired(x0, RATIO * x0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_average_velocity_of_a_known_flow_has_no_error(method, known, generator):
+    """With straight pairs a draw of the velocity is the velocity, so every identity holds to rounding; of shortcuts, to
+    the square of the shortest step, which is Euler's."""
+    options = {"steps": 2**20} if method is objectives.Shortcut else {}
+    objective = method(Paired(), share=0.5, power=0.0, **options)
+    assert objective(known(), pairs(200, generator), generator=generator).max() < (1e-9 if options else 1e-20)
+    assert objective(known(0.1), pairs(200, generator), generator=generator).mean() > 1e-3
+    assert set(objective.told) == {"matched", "stepped"}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_whole_steps_by_a_known_average_velocity_are_exact(steps, known, generator):
+    x0 = torch.randn(50, 2, generator=generator)
+    solution = known().transport(x0, 0.0, 1.0, solver=solvers.FlowMap(steps=steps))
+    torch.testing.assert_close(solution.y, RATIO * x0)
+    assert solution.stats.nfe == steps
+
+
+def test_a_flow_of_two_times_is_an_ordinary_flow_too(known, generator):
+    flow, x = known(), torch.randn(20, 2, generator=generator)
+    expected = flow.base.log_prob(x) - 2 * torch.log(torch.tensor(RATIO))
+    torch.testing.assert_close(flow.log_prob(RATIO * x), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(flow.transport(x, 0.0, 1.0).y, RATIO * x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_with_and_without_a_step_are_as_many_as_asked_for(method, known, generator):
+    batch = method(share=0.25).prepare(bases.Normal(2), torch.randn(4000, 2, generator=generator), None, generator)
+    assert ((batch.s >= batch.t) & (batch.t >= 0) & (batch.s <= 1)).all()
+    # Five standard deviations: fails for one generator in a million.
+    assert abs(float((batch.s > batch.t).double().mean()) - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+def test_shortcuts_begin_on_their_own_grid(generator):
+    batch = objectives.Shortcut(share=1.0, steps=8).prepare(
+        bases.Normal(2), torch.zeros(3000, 2, dtype=torch.float64), None, generator
+    )
+    length = batch.s - batch.t
+    assert set(length.tolist()) == {1.0, 0.5, 0.25}
+    assert ((batch.t / length) % 1 == 0).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_large_errors_weigh_less_under_the_adaptive_weight(power, known, generator):
+    objective = objectives.MeanFlow(Paired(), power=power)
+    errors = objective(known(0.3), pairs(100, generator), generator=generator)
+    assert bool((errors < 1).all()) == bool(power)
+
+
+def test_guidance_inside_training(generator, float64):
+    """Where the network's velocity without a condition is zero, what is matched is the draw times the guidance."""
+    field = fields.MLP(2, hidden=(8,), classes=2, two_times=True)
+    flow = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear(), context_shape=())
+    x, labels = torch.randn(400, 2, generator=generator), torch.arange(400) % 2
+    options = {"condition_dropout": 0.5, "share": 0.5}
+    draw = lambda objective: objective(flow, x, labels, generator=torch.Generator().manual_seed(5))
+    plain = draw(objectives.LagrangianSelfDistillation(**options))
+    guided = draw(objectives.LagrangianSelfDistillation(**options, guidance=3.0))
+    batch = objectives.LagrangianSelfDistillation(**options).prepare(
+        flow.base, x, labels, torch.Generator().manual_seed(5)
+    )
+    matched = batch.s == batch.t  # steps of a field that stands still have no error
+    expected = torch.where(batch.drop, plain, 9.0 * plain)
+    torch.testing.assert_close(guided[matched], expected[matched])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_step_after_training(method, generator):
+    """Two points from a normal: one Euler step of a velocity lands in the middle, a whole step at one of them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        field = fields.MLP(1, hidden=(64, 64), two_times=True)
+    flow = cflow.ContinuousFlow(field, bases.Normal(1), path=paths.Linear())
+    x = torch.randint(2, (2000, 1), generator=generator) * 2.0 - 1
+    training.fit(flow, method(share=0.5), x, steps=400, batch_size=256, lr=5e-3, seed=0, ema=None)
+    flow.eval()
+    ends = lambda solver: flow.sample((1000,), solver=solver, generator=torch.Generator().manual_seed(0))
+    apart = lambda solver: float((ends(solver).abs() - 1).abs().mean())
+    assert apart(solvers.FlowMap(steps=1)) < 0.25
+
+
+@pytest.mark.parametrize("make", [guidance.ClassifierFree, guidance.CFGZeroStar])
+def test_average_velocities_are_guided_like_velocities(make, generator, float64):
+    field = fields.MLP(2, hidden=(8,), classes=2, two_times=True)
+    with torch.no_grad():
+        for each in field.parameters():
+            each.add_(0.3 * torch.randn(each.shape, generator=generator))
+    flow = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear(), context_shape=())
+    x, labels = torch.randn(4, 2, generator=generator), torch.tensor([0, 1, 1, 0])
+    guided = flow.velocity_field(make(2.0))
+    assert guided.two_times
+    t, s = torch.full((4,), 0.1), torch.full((4,), 0.7)
+    c, u = (field(t, x, each, s=s) for each in (labels, field.null_context(labels)))
+    if make is guidance.ClassifierFree:
+        torch.testing.assert_close(guided(t, x, labels, s=s), u + 2 * (c - u))
+    assert (guided(t, x, labels, s=s) - guided(t, x, labels)).norm() > 1e-3
+    assert flow.sample((3,), labels, solver=solvers.FlowMap(steps=2), guidance=make(2.0)).shape == (3, 4, 2)
+
+
+def test_what_cannot_be_is_refused(generator):
+    flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+    x = torch.randn(8, 2, generator=generator)
+    for method in METHODS:
+        with pytest.raises(ValueError, match=r"reads one time.*fields.two_times"):
+            method()(flow, x)
+        with pytest.raises(ValueError, match="share=0"):
+            method(share=0.0)
+        with pytest.raises(ValueError, match="condition_dropout"):
+            method(guidance=2.0)
+        with pytest.raises(ValueError, match="power=-1"):
+            method(power=-1.0)
+    field = fields.MLP(2, two_times=True)
+    predicts = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear("x1"))
+    with pytest.raises(ValueError, match="does not predict the velocity"):
+        objectives.MeanFlow()(predicts, x)
+    with pytest.raises(ValueError, match="power of two"):
+        objectives.Shortcut(steps=12)
+    with pytest.raises(ValueError, match="reads one time"):
+        flow.sample((2,), solver=solvers.FlowMap(steps=1))
+    double = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear())
+    with pytest.raises(ValueError, match="log-determinant"):
+        double.log_prob(x, solver=solvers.FlowMap(steps=1))
+    with pytest.raises(ValueError, match="towards the data"):
+        double.transport(x, 1.0, 0.0, solver=solvers.FlowMap(steps=1))
+    with pytest.raises(ValueError, match="already"):
+        fields.two_times(field)
+    with pytest.raises(TypeError, match="no option two_times"):
+        fields.two_times(fields.ConcatSquash(2))
+    with pytest.raises(ValueError, match="do not mix"):
+        guidance.AutoGuidance(fields.MLP(2), 2.0)(field)

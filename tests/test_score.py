@@ -1,0 +1,144 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+import cflow
+from cflow import bases, data, discrete, fields, paths
+from cflow.cli import main
+from cflow.standardised_context import StandardisedContext
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    plain = discrete.maf(2, layers=1, hidden=(8,)).with_transform(data.Standardise(2, loc=5.0, scale=2.0))
+    cflow.save(plain, folder / "plain" / "model")
+    units = data.Standardise(1, loc=300.0, scale=10.0)
+    cflow.save(
+        StandardisedContext(discrete.maf(2, context=1, layers=1, hidden=(8,)), units), folder / "given" / "model"
+    )
+    (folder / "given" / "metrics.json").write_text('{"columns": ["b", "a"], "condition": ["t"]}')
+    continuous = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+    cflow.save(continuous, folder / "continuous")
+    none = cflow.ContinuousFlow(fields.MLP(2), bases.Empirical(torch.rand(9, 2)), path=paths.Linear())
+    cflow.save(none, folder / "none")
+    labels = cflow.ContinuousFlow(fields.MLP(2, classes=3), bases.Normal(2), path=paths.Linear(), context_shape=())
+    cflow.save(labels, folder / "labels")
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = 5 + 2 * np.random.default_rng(0).normal(size=(25, 2))
+    np.savetxt(tmp_path / "x.csv", rows, delimiter=",", header="a,b", comments="", fmt="%.17g")
+    np.save(tmp_path / "x.npy", rows)
+    return rows
+
+
+def scores_of(path):
+    with path.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row["row"]) for row in rows] == list(range(len(rows)))
+    return np.array([float(row["log_prob"] or "nan") for row in rows])
+
+
+def exact(run, x, *context):
+    with torch.no_grad():
+        return cflow.load(run / "model").log_prob(torch.from_numpy(x), *context).numpy()
+
+
+def test_rows_are_scored_in_order_in_portions(runs, table, tmp_path, capsys):
+    for name in ("x.csv", "x.npy"):
+        main(["score", str(runs / "plain"), str(tmp_path / name), "-o", str(tmp_path / "s.csv"), "--batch", "7"])
+        scores = exact(runs / "plain", table)
+        assert np.allclose(scores_of(tmp_path / "s.csv"), scores, atol=1e-5)
+        said = capsys.readouterr().out
+        assert "25 rows" in said
+        assert "0 bad rows" in said
+        mean, error = said.split("log-density ")[1].split(" nats")[0].split(" ± ")
+        assert float(mean) == pytest.approx(scores.mean(), rel=1e-4)
+        assert float(error) == pytest.approx(scores.std(ddof=1) / 5, rel=0.06)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("5,6\nnan,1\n5\nx,1\n5,6\n1e300,1e300\n" + "1\n" * 30)
+    main(["score", str(runs / "plain"), str(tmp_path / "x.csv"), "--output", str(tmp_path / "s.csv")])
+    scores = scores_of(tmp_path / "s.csv")
+    assert np.isfinite(scores).tolist() == [True, False, False, False, True, False] + [False] * 30
+    assert scores[0] == scores[4]
+    captured = capsys.readouterr()
+    for part in (
+        "line 2: NaN or infinity",
+        "line 3: 1 fields",
+        "line 4: column 0 holds 'x'",
+        "line 6: its log-density",
+    ):
+        assert part in captured.err
+    assert "and 14 more bad rows" in captured.err
+    assert "36 rows" in captured.out
+    assert "34 bad rows" in captured.out
+
+
+def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path):
+    rng = np.random.default_rng(0)
+    a, b, t = rng.normal(size=8), rng.normal(size=8), rng.normal(300, 10, size=8)
+    wanted = exact(runs / "given", np.stack([b, a], 1), torch.from_numpy(t)[:, None])
+    write = lambda name, header, columns: np.savetxt(
+        tmp_path / name, np.stack(columns, 1), delimiter=",", header=header, comments="", fmt="%.17g"
+    )
+    write("noted.csv", "t,a,b,more", [t, a, b, b])
+    write("other.csv", "T,A,B", [t, a, b])
+    np.save(tmp_path / "last.npy", np.stack([b, a, t], 1))
+    for name, options in (
+        ("noted.csv", ()),
+        ("other.csv", ("--condition", "T", "--columns", "B,A")),
+        ("last.npy", ()),
+        ("last.npy", ("--condition", "2")),
+    ):
+        main(["score", str(runs / "given"), str(tmp_path / name), "-o", str(tmp_path / "s.csv"), *options])
+        assert np.allclose(scores_of(tmp_path / "s.csv"), wanted, atol=1e-4), name
+
+
+def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp_path):
+    out = str(tmp_path / "s.csv")
+    main(["score", str(runs / "continuous"), str(tmp_path / "x.npy"), "--solver", "rk4", "--steps", "2", "-o", out])
+    normal = -0.5 * (table**2).sum(1) - np.log(2 * np.pi)  # an untrained field stands still
+    assert np.allclose(scores_of(tmp_path / "s.csv"), normal, atol=1e-4)
+    np.save(tmp_path / "l.npy", np.column_stack([table, np.arange(25) % 3]))
+    main(["score", str(runs / "labels"), str(tmp_path / "l.npy"), "--rtol", "1e-3", "-o", out])
+    assert np.allclose(scores_of(tmp_path / "s.csv"), normal, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none", "x.csv"), "has no density"),
+        (("plain", "nowhere.csv"), "nowhere.csv"),
+        (("plain", "x.csv", "-o", "s.npy"), "ends in .csv"),
+        (("plain", "x.csv", "--batch", "0"), "1 row or more"),
+        (("plain", "x.csv", "--rtol", "1e-3"), "has no solver"),
+        (("plain", "x.csv", "--condition", "a"), "without a condition"),
+        (("plain", "x.csv", "--columns", "a"), "wants 2 columns for --columns, and these are 1 (a)"),
+        (("plain", "x.csv", "--columns", "a,c"), "no column 'c'"),
+        (("plain", "three.npy"), "wants 2 columns for --columns, and these are 3 (0, 1, 2)"),
+        (("given", "x.csv"), "wants 1 columns for --condition, and these are 0 (none)"),
+        (("plain", "bad.csv"), "none of its 2 rows could be scored"),
+        (("nowhere", "x.csv"), "no saved flow there"),
+    ],
+)
+def test_mistakes_end_in_one_line(runs, table, tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("three.npy", np.zeros((4, 3)))
+    (tmp_path / "bad.csv").write_text("a,b\nx,1\ny,2\n")
+    run, *rest = arguments
+    with pytest.raises(SystemExit) as stop:
+        main(["score", str(runs / run), *rest])
+    assert stop.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cflow: ")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert not (tmp_path / "scores.csv").exists()

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+import cflow
+from cflow import bases, data, discrete, fields, solvers
+from cflow.standardised_context import StandardisedContext
+
+
+@pytest.fixture
+def units():
+    return data.Standardise(2, loc=torch.tensor([290.0, -5.0]), scale=torch.tensor([8.0, 0.5]))
+
+
+@pytest.fixture
+def inner(generator):
+    flow = discrete.maf(3, context=2, layers=2, hidden=(8,))
+    for each in flow.parameters():
+        torch.nn.init.normal_(each, std=0.3, generator=generator)
+    return flow.double()
+
+
+def test_a_context_as_measured_gives_what_the_inner_flow_gives_in_its_units(inner, units, generator):
+    flow = StandardisedContext(inner, units.double())
+    x, seen = (torch.randn(5, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+    context = seen * units.scale + units.loc
+    assert torch.allclose(flow.log_prob(x, context), inner.log_prob(x, seen), rtol=1e-9)
+    z, ladj = flow.encode(x, context)
+    assert torch.allclose(z, inner.encode(x, seen)[0])
+    back, other = flow.decode(z, context)
+    assert torch.allclose(back, x, atol=1e-9)
+    assert torch.allclose(ladj, -other, atol=1e-9)
+    draws = [
+        each.sample((4,), given, generator=torch.Generator().manual_seed(1))
+        for each, given in ((flow, context), (inner, seen))
+    ]
+    assert draws[0].shape == (4, 5, 3)
+    assert torch.allclose(*draws)
+    drawn, logp = flow.sample_and_log_prob((2,), context, generator=generator)
+    assert torch.allclose(flow.log_prob(drawn, context), logp)
+
+
+def test_transforms_within_and_outside_count_once(inner, units, generator):
+    shift = data.Standardise(3, loc=1.0, scale=4.0).double()
+    x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    context = units.loc.expand(6, 2).double()
+    outside = StandardisedContext(inner, units.double()).with_transform(shift)
+    within = StandardisedContext(inner.with_transform(shift), units.double())
+    assert torch.allclose(outside.log_prob(x, context), within.log_prob(x, context))
+    for one, other in zip(outside.decode(*[x, context]), within.decode(x, context)):
+        assert torch.allclose(one, other)
+    assert StandardisedContext(inner.with_transform(data.Dequantise(3, 8)), units).likelihood == "bound"
+    assert outside.likelihood == "exact"
+    assert outside.has_rsample
+
+
+def test_it_is_saved_and_options_pass_through(units, tmp_path, generator):
+    flow = cflow.ContinuousFlow(fields.MLP(3, context=2), bases.Normal(3), context_shape=2)
+    flow = cflow.load(cflow.save(StandardisedContext(flow, units), tmp_path / "flow"))
+    x, context = torch.randn(4, 3, generator=generator), units.loc.expand(4, 2)
+    assert flow.solver == flow.flow.solver
+    assert flow.log_prob(x, context, solver=solvers.RK4(steps=2)).shape == (4,)
+    assert flow.sample((), context, solver=solvers.Euler(steps=2), generator=generator).shape == (4, 3)
+    with pytest.raises(TypeError, match="no such option"):
+        flow.log_prob(x, context, slover=None)
+    sample = flow.rsample((), context.clone().requires_grad_(), solver=solvers.Euler(steps=2), generator=generator)
+    assert sample.requires_grad
+
+
+def test_shapes_that_do_not_fit_are_refused(units):
+    with pytest.raises(ValueError, match=r"context_shape=None.*give both the same shape"):
+        StandardisedContext(discrete.maf(3), units)
+    with pytest.raises(ValueError, match=r"context_shape=\(5,\)"):
+        StandardisedContext(discrete.maf(3, context=5), units)
