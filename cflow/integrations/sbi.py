@@ -23,42 +23,34 @@ __all__ = ["FlowEstimator", "VectorField", "as_density_estimator", "density_esti
 class FlowEstimator(ConditionalDensityEstimator):
     """Shows a conditional flow to sbi as a density estimator.
 
-    ``net`` is the flow. Its context is the condition, carried through ``condition_net``.
+    ``net`` is the flow; its context is the condition, carried through ``embedding_net``.
 
     Shapes, as everywhere in sbi: ``input [S, B, *event]`` or ``[B, *event]``, ``condition [B, *condition]`` or
     ``[S, B, *condition]``, where B may be 1 in either; log-densities ``[S, B]``, samples ``[*shape, B, *event]``.
-    Cost: the condition is carried once per row of the condition, not per sample.
+    Keywords go to the flow's methods. Cost: a condition is embedded once, not once per sample.
     """
 
-    def __init__(self, flow: BaseFlow, condition_shape: Size, condition_net: nn.Module, objective: Objective):
+    def __init__(self, flow: BaseFlow, condition_shape: Size, embedding_net: nn.Module, objective: Objective):
         super().__init__(flow, flow.event_shape, condition_shape)
-        self.condition_net, self.objective = condition_net, objective
+        self._embedding_net, self.objective = embedding_net, objective
 
     @property
     def embedding_net(self) -> nn.Module:
-        return self.condition_net
+        return self._embedding_net
 
-    def _context(self, condition: Tensor) -> Tensor:
-        """Carries conditions ``[*batch, *condition]`` to the flow's contexts ``[*batch, *context]``."""
-        self._check_condition_shape(condition)
-        batch = condition.shape[: condition.dim() - len(self.condition_shape)]
-        context = self.condition_net(condition.reshape(-1, *self.condition_shape))
-        return context.reshape(*batch, *self.net.context_shape)
-
-    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+    def log_prob(self, input: Tensor, condition: Tensor, **options) -> Tensor:
         self._check_input_shape(input)
-        context = self._context(condition)
         input = input if input.dim() > len(self.input_shape) + 1 else input[None]
-        return self.net.log_prob(input, context, **kwargs)
+        return self.net.log_prob(input, _contexts(self, condition), **options)
 
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        return self.objective(self.net, input, self._context(condition))
+    def loss(self, input: Tensor, condition: Tensor) -> Tensor:
+        return self.objective(self.net, input, _contexts(self, condition))
 
-    def sample(self, sample_shape: Size, condition: Tensor, **kwargs) -> Tensor:
-        return self.net.sample(sample_shape, self._context(condition), **kwargs)
+    def sample(self, sample_shape: Size, condition: Tensor, **options) -> Tensor:
+        return self.net.sample(sample_shape, _contexts(self, condition), **options)
 
-    def sample_and_log_prob(self, sample_shape: Size, condition: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
-        return self.net.sample_and_log_prob(sample_shape, self._context(condition), **kwargs)
+    def sample_and_log_prob(self, sample_shape: Size, condition: Tensor, **options) -> tuple[Tensor, Tensor]:
+        return self.net.sample_and_log_prob(sample_shape, _contexts(self, condition), **options)
 
 
 class VectorField(ConditionalVectorFieldEstimator):
@@ -73,27 +65,23 @@ class VectorField(ConditionalVectorFieldEstimator):
 
     SCORE_DEFINED = SDE_DEFINED = MARGINALS_DEFINED = False
 
-    def __init__(self, flow: ContinuousFlow, condition_shape: Size, condition_net: nn.Module, objective: FlowMatching):
-        super().__init__(flow, flow.event_shape, condition_shape, embedding_net=condition_net)
+    def __init__(self, flow: ContinuousFlow, condition_shape: Size, embedding_net: nn.Module, objective: FlowMatching):
+        super().__init__(flow, flow.event_shape, condition_shape, embedding_net=embedding_net)
         self.objective = objective
         zero = torch.zeros(1, *flow.event_shape)
         self._mean_base = flow.postprocess(zero)[0]
         self._std_base = flow.postprocess(zero + 1)[0] - self._mean_base
 
     def forward(self, input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
-        self._check_condition_shape(condition)
-        batch = condition.shape[: condition.dim() - len(self.condition_shape)]
-        context = self.embedding_net(condition.reshape(-1, *self.condition_shape))
         u = (input - self._mean_base[0]) / self._std_base[0]
-        velocity = self.net.velocity(1 - times, u, context.reshape(*batch, *self.net.context_shape))
-        return -self._std_base[0] * velocity
+        return -self._std_base[0] * self.net.velocity(1 - times, u, _contexts(self, condition))
 
     def ode_fn(self, input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
         return self(input, condition, times)
 
-    def loss(self, input: Tensor, condition: Tensor, times: Tensor | None = None, **kwargs) -> Tensor:
+    def loss(self, input: Tensor, condition: Tensor, times: Tensor | None = None) -> Tensor:
         u = self.objective.preprocess(self.net, input)
-        batch = self.objective.prepare(self.net.base, u, self.embedding_net(condition))
+        batch = self.objective.prepare(self.net.base, u, _contexts(self, condition))
         if times is not None:
             batch.t = 1 - times
         return self.objective.loss(self.net, batch)
@@ -167,7 +155,7 @@ def vector_field(
 
     Raises:
         TypeError: from the function returned, if ``make`` does not give a continuous flow.
-        ValueError: as :func:`density_estimator`, and if the flow's base is not a standard normal.
+        ValueError: as :func:`density_estimator`, and if the flow's base is not a standard normal, or it has transforms.
 
     Source: Dax et al., Flow Matching for Scalable Simulation-Based Inference, 2023, arXiv:2305.17161.
 
@@ -190,9 +178,10 @@ def vector_field(
                 f"vector_field: the flow is a {type(flow).__name__}, which has no vector field; pass a function that "
                 f"makes a cflow.ContinuousFlow, or use density_estimator with NPE."
             )
-        if not getattr(flow.base, "is_standard", False):
+        if not getattr(flow.base, "is_standard", False) or len(flow.transform) > standardise:
             raise ValueError(
-                f"vector_field: the flow starts from {flow.base!r}, and sbi draws from a normal; use bases.Normal."
+                "vector_field: sbi follows the field itself from a normal, and this flow has another base or transforms "
+                "of its own; use bases.Normal and no transform, or density_estimator with NPE."
             )
         return VectorField(flow, x.shape[1:], net, FlowMatching() if objective is None else objective)
 
@@ -216,6 +205,14 @@ def as_density_estimator(flow: BaseFlow) -> FlowEstimator:
             "with a context, as discrete.maf(2, context=3)."
         )
     return FlowEstimator(flow, flow.context_shape, nn.Identity(), MaximumLikelihood())
+
+
+def _contexts(estimator, condition: Tensor) -> Tensor:
+    """Carries conditions ``[*batch, *condition]`` to the flow's contexts ``[*batch, *context]``."""
+    estimator._check_condition_shape(condition)
+    batch = condition.shape[: condition.dim() - len(estimator.condition_shape)]
+    context = estimator.embedding_net(condition.reshape(-1, *estimator.condition_shape))
+    return context.reshape(*batch, *estimator.net.context_shape)
 
 
 class _Encode(nn.Module):

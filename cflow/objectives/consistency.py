@@ -55,8 +55,8 @@ class ConsistencyFlowMatching(FlowMatching):
         if segments < 1 or not 0 < delta < 1 / max(segments, 1) or not alpha >= 0:
             raise ValueError(
                 f"ConsistencyFlowMatching(segments={segments}, delta={delta}, alpha={alpha}): there is one segment or "
-                f"more, delta is positive and shorter than one, and alpha is not negative; the defaults are 1, 0.01 and "
-                f"1e-5."
+                f"more, delta is positive and shorter than one, and alpha is not negative; the defaults are 1, "
+                f"0.01 and 1e-5."
             )
         self.segments, self.delta, self.alpha = segments, delta, alpha
 

@@ -47,7 +47,7 @@ class Huber(nn.Module):
 
 @register
 class PseudoHuber(nn.Module):
-    r"""Measures the distance of whole items, smooth where it vanishes: large errors count by their size, not its square.
+    r"""Measures the distance of whole items, smoothly: large errors count by their size, not its square.
 
     .. math:: h(e) = \sqrt{\|e\|^2 / D + c^2} - c
 

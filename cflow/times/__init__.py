@@ -2,13 +2,14 @@
 
 from cflow.times.grids import cosine_grid, edm_grid, power_grid, quantile_grid, shifted_grid, uniform_grid
 from cflow.times.law import Times
-from cflow.times.laws import Beta, CosMap, LogitNormal, Mode, Uniform
+from cflow.times.laws import Beta, CosMap, Ends, LogitNormal, Mode, Uniform
 from cflow.times.nested import Antithetic, Shifted, Stratified, shift_times
 
 __all__ = [
     "Antithetic",
     "Beta",
     "CosMap",
+    "Ends",
     "LogitNormal",
     "Mode",
     "Shifted",

@@ -3,7 +3,22 @@
 from cflow.training.bespoke import fit_bespoke
 from cflow.training.ema import EMA
 from cflow.training.fit import Run, fit
+from cflow.training.pairs import Pairs, generate_pairs
 from cflow.training.processes import is_main
+from cflow.training.reflow import distill, reflow
 from cflow.training.schedules import Constant, Cosine, Polynomial
 
-__all__ = ["EMA", "Constant", "Cosine", "Polynomial", "Run", "fit", "fit_bespoke", "is_main"]
+__all__ = [
+    "EMA",
+    "Constant",
+    "Cosine",
+    "Pairs",
+    "Polynomial",
+    "Run",
+    "distill",
+    "fit",
+    "fit_bespoke",
+    "generate_pairs",
+    "is_main",
+    "reflow",
+]

@@ -31,8 +31,9 @@ class Run:
     Attributes:
         steps: optimizer steps made in all, those before a resumption included.
         seconds: time they took.
-        history: rows with ``step, loss, grad_norm, lr, seconds`` (means since the row before) and, where it was
-            measured, ``validation``.
+        history: rows with ``step, loss, grad_norm, lr, seconds`` (means since the row before), what the objective
+            tells (``objective.tells``: of ``FFJORD`` ``nats``, ``nfe`` and so on) and, where it was measured,
+            ``validation`` with ``validation_...`` of what is told.
         out: the folder written, or ``None``.
         resumed_from: the step of the checkpoint that the run went on from, or ``None``.
         stopped: whether a callback ended the run early.

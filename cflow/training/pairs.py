@@ -50,7 +50,7 @@ class Pairs:
         if missing:
             raise ValueError(
                 f"Pairs({str(folder)!r}): {len(missing)} of {len(shards)} shards are missing (the first is "
-                f"{_file(self.folder, missing[0]).name}); call training.generate_pairs again, it goes on where it ended."
+                f"{_file(self.folder, missing[0]).name}); call training.generate_pairs again to make them."
             )
         parts = [load_file(_file(self.folder, index)) for index in range(len(shards))]
         self.x = paired(*(torch.cat([part[name] for part in parts]) for name in ("x0", "x1")))
@@ -91,8 +91,8 @@ def generate_pairs(
         num: how many pairs.
         out: their folder; it may hold the beginning of the same set.
         solver, guidance: as for ``flow.sample``; guidance is thus distilled into the pairs.
-        context: contexts ``[M, *context_shape]`` of a conditional flow, taken in turn; of a class-conditional one, every
-            class in turn unless given. With ``data``, one for each.
+        context: contexts ``[M, *context_shape]`` of a conditional flow, taken in turn; of a class-conditional one,
+            every class in turn unless given. With ``data``, one for each.
         data: real samples ``[num, *event]`` to carry back to noise, as they are measured: pairs with a true half.
         seed: of the noise.
         batch_size: pairs carried at once.

@@ -31,7 +31,7 @@ def reflow(
         pairs: what :func:`generate_pairs` wrote; several sets are put together (forward and backward ones, say).
         objective: ``objectives.Reflow()`` unless given.
         steps: optimizer steps.
-        options: the rest of :func:`fit`'s: ``batch_size``, ``lr``, ``out``, ``resume``, ``seed``, ``progress`` and so on.
+        options: the rest of :func:`fit`'s: ``batch_size``, ``lr``, ``out``, ``resume``, ``seed`` and so on.
 
     Returns:
         A :class:`cflow.ContinuousFlow` on ``paths.Linear()`` with the same base, transforms and solver.
@@ -86,8 +86,8 @@ def distill(
     objective = Distillation(evaluations) if objective is None else objective
     if (pairs is None) == (objective.teacher is None):
         raise ValueError(
-            f"distill(pairs={'None' if pairs is None else '...'}): a sample to reach comes from pairs or from a teacher; "
-            f"pass pairs, or objective=Distillation({evaluations}, teacher=flow), and not both."
+            f"distill(pairs={'None' if pairs is None else '...'}): a sample to reach comes from pairs or from a "
+            f"teacher; pass pairs, or objective=Distillation({evaluations}, teacher=flow), and not both."
         )
     student = _learn(flow, pairs, objective, steps, options, "distill")
     student.solver = Euler(steps=objective.evaluations)

@@ -1,9 +1,12 @@
 """Flows inside sbi: its shapes, its trainers and its posteriors, on a task whose posterior is known exactly."""
 
 import copy
+import doctest
 import functools
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -261,18 +264,23 @@ def test_mistakes_are_explained():
     scaled = lambda features, context: cflow.ContinuousFlow(
         fields.MLP(features, context=context), bases.Normal(features, scale=2.0), context_shape=context
     )
-    with pytest.raises(ValueError, match="sbi draws from a normal"):
-        vector_field(scaled)(theta, x)
+    boxed = lambda *sizes: continuous(*sizes).with_transform(Logit(2))
+    for make in (scaled, boxed):
+        with pytest.raises(ValueError, match="from a normal, and this flow has another base or transforms"):
+            vector_field(make)(theta, x)
     with pytest.raises(ValueError, match="flow is unconditional"):
         as_density_estimator(discrete.maf(2))
     with pytest.raises(ValueError, match="condition"):
         density_estimator(discrete.maf)(theta, x).log_prob(theta, x[:, :2])
 
 
-def test_importing_cflow_imports_no_bridge():
-    import subprocess
-    import sys
+def test_the_examples_run():
+    done = doctest.testmod(sys.modules[density_estimator.__module__])
+    assert done.attempted > 5
+    assert done.failed == 0
 
+
+def test_importing_cflow_imports_no_bridge():
     code = (
         "import sys, cflow, cflow.integrations as bridges; assert 'sbi' not in sys.modules;"
         "assert 'sbi' in dir(bridges); bridges.sbi.density_estimator; assert 'sbi' in sys.modules\n"

@@ -7,6 +7,7 @@ import scipy.stats
 import torch
 
 from cflow.metrics.calibration import expected_coverage, pit, ranks, simulation_based_calibration, tarp
+from cflow.plot.calibration import calibration
 
 SIZE, DRAWS = 1000, 63
 
@@ -145,3 +146,32 @@ def test_bad_input_is_refused():
         tarp(samples[0], theta)
     with pytest.raises(ValueError, match=r"one point per data set.*\[20, 2\]"):
         tarp(samples, torch.arange(40.0).reshape(20, 2), references=torch.zeros(2))
+
+
+def test_pictures_are_written_for_any_number_of_features(tmp_path, generator):
+    u = torch.rand(200, 5, generator=generator)
+    for name, given, curves in (
+        ("all", u, {"flow": u[:, 0], "other": u[:50, 1]}),
+        ("one", u[:, 0], None),
+        ("curves", None, {"flow": u[:, 0]}),
+        ("few", u[:3].double(), None),
+    ):
+        path = calibration(given, tmp_path / "new" / f"{name}.png", coverage=curves, title=name)
+        assert path.stat().st_size > 5_000
+
+
+def test_pictures_of_other_things_are_refused(tmp_path):
+    path, u = tmp_path / "a.png", torch.rand(20, 2)
+    for given, options, message in (
+        (None, {}, "nothing to draw"),
+        (u[:, :0], {}, r"\[N, D\]"),
+        (u * 99, {}, "not ranks or samples"),
+        (u * math.nan, {}, "not ranks or samples"),
+        (u, {"names": ["one"]}, "1 names for 2 features"),
+        (u, {"bins": 1}, "at least 2 bins"),
+        (u, {"level": 99}, "between 0 and 1"),
+        (None, {"coverage": {"flow": u}}, r"coverage\['flow'\] of shape \[20, 2\].*\[N\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            calibration(given, path, **options)
+    assert not path.exists()

@@ -10,7 +10,7 @@ import torch
 
 from cflow import times
 from cflow.registry import configuration
-from cflow.times import Antithetic, Beta, CosMap, LogitNormal, Mode, Shifted, Stratified, Uniform
+from cflow.times import Antithetic, Beta, CosMap, Ends, LogitNormal, Mode, Shifted, Stratified, Uniform
 
 ALARM = 1e-4  # every KS test below fails for one seed in 10,000 when the law is right
 
@@ -21,6 +21,8 @@ PLAIN = [
     Mode(1.29),
     Mode(-0.9),
     CosMap(),
+    Ends(4.0),
+    Ends(0.1),
     Beta(1.0, 1.5),
     Beta(2.0, 1.0),
     Beta(0.6, 2.5),

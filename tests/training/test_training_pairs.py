@@ -1,0 +1,211 @@
+"""Pairs on disk, and what is learned from them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cflow
+from cflow import bases, data, fields, guidance, objectives, paths, solvers, training
+from cflow.testing import GaussianField
+
+
+def gaussian(mean=0.7, std=0.3):
+    """A flow whose velocity is that of a normal, and whose pairs are known: x1 = mean + std * x0."""
+    path = paths.Linear()
+    return cflow.ContinuousFlow(GaussianField(path, 2, mean, std), bases.Normal(2), path=path)
+
+
+def small(classes=0, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        field = fields.MLP(2, hidden=(16,), classes=classes, **options)
+        for each in field.parameters():
+            torch.nn.init.normal_(each, std=0.3)
+    return cflow.ContinuousFlow(
+        field, bases.Normal(2), path=paths.Linear(), context_shape=() if classes else None, solver=solvers.Heun(steps=3)
+    )
+
+
+def files(folder):
+    return {each.name: load_file(each) for each in sorted(folder.glob("*.safetensors"))}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].keys() == other[name].keys()
+        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name])
+
+
+def test_pairs_of_a_known_flow(tmp_path):
+    pairs = training.generate_pairs(gaussian(), 50, tmp_path / "pairs", solver=solvers.Dopri5(1e-7, 1e-7), shard=20)
+    x0, x1 = pairs.x.unbind(1)
+    assert pairs.x.shape == (50, 2, 2)
+    assert [len(each["x0"]) for each in files(tmp_path / "pairs").values()] == [20, 20, 10]
+    torch.testing.assert_close(x1, 0.7 + 0.3 * x0, rtol=0, atol=1e-4)
+    assert len(x0.unique(dim=0)) == 50  # every shard has draws of its own
+
+
+def test_an_interrupted_set_goes_on_and_is_the_same(tmp_path, monkeypatch):
+    flow, options = small(), {"seed": 3, "shard": 8, "batch_size": 3}
+    whole = training.generate_pairs(flow, 30, tmp_path / "whole", **options)
+    taken, transport = [], type(flow).transport
+
+    def stops(self, *args, **kwargs):
+        taken.append(1)
+        if len(taken) == 5:  # in the second shard
+            raise KeyboardInterrupt
+        return transport(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(flow), "transport", stops)
+    with pytest.raises(KeyboardInterrupt):
+        training.generate_pairs(flow, 30, tmp_path / "parts", **options)
+    with pytest.raises(ValueError, match=r"3 of 4 shards are missing.*generate_pairs again"):
+        training.Pairs(tmp_path / "parts")
+    monkeypatch.undo()
+    kept = (tmp_path / "parts" / "pairs-00000.safetensors").stat().st_mtime_ns
+    again = training.generate_pairs(flow, 30, tmp_path / "parts", **options)
+    assert (tmp_path / "parts" / "pairs-00000.safetensors").stat().st_mtime_ns == kept
+    same(files(tmp_path / "whole"), files(tmp_path / "parts"))
+    assert torch.equal(whole.x, again.x)
+
+
+def test_several_processes_make_the_parts_of_one_set(tmp_path, monkeypatch):
+    """Each process by itself, one after the other: they share nothing but the folder."""
+    from cflow.training import pairs
+
+    flow, options = small(), {"seed": 3, "shard": 8}
+    training.generate_pairs(flow, 30, tmp_path / "one", **options)
+    made = pairs.Processes.__init__
+    for rank in (1, 0):
+
+        def pretends(self, *args, rank=rank):
+            made(self, *args)
+            self.rank, self.world = rank, 2
+
+        monkeypatch.setattr(pairs.Processes, "__init__", pretends)
+        if rank:
+            with pytest.raises(ValueError, match="2 of 4 shards are missing"):
+                training.generate_pairs(flow, 30, tmp_path / "two", **options)
+        else:
+            training.generate_pairs(flow, 30, tmp_path / "two", **options)
+    same(files(tmp_path / "one"), files(tmp_path / "two"))
+
+
+def test_another_set_is_refused_in_the_same_folder(tmp_path):
+    flow = small()
+    training.generate_pairs(flow, 10, tmp_path / "pairs", seed=0)
+    for changed, name in (({"seed": 1}, "seed"), ({"solver": solvers.Euler(steps=1)}, "solver")):
+        with pytest.raises(ValueError, match=f"another {name}"):
+            training.generate_pairs(flow, 10, tmp_path / "pairs", **changed)
+    with torch.no_grad():
+        next(flow.parameters()).add_(1)
+    with pytest.raises(ValueError, match="another flow"):
+        training.generate_pairs(flow, 10, tmp_path / "pairs", seed=0)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="something else"):
+        training.generate_pairs(flow, 10, tmp_path / "full")
+    note = json.loads((tmp_path / "pairs" / "pairs.json").read_text())
+    assert note["solver"]["solvers.Heun"]["steps"] == 3
+
+
+def test_classes_in_turn_and_guidance_within(tmp_path):
+    flow = small(classes=3)
+    pairs = training.generate_pairs(flow, 7, tmp_path / "a", guidance=guidance.ClassifierFree(2.0))
+    assert pairs.context.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    plain = training.generate_pairs(flow, 7, tmp_path / "b")
+    assert torch.equal(pairs.x[:, 0], plain.x[:, 0])
+    assert (pairs.x[:, 1] - plain.x[:, 1]).norm() > 1e-3
+    own = training.generate_pairs(flow, 4, tmp_path / "c", context=torch.tensor([2, 1]))
+    assert own.context.tolist() == [2, 1, 2, 1]
+    with pytest.raises(ValueError, match="conditional"):
+        training.generate_pairs(small(), 4, tmp_path / "d", context=torch.tensor([2, 1]))
+    with pytest.raises(ValueError, match=r"context of shape \[2, 1\]"):
+        training.generate_pairs(flow, 4, tmp_path / "d", context=torch.tensor([[2], [1]]))
+
+
+def test_real_data_carried_back(tmp_path, generator):
+    flow = gaussian().with_transform(data.Standardise(2, loc=5.0, scale=2.0))
+    x = 5 + 2 * (0.7 + 0.3 * torch.randn(40, 2, generator=generator))
+    pairs = training.generate_pairs(flow, 40, tmp_path / "back", data=x, solver=solvers.Dopri5(1e-7, 1e-7))
+    x0, x1 = pairs.x.unbind(1)
+    torch.testing.assert_close(x1, (x - 5) / 2)
+    torch.testing.assert_close(x0, (x1 - 0.7) / 0.3, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="one pair per row"):
+        training.generate_pairs(flow, 3, tmp_path / "other", data=x)
+
+
+def test_reflow_straightens_and_distillation_takes_one_step(tmp_path):
+    """Two normals joined across: the first flow turns, its pairs do not cross, and a line fits them."""
+    flow = gaussian(mean=2.0, std=0.2)
+    pairs = training.generate_pairs(flow, 2000, tmp_path / "pairs", solver=solvers.Dopri5(1e-6, 1e-6))
+    student = small()
+    straight = training.reflow(student, pairs, steps=300, batch_size=256, lr=1e-2, seed=0, ema=None)
+    assert all(torch.equal(*each) for each in zip(student.parameters(), small().parameters()))
+    assert straight.path.coupling == "couplings.Paired"
+    x0, x1 = pairs.x[:500].unbind(1)
+    error = lambda flow, solver: float((flow.transport(x0, 0.0, 1.0, solver=solver).y - x1).square().mean().sqrt())
+    assert error(straight, solvers.Euler(steps=1)) < 0.15
+    one = training.distill(straight, pairs, evaluations=1, steps=200, batch_size=256, lr=5e-3, seed=0, ema=None)
+    assert one.solver == solvers.Euler(steps=1)
+    assert error(one, one.solver) < 0.1
+
+
+def test_distillation_online_from_a_teacher(tmp_path):
+    teacher = gaussian(mean=2.0, std=0.2)
+    objective = objectives.Distillation(2, teacher=teacher, solver=solvers.RK4(steps=6))
+    one = training.distill(small(), None, objective=objective, steps=150, batch_size=128, lr=1e-2, seed=0, ema=None)
+    x0 = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    error = (one.transport(x0, 0.0, 1.0, solver=one.solver).y - (2.0 + 0.2 * x0)).square().mean().sqrt()
+    assert float(error) < 0.15
+    with pytest.raises(ValueError, match="not both"):
+        training.distill(small(), None)
+
+
+@pytest.mark.parametrize("error", [objectives.Square(), objectives.Huber(), objectives.PseudoHuber()])
+def test_errors_vanish_at_the_target_alone_and_grow(error, generator):
+    a = torch.randn(6, 3, generator=generator)
+    assert error(a, a).abs().max() < 1e-7
+    small, large = error(a, a + 0.01), error(a, a + 10.0)
+    assert (small > 0).all()
+    assert (large > small).all()
+    # Squares grow by the square of the size, the others at most in proportion to it, far out.
+    ratio = float((error(a, a + 100.0) / large).mean())
+    assert ratio == pytest.approx(100.0 if isinstance(error, objectives.Square) else 10.0, rel=0.1)
+
+
+def test_a_feature_error_compares_ends(generator):
+    flow = small()
+    network = torch.nn.Linear(2, 5, bias=False)
+    x = torch.randn(8, 2, 2, generator=generator)
+    loss = objectives.Reflow(error=objectives.FeatureError(network, pixel=0.0))(
+        flow, x, generator=torch.Generator().manual_seed(0)
+    )
+    t = objectives.Reflow().prepare(flow.base, x, None, torch.Generator().manual_seed(0)).t[:, None]
+    xt = (1 - t) * x[:, 0] + t * x[:, 1]
+    end = xt + (1 - t) * flow.predict(t[:, 0], xt)
+    torch.testing.assert_close(loss, (network(end) - network(x[:, 1])).square().mean(1))
+    assert not network.weight.requires_grad
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="ContinuousFlow"):
+        training.generate_pairs(cflow.discrete.nsf(2, layers=1), 4, tmp_path)
+    with pytest.raises(ValueError, match="at least 1"):
+        training.generate_pairs(small(), 0, tmp_path)
+    with pytest.raises(FileNotFoundError, match="generate_pairs"):
+        training.Pairs(tmp_path)
+    cosine = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Cosine())
+    with pytest.raises(ValueError, match="with_path"):
+        objectives.Reflow()(cosine, torch.zeros(4, 2, 2))
+    with pytest.raises(ValueError, match="evaluations=0"):
+        objectives.Distillation(0)
+    with pytest.raises(ValueError, match="teacher"):
+        objectives.Distillation(1, solver=solvers.Heun(steps=2))
+    pairs = training.generate_pairs(small(), 4, tmp_path / "pairs")
+    other = cflow.ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Linear())
+    with pytest.raises(ValueError, match="events are"):
+        training.reflow(other, pairs, steps=1)
