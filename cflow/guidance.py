@@ -95,7 +95,7 @@ def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> 
     context = _present(guidance, field, context)
     if isinstance(t, Tensor) and t.dim():
         shared = shared_time(t)
-        t = shared.expand(2 * x.shape[0]) if len(shared) == 1 else torch.cat([t, t])
+        t = shared.expand(2 * x.shape[0]) if shared.shape[0] == 1 else torch.cat([t, t])
     return t, torch.cat([x, x]), on_tensors(lambda *pair: torch.cat(pair), context, field.null_context(context))
 
 
@@ -190,7 +190,7 @@ class ClassifierFree:
             return ask(t, x, field.null_context(context))
         mixed = []
         for both in ask(*_with_and_without(self, field, t, x, context)):
-            c, u = both.chunk(2)
+            c, u = both.unflatten(0, (2, x.shape[0])).unbind(0)
             guided = torch.lerp(u, c, self.scale)
             mixed.append(guided if inside is True else torch.where(expand_like(inside.flatten(), c), guided, c))
         return tuple(mixed)
@@ -252,7 +252,7 @@ class CFGZeroStar:
         if self.scale == 1:
             guided = field(t, x, context)
         else:
-            c, u = field(*_with_and_without(self, field, t, x, context)).chunk(2)
+            c, u = field(*_with_and_without(self, field, t, x, context)).unflatten(0, (2, x.shape[0])).unbind(0)
             precise = torch.promote_types(u.dtype, torch.float32)
             rows, along = u.flatten(1).to(precise), c.flatten(1).to(precise)
             # A velocity of zero has no best multiple: it stays zero.

@@ -115,7 +115,7 @@ def transport(
                 calls += more
         trajectory = torch.stack([states[t] for t in at])
     solution.stats.nfe += calls
-    solution.stats.evaluations += calls * len(x)
+    solution.stats.evaluations += calls * x.shape[0]
     return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
 
 
@@ -216,7 +216,7 @@ def _cross(flow, f, x, t, s, tau, args, names, density):
         return x * factor, ladj, 0
     point, calls = x, 1 if tau == t else 2
     for _ in range(calls):
-        answer = f(inner.expand(len(x)), point, *args)
+        answer = f(inner.expand(x.shape[0]), point, *args)
         v, values = answer if names else (answer, {})
         point = x + flow.path.cross(v, point, inner, here, there)
     return point, {name: values[name] * abs(s - t) for name in names}, calls

@@ -52,7 +52,7 @@ class Prediction:
 
     def _checked(self, prediction: Tensor, x: Tensor) -> Tensor:
         """Gives the network's answer in the dtype of ``x``."""
-        wanted = x.shape if self.heads == 1 else (len(x), self.heads, *self.event_shape)
+        wanted = x.shape if self.heads == 1 else (x.shape[0], self.heads, *self.event_shape)
         if prediction.shape != wanted:
             raise ValueError(
                 f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; "

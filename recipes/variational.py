@@ -1,6 +1,6 @@
 """Variational inference: a flow learns a posterior from the model alone, and is checked against what is known of it.
 
-    python recipes/variational.py                              # linear regression, known in closed form, half a minute
+    python recipes/variational.py                              # linear regression, known in closed form, about a minute
     python recipes/variational.py --flow iaf --objective reverse-kl
     python recipes/variational.py --rows 20                    # fewer patients: a wide posterior with heavy tails
     python recipes/variational.py --flow continuous
@@ -10,8 +10,8 @@
 prior: posterior, marginals and evidence are known exactly. ``logistic`` tells malignant from benign tumours (569 of
 them, ten features); its reference is self-normalised importance sampling around the mode, long enough to be trusted.
 
-The flow begins as independent normals at the mode, as wide as the posterior is along each axis: the others of a ridge
-are left to it. (For forward-kl, which needs a wide start, as wide as the normal law at the mode.)
+The flow begins as independent normals at the mode, each as wide as the normal law that touches the posterior there; a
+continuous flow as wide as its slices, which leaves no walls for its solver to meet, only ridges to stretch along.
 
 Leaves ``model/``, ``marginals.png``, ``training.png`` and ``metrics.json`` in one folder.
 """
@@ -34,10 +34,11 @@ from cflow import bases, data, discrete, fields, plot, solvers, training
 from cflow.metrics.importance import Importance, importance
 from cflow.objectives.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
 from cflow.objectives.variational import PathDerivative, ReverseKL
-from cflow.plot.figure import BLUE, ORANGE, legend, new_figure, save
+from cflow.plot.figure import BLUE, ORANGE, new_figure, save
 
 WEIGHTED = ("dreg", "alpha", "forward-kl")
 NO_NETWORK = ("planar", "radial", "sylvester")
+REFERENCE = 200_000  # draws around the mode
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
 
@@ -61,7 +62,7 @@ class Options:
     batch_size: int = 64
     """Draws per step, on each process."""
     steps: int | None = None
-    """Training steps; 500 unless given, and 200 for a continuous flow."""
+    """Training steps; 1000 unless given, and 200 for a continuous flow."""
     layers: int = 4
     """Layers of a classical flow."""
     hidden: tuple[int, ...] | None = None
@@ -220,8 +221,9 @@ def build(options: Options, model: nn.Module):
     """Builds the flow over the unknowns, which begins as independent normals at the mode."""
     features = len(model.names)
     centre, covariance = mode(model)
-    narrow = torch.linalg.inv(covariance).diagonal().rsqrt()  # the deviation of each unknown given all others
-    scale = covariance.diagonal().sqrt() if options.objective == "forward-kl" else narrow
+    scale = covariance.diagonal().sqrt()
+    if options.flow == "continuous" and options.objective != "forward-kl":  # weights need a wide start
+        scale = torch.linalg.inv(covariance).diagonal().rsqrt()  # the deviation of each unknown given all others
     torch.manual_seed(options.seed)  # the network's initial weights
     if options.flow == "continuous":
         field = fields.MLP(features, hidden=options.hidden or (64,))
@@ -282,7 +284,7 @@ def measure(flow, model: nn.Module, count: int, generator: torch.Generator) -> t
         forward = torch.cat([model(each) - flow.log_prob(each) for each in exact.split(2000)]) - evidence
         report |= {"kl_forward": float(forward.mean()), "kl_forward_standard_error": error_of(forward)}
     else:
-        proposed, judged = around(model, 200_000, generator)
+        proposed, judged = around(model, REFERENCE, generator)
         mean, spread = moments(proposed, judged.weights)
         evidence, reference = judged.log_evidence.value, judged.resample(proposed, count, generator=generator)
         report["log_evidence_reference"] = evidence
@@ -317,7 +319,8 @@ def lines(report: dict) -> list[str]:
         if key.endswith("_standard_error"):
             continue
         error = report.get(f"{key}_standard_error")
-        shown = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        shown += "" if error is None else f" ± {error:.4f}"
         found.append(f"  {key:28s} {shown}")
     return found
 
@@ -342,13 +345,16 @@ def picture(model: nn.Module, x: Tensor, reference: Tensor | None, path: Path) -
             axis.hist(drawn, edges, density=True, histtype="step", color=ORANGE, lw=1.3, label="reference")
         axis.set_title(name, fontsize=9)
         axis.set_yticks([])
+        axis.locator_params(axis="x", nbins=4)
         axis.tick_params(labelsize=7)
         axis.margins(x=0)
         axis.spines[["top", "right", "left"]].set_visible(False)
     for axis in axes[len(model.names) :]:
         axis.set_visible(False)
-    legend(axes[0])
-    figure.tight_layout()
+    handles = figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=2, fontsize=9, frameon=False)
+    for handle in handles.legend_handles:
+        handle.set_alpha(1.0)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     save(figure, path)
 
 
@@ -359,7 +365,7 @@ def main(options: Options) -> None:
     objective, items = objective_of(options, model)
     flow = build(options, model)
     model.float()
-    steps = options.steps or (200 if options.flow == "continuous" else 500)
+    steps = options.steps or (200 if options.flow == "continuous" else 1000)
     say(f"{options.model}: {len(model.names)} unknowns; {options.flow} by {options.objective}; writing to {out}/")
     run = training.fit(
         flow,

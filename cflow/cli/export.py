@@ -9,8 +9,7 @@ import tyro
 
 from ..io import load
 from .app import app
-from .runs import device_of, folder_of, guidance_of, needs_solver
-from .sample import _solver
+from .runs import device_of, folder_of, guidance_of, needs_solver, solver_of
 
 
 @app.command
@@ -50,7 +49,7 @@ def export(
         raise ValueError(
             f"{given[0]}: a network by itself takes no steps; leave the option away, or export the sampler."
         )
-    options = _solver(folder, solver, steps=steps)
+    options = solver_of(folder, solver, steps=steps)
     if what != "log_prob":
         options |= guidance_of(flow, run, guidance)
     elif guidance is not None:

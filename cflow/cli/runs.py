@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ..guidance import ClassifierFree
+from ..solvers import METHODS, Bespoke, by_name
 
 __all__ = [
     "bespoke_file", "classes_of", "device_of", "folder_of", "guidance_of", "labels_of", "needs_solver", "report_of",
+    "solver_of",
 ]  # fmt: skip
 
 
@@ -90,3 +92,28 @@ def labels_of(flow, label: int | None, num: int) -> Tensor | None:
     if not 0 <= label < classes:
         raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}.")
     return torch.full((num,), label)
+
+
+def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
+    """Builds the solver that options of the command line name; nothing where they name none."""
+    options = {key: value for key, value in options.items() if value is not None}
+    if name is not None and (name == "bespoke" or name.endswith(".json")):
+        file = bespoke_file(folder) if name == "bespoke" else Path(name)
+        if options:
+            raise ValueError(
+                f"--solver {name} --{next(iter(options))}: a fitted solver has its own steps and tolerances; leave "
+                "the option away."
+            )
+        if not file.is_file():
+            raise FileNotFoundError(f"--solver {name}: there is no {file}; fit one by `cflow bespoke {folder}`.")
+        return {"solver": Bespoke.read(file)}
+    if name is None and not options:
+        return {}
+    if name is None:
+        stochastic, counted = "diffusion" in options, "steps" in options
+        name = "euler_maruyama" if stochastic else "heun" if counted else "dopri5"
+    try:
+        return {"solver": by_name(name, **options)}
+    except ValueError as error:
+        fitted = "" if name in METHODS else " Here bespoke is one too, which `cflow bespoke` fits, and so is its .json."
+        raise ValueError(f"{error}{fitted}") from None

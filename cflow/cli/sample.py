@@ -11,9 +11,9 @@ import tyro
 from torch import Tensor
 
 from ..io import load
-from ..solvers import METHODS, Bespoke, CudaGraph, by_name
+from ..solvers import CudaGraph
 from .app import app
-from .runs import bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
+from .runs import device_of, folder_of, guidance_of, labels_of, needs_solver, solver_of
 
 FORMATS = (".png", ".npy", ".npz", ".csv")
 
@@ -71,7 +71,7 @@ def sample(
     given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     if given or cuda_graph:
         needs_solver(flow, (given or ["--cuda-graph"])[0])
-    chosen = _solver(folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
+    chosen = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
     if cuda_graph:
         chosen = {"solver": CudaGraph(chosen.get("solver", flow.solver))}
     options = {"generator": generator, **chosen}
@@ -90,30 +90,6 @@ def sample(
     x = torch.cat(parts)
     _write(flow, x, output, None if label is not None else labels)
     print(f"{output}: {num} samples, shape {tuple(x.shape[1:])}, seed {seed}")
-
-
-def _solver(folder: Path, name: str | None, **options: float | None) -> dict:
-    options = {key: value for key, value in options.items() if value is not None}
-    if name is not None and (name == "bespoke" or name.endswith(".json")):
-        file = bespoke_file(folder) if name == "bespoke" else Path(name)
-        if options:
-            raise ValueError(
-                f"--solver {name} --{next(iter(options))}: a fitted solver has its own steps and tolerances; leave "
-                "the option away."
-            )
-        if not file.is_file():
-            raise FileNotFoundError(f"--solver {name}: there is no {file}; fit one by `cflow bespoke {folder}`.")
-        return {"solver": Bespoke.read(file)}
-    if name is None and not options:
-        return {}
-    if name is None:
-        stochastic, counted = "diffusion" in options, "steps" in options
-        name = "euler_maruyama" if stochastic else "heun" if counted else "dopri5"
-    try:
-        return {"solver": by_name(name, **options)}
-    except ValueError as error:
-        fitted = "" if name in METHODS else " Here bespoke is one too, which `cflow bespoke` fits, and so is its .json."
-        raise ValueError(f"{error}{fitted}") from None
 
 
 def _write(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:

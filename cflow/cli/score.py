@@ -18,8 +18,7 @@ from ..data.tables import Chunk, TableFile
 from ..io import load
 from ..standardised_context import StandardisedContext as _  # noqa: F401 - known by name once imported
 from .app import app
-from .runs import classes_of, device_of, folder_of, needs_solver, report_of
-from .sample import _solver
+from .runs import classes_of, device_of, folder_of, needs_solver, report_of, solver_of
 
 SHOWN = 20  # bad rows named one by one
 
@@ -81,7 +80,7 @@ def score(
     given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     if given:
         needs_solver(flow, given[0])
-    options = _solver(folder, solver, steps=steps, rtol=rtol, atol=atol)
+    options = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol)
     named = {"auto": None, "yes": True, "no": False}[header]
     file = TableFile(table, header=named, key=key)
     file = TableFile(table, columns=_columns(flow, run, file, columns, condition), header=named, key=key)

@@ -52,8 +52,8 @@ class FlowDensity(FlowEstimator):
         best_step_: the step whose weights were kept.
         n_features_in_, feature_names_in_: of the data; the latter where these were a data frame.
 
-    Cost: ``max_steps`` training steps (ten to forty milliseconds each for the splines on one core); ``score_samples``
-    takes constant memory.
+    Cost: ``max_steps`` training steps (on one core about 10 ms each for the splines, 100 for ``"ffjord"``, whose every
+    step solves an equation); ``score_samples`` takes constant memory.
 
     Raises:
         TypeError, ValueError: in ``fit``, for hyper-parameters out of range, an unknown flow, tables with text, NaN,

@@ -81,8 +81,8 @@ class WeightedBatches:
             draws = torch.rand(self.batch_size, dtype=torch.float64) * self.heights[-1]
             # A draw that rounds up to the very top belongs to the last row.
             drawn = torch.searchsorted(self.heights, draws, right=True).clamp(max=len(self.rows) - 1)
-            batch = self.rows.take(drawn)
-            yield batch.x if batch.context is None else (batch.x, batch.context)
+            x, context = self.rows.x[drawn], self.rows.context
+            yield x if context is None else (x, context[drawn])
 
 
 @dataclass

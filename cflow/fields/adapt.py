@@ -73,7 +73,7 @@ class Adapted(Field):
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
         result = self.call(self.network, t.to(x.dtype).expand(x.shape[0]), x, context)
-        wanted = x.shape if self.outputs == 1 else (len(x), self.outputs, *self.event_shape)
+        wanted = x.shape if self.outputs == 1 else (x.shape[0], self.outputs, *self.event_shape)
         if result.shape != wanted:
             raise ValueError(
                 f"Adapted(outputs={self.outputs}): the network gave a result of shape {list(result.shape)} for x of "

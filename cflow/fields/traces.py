@@ -47,7 +47,7 @@ def layers_trace(weights: Sequence[Tensor], slopes: Sequence[Tensor], scales: Se
         first, *middle, last = (weight.to(dtype) for weight in weights)
         slopes = [slope.to(dtype) for slope in slopes]
         for k, scale in enumerate(scales or ()):
-            if len(scale) != 1 or 0 < k < len(middle):
+            if scale.shape[0] != 1 or 0 < k < len(middle):
                 slopes[k] = slopes[k] * scale.to(dtype)
             elif k == 0:  # one row: weights of the size of x take it up with less work
                 first = first * scale.mT.to(dtype)

@@ -120,8 +120,9 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     if onnx:
         try:
+            # Not optimised here, which takes more than proportionally long: runtimes do so when they load a model.
             torch.onnx.export(
-                traced, (), path, dynamo=True, verbose=False, external_data=False,
+                traced, (), path, dynamo=True, optimize=False, verbose=False, external_data=False,
                 input_names=[name for name, *_ in part.inputs], output_names=[part.output],
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:

@@ -180,8 +180,8 @@ def vector_field(
             )
         if not getattr(flow.base, "is_standard", False) or len(flow.transform) > standardise:
             raise ValueError(
-                "vector_field: sbi follows the field itself from a normal, and this flow has another base or transforms "
-                "of its own; use bases.Normal and no transform, or density_estimator with NPE."
+                "vector_field: sbi follows the field itself from a normal, and this flow has another base or "
+                "transforms of its own; use bases.Normal and no transform, or density_estimator with NPE."
             )
         return VectorField(flow, x.shape[1:], net, FlowMatching() if objective is None else objective)
 

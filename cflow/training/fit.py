@@ -137,8 +137,8 @@ def fit(
             coupling sees ``pool * batch_size`` rows. Where it keeps fewer, each step gets its equal part of what is
             left. Draws are then those of the pool's first step.
         across_processes: draws and couples the rows of all processes together: every one of them reads and prepares the
-            global batch (not from a loader; no communication) and takes its part. ``n`` processes then make the steps of
-            one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
+            global batch (not from a loader; no communication) and takes its part. ``n`` processes then make the steps
+            of one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
         prefetch: preparations (batches, or pools of them) made ahead of the step; one more than ``workers`` unless
             given where the objective plans (``objective.plans``: a coupling that takes time), else none: a few draws
             are quicker in line (0). The results do not depend on it. Where the base or a transform is learned,

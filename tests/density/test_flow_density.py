@@ -56,6 +56,11 @@ def test_training_gets_nearer_to_the_truth(moons):
     assert np.abs(drawn.std(0) - moons.std(0)).max() < 0.15
 
 
+def test_nothing_is_said(moons, capfd):
+    FlowDensity(**SMALL).fit(moons).score(moons)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_global_generators_are_left_alone_and_seeds_repeat(moons):
     before = torch.get_rng_state().clone(), np.random.get_state()  # noqa: NPY002
     first, second = (FlowDensity(**SMALL).fit(moons) for _ in range(2))

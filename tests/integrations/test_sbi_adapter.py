@@ -145,10 +145,10 @@ def exact():
 
 
 def check(posterior, tolerance):
-    """Samples against the exact posterior's mean and width, and the density against the exact one."""
+    """Checks samples against the exact posterior: means in its deviations, and the log of the widths' ratio."""
     truth, draws = exact(), posterior.sample((2000,), x=OBSERVED, show_progress_bars=False)
     deviation = truth.covariance_matrix.diagonal().sqrt()
-    assert ((draws.mean(0) - truth.mean).abs() / deviation < 1.5 * tolerance).all()
+    assert ((draws.mean(0) - truth.mean).abs() / deviation < 0.4).all()
     assert ((draws.std(0) / deviation).log().abs() < tolerance).all()
     assert abs(torch.corrcoef(draws.T)[0, 1] - truth.covariance_matrix[0, 1] / deviation.prod()) < 0.2
     return truth
@@ -167,7 +167,7 @@ SHORT = {"training_batch_size": 100, "learning_rate": 5e-3}
 @pytest.mark.parametrize(
     ("build", "epochs", "tolerance"),
     [
-        (density_estimator(discrete.maf, layers=3, hidden=(32, 32)), 15, 0.15),
+        (density_estimator(discrete.maf, layers=3, hidden=(32, 32)), 20, 0.2),
         (density_estimator(continuous, objective=objectives.FlowMatching()), 30, 0.3),
     ],
     ids=["maf", "matching"],
@@ -248,7 +248,7 @@ def test_a_flow_trained_before_becomes_a_posterior(generator):
         (-flow.log_prob(theta[rows], x[rows]).mean()).backward()
         optimizer.step()
     posterior = inference.NPE(PRIOR).build_posterior(as_density_estimator(flow))
-    check_density(posterior, check(posterior, 0.15))
+    check_density(posterior, check(posterior, 0.2))
 
 
 def test_mistakes_are_explained():

@@ -1,0 +1,181 @@
+"""``cflow reflow``: straightens a trained flow, and distils it to few steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from .. import metrics, plot
+from ..io import load, save
+from ..solvers import Euler, by_name
+from ..training import Constant, Pairs, distill, generate_pairs, is_main
+from ..training import reflow as straighten
+from .app import app
+from .runs import device_of, folder_of, guidance_of, labels_of, needs_solver
+
+NOTE = "reflow.json"
+
+
+@app.command
+def reflow(
+    run: tyro.conf.Positional[Path],
+    /,
+    rounds: int = 1,
+    pairs: int = 20_000,
+    steps: int = 5000,
+    distil: Annotated[int, tyro.conf.arg(name="distill")] = 0,
+    solver: str = "heun",
+    solver_steps: int = 20,
+    guidance: float | None = None,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    evaluations: tuple[int, ...] = (1, 2, 4, 8, 32),
+    samples: int = 1000,
+    seed: int = 0,
+    device: str = "cpu",
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> None:
+    """Straighten a trained flow, so that few steps draw from it, and show what few steps are worth.
+
+    Every round draws pairs of noise and sample and trains the next flow on them. Interrupted, the same command goes on.
+
+    Args:
+        run: A run's folder, or a folder that cflow.save wrote.
+        rounds: How often to straighten.
+        pairs: Pairs per round.
+        steps: Training steps per round, and of the distillation.
+        distill: Distil the last round to so many evaluations; 0 for not at all.
+        solver: Solver of the pairs: heun, euler, rk4 and so on.
+        solver_steps: Its steps.
+        guidance: Classifier-free guidance of the first round's pairs; the run's own unless given.
+        batch_size: Pairs per training step, and carried at once.
+        lr: Learning rate.
+        evaluations: The numbers of evaluations to show.
+        samples: Samples for each of these.
+        seed: Seed of everything.
+        device: Where to compute, such as cuda.
+        output: The folder; `reflow` beside the model unless given.
+    """
+    folder = folder_of(run)
+    flow = load(folder, device=device_of(device)).eval()
+    needs_solver(flow, f"reflow {run}")
+    if min(rounds, pairs, steps, solver_steps, samples, *evaluations) < 1 or distil < 0:
+        raise ValueError(
+            f"--rounds {rounds} --pairs {pairs} --steps {steps} --evaluations {evaluations}: all are at least 1."
+        )
+    out = folder.resolve().with_name("reflow") if output is None else output
+    how = by_name(solver, steps=solver_steps)
+    guided = guidance_of(flow, run, guidance).get("guidance")
+    settings = {
+        "pairs": pairs, "steps": steps, "solver": repr(how), "guidance": repr(guided), "batch_size": batch_size,
+        "lr": lr, "seed": seed,
+    }  # fmt: skip
+    _claim(out, settings)
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "schedule": Constant(warmup=steps // 20)}
+    options |= {"seed": seed, "device": device_of(device), "progress": sys.stderr.isatty(), "resume": True}
+    flows, last = {"flow": flow}, flow
+    for number in range(1, rounds + 1):
+        # Guidance is in the first pairs: what learns from them needs none.
+        chosen = {"guidance": guided} if number == 1 else {}
+        made = _pairs(last, pairs, out / f"pairs-{number}", how, seed + number, batch_size, chosen)
+        last = _trained(out / f"round-{number}", straighten, (last, made), options)
+        flows[f"round {number}"] = last
+    if distil:
+        made = _pairs(last, pairs, out / f"pairs-{rounds + 1}", how, seed + rounds + 1, batch_size, {})
+        flows[f"distilled {distil}"] = _trained(out / f"distilled-{distil}", distill, (last, made, distil), options)
+    if is_main():
+        _report(flows, evaluations, samples, how, guided, seed, out)
+
+
+def _claim(out: Path, settings: dict) -> None:
+    """Notes what the folder is for, or sees that it was for the same."""
+    file = out / NOTE
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            raise ValueError(
+                f"{out}: begun with --{changed[0].replace('_', '-')} {before.get(changed[0])}, now "
+                f"{settings[changed[0]]}; pass the same, another --output, or remove the folder."
+            )
+        return
+    if is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _pairs(flow, num: int, place: Path, solver, seed: int, batch_size: int, options: dict) -> Pairs:
+    print(f"{place}: {num} pairs", file=sys.stderr)
+    return generate_pairs(
+        flow, num, place, solver=solver, seed=seed, batch_size=batch_size, progress=sys.stderr.isatty(), **options
+    )
+
+
+def _trained(place: Path, train, given: tuple, options: dict):
+    """Trains into a folder, or reads what an earlier call has trained there."""
+    if not (place / "done").is_file():
+        print(f"{place}: training", file=sys.stderr)
+        flow = train(*given, out=place, **options)
+        if is_main():
+            save(flow, place / "model")  # with its solver, which training did not know of
+            (place / "done").touch()
+    return load(place / "model", device=options["device"]).eval()
+
+
+@torch.no_grad()
+def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out: Path) -> None:
+    """Compares what few Euler steps of every flow draw with what the first one draws by its solver of the pairs."""
+    first = flows["flow"]
+    draw = lambda flow, solver, number, guidance: _draw(flow, solver, count, seed + number, guidance)
+    reference, again = (draw(first, solver, number, guided) for number in (1_000_001, 1_000_002))
+    floor = metrics.energy_distance(reference.flatten(1), again.flatten(1)).value
+    table, pictures = {}, []
+    for name, flow in flows.items():
+        guidance = guided if name == "flow" else None
+        table[name] = {}
+        for calls in evaluations:
+            if name.startswith("distilled") and calls != flow.solver.steps:
+                continue
+            x = draw(flow, Euler(steps=calls), 1_000_003, guidance)
+            table[name][calls] = metrics.energy_distance(x.flatten(1), reference.flatten(1)).value
+            pictures.append((f"{name}, {calls}", x))
+    (out / "metrics.json").write_text(json.dumps({"floor": floor, "energy_distance": table}, indent=1) + "\n")
+    print("energy distance to samples of the flow by " + f"{solver!r} (two sets of these: {floor:.4f})")
+    print(f"{'evaluations':14s}" + "".join(f"{calls:>10d}" for calls in evaluations))
+    for name, row in table.items():
+        shown = "".join("          " if calls not in row else f"{row[calls]:10.4f}" for calls in evaluations)
+        print(f"{name:14s}{shown}")
+    picture = _picture(first, pictures, out)
+    places = [str(out / name.replace(" ", "-")) for name in flows if name != "flow"]
+    print(f"models: {', '.join(places)}" + (f"; picture: {picture}" if picture else ""))
+
+
+def _draw(flow, solver, count: int, seed: int, guidance) -> Tensor:
+    """Draws samples in model space, every class in turn."""
+    labels = labels_of(flow, None, count)
+    generator = torch.Generator(device=next(flow.parameters()).device).manual_seed(seed)
+    z = flow.cast(flow.base.sample((count,), generator=generator))
+    labels = None if labels is None else labels.to(z.device)
+    parts = [
+        flow.transport(z[i : i + 256], 0.0, 1.0, None if labels is None else labels[i : i + 256], solver=solver,
+                       guidance=guidance).y
+        for i in range(0, count, 256)
+    ]  # fmt: skip
+    return torch.cat(parts).cpu()
+
+
+def _picture(flow, pictures: list[tuple[str, Tensor]], out: Path) -> Path | None:
+    """Draws ten samples of each, one row after the other, where events have a picture."""
+    if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
+        rows = torch.cat([flow.postprocess(x[:10])[0].float() for _, x in pictures])
+        low, high = rows.min(), rows.max()
+        return plot.images((rows - low) / (high - low), out / "few-steps.png", columns=10)
+    if flow.event_shape == (2,):
+        return plot.scatter(flow.postprocess(pictures[-1][1])[0], out / "few-steps.png")
+    return None
