@@ -5,9 +5,9 @@
 FOLDER holds ``tabular/protein.csv``, ``power/power.npy`` and ``bsds300/bsds300.npz``. All libraries have the same
 layers, bins and widths, the same plain loop (Adam, cosine over the time given, gradients clipped at 5, batches of 512),
 the same data and seed; each trains for the same time of one core (as the process is charged for it, so that other work
-does not count), and what differs is how many steps that is. The weights of the best validation score are tested. ``cflow compiled`` is ours under ``torch.compile``, its
-compilation within the time. It may be stopped and run again: finished cells are read from ``--out``; ``--seconds 3600``
-is a longer run.
+does not count), and what differs is how many steps that is. The weights of the best validation score are tested.
+``cflow compiled`` is ours under ``torch.compile``, its compilation within the time. It may be stopped and run again:
+finished cells are read from ``--out``; ``--seconds 3600`` is a longer run.
 """
 
 import argparse
