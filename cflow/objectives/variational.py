@@ -151,9 +151,9 @@ class ReverseKL(Variational):
     .. math:: L = \mathbb E_{x \sim q_\theta(\cdot \mid c)} \big[ \log q_\theta(x \mid c) - \log \tilde p(x, c) \big]
                 = \mathrm{KL}(q_\theta \,\|\, p) - \log Z
 
-    with the gradient through the samples (reparameterised), unbiased for value and gradient, also where the flow's
+    by the gradient through the samples (reparameterised); value and gradient are unbiased, also where the flow's
     density is an unbiased estimate (Hutchinson). The loss, in nats per item, is never below minus the log-evidence on
-    average. It prefers to miss mass of the target than to cover where there is none.
+    average. It would rather miss mass of the target than cover where there is none.
 
     See :class:`Variational` for the target and how to train without data.
 
@@ -193,13 +193,11 @@ class PathDerivative(Variational):
     divergence, and training lands. Unbiased as well; far from the target it is not always the quieter one.
 
     The flow is asked in evaluation mode (no dropout, no statistics of batches), in which ``encode`` undoes ``decode``:
-    for continuous flows up to the solver's tolerance, and where the divergence is an estimate, unbiased but with a
-    variance of its own.
+    for continuous flows up to the solver's tolerance. An estimated divergence leaves a variance of its own.
 
     Shapes: returns ``[B]``. Cost: one pass of ``decode`` with its graph, without the log-determinant where the flow can
     leave it out; one of ``encode`` and its gradient in ``x``, whose graph goes before the backward pass begins; one
-    gradient of the target. Some twice :class:`ReverseKL` for a flow that costs the same in both directions. Of a
-    continuous flow, no derivative of the divergence in the parameters is taken.
+    gradient of the target. Of a continuous flow, no derivative of the divergence in the parameters is taken.
 
     Source: Roeder, Wu and Duvenaud, Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational
     Inference, 2017, arXiv:1703.09194; Vaitl et al., Gradients should stay on Path: Better Estimators of the Reverse-

@@ -19,6 +19,7 @@ from cflow.training.streams import PAIRS, generator_for
 __all__ = ["Pairs", "generate_pairs"]
 
 FORMAT, NOTE = "cflow pairs 1", "pairs.json"
+SHARD = 4096
 
 
 class Pairs:
@@ -74,7 +75,7 @@ def generate_pairs(
     data: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    shard: int = 4096,
+    shard: int | None = None,
     progress: bool = False,
 ) -> Pairs:
     r"""Writes pairs of noise and the sample that a flow carries it to, shard by shard.
@@ -96,7 +97,7 @@ def generate_pairs(
         data: real samples ``[num, *event]`` to carry back to noise, as they are measured: pairs with a true half.
         seed: of the noise.
         batch_size: pairs carried at once.
-        shard: pairs per file.
+        shard: pairs per file; 4096 unless given.
         progress: show a bar.
 
     Shapes: each file ``pairs-00000.safetensors`` holds ``x0``, ``x1 [n, *event]`` in model space and ``context``.
@@ -123,6 +124,7 @@ def generate_pairs(
         raise TypeError(
             f"generate_pairs({type(flow).__name__}): pairs are joined by a velocity; pass a ContinuousFlow."
         )
+    shard = SHARD if shard is None else shard
     if min(num, batch_size, shard) < 1:
         raise ValueError(f"generate_pairs(num={num}, batch_size={batch_size}, shard={shard}): all are at least 1.")
     context = _contexts(flow, context, num, data)
