@@ -11,8 +11,10 @@ from . import (
     couplings,
     data,
     discrete,
+    divergence,
     fields,
     guidance,
+    integrations,
     metrics,
     objectives,
     paths,
@@ -26,6 +28,7 @@ from .distribution import FlowDistribution
 from .flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
 from .io import load, save
 from .registry import register
+from .standardised_context import StandardisedContext
 
 __version__ = "0.1.0"
 
@@ -36,12 +39,15 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "InvertibleFlow",
+    "StandardisedContext",
     "bases",
     "couplings",
     "data",
     "discrete",
+    "divergence",
     "fields",
     "guidance",
+    "integrations",
     "load",
     "metrics",
     "objectives",

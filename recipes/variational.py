@@ -10,8 +10,8 @@
 prior: posterior, marginals and evidence are known exactly. ``logistic`` tells malignant from benign tumours (569 of
 them, ten features); its reference is self-normalised importance sampling around the mode, long enough to be trusted.
 
-The flow begins as independent normals at the mode, as wide as the normal law that touches the posterior there (Laplace);
-a continuous flow as narrow as the posterior's slices, from where its field changes slowly enough for few solver steps.
+The flow begins as independent normals at the mode, as wide as the normal law that touches the posterior there; a
+continuous flow as narrow as the posterior's slices, from where its field changes slowly enough for few solver steps.
 
 Leaves ``model/``, ``marginals.png``, ``training.png`` and ``metrics.json`` in one folder.
 """

@@ -110,3 +110,14 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 5 rows hold NaN or infinity"):
         plot.corner(x, path)
     assert not path.exists()
+
+
+def test_samples_far_out_set_neither_the_axes_nor_the_contours(tmp_path, generator, figures):
+    """A hundred and fifty of 20,000 samples are a thousand deviations away."""
+    samples = torch.randn(20_000, 2, generator=generator)
+    samples[:150] *= 1000
+    plot.corner(samples, tmp_path / "a.png", reference=torch.randn(500, 2, generator=generator))
+    axis = figures[0].axes[2]
+    assert max(map(abs, (*axis.get_xlim(), *axis.get_ylim()))) < 5
+    half = max(axis.collections[-1].get_paths()[1].to_polygons(), key=len)
+    assert np.linalg.norm(half, axis=1).mean() == pytest.approx(np.sqrt(-2 * np.log(0.5)), rel=0.08)

@@ -156,14 +156,6 @@ def test_unconditional_use_is_refused():
         AutoGuidance(MLP(3), 2.0)(MLP(2))
 
 
-def test_fields_of_two_times_are_refused():
-    field = MLP(2, classes=3)
-    field.two_times = True
-    for guidance in (ClassifierFree(2.0), CFGZeroStar(2.0), AutoGuidance(MLP(2), 2.0)):
-        with pytest.raises(ValueError, match="average velocity"):
-            guidance(field)
-
-
 @pytest.mark.parametrize("make", [ClassifierFree, CFGZeroStar, lambda scale: AutoGuidance(MLP(2), scale)])
 def test_a_scale_must_be_finite(make):
     for scale in (float("nan"), float("inf")):

@@ -9,7 +9,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 9
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -17,7 +17,11 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     assert len(names["bns"].times) == 6
     assert names["solution"].success.all()
     assert names["y"].shape == (11, 3)
-    assert names["score"].shape == names["x"].shape == (1000, 2)
+    assert names["score"].shape == (1000, 2)
+    assert names["run"].history[-1]["nfe"] > 10
+    assert (names["high"] > names["low"]).all()
+    assert names["one"].solver == names["solvers"].Euler(steps=1)
+    assert names["x"].shape == (1000, 2)
     assert names["density"].cost() == (3, 3, 3)
     assert len(names["own"].bijection) == 6
     assert (tmp_path / "moons" / "flow.json").is_file()

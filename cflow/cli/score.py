@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..data.tables import Chunk, TableFile
 from ..io import load
-from ..standardised_context import StandardisedContext as _  # noqa: F401 - known by name once imported
 from .app import app
 from .runs import classes_of, device_of, folder_of, needs_solver, report_of, solver_of
 

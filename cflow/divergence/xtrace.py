@@ -24,9 +24,11 @@ class XTrace(Sketched):
 
     with :math:`k` = ``products / 2`` Gaussian vectors, drawn once per solve, and :math:`Q_i` an orthonormal basis of
     the products with all but the i-th, found for all i from one QR decomposition. No bias, whatever J; no error where
-    J has a rank below k, or ``products >= D``. The k estimates are exchangeable, not independent; their spread over
-    :math:`\sqrt k` is the published estimate of the error, here a tenth too small at worst. More exact than
-    :class:`HutchPlusPlus` for as many products, most where singular values fall off quickly. For evaluation.
+    J has a rank below k, or ``products >= D``. The k estimates are exchangeable, not
+    independent; their spread over :math:`\sqrt k` is the published estimate of the error. It is too small where J is
+    nearly symmetric and ``products`` come near D: by up to a third, measured on diagonal matrices; for error bars to
+    rely on take :class:`HutchPlusPlus`. More exact than that for as many products, most where singular values fall off
+    quickly. For evaluation.
 
     Args:
         products: vector-Jacobian products per call, an even number from four on.

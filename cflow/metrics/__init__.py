@@ -1,9 +1,19 @@
 """Metrics: distances between samples, likelihoods in bits, and the straightness and length of a flow's paths."""
 
+from cflow.metrics.calibration import (
+    Calibration,
+    Coverage,
+    expected_coverage,
+    pit,
+    ranks,
+    simulation_based_calibration,
+    tarp,
+)
 from cflow.metrics.classifier import classifier_two_sample
 from cflow.metrics.discrepancy import energy_distance, mmd
 from cflow.metrics.estimate import Estimate
 from cflow.metrics.frechet import frechet_distance
+from cflow.metrics.importance import Importance, importance
 from cflow.metrics.interpolation import ot_interpolation
 from cflow.metrics.likelihood import bits_per_dim
 from cflow.metrics.neighbours import nearest_distances
@@ -11,18 +21,27 @@ from cflow.metrics.transport import normalised_path_energy, path_energy, straigh
 from cflow.metrics.wasserstein import sliced_wasserstein2, wasserstein1, wasserstein2
 
 __all__ = [
+    "Calibration",
+    "Coverage",
     "Estimate",
+    "Importance",
     "bits_per_dim",
     "classifier_two_sample",
     "energy_distance",
+    "expected_coverage",
     "frechet_distance",
+    "importance",
     "mmd",
     "nearest_distances",
     "normalised_path_energy",
     "ot_interpolation",
     "path_energy",
+    "pit",
+    "ranks",
+    "simulation_based_calibration",
     "sliced_wasserstein2",
     "straightness",
+    "tarp",
     "wasserstein1",
     "wasserstein2",
 ]

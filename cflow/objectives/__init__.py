@@ -5,6 +5,7 @@ from .consistency import ConsistencyFlowMatching
 from .errors import FeatureError, Huber, PseudoHuber, Square
 from .ffjord import FFJORD, FFJORDBatch
 from .flow_matching import FlowMatching, MatchingBatch
+from .importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
 from .lagrangian import LagrangianSelfDistillation
 from .maximum_likelihood import LikelihoodBatch, MaximumLikelihood
 from .mean_flow import MeanFlow
@@ -13,19 +14,24 @@ from .objective import Objective
 from .reflow import Distillation, Reflow
 from .shortcut import Shortcut
 from .two_times import StepBatch, TwoTimes
+from .variational import LatentBatch, PathDerivative, ReverseKL, Variational
 from .weights import MinSNR, VelocityWeight
 
 __all__ = [
     "FFJORD",
+    "AlphaDivergence",
     "BridgeBatch",
     "BridgeMatching",
     "ConsistencyFlowMatching",
     "Distillation",
+    "DoublyReparameterised",
     "FFJORDBatch",
     "FeatureError",
     "FlowMatching",
+    "ForwardKL",
     "Huber",
     "LagrangianSelfDistillation",
+    "LatentBatch",
     "LikelihoodBatch",
     "MatchingBatch",
     "MaximumLikelihood",
@@ -34,11 +40,14 @@ __all__ = [
     "MultiMarginal",
     "MultiMarginalBatch",
     "Objective",
+    "PathDerivative",
     "PseudoHuber",
     "Reflow",
+    "ReverseKL",
     "Shortcut",
     "Square",
     "StepBatch",
     "TwoTimes",
+    "Variational",
     "VelocityWeight",
 ]

@@ -4,10 +4,21 @@ Every function writes one file (the format follows its suffix); most return its 
 so nothing depends on a display or touches the figures of a notebook.
 """
 
+from .calibration import calibration
 from .corner import corner
 from .curves import training
 from .densities import densities, density
 from .images import image_trajectories, images
 from .plane import scatter, trajectories
 
-__all__ = ["corner", "densities", "density", "image_trajectories", "images", "scatter", "training", "trajectories"]
+__all__ = [
+    "calibration",
+    "corner",
+    "densities",
+    "density",
+    "image_trajectories",
+    "images",
+    "scatter",
+    "training",
+    "trajectories",
+]

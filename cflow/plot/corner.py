@@ -46,7 +46,8 @@ def corner(
 
     A pair is shown by the regions of highest density that hold 50 % and 90 % of the points (a smoothed histogram), and
     by dots; fewer than 100 points by dots alone. Samples are blue; a reference lies orange under them. The axes reach
-    over the central 99.8 % of both and over all marks, so the farthest points may be out of view.
+    over the central 99.8 % of the points (98 % of samples beside a reference) and over all marks; the farthest
+    points are out of view.
 
     Args:
         samples: ``[N, D]``.
@@ -103,7 +104,7 @@ def corner(
                 _histogram(axis, sets, row, limits[row], bins, marks)
             else:
                 for points in sets:
-                    _pair(axis, points, (column, row), fewest)
+                    _pair(axis, points, (column, row), (limits[column], limits[row]), fewest)
                 if marks is not None:
                     axis.scatter(marks[:, column], marks[:, row], s=22, marker="x", color=INK, lw=1.1, zorder=5)
                 axis.set_ylim(limits[row])
@@ -135,8 +136,10 @@ def _limits(columns, marks, i: int) -> tuple[float, float]:
     """Chooses the reach of an axis; a constant feature gets one as wide as its size."""
     import numpy as np
 
-    low = min(float(np.quantile(each, 0.001)) for each in columns)
-    high = max(float(np.quantile(each, 0.999)) for each in columns)
+    # The last set is that of the samples; where there is a reference, their farthest hundredth does not set the axis.
+    tails = [0.001] if len(columns) == 1 else [0.001, 0.01]
+    low = min(float(np.quantile(each, tail)) for each, tail in zip(columns, tails))
+    high = max(float(np.quantile(each, 1 - tail)) for each, tail in zip(columns, tails))
     if marks is not None:
         low, high = min(low, float(marks[:, i].min())), max(high, float(marks[:, i].max()))
     margin = 0.05 * (high - low) if high > low else max(abs(high), 1.0) / 2
@@ -154,10 +157,10 @@ def _histogram(axis, sets, i: int, limits: tuple[float, float], bins: int, marks
     axis.set_ylim(bottom=0)
 
 
-def _pair(axis, points: Points, columns: tuple[int, int], fewest: int) -> None:
+def _pair(axis, points: Points, columns: tuple[int, int], spans, fewest: int) -> None:
     """Draws two features of a set: dots, and over them regions of highest density.
 
-    The histogram is laid and smoothed where the pair is uncorrelated, so that a narrow ridge stays narrow.
+    The histogram is laid and smoothed where the points in view are uncorrelated, so that a narrow ridge stays narrow.
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter
@@ -166,10 +169,12 @@ def _pair(axis, points: Points, columns: tuple[int, int], fewest: int) -> None:
     shown = pair[:: max(1, len(pair) // 1500)]
     alone = len(pair) < FEWEST
     axis.scatter(*shown.T, s=5 if alone else 1.2, color=colour, alpha=0.7 if alone else 0.3, lw=0, rasterized=True)
-    scale = pair.std(0)
-    if alone or not (scale > 0).all():  # too few for contours, or on a line
+    low, high = np.transpose(spans)
+    seen = pair[((pair >= low) & (pair <= high)).all(1)]
+    if alone or len(seen) < FEWEST or not (seen.std(0) > 0).all():  # too few for contours, or on a line
         return
-    centre, unit = pair.mean(0), (pair - pair.mean(0)) / scale
+    centre, scale = seen.mean(0), seen.std(0)
+    unit = (seen - centre) / scale
     correlation = float(np.clip((unit[:, 0] * unit[:, 1]).mean(), -1 + 1e-9, 1 - 1e-9))
     factor = np.linalg.cholesky([[1.0, correlation], [correlation, 1.0]])
     spread = np.linalg.solve(factor, unit.T)
@@ -180,7 +185,7 @@ def _pair(axis, points: Points, columns: tuple[int, int], fewest: int) -> None:
     width = 0.5 * fewest ** (-1 / 6) * CELLS / (high - low)
     height = gaussian_filter(counts, np.maximum(width, 0.7), mode="constant")
     order = np.sort(height.ravel())[::-1]
-    mass = np.cumsum(order) / order.sum()
+    mass = np.cumsum(order) / order.sum() * (len(seen) / len(pair))
     levels = [float(order[min(np.searchsorted(mass, each), len(order) - 1)]) for each in MASSES]
     if not 0 < levels[0] < levels[1] < order[0]:  # all in one or two cells: the dots say it
         return

@@ -69,6 +69,7 @@ def test_the_evidence_and_the_posterior_are_those_of_the_model(recipe, generator
     assert abs(judged.log_evidence.value - model.log_evidence) < 4.5 * error < 0.2  # once in 100,000 seeds
 
 
+@pytest.mark.slow
 def test_training_finds_the_posterior(recipe, tmp_path):
     recipe.main(recipe.Options(steps=300, lr=5e-3, hidden=(16,), draws=4000, out=Path("fit")))
     report = json.loads((tmp_path / "fit" / "metrics.json").read_text())
