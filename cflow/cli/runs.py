@@ -66,8 +66,8 @@ def needs_solver(flow, what: str) -> None:
     """Raises where something is asked of a solver, and the flow has none."""
     if "solver" not in flow.options:
         raise ValueError(
-            f"{what}: a {type(flow).__name__} is no differential equation, so it has no solver and no steps; draw from "
-            f"it by `cflow sample` without options of a solver."
+            f"{what}: a {type(flow).__name__} is no differential equation, so it has no solver and no steps; leave "
+            f"the option away."
         )
 
 

@@ -224,7 +224,7 @@ class Loop:
         kept = f"the last checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "no checkpoint was written"
         raise FloatingPointError(
             f"fit: at step {step}{batch} {what}; the weights are left as they were before it, and {kept}. "
-            f"Lower lr, clip gradients or look at these rows."
+            f"Lower lr or clip gradients{'' if rows is None else ', or look at these rows'}."
         )
 
     def look(self) -> None:
