@@ -71,8 +71,8 @@ def importance(log_weights: Tensor) -> Importance:
 
     The :math:`M = \min(N / 5, 3 \sqrt N)` largest weights are replaced by the quantiles of the generalised Pareto law
     that is fitted to them (PSIS), which bounds the say of each; its shape :math:`\hat k` tells whether the weights can
-    be trusted at all. No weight tells of mass that no sample met: a flow that misses a mode looks well. Only the target's
-    constant is unknown: ``log_weights`` are ``log_joint(x) - flow.log_prob(x)``.
+    be trusted at all. No weight tells of mass that no sample met: a flow that misses a mode looks well. Only the
+    target's constant is unknown: ``log_weights`` are ``log_joint(x) - flow.log_prob(x)``.
 
     Shapes: ``log_weights [N]``, of independent samples, N at least 25; ``-inf`` for a sample outside the target's
     support. Computed in float64. Cost: one sort, and a fit of some :math:`30 + \sqrt M` candidates.
