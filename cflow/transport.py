@@ -195,6 +195,10 @@ class _Integrand:
             values["kinetic"] = rows(v.square()).sum(1)
         return v, {name: values[name] for name in self.names}
 
+    def alone(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None) -> Tensor:
+        """Computes the velocity without the integrals."""
+        return self.velocity(t, x, context)
+
 
 def _cross(flow, f, x, t, s, tau, args, names, density):
     """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside the interval.

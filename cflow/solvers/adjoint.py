@@ -207,7 +207,8 @@ class _Walk:
             pairs += [(pulled[later], a[later][stage]) for later in pulled]
             slopes = [_total([(values[part], w) for values, w in pairs], h, rest) for part in range(len(lead))]
             integrands = [
-                None if value is None else _total([(take(value), b[stage])], h, rest) for value in self.integrals
+                None if value is None or _is_zero(b[stage]) else _total([(take(value), b[stage])], h, rest)
+                for value in self.integrals
             ]
             state = states.pop(stage)
             pulled[stage] = self._pull(step.times[stage], state, args, rows, slopes, integrands)
@@ -246,7 +247,8 @@ class _Walk:
                         moved = torch.addcmul(part, bracket, width, value=weight)
                         y.append(torch.where(like_rows(rest, part), part, moved))
             states[stage] = y
-            slopes.append(self.problem(step.times[stage], y, args)[0] if stage < max(used) else None)
+            again = stage < max(used)
+            slopes.append(self.problem(step.times[stage], y, args, integrals=False)[0] if again else None)
         return states
 
     def _pull(self, t, state, args, rows, slopes, integrands) -> list[Tensor]:
@@ -254,12 +256,13 @@ class _Walk:
         with torch.enable_grad():
             state = [part.detach().requires_grad_() for part in state]
             free = [leaf.detach().requires_grad_() if wanted else leaf for leaf, wanted in zip(args, self.wanted)]
-            k, g = self.problem(t, state, pytree.tree_unflatten(free, self.structure))
+            counts = any(each is not None for each in integrands)
+            k, g = self.problem(t, state, pytree.tree_unflatten(free, self.structure), integrals=counts)
         free = [leaf for leaf, wanted in zip(free, self.wanted) if wanted]
         pairs = [
             (value, cotangent)
             for value, cotangent in zip([*k, *g], [*slopes, *integrands])
-            if cotangent is not None and value.requires_grad
+            if cotangent is not None and value is not None and value.requires_grad
         ]
         if not pairs:
             return [torch.zeros_like(part) for part in state]

@@ -150,18 +150,19 @@ class FixedGrid(Solver):
         """Walks a state of several parts, with integrals, on a tape where there is one."""
         y, integrals, used = problem.y0, [], self.calls_per_step()
         stages, step = self.tableau.stages[:used], self.tableau.step
+        counting = step.stages
         for index, (start, end) in enumerate(itertools.pairwise(nodes)):
             h, before = end - start, y
             at_stages = times[index * used : (index + 1) * used]
             slopes, integrands = [], []
-            for t, stage in zip(at_stages, stages):
-                k, g = problem(t, y if stage is None else _advance(y, slopes, stage, h))
+            for number, (t, stage) in enumerate(zip(at_stages, stages)):
+                k, g = problem(t, y if stage is None else _advance(y, slopes, stage, h), integrals=number in counting)
                 slopes.append(k)
                 integrands.append(g)
             y = _advance(y, slopes, step, h)
             if problem.tolerances:
                 if not integrals:
-                    integrals = [torch.zeros_like(g) for g in integrands[0]]
+                    integrals = [torch.zeros_like(g) for g in integrands[step.lead]]
                 integrals = _advance(integrals, integrands, step, h)
             kept = outputs.keep(end, y)
             if tape is not None:

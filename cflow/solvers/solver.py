@@ -49,9 +49,11 @@ class Solver(ABC):
         """Solves the initial value problem; ``t1 < t0`` integrates backward.
 
         Args:
-            f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` when ``quadratures`` names integrals to keep
-                beside the state. ``t`` is a ``[B]`` tensor in the state's real dtype (float32 at least).
-                What it returns is read again later: it must not be written into (clone what a CUDA graph returns).
+            f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` when ``quadratures`` names integrals to keep beside
+                the state (``f.alone(t, y, *args) -> dy``, where there is such a method, is asked where no integral
+                counts: at stages without weight, and where a state is computed again). ``t`` is a ``[B]`` tensor in the
+                state's real dtype (float32 at least). What it returns is read again later: it must not be written into
+                (clone what a CUDA graph returns).
             y0: a tensor, or a nested tuple, list or dict of tensors, all with the same first dimension ``B``.
                 States in half precision are kept in float32 between evaluations, shown to ``f`` and returned in theirs.
             args: more arguments of ``f``. The first dimension of every tensor in them is the batch, whose rows a
@@ -123,16 +125,23 @@ class Problem:
                         f"it is shared by the samples, let f hold it."
                     )
 
-    def __call__(self, t: Tensor, parts: list[Tensor], args: tuple | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names."""
+    def __call__(
+        self, t: Tensor, parts: list[Tensor], args: tuple | None = None, integrals: bool = True
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names.
+
+        Where no integral counts at a stage (``integrals=False``), an ``f`` that can give its derivative for less, by a
+        method ``alone``, is asked for that, and the integrands are None.
+        """
         if self.converts:
             parts_shown = [part.to(shown) for part, shown in zip(parts, self.shown)]
         else:
             parts_shown = parts
         y = parts_shown[0] if self.single else join(parts_shown, self.like)
-        result = self.f(t, y, *(self.args if args is None else args))
-        integrands = []
-        if self.tolerances:
+        alone = None if integrals or not self.tolerances else getattr(self.f, "alone", None)
+        result = (self.f if alone is None else alone)(t, y, *(self.args if args is None else args))
+        integrands = [None] * len(self.tolerances)
+        if self.tolerances and alone is None:
             result, integrands = self._integrands(result, t)
         if self.single and isinstance(result, Tensor):
             slopes = [result]

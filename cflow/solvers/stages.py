@@ -49,6 +49,9 @@ class Stages:
         self.tableau, self.problem, self.bounds = tableau, problem, bounds
         dual = torch.autograd.forward_ad._current_level >= 0
         self.sums = graph or dual or torch.is_autocast_enabled(problem.device.type)
+        # Stages at which an integral counts: for itself, for its error, and as the first one of the next step.
+        last = len(tableau.a) - 1
+        self.counting = tableau.step.stages | tableau.estimate.stages | ({last} if tableau.fsal else set())
         self.buffers: list[_Buffer] = []
         self.constants: dict[tuple, Tensor] = {}
 
@@ -69,7 +72,7 @@ class Stages:
         z = y
         for stage in range(1, last + 1):
             z = self._point(y, moves, stage)
-            k, g = problem(times[stage], z, args)
+            k, g = problem(times[stage], z, args, stage in self.counting)
             integrands.append(g)
             if self.sums:
                 moves.append([slope * width for slope, width in zip(k, widths)])

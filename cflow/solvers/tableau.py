@@ -39,6 +39,12 @@ class Combination(NamedTuple):
         return torch.add(y, self.bracket(slopes), alpha=self.weight * h)
 
 
+    @property
+    def stages(self) -> set[int]:
+        """The stages that have a weight."""
+        return {self.lead, *(index for index, _ in self.rest)}
+
+
 def stages_of(slopes: list[list[Tensor]], part: int) -> list[Tensor]:
     """Gives the tensors of one part of the state, stage by stage, from a list of parts per stage."""
     return [parts[part] for parts in slopes]

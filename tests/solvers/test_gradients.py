@@ -8,6 +8,7 @@ from gradient_standins import Net, close, gradients, start
 from torch import nn
 
 import cflow
+from cflow import solvers
 from cflow.bases import Normal
 from cflow.divergence import Exact, Hutchinson
 from cflow.fields import MLP
@@ -234,3 +235,53 @@ def test_the_option_is_saved_with_a_flow(tmp_path):
     flow = cflow.ContinuousFlow(MLP(2), Normal(2), solver=Heun(nfe=10, gradient=Checkpointed()))
     cflow.save(flow, tmp_path / "flow")
     assert cflow.load(tmp_path / "flow").solver == flow.solver
+
+
+class Counted(torch.nn.Module):
+    """A field with an integral, which it can leave out; counts how often it is asked for both and for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.tensor([0.7, -0.4], dtype=torch.float64))
+        self.both = self.one = 0
+
+    def forward(self, t, y):
+        self.both += 1
+        return self.slope(t, y), {"size": y.square().sum(1) * t}
+
+    def alone(self, t, y):
+        self.one += 1
+        return self.slope(t, y)
+
+    def slope(self, t, y):
+        return torch.sin(y * self.rate + t[:, None])
+
+
+@pytest.mark.parametrize(
+    ("solver", "both", "one"),
+    [
+        (solvers.Midpoint(3), 3, 3),  # the first stage has no weight
+        (solvers.RK4(3), 12, 0),
+        (solvers.RK4(3, gradient=solvers.Checkpointed()), 12, 0),
+        (solvers.Dopri5(1e-4, 1e-4, gradient=solvers.Checkpointed()), None, None),
+    ],
+)
+def test_integrals_are_computed_where_they_count(solver, both, one, generator):
+    """Results and gradients are those of a field that has no shorter answer, from fewer integrands."""
+    y0 = torch.randn(3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    found, fields = [], []
+    for shorter in (True, False):
+        field = Counted()
+        f = field if shorter else lambda t, y, field=field: field(t, y)
+        solution = solver.solve(f, y0, 0.0, 1.0, params=list(field.parameters()), quadratures={"size": None})
+        total = solution.y.sum() + solution.quadratures["size"].square().sum()
+        if both is not None and shorter:
+            assert (field.both, field.one) == (both, one)
+        found.append([solution.y, solution.quadratures["size"], *torch.autograd.grad(total, [y0, field.rate])])
+        fields.append(field)
+    for mine, theirs in zip(*found):
+        torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-13)
+    assert fields[0].both <= fields[1].both
+    assert fields[0].both + fields[0].one == fields[1].both
+    if isinstance(solver.gradient, solvers.Checkpointed):
+        assert fields[0].one > 0  # states that are computed again need no integrals
