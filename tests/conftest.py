@@ -4,6 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Two workers run the tests, on a core each; so do the processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def generator():
