@@ -38,7 +38,6 @@ class Combination(NamedTuple):
         """Computes ``y + h sum_j w_j k_j``."""
         return torch.add(y, self.bracket(slopes), alpha=self.weight * h)
 
-
     @property
     def stages(self) -> set[int]:
         """The stages that have a weight."""
