@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cflow.fields import MLP, NULL, Adapted, ConcatSquash, Potential, UNet
+from cflow.fields import MLP, NULL, Adapted, ConcatSquash, DiT, MMDiT, Potential, UNet
 from cflow.registry import build, configuration
 
 FIELDS = {
@@ -20,6 +20,10 @@ FIELDS = {
     "unet": lambda: UNet(2, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(4,)),
     "unet with classes": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=2, classes=4),
     "unet with context": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(), context=2),
+    "dit": lambda: DiT(1, 4, patch=2, width=8, depth=1, heads=2, positions="sincos"),
+    "dit with classes": lambda: DiT(1, 4, patch=2, width=8, depth=2, heads=1, classes=4),
+    "dit with context": lambda: DiT(2, 4, patch=2, width=8, depth=1, heads=2, context=2),
+    "mmdit with context": lambda: MMDiT(1, 4, tokens=2, token_width=3, patch=2, width=8, depth=2, heads=2),
 }
 CONDITIONAL = [name for name in FIELDS if "with" in name]
 
@@ -118,7 +122,7 @@ def test_divergence_agrees_in_reverse_and_forward_mode(name, make):
     jacobian.diagonal(dim1=1, dim2=2).sum().backward()
     still = [key for key, p in field.named_parameters() if p.grad is None or not p.grad.any()]
     # A shift of all outputs, and what this batch does not use.
-    assert set(still) <= {"output.bias", "slope", "condition.null", "embedding.null"}
+    assert set(still) <= {"output.bias", "slope", "condition.null", "null", "patches.output.bias", "embedding.null"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
