@@ -73,7 +73,9 @@ class TwoTimes(FlowMatching):
     def prepare(self, base: nn.Module, x: Tensor, context=None, generator=None) -> StepBatch:
         batch = super().prepare(base, x, context, generator)
         t, s = self._steps(batch.t, generator)
-        far = torch.rand(t.shape, generator=generator, device=t.device) < self.share
+        # Spread evenly over the rows, which are in no order: so any stretch of them holds its part of the steps.
+        upto = (torch.arange(len(t) + 1, dtype=torch.float64, device=t.device) * self.share + 1e-9).floor()
+        far = upto[1:] > upto[:-1]
         return StepBatch(
             batch.x0, batch.x1, torch.where(far, t, batch.t), batch.context, batch.drop, torch.where(far, s, batch.t)
         )
@@ -88,15 +90,20 @@ class TwoTimes(FlowMatching):
         s = low + (high - low) * batch.s
         sample = path.sample(batch.x0, batch.x1, t)
         v = self._guided(flow, t, sample.xt, sample.target, context, batch.drop)
-        # Steps first: as many rows as there should be, whatever was drawn, so that no size is read from the device.
-        count = min(len(t), math.ceil(self.share * len(t)))
+        # Steps first: as many rows as a stretch of so many can hold, so that no size is read from the device. Of a row
+        # without a step the error of steps is that of its velocity.
+        count = min(len(t), math.floor(self.share * len(t) + 1e-9) + 1)
         order = (s > t).to(torch.uint8).argsort(descending=True, stable=True)
         take = lambda rows: [on_tensors(lambda each: each[rows], part) for part in (t, s, sample.xt, v, context)]
         far = self._error(flow, *take(order[:count]))
-        t, _, x, v, context = take(order[count:])
-        near = mean_square(flow.predict(t, x, context, s=t) - v, None) if len(t) else far[:0]
-        self.tell(matched=near.mean() if len(near) else 0.0, stepped=far.mean())
+        at, _, x, v, context = take(order[count:])
+        near = mean_square(flow.predict(at, x, context, s=at) - v, None) if len(at) else far[:0]
         error = torch.cat((far, near))[order.argsort()]
+        stepped, size = (s > t).to(error.dtype), len(error)
+        self.tell(
+            matched=(error * (1 - stepped)).sum() / ((1 - self.share) * size) if self.share < 1 else 0.0,
+            stepped=(error * stepped).sum() / (self.share * size),
+        )
         return error / (error.detach() + 1e-3) ** self.power if self.power else error
 
     def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:

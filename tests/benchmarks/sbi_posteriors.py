@@ -100,7 +100,9 @@ def train(method, theta, x, task, seconds):
         return made, time.process_time() - begun
 
     run(1)  # whatever is loaded when first used
-    made, spent = run(max(1, int(2 * seconds / run(2)[1])))
+    trial, spent = run(2)
+    rate = len(trial.summary["validation_loss"]) / spent
+    made, spent = run(max(1, int(rate * seconds) - 1))  # one epoch more than the number given is trained
     posterior = made.build_posterior()
     draw = lambda observed, count: posterior.sample((count,), x=observed[None], **quiet)
     return draw, {"epochs": len(made.summary["validation_loss"]), "seconds": spent}

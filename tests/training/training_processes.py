@@ -26,7 +26,8 @@ def build(objective):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         path = paths.BrownianBridge() if objective.startswith("Bridge") else paths.Linear()
-        field = fields.MLP(2, hidden=(8,), classes=3, outputs=2 if objective.startswith("Bridge") else 1)
+        outputs, two = 2 if objective.startswith("Bridge") else 1, objective in ("MeanFlow", "Shortcut")
+        field = fields.MLP(2, hidden=(8,), classes=3, outputs=outputs, two_times=two)
         flow = cflow.ContinuousFlow(
             field, bases.Normal(2), path=None if objective.startswith("Multi") else path, context_shape=()
         )
@@ -42,6 +43,8 @@ OBJECTIVES = {
     ),  # 17 of 24 rows: two unequal parts
     "BridgeMatching": lambda: objectives.BridgeMatching(couplings.OptimalTransport()),
     "MultiMarginal": lambda: objectives.MultiMarginal((0.0, 0.4, 1.0)),
+    "MeanFlow": lambda: objectives.MeanFlow(share=0.5),
+    "Shortcut": lambda: objectives.Shortcut(share=0.5, steps=8),
     "FFJORD": lambda: objectives.FFJORD(
         kinetic=0.01, jacobian=0.01, solver=solvers.RK4(2, gradient=solvers.Checkpointed()), steer=0.2
     ),
