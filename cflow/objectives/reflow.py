@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,8 @@ class Distillation(Reflow):
     Args:
         evaluations: k, the steps to sample with.
         error, condition_dropout: see :class:`Reflow`.
-        teacher: a flow that joins new pairs in every step of the training; data are then contexts alone, or None.
+        teacher: a flow, of which a copy joins new pairs in every step of the training; data are then contexts alone,
+            or None.
         solver, guidance: the teacher's.
 
     Cost: one field call; with a teacher, one solve of it beside.
@@ -116,7 +119,8 @@ class Distillation(Reflow):
                 "Distillation(solver=..., guidance=...): both are the teacher's; pass teacher=flow as well."
             )
         self.evaluations, self.solver, self.guidance = evaluations, solver, guidance
-        self.teacher = None if teacher is None else teacher.requires_grad_(False)
+        # A copy: the flow that was given may be trained on, and is not frozen with this one.
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False)
 
     @property
     def members(self) -> int:

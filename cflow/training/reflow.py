@@ -72,7 +72,8 @@ def distill(
         evaluations: how many steps the new flow is sampled with.
         objective: ``objectives.Distillation(evaluations)`` unless given.
         steps: optimizer steps.
-        options: the rest of :func:`fit`'s.
+        options: the rest of :func:`fit`'s; ``context``, contexts ``[N, *context_shape]`` to draw with, where there is a
+            teacher and the flow is conditional.
 
     Returns:
         A :class:`cflow.ContinuousFlow` whose solver is ``Euler(steps=evaluations)``. Its samples have no density: it is

@@ -161,6 +161,13 @@ def test_distillation_online_from_a_teacher(tmp_path):
     x0 = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     error = (one.transport(x0, 0.0, 1.0, solver=one.solver).y - (2.0 + 0.2 * x0)).square().mean().sqrt()
     assert float(error) < 0.15
+    assert objective.teacher is not teacher
+    labelled, labels = small(classes=3), torch.arange(30) % 3
+    before = [each.requires_grad for each in labelled.parameters()]
+    online = objectives.Distillation(1, teacher=labelled, solver=solvers.Heun(steps=2))
+    two = training.distill(labelled, None, objective=online, steps=2, batch_size=8, context=labels, seed=0)
+    assert two.context_shape == ()
+    assert [each.requires_grad for each in labelled.parameters()] == before  # what was given is not frozen
     with pytest.raises(ValueError, match="not both"):
         training.distill(small(), None)
 
