@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -89,8 +88,9 @@ class _Steps:
     """Asks a field of two times for one step of a grid after the other."""
 
     def __init__(self, f: Callable, nodes: list[float]):
-        self.f, self.nodes, self.taken = f, nodes, itertools.count(1)
+        self.f, self.nodes, self.ends = f, nodes, None
 
     def __call__(self, t: Tensor, y: Tensor, *args) -> Tensor:
-        (end,) = upload([self.nodes[next(self.taken)]], t.dtype, t.device)
-        return self.f(t, y, *args, s=end.expand(len(t)))
+        if self.ends is None:  # one upload for all steps
+            self.ends = iter(upload(self.nodes[1:], t.dtype, t.device).unbind(0))
+        return self.f(t, y, *args, s=next(self.ends).expand(t.shape[0]))
