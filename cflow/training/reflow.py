@@ -83,6 +83,15 @@ def distill(
         ValueError: where pairs and teacher are both missing, or both given; and as :func:`fit`.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003, section 2.3.
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths, solvers
+        >>> from cflow.objectives import Distillation
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+        >>> online = Distillation(2, teacher=flow, solver=solvers.Heun(steps=4))
+        >>> distill(flow, objective=online, steps=3, batch_size=32).solver
+        Euler(steps=2)
     """
     objective = Distillation(evaluations) if objective is None else objective
     if (pairs is None) == (objective.teacher is None):
