@@ -17,7 +17,7 @@ from cflow.metrics.importance import Importance, importance
 from cflow.metrics.interpolation import ot_interpolation
 from cflow.metrics.likelihood import bits_per_dim
 from cflow.metrics.neighbours import nearest_distances
-from cflow.metrics.transport import normalised_path_energy, path_energy, straightness
+from cflow.metrics.transport import normalised_path_energy, path_energy, straightness, transport_cost
 from cflow.metrics.wasserstein import sliced_wasserstein2, wasserstein1, wasserstein2
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "simulation_based_calibration",
     "sliced_wasserstein2",
     "straightness",
+    "transport_cost",
     "tarp",
     "wasserstein1",
     "wasserstein2",

@@ -7,7 +7,7 @@ from torch import Tensor
 from cflow.metrics.estimate import Estimate, mean_estimate
 from cflow.metrics.wasserstein import wasserstein2
 
-__all__ = ["normalised_path_energy", "path_energy", "straightness"]
+__all__ = ["normalised_path_energy", "path_energy", "straightness", "transport_cost"]
 
 
 def path_energy(trajectory: Tensor, times: Tensor) -> Tensor:
@@ -46,6 +46,37 @@ def straightness(trajectory: Tensor, times: Tensor) -> Estimate:
     velocity, widths = _velocity("straightness", trajectory, times)
     displacement = (trajectory[-1] - trajectory[0]).flatten(1)
     return mean_estimate(((displacement - velocity).square().sum(-1) * widths[:, None]).sum(0))
+
+
+def transport_cost(x0: Tensor, x1: Tensor, power: float = 2.0) -> Estimate:
+    r"""Averages how far a flow (or a coupling) carries: the ends of its paths, row by row.
+
+    .. math:: \mathbb E \, \lVert x_1 - x_0 \rVert^p
+
+    It does not grow from one reflow to the next for any :math:`p \ge 1`, and is at least ``wasserstein2(x0, x1) ** 2``
+    for p = 2. The standard error is over the rows.
+
+    Shapes: ``x0``, ``x1 [B, *event]``, two ends of one path per row.
+
+    Raises:
+        ValueError: if the shapes differ, or ``power`` is below one (such costs may grow).
+
+    Source: Liu et al., Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, 2022,
+    arXiv:2209.03003, theorem 3.5.
+
+    Example:
+        >>> import torch
+        >>> print(transport_cost(torch.zeros(4, 2), torch.ones(4, 2)))
+        2 ± 0
+    """
+    if x0.shape != x1.shape or x0.ndim < 2:
+        raise ValueError(
+            f"transport_cost(x0 of shape {list(x0.shape)}, x1 of shape {list(x1.shape)}): rows are the two ends of one "
+            f"path; pass the base samples and what the flow carries them to, both [B, *event]."
+        )
+    if power < 1:
+        raise ValueError(f"transport_cost(power={power}): costs that a reflow lowers are convex; pass 1 or more, or 2.")
+    return mean_estimate((x1 - x0).detach().flatten(1).double().norm(dim=1) ** power)
 
 
 def normalised_path_energy(kinetic_energy: Tensor, x0: Tensor, x1: Tensor) -> Estimate:

@@ -11,6 +11,7 @@ from .maximum_likelihood import LikelihoodBatch, MaximumLikelihood
 from .mean_flow import MeanFlow
 from .multi_marginal import MultiMarginal, MultiMarginalBatch
 from .objective import Objective
+from .rectified_flow import RectifiedFlow
 from .reflow import Distillation, Reflow
 from .shortcut import Shortcut
 from .two_times import StepBatch, TwoTimes
@@ -42,6 +43,7 @@ __all__ = [
     "Objective",
     "PathDerivative",
     "PseudoHuber",
+    "RectifiedFlow",
     "Reflow",
     "ReverseKL",
     "Shortcut",

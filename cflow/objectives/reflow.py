@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ..couplings import Paired
-from ..paths import Linear, Path
 from ..registry import register
-from ..shapes import expand_like
-from .errors import Square
-from .flow_matching import FlowMatching, MatchingBatch
+from ..times import Uniform
+from .flow_matching import MatchingBatch
+from .rectified_flow import RectifiedFlow
 
 __all__ = ["Distillation", "Reflow"]
 
 
 @register
-class Reflow(FlowMatching):
+class Reflow(RectifiedFlow):
     r"""Trains a flow on the straight lines between the pairs that another one has joined.
 
     .. math:: L = \ell\bigl(v_\theta(t, (1 - t) x_0 + t x_1),\; x_1 - x_0\bigr), \qquad (x_0, x_1) \text{ of one pair}
@@ -29,10 +28,7 @@ class Reflow(FlowMatching):
     Args:
         times: the law of the training times; uniform unless given. ``times.Ends()`` prefers both ends, where velocities
             of a second round are hardest to learn.
-        error: how far a velocity is from its target: ``objectives.Square()`` unless given, ``PseudoHuber(0.06)``,
-            ``Huber()``, or ``FeatureError(network)``, which compares the ends that the velocities lead to.
-        weight: a function ``(path, t) -> [B]``.
-        condition_dropout: see :class:`FlowMatching`.
+        error, weight, condition_dropout: see :class:`RectifiedFlow`.
 
     Cost: one field call.
 
@@ -40,8 +36,7 @@ class Reflow(FlowMatching):
         ValueError: for a flow on another path than ``paths.Linear()`` of velocities, and for data that are no pairs.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
-    2022, arXiv:2209.03003; times and errors after Lee et al., Improving the Training of Rectified Flows, 2024,
-    arXiv:2405.20320.
+    2022, arXiv:2209.03003; times after Lee et al., Improving the Training of Rectified Flows, 2024, arXiv:2405.20320.
 
     Example:
         >>> import cflow
@@ -52,27 +47,11 @@ class Reflow(FlowMatching):
     """
 
     def __init__(self, times=None, error=None, weight=None, condition_dropout: float = 0.0):
-        super().__init__(Paired(), times, weight, condition_dropout)
-        self.error = Square() if error is None else error
+        super().__init__(Uniform() if times is None else times, error, weight, condition_dropout)
+        self.coupling = Paired()
 
     def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
         return x
-
-    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
-        sample = path.sample(batch.x0, batch.x1, t)
-        v = flow.predict(t, sample.xt, context)
-        if getattr(self.error, "ends", False):
-            return self.error(sample.xt + expand_like(1 - t, v) * v, batch.x1)
-        return self.error(v, sample.target)
-
-    def _path(self, flow: nn.Module) -> Path:
-        path = super()._path(flow)
-        if not isinstance(path, Linear) or path.predict != "velocity":
-            raise ValueError(
-                f"{type(self).__name__}: the lines between pairs are paths.Linear() of velocities, and the flow is on "
-                f"{path!r}; read it as one by flow.with_path(paths.Linear()), which needs no training."
-            )
-        return path
 
 
 @register

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cflow.metrics import normalised_path_energy, path_energy, straightness
+from cflow.metrics import normalised_path_energy, path_energy, straightness, transport_cost, wasserstein2
 
 
 def test_straight_paths_at_constant_speed(generator):
@@ -51,3 +51,20 @@ def test_bad_input_is_refused():
         normalised_path_energy(path, path[0], path[0] + 1)
     with pytest.raises(ValueError, match="the same samples"):
         normalised_path_energy(torch.ones(4), path[0], path[0])
+
+
+def test_transport_cost_is_the_mean_of_the_rows_and_bounded_by_w2(generator):
+    x0, x1 = torch.randn(2, 400, 2, generator=generator, dtype=torch.float64)
+    x1 = 0.5 * x1 + 3
+    rows = (x1 - x0).square().sum(1)
+    found = transport_cost(x0, x1)
+    assert found.value == pytest.approx(float(rows.mean()), rel=1e-12)
+    assert found.standard_error == pytest.approx(float(rows.std()) / 20, rel=1e-12)
+    assert transport_cost(x0, x1, power=1.0).value == pytest.approx(float(rows.sqrt().mean()), rel=1e-12)
+    assert found.value > wasserstein2(x0, x1) ** 2
+    image = torch.zeros(3, 1, 2, 2)
+    assert transport_cost(image, image + 1).value == 4.0
+    with pytest.raises(ValueError, match="two ends of one path"):
+        transport_cost(x0, x1[:5])
+    with pytest.raises(ValueError, match="power=0.5"):
+        transport_cost(x0, x1, power=0.5)

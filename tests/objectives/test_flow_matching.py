@@ -148,3 +148,32 @@ def test_bad_use_says_what_to_do():
         objectives.FlowMatching(condition_dropout=1.0)
     with pytest.raises(ValueError, match="positive"):
         objectives.MinSNR(0.0)
+
+
+def test_rectified_flow_is_flow_matching_with_its_presets(generator):
+    flow = gaussian_flow(paths.Linear())
+    flow.field.scale.data.fill_(0.3)
+    x = gaussian_data(64, generator)
+    loss = lambda objective: objective(flow, x, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        loss(objectives.RectifiedFlow()), loss(objectives.FlowMatching(times=times.LogitNormal()))
+    )
+    uniform = objectives.RectifiedFlow(times.Uniform())
+    torch.testing.assert_close(loss(uniform), loss(objectives.FlowMatching()))
+    # A law of the times, or uniform times with its density for a weight: the same expectation.
+    law, many = times.Mode(1.29), gaussian_data(200_000, generator)
+    weighed = objectives.RectifiedFlow(times.Uniform(), weight=lambda path, t: law.density(t))
+    drawn, weighed = (each(flow, many, generator=generator) for each in (objectives.RectifiedFlow(law), weighed))
+    error = (drawn.var() / len(many) + weighed.var() / len(many)).sqrt()
+    assert abs(float(drawn.mean() - weighed.mean())) < 5 * error  # fails once in a million seeds
+    with pytest.raises(ValueError, match=r"with_path\(paths.Linear\(\)\)"):
+        objectives.RectifiedFlow()(gaussian_flow(paths.Cosine()), x)
+
+
+def test_the_error_of_a_rectified_flow_is_chosen(generator):
+    flow = gaussian_flow(paths.Linear())
+    x = gaussian_data(8, generator)
+    batch = objectives.RectifiedFlow().prepare(flow.base, x, None, generator)
+    error = lambda objective: objective.loss(flow, batch)
+    square, huber = (error(objectives.RectifiedFlow(error=each)) for each in (None, objectives.PseudoHuber(0.1)))
+    torch.testing.assert_close(huber, (square + 0.01).sqrt() - 0.1)

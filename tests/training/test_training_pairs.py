@@ -72,28 +72,6 @@ def test_an_interrupted_set_goes_on_and_is_the_same(tmp_path, monkeypatch):
     assert torch.equal(whole.x, again.x)
 
 
-def test_several_processes_make_the_parts_of_one_set(tmp_path, monkeypatch):
-    """Each process by itself, one after the other: they share nothing but the folder."""
-    from cflow.training import pairs
-
-    flow, options = small(), {"seed": 3, "shard": 8}
-    training.generate_pairs(flow, 30, tmp_path / "one", **options)
-    made = pairs.Processes.__init__
-    for rank in (1, 0):
-
-        def pretends(self, *args, rank=rank):
-            made(self, *args)
-            self.rank, self.world = rank, 2
-
-        monkeypatch.setattr(pairs.Processes, "__init__", pretends)
-        if rank:
-            with pytest.raises(ValueError, match="2 of 4 shards are missing"):
-                training.generate_pairs(flow, 30, tmp_path / "two", **options)
-        else:
-            training.generate_pairs(flow, 30, tmp_path / "two", **options)
-    same(files(tmp_path / "one"), files(tmp_path / "two"))
-
-
 def test_another_set_is_refused_in_the_same_folder(tmp_path):
     flow = small()
     training.generate_pairs(flow, 10, tmp_path / "pairs", seed=0)

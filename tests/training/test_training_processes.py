@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import training_processes
-from training_processes import OBJECTIVES, WAYS, interrupted, result, train
+from training_processes import OBJECTIVES, WAYS, interrupted, pairs, result, train
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -44,6 +44,10 @@ def launch(folder):
         assert out == "done\n"
         assert err == ""
     return torch.load(folder / "results.pt")
+
+
+def written(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +94,10 @@ def test_one_process_goes_on_from_what_two_wrote(runs, way):
     )
     assert run.resumed_from == 7
     assert_same(result(flow, run, []), {**result(*train("FlowMatching", 1, pool=2)), "gradients": []})
+
+
+def test_two_processes_make_the_pairs_of_one(runs, tmp_path):
+    pairs(tmp_path / "one")
+    one, two = written(tmp_path / "one"), written(runs["folder"] / "pairs")
+    assert len(one) == 10  # the files and their note, and nothing left over
+    assert one == two

@@ -309,8 +309,15 @@ def watch_deferred(rank):
     Watch.__init__ = made
 
 
+def pairs(folder):
+    """Pairs of noise and sample, in nine files: one process makes five of them, or all."""
+    return training.generate_pairs(build("FlowMatching"), 70, folder, solver=solvers.Heun(steps=3), seed=5, shard=8)
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
+    with_both = pairs(place / "pairs")
+    same_everywhere([with_both.x, with_both.context])
     found = {"ddp": check(place / "ddp")}
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     found["fsdp"] = check(place / "fsdp")
