@@ -34,6 +34,10 @@ def test_images_clip_and_take_titles(tmp_path):
     assert (bare == 0).all(-1).any()
     titled = pixels(plot.images(x, tmp_path / "titled.png", titles=["low", "high"]))
     assert titled.shape[0] > bare.shape[0]
+    named = pixels(plot.images(x, tmp_path / "named.png", columns=1, rows=["low", "high"]))
+    plain = pixels(plot.images(x, tmp_path / "plain.png", columns=1))
+    assert named.shape[1] > plain.shape[1]
+    assert abs(named.shape[0] - plain.shape[0]) <= 1
 
 
 def test_trajectory_of_images_has_a_row_per_sample_and_a_column_per_time(tmp_path):
@@ -114,6 +118,8 @@ def test_bad_input_is_refused(tmp_path):
         plot.images(torch.zeros(3, 2, 4, 4), path)
     with pytest.raises(ValueError, match="1 titles for 3 images"):
         plot.images(torch.zeros(3, 1, 4, 4), path, titles=["a"])
+    with pytest.raises(ValueError, match="1 names for 2 rows"):
+        plot.images(torch.zeros(3, 1, 4, 4), path, columns=2, rows=["a"])
     with pytest.raises(ValueError, match="points in the plane"):
         plot.scatter(torch.zeros(3, 3), path)
     with pytest.raises(ValueError, match=r"\[T, B, 2\]"):

@@ -42,6 +42,9 @@ def test_rounds_distillation_and_table(run, capsys):
     table = json.loads((run / "reflow" / "metrics.json").read_text())
     assert set(table["energy_distance"]["flow"]) == {"1", "2", "4", "8", "32"}
     assert set(table["energy_distance"]["distilled 1"]) == {"1"}
+    assert set(table["straightness"]) == {"flow", "round 1", "round 2"}
+    assert set(table["transport_cost"]) == {"flow", "round 1", "round 2", "distilled 1"}
+    assert all(each["value"] > each["standard_error"] > 0 for each in table["straightness"].values())
     assert (run / "reflow" / "few-steps.png").is_file()
     one = cflow.load(run / "reflow" / "distilled-1" / "model")
     assert one.solver == cflow.solvers.Euler(steps=1)

@@ -132,52 +132,65 @@ def _trained(place: Path, train, given: tuple, options: dict):
 def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out: Path) -> None:
     """Compares what few Euler steps of every flow draw with what the first one draws by its solver of the pairs."""
     first = flows["flow"]
-    draw = lambda flow, solver, number, guidance: _draw(flow, solver, count, seed + number, guidance)
+    draw = lambda flow, solver, number, guidance: _draw(flow, solver, count, seed + number, guidance)[1]
     reference, again = (draw(first, solver, number, guided) for number in (1_000_001, 1_000_002))
     floor = metrics.energy_distance(reference.flatten(1), again.flatten(1), empirical=True).value  # never below zero
-    table, pictures = {}, []
+    table, pictures, straightness, cost = {}, [], {}, {}
     for name, flow in flows.items():
         guidance = guided if name == "flow" else None
+        distilled = name.startswith("distilled")
         table[name] = {}
         for calls in evaluations:
-            if name.startswith("distilled") and calls != flow.solver.steps:
+            if distilled and calls != flow.solver.steps:
                 continue
             x = draw(flow, Euler(steps=calls), 1_000_003, guidance)
             table[name][calls] = metrics.energy_distance(x.flatten(1), reference.flatten(1), empirical=True).value
             pictures.append((f"{name}, {calls}", x))
-    (out / "metrics.json").write_text(json.dumps({"floor": floor, "energy_distance": table}, indent=1) + "\n")
-    print("energy distance to samples of the flow by " + f"{solver!r} (two sets of these: {floor:.4f})")
-    print(f"{'evaluations':14s}" + "".join(f"{calls:>10d}" for calls in evaluations))
+        grid = [k / 32 for k in range(33)]
+        steps_of = flow.solver if distilled else Euler(steps=32)
+        x0, x1, *states = _draw(
+            flow, steps_of, min(count, 256), seed + 1_000_004, guidance, at=None if distilled else grid
+        )
+        cost[name] = metrics.transport_cost(x0, x1)
+        if states:  # a distilled flow has steps, and no paths between them
+            straightness[name] = metrics.straightness(*states, torch.tensor(grid))
+    report = {"floor": floor, "energy_distance": table}
+    report |= {"straightness": {name: vars(each) for name, each in straightness.items()}}
+    report |= {"transport_cost": {name: vars(each) for name, each in cost.items()}}
+    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"energy distance to samples of the flow by {solver!r} (two sets of these: {floor:.4f})")
+    heads = "".join(f"{calls:>10d}" for calls in evaluations)
+    print(f"{'evaluations':14s}{heads}{'straightness':>20s}{'transport cost':>20s}")
     for name, row in table.items():
         shown = "".join("          " if calls not in row else f"{row[calls]:10.4f}" for calls in evaluations)
-        print(f"{name:14s}{shown}")
+        print(f"{name:14s}{shown}{straightness.get(name, '-')!s:>20s}{cost[name]!s:>20s}")
     picture = _picture(first, pictures, out)
     places = [str(out / name.replace(" ", "-")) for name in flows if name != "flow"]
     print(f"models: {', '.join(places)}" + (f"; picture: {picture}" if picture else ""))
-    if picture and len(first.event_shape) == 3:
-        print(f"rows of the picture, flow and evaluations: {'; '.join(name for name, _ in pictures)}")
 
 
-def _draw(flow, solver, count: int, seed: int, guidance) -> Tensor:
-    """Draws samples in model space, every class in turn."""
+def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tensor, ...]:
+    """Draws samples in model space, every class in turn: where paths begin, where they end, and states between."""
     labels = labels_of(flow, None, count)
     generator = torch.Generator(device=next(flow.parameters()).device).manual_seed(seed)
-    z = flow.cast(flow.base.sample((count,), generator=generator))
-    labels = None if labels is None else labels.to(z.device)
+    x0 = flow.cast(flow.base.sample((count,), generator=generator))
+    labels = None if labels is None else labels.to(x0.device)
     parts = [
-        flow.transport(z[i : i + 256], 0.0, 1.0, None if labels is None else labels[i : i + 256], solver=solver,
-                       guidance=guidance).y
+        flow.transport(x0[i : i + 256], 0.0, 1.0, None if labels is None else labels[i : i + 256], solver=solver,
+                       guidance=guidance, at=at)
         for i in range(0, count, 256)
     ]  # fmt: skip
-    return torch.cat(parts).cpu()
+    ends = x0.cpu(), torch.cat([part.y for part in parts]).cpu()
+    return ends if at is None else (*ends, torch.cat([part.trajectory for part in parts], 1).cpu())
 
 
 def _picture(flow, pictures: list[tuple[str, Tensor]], out: Path) -> Path | None:
     """Draws ten samples of each, one row after the other, where events have a picture."""
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
-        rows = torch.cat([flow.postprocess(x[:10])[0].float() for _, x in pictures])
-        low, high = rows.min(), rows.max()
-        return plot.images((rows - low) / (high - low), out / "few-steps.png", columns=10)
+        pixels = torch.cat([flow.postprocess(x[:10])[0].float() for _, x in pictures])
+        low, high = pixels.min(), pixels.max()
+        names = [name for name, _ in pictures]
+        return plot.images((pixels - low) / (high - low), out / "few-steps.png", columns=10, rows=names)
     if flow.event_shape == (2,):
         return plot.scatter(flow.postprocess(pictures[-1][1])[0], out / "few-steps.png")
     return None

@@ -41,8 +41,8 @@ __all__ = [
     "simulation_based_calibration",
     "sliced_wasserstein2",
     "straightness",
-    "transport_cost",
     "tarp",
+    "transport_cost",
     "wasserstein1",
     "wasserstein2",
 ]

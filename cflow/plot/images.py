@@ -16,15 +16,20 @@ __all__ = ["image_trajectories", "images"]
 
 
 def images(
-    x: Tensor, path: str | os.PathLike, *, columns: int | None = None, titles: Sequence[str] | None = None
+    x: Tensor,
+    path: str | os.PathLike,
+    *,
+    columns: int | None = None,
+    titles: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
 ) -> Path:
     """Draws images in a grid, small ones enlarged without blur.
 
     Shapes: ``x [N, C, H, W]`` with C = 1 or 3 and values in [0, 1] (beyond it they are clipped); ``titles`` one per
-    image. ``columns=None`` makes the grid about square.
+    image, ``rows`` the names of the rows. ``columns=None`` makes the grid about square.
 
     Raises:
-        ValueError: if ``x`` is no batch of images or is empty, or ``titles`` are not one per image.
+        ValueError: if ``x`` is no batch of images or is empty, or ``titles`` are not one per image, ``rows`` per row.
     """
     pixels = _pixels("plot.images", x)
     count, height, width = pixels.shape[:3]
@@ -33,6 +38,9 @@ def images(
             f"plot.images({len(titles)} titles for {count} images): pass one title per image, or leave them out."
         )
     columns = min(count, columns or math.ceil(math.sqrt(count * height / width)))
+    if rows is not None and len(rows) != math.ceil(count / columns):
+        lines = math.ceil(count / columns)
+        raise ValueError(f"plot.images({len(rows)} names for {lines} rows): pass one name per row, or leave them out.")
     cell = max(0.5, min(1.2, 12 / columns))
     figure, axes = cells(math.ceil(count / columns), columns, cell, cell * height / width, 0.24 if titles else 0.0)
     for k in range(count):
@@ -40,6 +48,8 @@ def images(
         _show(axis, pixels[k])
         if titles is not None:
             axis.set_title(titles[k], fontsize=8, pad=3)
+        if rows is not None and k % columns == 0:
+            axis.text(-0.08, 0.5, rows[k // columns], transform=axis.transAxes, ha="right", va="center", fontsize=9)
     return save(figure, path)
 
 
