@@ -76,11 +76,13 @@ def eager(options, compiled=False):
             for batch in batches:
                 x = torch.randn(batch, features, generator=torch.Generator().manual_seed(1))
                 steps, samples = {}, {}
+                torch._dynamo.reset()
                 for name, log_prob, sample, parameters in models(kind, features, hidden):
                     if compiled:
-                        torch._dynamo.reset()
                         log_prob = torch.compile(log_prob, dynamic=False)
                     steps[name] = step(log_prob, parameters, x)
+                    if compiled:
+                        steps[name]()  # compiles, which the first call that is timed must not
                     samples[name] = lambda sample=sample, batch=batch: sample(batch)
                     if name == "cflow":
                         samples["own log_prob"] = lambda log_prob=log_prob, x=x: density(log_prob, x)

@@ -1,0 +1,266 @@
+"""Few steps: straighten a trained image flow, distil it, and see what few steps are worth, in one command.
+
+    python recipes/reflow.py                             # 8x8 digits; trains runs/images-digits first if it is missing
+    python recipes/reflow.py --rounds 2 --distill 1 4    # straighten twice; distil to one evaluation and to four
+    python recipes/reflow.py --data mnist --root DIR --run runs/images-mnist
+    accelerate launch --multi_gpu recipes/reflow.py      # pairs and training on all GPUs of this machine
+
+Each round carries noise to samples by the flow so far (guidance included, once and for all) and trains the next flow on
+straight lines between the two; the last one is distilled on pairs of its own. A small classifier, trained here on the
+real images, reads the samples of every flow after 1, 2, 4, 8 and 32 evaluations of the network, and lends its features
+to a Fréchet distance to held-out images. Interrupted, the same command goes on.
+
+Leaves ``round-1/model`` and so on, ``distilled-1/model`` (``cflow sample`` draws from them), ``few-steps.png``
+and ``metrics.json`` in one folder.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import images as base
+import torch
+import tyro
+from torch import nn
+
+import cflow
+from cflow import data, guidance, metrics, plot, solvers, training
+
+# Under a launcher every process runs this script: all carry pairs and train, one speaks, draws and measures.
+MAIN = training.is_main()
+FEATURES = 32
+
+
+@dataclass
+class Options:
+    """Straightens and distils a flow that recipes/images.py has trained."""
+
+    data: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
+    """Which images the flow draws; all but digits are read from --root."""
+    root: Path | None = None
+    """The folder with the files of the data set."""
+    run: Path | None = None
+    """The trained flow; runs/images-<data> unless given."""
+    out: Path | None = None
+    """Where everything is written; runs/reflow-<data> unless given."""
+    rounds: int = 1
+    """How often to straighten."""
+    pairs: int = 10_000
+    """Pairs of noise and sample per round."""
+    real: bool = False
+    """Also carry the training images back to noise: pairs with a true half, in every round."""
+    guidance: float = 1.3
+    """Classifier-free guidance of the first round's pairs; 1 is none."""
+    solver_steps: int = 10
+    """Steps of Heun's method that carry a pair."""
+    steps: int = 1000
+    """Training steps of each round and each distillation."""
+    distill: tuple[int, ...] = (1,)
+    """Numbers of evaluations to distil the last round to."""
+    batch_size: int = 128
+    """Pairs per training step, on each process."""
+    lr: float = 1e-3
+    """Peak learning rate (warm-up, then cosine to zero)."""
+    evaluations: tuple[int, ...] = (1, 2, 4, 8, 32)
+    """Evaluations of the network to measure at."""
+    num: int = 1000
+    """Samples per measurement."""
+    seed: int = 0
+    """Seed of the whole run."""
+
+
+class Reader(nn.Module):
+    """A small convolutional classifier: features of an image, and what they say of its class."""
+
+    def __init__(self, shape: torch.Size, classes: int):
+        super().__init__()
+        channels, height, width = shape
+        convolve = lambda before, after, stride: (nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU())
+        self.body = nn.Sequential(*convolve(channels, 32, 1), *convolve(32, 64, 2), *convolve(64, 64, 2), nn.Flatten())
+        cells = -(-height // 4) * -(-width // 4)
+        self.features = nn.Sequential(self.body, nn.Dropout(0.2), nn.Linear(64 * cells, FEATURES))
+        self.classify = nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(x))
+
+
+def learn_to_read(images: data.ImageData, seed: int) -> Reader:
+    """Trains the classifier that judges samples, on the real training images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = Reader(images.event_shape, len(images.classes))
+        optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-2)
+        count = len(images.train)
+        steps = max(600, 5 * count // 128)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+        for _ in range(steps):
+            rows = torch.randint(count, (128,))
+            x, labels = images.train[rows].float() / (images.levels - 1), images.train_labels[rows]
+            loss = nn.functional.cross_entropy(reader(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return reader.eval()
+
+
+@torch.no_grad()
+def judge(reader: Reader, pixels: torch.Tensor, labels: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
+    """Reads samples: the share whose class is seen, and the distance of their features to those of real images."""
+    features = torch.cat([reader.features(part) for part in pixels.split(500)])
+    seen = reader.classify(features).argmax(1)
+    return {"accuracy": float((seen == labels).float().mean()), "frechet": metrics.frechet_distance(features, real)}
+
+
+@torch.no_grad()
+def draw(flow, labels: torch.Tensor, solver, guide, seed: int, levels: int) -> torch.Tensor:
+    """Draws an image per label as pixels in [0, 1]; the same noise whatever the flow and its solver."""
+    device = next(flow.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    parts = [
+        flow.sample((), part.to(device), solver=solver, guidance=guide, generator=generator)
+        for part in labels.split(250)
+    ]
+    return torch.cat(parts).float().cpu() / (levels - 1)
+
+
+def say(*what) -> None:
+    """Prints, once however many processes there are."""
+    if MAIN:
+        print(*what, flush=True)
+
+
+def carry(flow, images: data.ImageData, options: Options, place: Path, seed: int, guide) -> list[training.Pairs]:
+    """Joins noise and samples by the flow so far; with --real, training images and their noise too."""
+    how = {"solver": solvers.Heun(steps=options.solver_steps), "seed": seed, "progress": MAIN, "shard": 1000}
+    sets = [training.generate_pairs(flow, options.pairs, place, guidance=guide, **how)]
+    if options.real:  # guidance would carry them to noise that is not the base's
+        back = place.with_name(place.name + "-real")
+        sets.append(
+            training.generate_pairs(
+                flow, len(images.train), back, data=images.train, context=images.train_labels, **how
+            )
+        )
+    return sets
+
+
+def straighten(flow, images: data.ImageData, options: Options, out: Path) -> dict:
+    """Gives the flow, its rounds, and what the last one is distilled to."""
+    guide = None if options.guidance == 1 else guidance.ClassifierFree(options.guidance)
+    how = {
+        "steps": options.steps, "batch_size": options.batch_size, "lr": options.lr, "seed": options.seed,
+        "schedule": training.Cosine(warmup=options.steps // 20), "ema": training.EMA(decay=0.99), "resume": True,
+        "checkpoint_every": max(1, options.steps // 5), "progress": True,
+    }  # fmt: skip
+    flows, last = {"flow": flow}, flow
+    for number in range(1, options.rounds + 1):
+        say(f"round {number}: {options.pairs} pairs, then {options.steps} steps of training")
+        pairs = carry(last, images, options, out / f"pairs-{number}", options.seed + number, guide)
+        last = training.reflow(last, pairs, out=out / f"round-{number}", **how)
+        flows[f"round {number}"], guide = last, None  # guidance is in the pairs: what learns from them needs none
+    if options.distill:
+        number = options.rounds + 1
+        say(f"distillation: {options.pairs} pairs, then {options.steps} steps for each of {options.distill}")
+        pairs = carry(last, images, options, out / f"pairs-{number}", options.seed + number, guide)
+        for calls in options.distill:
+            place = out / f"distilled-{calls}"
+            flows[f"distilled {calls}"] = student = training.distill(last, pairs, calls, out=place, **how)
+            if MAIN:
+                cflow.save(student, place / "model")  # with its solver, which training did not know of
+    return flows
+
+
+def measure(flows: dict, images: data.ImageData, options: Options, out: Path) -> dict:
+    """Reads what every flow draws with few evaluations, prints the table and draws the picture."""
+    reader = learn_to_read(images, options.seed)
+    scaled = lambda x: x.float() / (images.levels - 1)
+    with torch.no_grad():
+        real = reader.features(scaled(images.test[:5000]))
+    held_out = judge(reader, scaled(images.test[:5000]), images.test_labels[:5000], real)["accuracy"]
+    train = judge(reader, scaled(images.train[:5000]), images.train_labels[:5000], real)["frechet"]
+    report = {"held-out images": {"accuracy": held_out}, "training images": {"frechet": train}}
+    guide = None if options.guidance == 1 else guidance.ClassifierFree(options.guidance)
+    labels = torch.arange(options.num) % len(images.classes)
+    rows, names = [], []
+    for name, flow in flows.items():
+        methods = {"": solvers.Euler} | ({", UniPC": solvers.UniPC} if name == "flow" else {})
+        for suffix, method in methods.items():
+            report[name + suffix] = {}
+            for calls in options.evaluations:
+                if name.startswith("distilled") and calls != flow.solver.steps:
+                    continue
+                pixels = draw(flow, labels, method(steps=calls), guide if name == "flow" else None, options.seed,
+                              images.levels)  # fmt: skip
+                report[name + suffix][calls] = judge(reader, pixels, labels, real)
+                if not suffix and calls in (1, 4, options.evaluations[-1]):
+                    rows.append(pixels[: len(images.classes)])
+                    names.append(f"{name}, {calls}")
+    plot.images(torch.cat(rows), out / "few-steps.png", columns=len(images.classes), rows=names)
+    return report
+
+
+def tell(report: dict, options: Options) -> None:
+    """Prints the quality of few evaluations: accuracy in percent, and the Fréchet distance."""
+    print(f"read as their label, %, and Fréchet distance of {FEATURES} features; {options.num} samples")
+    print(f"{'evaluations':16s}" + "".join(f"{calls:>16d}" for calls in options.evaluations))
+    for name, row in report.items():
+        if "images" in name:
+            continue
+        shown = [row.get(calls) for calls in options.evaluations]
+        cells = ("" if each is None else f"{100 * each['accuracy']:.1f}  {each['frechet']:7.2f}" for each in shown)
+        print(f"{name:16s}" + "".join(f"{cell:>16s}" for cell in cells))
+    print(
+        f"held-out images: {100 * report['held-out images']['accuracy']:.1f} %; training images: "
+        f"{report['training images']['frechet']:.2f}"
+    )
+    if options.guidance != 1:
+        print("the first flow is guided: every evaluation is two passes of its network, and one of the others'")
+
+
+def main(options: Options) -> None:
+    began = time.perf_counter()
+    if options.num <= FEATURES or not (options.rounds or options.distill) or min(options.evaluations) < 1:
+        raise ValueError(
+            f"--num {options.num} --rounds {options.rounds} --distill {options.distill} --evaluations "
+            f"{options.evaluations}: measure more samples than the {FEATURES} features that are compared, "
+            f"straighten or distil at least once, and evaluate at least once."
+        )
+    images = base.read(base.Options(data=options.data, root=options.root))
+    run = options.run or Path("runs") / f"images-{options.data}"
+    out = options.out or Path("runs") / f"reflow-{options.data}"
+    if not (run / "model").is_dir():
+        if options.data != "digits":
+            raise ValueError(
+                f"--run {run}: no trained flow there; train it by python recipes/images.py --data {options.data} "
+                f"--root DIR, or name another run."
+            )
+        say(f"{run}: no trained flow there; training it first, as recipes/images.py does")
+        base.main(base.Options(out=run))
+        began = time.perf_counter()
+    flow = cflow.load(run / "model").eval()
+    if flow.context_shape is None:
+        raise ValueError(f"--run {run}: samples are judged by their labels, and this flow has none; use cflow reflow.")
+    flows = straighten(flow, images, options, out)
+    if not MAIN:
+        return
+    report = measure(flows, images, options, out)
+    report["seconds"] = time.perf_counter() - began
+    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    tell({name: row for name, row in report.items() if name != "seconds"}, options)
+    print(f"{report['seconds']:.0f} s; picture: {out}/few-steps.png")
+    last = f"distilled-{options.distill[0]}" if options.distill else f"round-{options.rounds}"
+    print(f"more samples: cflow sample {out}/{last} --num 64 --output more.png")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, console_outputs=MAIN))
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        sys.exit(f"reflow.py: {error}" if MAIN else f"reflow.py, process {os.environ['RANK']}: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"reflow.py: {stop or 'interrupted'}" if MAIN else 1)
