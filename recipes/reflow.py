@@ -96,7 +96,7 @@ def learn_to_read(images: data.ImageData, seed: int) -> Reader:
         reader = Reader(images.event_shape, len(images.classes))
         optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-2)
         count = len(images.train)
-        steps = max(600, 5 * count // 128)
+        steps = max(400, 5 * count // 128)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
         for _ in range(steps):
             rows = torch.randint(count, (128,))

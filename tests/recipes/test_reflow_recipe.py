@@ -52,8 +52,6 @@ def test_again_it_has_nothing_left_to_do_but_the_table(straightened):
     ("options", "message"),
     [
         (("--num", "20"), "more samples than the 32 features"),
-        (("--rounds", "0", "--distill"), "straighten or distil at least once"),
-        (("--data", "mnist"), "pass --root"),
         (("--seed", "5", *SHORT), "made with another seed"),
     ],
 )
