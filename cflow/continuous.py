@@ -136,11 +136,24 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     @property
     def likelihood(self) -> Likelihood:
-        if not getattr(self.base, "has_density", True):
+        if self._is_distilled or not getattr(self.base, "has_density", True):
             return "none"
         if not self._transform_is_exact:
             return "bound"
         return "exact" if self.divergence.exact else "estimate"
+
+    @property
+    def _is_distilled(self) -> bool:
+        """Whether the last training taught steps, which are no longer those of a velocity (the path keeps a note)."""
+        return self.path is not None and (self.path.coupling or "").endswith("objectives.Distillation")
+
+    def _check(self, options, method: str) -> None:
+        if "log_prob" in method and self._is_distilled:
+            raise ValueError(
+                f"flow.{method}: this flow was distilled to few steps, which follow no velocity and have no density; "
+                f"ask the flow that it was distilled from."
+            )
+        super()._check(options, method)
 
     # The vector field
 

@@ -216,8 +216,8 @@ class CFGZeroStar:
     ``zero_until`` where the time is a number or lives on the CPU.
 
     Raises:
-        ValueError: if the scale is not finite, ``zero_until`` is outside [0, 1), the field is unconditional or a
-            context missing.
+        ValueError: if the scale is not finite, ``zero_until`` is outside [0, 1) or meets whole steps
+            (``solvers.FlowMap``), the field is unconditional or a context missing.
 
     Source: Fan et al., CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models, 2025, arXiv:2503.18886,
     sections 4.1 and 4.2 (there the first 4 percent of the steps are zero; here a time, the same on uniform steps).
@@ -245,6 +245,11 @@ class CFGZeroStar:
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
         """Computes the guided velocity of ``field``."""
+        if self.zero_until and isinstance(field, _Until):
+            raise ValueError(
+                f"CFGZeroStar(zero_until={self.zero_until}): a whole step of a field of two times begins at noise and "
+                f"would stand still; pass zero_until=0 with solvers.FlowMap."
+            )
         context = _present(self, field, context)
         moving = True if self.zero_until == 0 else _inside(t, self.zero_until, torch.inf, x)
         if moving is False:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .divergence import Divergence, Estimator
 from .shapes import expand_like, rows
-from .solvers import Bespoke, CudaGraph, FixedGrid, Solution, Status, StochasticGrid, Tolerance
+from .solvers import Bespoke, CudaGraph, FixedGrid, FlowMap, Solution, Status, StochasticGrid, Tolerance
 from .velocity import VelocityAndScore
 
 __all__ = ["QUADRATURES", "transport"]
@@ -72,7 +72,9 @@ def transport(
     inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
     # Where a noisy path leaves a bit out, an ODE is well conditioned up to there: alignment would only cost its order.
     singular = (inner0, inner1) != (t0, t1) and not flow.path.noisy
-    if t0 != t1 and isinstance(solver, FixedGrid) and not density and (singular or stochastic):
+    # The closed form asks for the velocity at one time, which a whole step of a field of two times is not made of.
+    gridded = isinstance(solver, FixedGrid) and not isinstance(solver, FlowMap)
+    if t0 != t1 and gridded and not density and (singular or stochastic):
         # Forward, and back to where a noisy path is as narrow as its base, noise of the last step would stay.
         bare = (1.0 if t1 > t0 else 0.0) if stochastic and (t1 > t0 or flow.path.noisy) else None
         solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at, bare)

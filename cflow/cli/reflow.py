@@ -90,7 +90,8 @@ def reflow(
         made = _pairs(last, pairs, out / f"pairs-{rounds + 1}", how, seed + rounds + 1, batch_size, {})
         flows[f"distilled {distil}"] = _trained(out / f"distilled-{distil}", distill, (last, made, distil), options)
     if is_main():
-        _report(flows, evaluations, samples, how, guided, seed, out)
+        shown = sorted({*evaluations, distil} - {0})
+        _report(flows, shown, samples, how, guided, seed, out)
 
 
 def _claim(out: Path, settings: dict) -> None:
@@ -172,7 +173,7 @@ def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out
 def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tensor, ...]:
     """Draws samples in model space, every class in turn: where paths begin, where they end, and states between."""
     labels = labels_of(flow, None, count)
-    generator = torch.Generator(device=next(flow.parameters()).device).manual_seed(seed)
+    generator = torch.Generator(device=flow.device).manual_seed(seed)
     x0 = flow.cast(flow.base.sample((count,), generator=generator))
     labels = None if labels is None else labels.to(x0.device)
     parts = [

@@ -19,6 +19,11 @@ def null_like(context: Tensor, classes: int = 0) -> Tensor:
     """Fills a context with "no condition": the index ``classes`` for class labels, ``NULL`` for vectors."""
     if classes:
         return torch.full_like(context, classes)
+    if not context.is_floating_point():
+        raise TypeError(
+            f'null_context(context of dtype {context.dtype}): "no condition" is a vector of numbers beyond all data, '
+            f"which {context.dtype} cannot hold; pass context.float()."
+        )
     # Half precision ends at 65504: its only number below the threshold of `is_null` is minus infinity.
     representable = torch.finfo(context.dtype).max > -NULL
     return torch.full_like(context, NULL if representable else -torch.inf)
@@ -41,7 +46,8 @@ class Field(nn.Module):
     writes its own ``forward`` does not inherit the method: it would be that of another field.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; ``context`` ``[B, *context_shape]``, or None when
-    ``context_shape`` is None; ``s`` as ``t``, for fields with ``two_times = True`` only.
+    ``context_shape`` is None; ``s`` as ``t``, for fields with ``two_times = True`` only: such a field gives the average
+    velocity from ``t`` to ``s``, and without ``s`` the velocity at ``t``, which is that for ``s = t``.
 
     Attributes:
         event_shape: the shape of one sample.
@@ -76,7 +82,9 @@ class Field(nn.Module):
         self.event_shape, self.context_shape = as_shape(event_shape), as_shape(context_shape)
         self.classes = 0
 
-    def check(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    def check(
+        self, t: Tensor | float, x: Tensor, context: Tensor | None = None, s: Tensor | float | None = None
+    ) -> Tensor:
         """Checks the shapes of a call, without reading a value, and gives ``t`` as a tensor.
 
         Raises:
@@ -96,6 +104,8 @@ class Field(nn.Module):
             )
         if not isinstance(t, Tensor):
             t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+        if s is not None and not isinstance(s, Tensor):
+            s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
         for key, time in (("t", t), ("s", s)) if s is not None else (("t", t),):
             if time.dim() != 0 and time.shape != x.shape[:1]:
                 raise ValueError(

@@ -88,6 +88,8 @@ class SinusoidalTime(nn.Module):
 class SpanEmbedding(nn.Module):
     """Embeds the length of the step from ``t`` to ``s``, for fields of two times; added to the embedding of ``t``.
 
+    A step of no length, ``s = t``, is what ``s=None`` means.
+
     It starts at zero, as if the step had no length: a network of one time that is given this part and nothing else
     computes what it did, so its weights are the start of a network of two (:func:`cflow.fields.two_times`).
 
@@ -101,8 +103,10 @@ class SpanEmbedding(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, t: Tensor, s: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        return self.layers(self.sines(shared_time(s) - shared_time(t), dtype=dtype))
+    def forward(self, t: Tensor, s: Tensor | float | None, *, dtype: torch.dtype | None = None) -> Tensor:
+        t = shared_time(t)
+        s = t if s is None else shared_time(torch.as_tensor(s, dtype=t.dtype, device=t.device))
+        return self.layers(self.sines(s - t, dtype=dtype))
 
 
 @register

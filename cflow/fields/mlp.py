@@ -133,7 +133,7 @@ class MLP(Field):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Gives scales and shifts of every hidden layer; one row where the time is shared and there is no context."""
         embedding = self.time_layer(self.time(shared_time(t), dtype=self.output.weight.dtype))
-        if s is not None:
+        if self.span is not None:
             embedding = embedding + self.span(t, s, dtype=embedding.dtype)
         if context is not None:
             embedding = embedding + self.condition(context)

@@ -33,7 +33,7 @@ class TimesEmbedding(nn.Module):
 
     def forward(self, t: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
         embedding = self.layers(self.sines(shared_time(t), dtype=dtype))
-        return embedding if s is None else embedding + self.span(t, s, dtype=dtype)
+        return embedding if self.span is None else embedding + self.span(t, s, dtype=dtype)
 
 
 class Modulation(nn.Linear):
@@ -155,9 +155,9 @@ class Patches(nn.Module):
         return images[:, 0] if self.outputs == 1 else images
 
 
-def differentiated(*inputs: Tensor | None) -> bool:
+def differentiated(*inputs: Tensor | float | None) -> bool:
     """Tells whether a call's inputs, and not only weights, are being differentiated."""
-    wanted = any(each is not None and each.requires_grad for each in inputs)
+    wanted = any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
     return (torch.is_grad_enabled() and wanted) or forward_mode()
 
 

@@ -225,7 +225,7 @@ class UNet(Field):
         dtype = self.output.weight.dtype
         differentiable = differentiated(t, s, x, context)
         embedding = self.time_layers(self.time(shared_time(t), dtype=dtype))
-        if s is not None:
+        if self.span is not None:
             embedding = embedding + self.span(t, s, dtype=dtype)
         if context is not None:
             embedding = embedding + self.condition(context)

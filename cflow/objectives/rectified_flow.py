@@ -10,6 +10,7 @@ from ..shapes import expand_like
 from ..times import LogitNormal
 from .errors import Square
 from .flow_matching import FlowMatching, MatchingBatch
+from .objective import check_objects
 
 __all__ = ["RectifiedFlow"]
 
@@ -32,10 +33,14 @@ class RectifiedFlow(FlowMatching):
         weight: a function ``(path, t) -> [B]``.
         condition_dropout: see :class:`FlowMatching`.
 
+    Of a flow that predicts ``x1``, the errors are those of the ends, which is the same minimum with another weight
+    (as velocities they would be divided by ``1 - t``).
+
     Cost: one field call.
 
     Raises:
-        ValueError: for a flow on another path than ``paths.Linear()`` of velocities.
+        TypeError: for options that are no objects.
+        ValueError: for a flow on another path than ``paths.Linear()`` of velocities or of ``x1``.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
     2022, arXiv:2209.03003; times after Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image
@@ -52,20 +57,22 @@ class RectifiedFlow(FlowMatching):
 
     def __init__(self, times=None, error=None, weight=None, condition_dropout: float = 0.0):
         super().__init__(None, LogitNormal() if times is None else times, weight, condition_dropout)
+        check_objects(type(self).__name__, "objectives.PseudoHuber()", error=error)
         self.error = Square() if error is None else error
 
     def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         sample = path.sample(batch.x0, batch.x1, t)
-        v = flow.predict(t, sample.xt, context)
-        if getattr(self.error, "ends", False):
-            return self.error(sample.xt + expand_like(1 - t, v) * v, batch.x1)
-        return self.error(v, sample.target)
+        prediction = flow.predict(t, sample.xt, context)
+        if path.predict == "velocity" and getattr(self.error, "ends", False):
+            return self.error(sample.xt + expand_like(1 - t, prediction) * prediction, batch.x1)
+        return self.error(prediction, sample.target)
 
     def _path(self, flow: nn.Module) -> Path:
         path = super()._path(flow)
-        if not isinstance(path, Linear) or path.predict != "velocity":
+        if not isinstance(path, Linear) or path.predict not in ("velocity", "x1"):
             raise ValueError(
-                f"{type(self).__name__}: the lines between pairs are paths.Linear() of velocities, and the flow is on "
-                f"{path!r}; read it as one by flow.with_path(paths.Linear()), which needs no training."
+                f"{type(self).__name__}: the lines between pairs are paths.Linear(), with velocities or x1 to predict, "
+                f"and the flow is on {path!r}; read it as one by flow.with_path(paths.Linear()), or by "
+                f"paths.Linear('x1') where it predicts x1, which needs no training."
             )
         return path

@@ -15,6 +15,8 @@ from .rectified_flow import RectifiedFlow
 
 __all__ = ["Distillation", "Reflow"]
 
+DISTILLED = "objectives.Distillation"  # noted on the path, as couplings are
+
 
 @register
 class Reflow(RectifiedFlow):
@@ -33,7 +35,8 @@ class Reflow(RectifiedFlow):
     Cost: one field call.
 
     Raises:
-        ValueError: for a flow on another path than ``paths.Linear()`` of velocities, and for data that are no pairs.
+        ValueError: for a flow on another path than ``paths.Linear()`` of velocities or of ``x1``, and for data that are
+            no pairs.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
     2022, arXiv:2209.03003; times after Lee et al., Improving the Training of Rectified Flows, 2024, arXiv:2405.20320.
@@ -61,8 +64,8 @@ class Distillation(Reflow):
     .. math:: L = \ell\bigl(x_t + (1 - t)\, v_\theta(t, x_t),\; x_1\bigr) / (1 - t)^2, \qquad
         t \in \{0, \tfrac1k, \dots, \tfrac{k-1}k\}
 
-    Sample with ``solvers.Euler(steps=evaluations)``, and no more. Pairs are given, or made online by a teacher, whose
-    samples then never repeat.
+    Sample with ``solvers.Euler(steps=evaluations)``, and no more: what the steps lead to is no flow of a velocity, and
+    has no density. Pairs are given, or made online by a teacher, whose samples then never repeat.
 
     Args:
         evaluations: k, the steps to sample with.
@@ -74,7 +77,9 @@ class Distillation(Reflow):
     Cost: one field call; with a teacher, one solve of it beside.
 
     Raises:
-        ValueError: if ``evaluations`` is not positive, a solver is given without a teacher, and as :class:`Reflow`.
+        TypeError: if the teacher is no flow with a velocity.
+        ValueError: if ``evaluations`` is no positive integer, a solver is given without a teacher, the teacher is of
+            other shapes, and as :class:`Reflow`.
 
     Source: Liu, Gong and Liu, 2022, arXiv:2209.03003, section 2.3 (distillation of k-rectified flows).
 
@@ -91,8 +96,13 @@ class Distillation(Reflow):
         solver=None, guidance=None,
     ):  # fmt: skip
         super().__init__(None, error, None, condition_dropout)
-        if evaluations < 1:
+        if not isinstance(evaluations, int) or evaluations < 1:
             raise ValueError(f"Distillation(evaluations={evaluations}): a sample takes one evaluation or more; pass 1.")
+        if teacher is not None and not hasattr(teacher, "transport"):
+            raise TypeError(
+                f"Distillation(teacher={type(teacher).__name__}): a teacher carries samples along; pass the whole "
+                f"ContinuousFlow, not its field."
+            )
         if teacher is None and (solver is not None or guidance is not None):
             raise ValueError(
                 "Distillation(solver=..., guidance=...): both are the teacher's; pass teacher=flow as well."
@@ -120,9 +130,20 @@ class Distillation(Reflow):
 
     def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
         if self.teacher is not None:
-            with torch.no_grad():
+            shapes = [(each.event_shape, each.context_shape) for each in (flow, self.teacher)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"Distillation(teacher=...): the flow's events and contexts are of shapes {shapes[0]}, the "
+                    f"teacher's {shapes[1]}; pass a teacher of the same."
+                )
+            # Lower precision than the solver's tolerance would be error to it, and many steps.
+            with torch.no_grad(), torch.autocast(batch.x0.device.type, enabled=False):
                 solution = self.teacher.eval().transport(
                     batch.x0, 0.0, 1.0, batch.context, solver=self.solver, guidance=self.guidance
                 )
             batch = MatchingBatch(batch.x0, solution.require_success().y, batch.t, batch.context, batch.drop)
         return super().loss(flow, batch)
+
+    def _record(self, before: str | None) -> str:
+        """Names the couplings and, last, the distillation: a flow that was trained with it last has no density."""
+        return "+".join([each for each in (before or "").split("+") if each not in ("", DISTILLED)] + [DISTILLED])

@@ -53,7 +53,7 @@ class Shortcut(TwoTimes):
         share: float = 0.25, guidance: float = 1.0, power: float = 0.0,
     ):  # fmt: skip
         super().__init__(coupling, times, weight, condition_dropout, share=share, guidance=guidance, power=power)
-        if steps < 2 or steps & (steps - 1):
+        if not isinstance(steps, int) or steps < 2 or steps & (steps - 1):
             raise ValueError(f"Shortcut(steps={steps}): steps are halved again and again; pass a power of two, as 128.")
         self.steps = steps
 

@@ -73,8 +73,10 @@ class TwoTimes(FlowMatching):
     def prepare(self, base: nn.Module, x: Tensor, context=None, generator=None) -> StepBatch:
         batch = super().prepare(base, x, context, generator)
         t, s = self._steps(batch.t, generator)
-        # Spread evenly over the rows, which are in no order: so any stretch of them holds its part of the steps.
-        upto = (torch.arange(len(t) + 1, dtype=torch.float64, device=t.device) * self.share + 1e-9).floor()
+        # Spread evenly over the rows, so that any stretch of them holds its part of the steps, and from anywhere on, so
+        # that every row has its share, whatever order the rows are in and however few they are.
+        begin = torch.rand((), generator=generator, device=t.device, dtype=torch.float64)
+        upto = (torch.arange(len(t) + 1, dtype=torch.float64, device=t.device) * self.share + begin + 1e-9).floor()
         far = upto[1:] > upto[:-1]
         return StepBatch(
             batch.x0, batch.x1, torch.where(far, t, batch.t), batch.context, batch.drop, torch.where(far, s, batch.t)

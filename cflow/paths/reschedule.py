@@ -40,7 +40,7 @@ class Rescheduled(nn.Module):
         self.field, self.trained, self.path = field, trained, path
         self._check_ends()
         self.event_shape = getattr(field, "event_shape", None)
-        self.context_shape = getattr(field, "context_shape", None)
+        self.context_shape, self.classes = getattr(field, "context_shape", None), getattr(field, "classes", 0)
         self.interval = self._interval()
 
     def _check_ends(self) -> None:

@@ -169,7 +169,7 @@ def generate_pairs(
 @torch.no_grad()
 def _shard(flow, count, context, data, seed, index, batch_size, solver, guidance) -> dict[str, Tensor]:
     """Makes one file's pairs; draws depend on the seed and the number of the shard alone."""
-    device = next(flow.parameters()).device
+    device = flow.device
     generator = generator_for(device, seed, PAIRS, index)
     start, end = (0.0, 1.0) if data is None else (1.0, 0.0)
     if data is None:

@@ -10,8 +10,8 @@ import torch
 
 from cflow import registry
 from cflow.objectives import Distillation, Reflow
-from cflow.paths import Linear
-from cflow.solvers import Euler
+from cflow.paths import AffinePath, Linear
+from cflow.solvers import Dopri5, Euler, FlowMap
 from cflow.training.fit import fit
 from cflow.training.pairs import Pairs
 
@@ -34,10 +34,14 @@ def reflow(
         options: the rest of :func:`fit`'s: ``batch_size``, ``lr``, ``out``, ``resume``, ``seed`` and so on.
 
     Returns:
-        A :class:`cflow.ContinuousFlow` on ``paths.Linear()`` with the same base, transforms and solver.
+        A :class:`cflow.ContinuousFlow` on ``paths.Linear()`` with the same base, transforms and solver (in the place of
+        ``FlowMap``, whose whole steps are not what is trained, ``Dopri5``). It predicts what the flow does, velocities
+        or ``x1``.
 
     Raises:
-        ValueError: where the pairs are not of the flow's shape, and as :func:`fit`.
+        TypeError: for pairs that are no :class:`Pairs`, or another objective.
+        ValueError: for a flow that predicts noise or a score, where the pairs are not of the flow's shape, and as
+            :func:`fit`.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003.
 
@@ -50,13 +54,19 @@ def reflow(
         >>> straight.sample((5,), solver=solvers.Euler(steps=1)).shape
         torch.Size([5, 2])
     """
-    return _learn(flow, pairs, Reflow() if objective is None else objective, steps, options, "reflow")
+    objective = Reflow() if objective is None else objective
+    if not isinstance(objective, Reflow) or isinstance(objective, Distillation):
+        raise TypeError(
+            f"reflow(objective={type(objective).__name__}(...)): straight lines are learned by objectives.Reflow; for "
+            f"steps that lead to the end, call training.distill."
+        )
+    return _learn(flow, pairs, objective, steps, options, "reflow")
 
 
 def distill(
     flow: Any,
     pairs: Pairs | Sequence[Pairs] | None = None,
-    evaluations: int = 1,
+    evaluations: int | None = None,
     *,
     objective: Distillation | None = None,
     steps: int = 5000,
@@ -69,7 +79,7 @@ def distill(
     Args:
         flow: the flow that made the pairs; it stays as it is.
         pairs: see :func:`reflow`; None where the objective has a teacher that makes them online.
-        evaluations: how many steps the new flow is sampled with.
+        evaluations: how many steps the new flow is sampled with; the objective's, or 1, unless given.
         objective: ``objectives.Distillation(evaluations)`` unless given.
         steps: optimizer steps.
         options: the rest of :func:`fit`'s; ``context``, contexts ``[N, *context_shape]`` to draw with, where there is a
@@ -80,7 +90,9 @@ def distill(
         no longer the flow of its velocity.
 
     Raises:
-        ValueError: where pairs and teacher are both missing, or both given; and as :func:`fit`.
+        TypeError: for pairs that are no :class:`Pairs`, or another objective.
+        ValueError: where pairs and teacher are both missing, or both given, or the objective is for another number of
+            evaluations; and as :func:`reflow`.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003, section 2.3.
 
@@ -93,11 +105,21 @@ def distill(
         >>> distill(flow, objective=online, steps=3, batch_size=32).solver
         Euler(steps=2)
     """
-    objective = Distillation(evaluations) if objective is None else objective
+    objective = Distillation(1 if evaluations is None else evaluations) if objective is None else objective
+    if not isinstance(objective, Distillation):
+        raise TypeError(
+            f"distill(objective={type(objective).__name__}(...)): steps are learned by objectives.Distillation; for "
+            f"straight lines, call training.reflow."
+        )
+    if evaluations not in (None, objective.evaluations):
+        raise ValueError(
+            f"distill(evaluations={evaluations}, objective=Distillation({objective.evaluations})): the two disagree on "
+            f"the number of steps; leave one out."
+        )
     if (pairs is None) == (objective.teacher is None):
         raise ValueError(
             f"distill(pairs={'None' if pairs is None else '...'}): a sample to reach comes from pairs or from a "
-            f"teacher; pass pairs, or objective=Distillation({evaluations}, teacher=flow), and not both."
+            f"teacher; pass pairs, or objective=Distillation({objective.evaluations}, teacher=flow), and not both."
         )
     student = _learn(flow, pairs, objective, steps, options, "distill")
     student.solver = Euler(steps=objective.evaluations)
@@ -105,16 +127,23 @@ def distill(
 
 
 def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
+    predicts = "velocity" if flow.path is None else flow.path.predict
+    if predicts not in ("velocity", "x1") or not isinstance(flow.path, AffinePath | None):
+        raise ValueError(
+            f"{name}: the flow is on {flow.path!r}, and few steps start at t = 0, where its prediction gives no "
+            f"velocity; train a new flow of velocities on the pairs: training.fit(new, objectives."
+            f"{type(objective).__name__}(), pairs.x), or (pairs.x, pairs.context)."
+        )
     student = copy.deepcopy(flow)
-    student.requires_grad_(True)
-    if not isinstance(student.path, Linear) or student.path.predict != "velocity":
-        if student.path is None:
-            student = registry.replace(student, path=Linear())
-        else:
-            student = student.with_path(Linear())
+    if student.path is None:
+        student = registry.replace(student, path=Linear())
+    elif not isinstance(student.path, Linear):
+        student = student.with_path(Linear(predicts))
+    if isinstance(student.solver, FlowMap):
+        student.solver = Dopri5(rtol=1e-5, atol=1e-6)
     data = None
     if pairs is not None:
-        data = _joined([pairs] if isinstance(pairs, Pairs) else list(pairs), student, name)
+        data = _joined([pairs] if isinstance(pairs, Pairs | torch.Tensor) else list(pairs), student, name)
     elif "context" in options:
         data = options.pop("context")
     fit(student, objective, data, steps=steps, **options)
@@ -124,6 +153,11 @@ def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
 def _joined(sets: list[Pairs], flow, name: str):
     """Puts sets of pairs together, as data of ``fit``."""
     for each in sets:
+        if not isinstance(each, Pairs):
+            raise TypeError(
+                f"{name}(pairs={type(each).__name__}): pairs are read from their folder; pass what "
+                f"training.generate_pairs returned, training.Pairs(folder), or a list of these."
+            )
         if each.x.shape[2:] != flow.event_shape or (each.context is None) != (flow.context_shape is None):
             raise ValueError(
                 f"{name}(pairs={each!r}): the flow's events are {tuple(flow.event_shape)} and its context "

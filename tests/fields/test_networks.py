@@ -177,6 +177,12 @@ def test_no_condition_is_recognised_in_low_precision(dtype, make):
     torch.testing.assert_close(field(t, x, low), field(t, x, field.null_context(context)))
 
 
+def test_integers_hold_no_missing_condition(make):
+    field, context = make("mlp with context"), torch.zeros(3, 3, dtype=torch.long)
+    with pytest.raises(TypeError, match=r"cannot hold; pass context.float\(\)"):
+        field.null_context(context)
+
+
 @pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
 def test_a_nan_in_a_context_is_no_missing_condition(name, make):
     field, t, x, context = make(name)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cflow import divergence, fields
 from cflow.fields.dit import DiT
 from cflow.fields.mmdit import MMDiT
 from cflow.fields.transformer import Patches, attend, grid_angles, rotate
@@ -136,3 +137,31 @@ def test_dit_refuses_what_cannot_be(arguments, match):
 def test_mmdit_refuses_a_description_of_nothing():
     with pytest.raises(ValueError, match="use DiT"):
         MMDiT(1, 8, tokens=0, token_width=4, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fields.MLP(2, hidden=(8, 8), two_times=True),
+        lambda: fields.UNet(1, 8, width=8, blocks=1, two_times=True),
+        lambda: fields.DiT(1, 8, patch=4, width=16, depth=1, heads=2, two_times=True),
+        lambda: fields.MMDiT(1, 8, patch=4, width=16, depth=1, heads=2, tokens=3, token_width=5, two_times=True),
+    ],
+    ids=["MLP", "UNet", "DiT", "MMDiT"],
+)
+def test_without_a_second_time_a_field_of_two_gives_its_velocity(make, generator, float64):
+    """After training, too, when a step of no length has an embedding of its own."""
+    field = make()
+    with torch.no_grad():
+        for each in field.parameters():
+            each.add_(0.3 * torch.randn(each.shape, generator=generator))
+    x, t = torch.randn(4, *field.event_shape, generator=generator), torch.rand(4, generator=generator)
+    context = None if field.context_shape is None else torch.randn(4, *field.context_shape, generator=generator)
+    velocity = field(t, x, context)
+    assert torch.equal(velocity, field(t, x, context, s=t))
+    assert (velocity - field(t, x, context, s=torch.ones(4))).norm() > 1e-3
+    torch.testing.assert_close(field(0.3, x, context, s=0.8), field(torch.tensor(0.3), x, context, s=torch.tensor(0.8)))
+    if isinstance(field, fields.MLP):
+        v, trace, _ = divergence.Analytic()(field, t, x, None)
+        exact = divergence.Exact()(lambda t, x: field(t, x, s=t), t, x, None)
+        torch.testing.assert_close((v, trace), exact[:2])

@@ -141,14 +141,46 @@ def test_average_velocities_are_guided_like_velocities(make, generator, float64)
             each.add_(0.3 * torch.randn(each.shape, generator=generator))
     flow = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear(), context_shape=())
     x, labels = torch.randn(4, 2, generator=generator), torch.tensor([0, 1, 1, 0])
-    guided = flow.velocity_field(make(2.0))
+    guide = make(2.0) if make is guidance.ClassifierFree else make(2.0, zero_until=0)
+    guided = flow.velocity_field(guide)
     assert guided.two_times
     t, s = torch.full((4,), 0.1), torch.full((4,), 0.7)
     c, u = (field(t, x, each, s=s) for each in (labels, field.null_context(labels)))
     if make is guidance.ClassifierFree:
         torch.testing.assert_close(guided(t, x, labels, s=s), u + 2 * (c - u))
     assert (guided(t, x, labels, s=s) - guided(t, x, labels)).norm() > 1e-3
-    assert flow.sample((3,), labels, solver=solvers.FlowMap(steps=2), guidance=make(2.0)).shape == (3, 4, 2)
+    assert flow.sample((3,), labels, solver=solvers.FlowMap(steps=2), guidance=guide).shape == (3, 4, 2)
+    if make is guidance.CFGZeroStar:
+        with pytest.raises(ValueError, match="would stand still; pass zero_until=0"):
+            flow.sample((3,), labels, solver=solvers.FlowMap(steps=2), guidance=make(2.0))
+
+
+@pytest.mark.parametrize("path", [paths.Linear(), paths.VariancePreserving()])
+def test_a_whole_step_is_asked_for_whole_on_every_path(path, generator):
+    """A field that fails where no second time is given, on a path whose velocity has no end."""
+
+    class Strict(fields.MLP):
+        def forward(self, t, x, context=None, *, s=None):
+            asked.append((float(t[0]), float(s[0])))
+            return super().forward(t, x, context, s=s)
+
+    asked, flow = [], cflow.ContinuousFlow(Strict(2, two_times=True), bases.Normal(2), path=path)
+    high = flow.interval[1]
+    flow.transport(torch.randn(3, 2, generator=generator), 0.0, high, solver=solvers.FlowMap(steps=2))
+    assert asked == [pytest.approx((0, high / 2)), pytest.approx((high / 2, high))]
+
+
+def test_few_rows_take_steps_too_and_every_row_its_share(generator):
+    flow = cflow.ContinuousFlow(fields.MLP(1, two_times=True), bases.Normal(1), path=paths.Linear())
+    for count in (1, 3, 8):
+        objective, taken = objectives.MeanFlow(share=0.25), torch.zeros(count)
+        for _ in range(2000):
+            batch = objective.prepare(flow.base, torch.zeros(count, 1), None, generator)
+            far = batch.s > batch.t
+            assert abs(int(far.sum()) - 0.25 * count) < 1
+            taken += far
+        # Five standard errors of a share of 2000 draws.
+        assert ((taken / 2000 - 0.25).abs() < 5 * (0.25 * 0.75 / 2000) ** 0.5).all()
 
 
 def test_what_cannot_be_is_refused(generator):

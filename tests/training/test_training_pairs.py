@@ -150,6 +150,75 @@ def test_distillation_online_from_a_teacher(tmp_path):
         training.distill(small(), None)
 
 
+def bimodal(path, steps=400):
+    """A trained flow of one dimension onto two points, +1 and -1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        flow = cflow.ContinuousFlow(fields.MLP(1, hidden=(32, 32)), bases.Normal(1), path=path)
+    x = torch.randint(2, (2000, 1), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    training.fit(flow, objectives.FlowMatching(), x, steps=steps, batch_size=256, lr=5e-3, seed=0, ema=None)
+    return flow.eval()
+
+
+@pytest.mark.parametrize("path", [paths.Linear("x1"), paths.Cosine("x1")], ids=["linear", "cosine"])
+def test_flows_that_predict_the_data_are_straightened_too(path, tmp_path):
+    flow = bimodal(path)
+    pairs = training.generate_pairs(flow, 2000, tmp_path / "pairs", solver=solvers.Heun(steps=20))
+    straight = training.reflow(flow, pairs, steps=400, batch_size=256, lr=3e-3, seed=0, ema=None)
+    assert straight.path.predict == "x1"
+    apart = lambda flow: float(
+        (flow.sample((1000,), solver=solvers.Euler(steps=1), generator=torch.Generator().manual_seed(0)).abs() - 1)
+        .abs()
+        .mean()
+    )
+    assert apart(flow) > 0.8  # one step goes to the mean of the two
+    assert apart(straight) < 0.15
+
+
+def test_what_has_no_velocity_at_the_start_is_not_straightened(tmp_path):
+    flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear("noise"))
+    pairs = training.generate_pairs(flow, 8, tmp_path / "pairs", solver=solvers.Heun(steps=2))
+    with pytest.raises(ValueError, match=r"few steps start at t = 0.*train a new flow of velocities"):
+        training.reflow(flow, pairs, steps=1)
+
+
+def test_a_distilled_flow_has_no_density_until_it_is_a_flow_again(tmp_path):
+    flow = small()
+    pairs = training.generate_pairs(flow, 64, tmp_path / "pairs")
+    options = {"steps": 2, "batch_size": 32, "seed": 0}
+    one = training.distill(training.reflow(flow, pairs, **options), pairs, **options)
+    cflow.save(one, tmp_path / "one")
+    again = cflow.load(tmp_path / "one")
+    for each in (one, again):
+        assert each.likelihood == "none"
+        with pytest.raises(ValueError, match="ask the flow that it was distilled from"):
+            each.log_prob(torch.zeros(3, 2))
+        with pytest.raises(ValueError, match="distilled"):
+            each.sample_and_log_prob((3,))
+    assert flow.likelihood == "exact"
+    training.fit(again, objectives.FlowMatching(), torch.randn(64, 2), **options)
+    assert again.likelihood == "exact"
+    training.fit(again, objectives.Distillation(2), pairs.x, **options)
+    assert again.likelihood == "none"
+
+
+def test_a_solver_of_whole_steps_is_not_kept(tmp_path):
+    flow = small(two_times=True)
+    flow.solver = solvers.FlowMap(steps=2)
+    pairs = training.generate_pairs(flow, 32, tmp_path / "pairs")
+    assert isinstance(training.reflow(flow, pairs, steps=1, batch_size=16).solver, solvers.Dopri5)
+
+
+def test_a_teacher_works_in_full_precision(tmp_path):
+    """An adaptive solver would take the rounding of half precision for its own error, and hundreds of steps."""
+    teacher, calls = small(), []
+    teacher.solver = solvers.Dopri5(1e-4, 1e-4)
+    objective = objectives.Distillation(1, teacher=teacher)
+    objective.teacher.field.output.register_forward_hook(lambda *call: calls.append(call[-1].dtype))
+    training.distill(teacher, objective=objective, steps=2, batch_size=16, seed=0, precision="bf16")
+    assert set(calls) == {torch.float32}
+
+
 @pytest.mark.parametrize("error", [objectives.Square(), objectives.Huber(), objectives.PseudoHuber()])
 def test_errors_vanish_at_the_target_alone_and_grow(error, generator):
     a = torch.randn(6, 3, generator=generator)
@@ -190,7 +259,25 @@ def test_what_cannot_be_is_refused(tmp_path):
         objectives.Distillation(0)
     with pytest.raises(ValueError, match="teacher"):
         objectives.Distillation(1, solver=solvers.Heun(steps=2))
+    for wrong in (2.0, "2"):
+        with pytest.raises((ValueError, TypeError), match="Distillation"):
+            objectives.Distillation(wrong)
+    with pytest.raises(TypeError, match="objectives.PseudoHuber"):
+        objectives.Reflow(error=objectives.PseudoHuber)
+    with pytest.raises(TypeError, match="the whole ContinuousFlow"):
+        objectives.Distillation(1, teacher=small().field)
+    stranger = cflow.ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Linear())
+    with pytest.raises(ValueError, match="pass a teacher of the same"):
+        training.distill(small(), objective=objectives.Distillation(1, teacher=stranger), steps=1, batch_size=4)
     pairs = training.generate_pairs(small(), 4, tmp_path / "pairs")
+    with pytest.raises(ValueError, match="disagree on the number of steps"):
+        training.distill(small(), pairs, 4, objective=objectives.Distillation(1))
+    with pytest.raises(TypeError, match="call training.reflow"):
+        training.distill(small(), pairs, objective=objectives.Reflow())
+    with pytest.raises(TypeError, match="call training.distill"):
+        training.reflow(small(), pairs, objective=objectives.Distillation(1))
+    with pytest.raises(TypeError, match="read from their folder"):
+        training.reflow(small(), pairs.x)
     other = cflow.ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Linear())
     with pytest.raises(ValueError, match="events are"):
         training.reflow(other, pairs, steps=1)
