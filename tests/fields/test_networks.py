@@ -178,9 +178,9 @@ def test_no_condition_is_recognised_in_low_precision(dtype, make):
 
 
 def test_integers_hold_no_missing_condition(make):
-    field, context = make("mlp with context"), torch.zeros(3, 3, dtype=torch.long)
+    field, _, _, context = make("mlp with context")
     with pytest.raises(TypeError, match=r"cannot hold; pass context.float\(\)"):
-        field.null_context(context)
+        field.null_context(context.long())
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
