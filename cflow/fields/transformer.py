@@ -109,17 +109,26 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
-def grid_angles(side: int, pairs: int, longest: float) -> Tensor:
-    """Gives the angles of a square grid's tokens, ``[side^2, pairs]``: half of the pairs tell rows, half columns."""
+def rotations(pairs: int, longest: float) -> Tensor:
+    """Gives the turn per row (or column) of half of the pairs each, ``[pairs / 2]``, in float64.
+
+    In numbers that bfloat16 holds: a network that is cast to it, and perhaps back, keeps its positions.
+    """
     ladder = torch.exp(-math.log(longest) * torch.arange(pairs // 2, dtype=torch.float64) / max(pairs // 2, 1))
-    turns = torch.arange(side, dtype=torch.float64)[:, None] * ladder
+    return ladder.to(torch.bfloat16).double()
+
+
+def grid_angles(side: int, ladder: Tensor) -> Tensor:
+    """Gives the angles of a square grid's tokens, ``[side^2, pairs]``: half of the pairs tell rows, half columns."""
+    ladder = ladder.to(torch.promote_types(ladder.dtype, torch.float32))
+    turns = torch.arange(side, dtype=ladder.dtype, device=ladder.device)[:, None] * ladder
     rows, columns = turns[:, None].expand(side, side, -1), turns[None].expand(side, side, -1)
     return torch.cat((rows, columns), -1).flatten(0, 1)
 
 
 def grid_embedding(side: int, width: int) -> Tensor:
     """Gives sines and cosines of rows and columns, ``[side^2, width]``, to be added to a grid's tokens."""
-    angles = grid_angles(side, width // 2, 10_000.0)
+    angles = grid_angles(side, rotations(width // 2, 10_000.0))
     return torch.cat((angles.sin(), angles.cos()), -1)
 
 
@@ -139,10 +148,15 @@ class Patches(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
         turned, default = positions == "rope", torch.get_default_dtype()
-        angles = grid_angles(self.side, width // heads // 2, 100.0).to(default) if turned else None
-        added = None if turned else grid_embedding(self.side, width).to(default)
-        self.register_buffer("angles", angles, persistent=False)
+        ladder = rotations(width // heads // 2, 100.0).to(default) if turned else None
+        added = None if turned else grid_embedding(self.side, width).to(torch.bfloat16).to(default)
+        self.register_buffer("ladder", ladder, persistent=False)
         self.register_buffer("added", added, persistent=False)
+
+    @property
+    def angles(self) -> Tensor | None:
+        """How far the tokens' queries and keys are turned, in float32 at least; None where positions are added."""
+        return None if self.ladder is None else grid_angles(self.side, self.ladder)
 
     def tokens(self, x: Tensor) -> Tensor:
         h = self.input(rearrange(x, "b c (i p) (j q) -> b (i j) (c p q)", p=self.patch, q=self.patch))

@@ -251,5 +251,6 @@ def batches_of(
         return LoaderBatches(data, seed, world, split)
     raise TypeError(
         f"fit(data={type(data).__name__}): data are a tensor [N, *event], a pair (x, context) of such, a map-style "
-        f"Dataset or a loader of batches; make tensors of arrays with torch.as_tensor."
+        f"Dataset or a loader of batches; make tensors of arrays with torch.as_tensor, and of Pairs by pairs.x or "
+        f"(pairs.x, pairs.context)."
     )

@@ -15,8 +15,8 @@ by ``cflow.data.toys``; both ends of a test are new draws. One network for all, 
   times that prefer both ends.
 - ``distilled-1``, ``distilled-4``: to one and to four evaluations, from the pairs of the 2-rectified flow, as long
   again. Other numbers of evaluations have no meaning for them, nor has their straightness.
-- ``consistency``, ``shortcut``, ``mean-flow``, ``lagrangian``: from the 1-rectified flow, twice as long again. So
-  these four, the 3-rectified and the distilled flows have all taken three times ``--steps`` steps.
+- ``consistency``, ``shortcut``, ``mean-flow``, ``lagrangian``: from the 1-rectified flow, as long again. They have
+  then taken as many steps as the 2-rectified flow, for which pairs had to be drawn besides.
 
 Not the defaults: half of a batch takes steps (``share=0.5``). MeanFlow goes without its adaptive weight (``power=0``),
 which in two dimensions leads away from the mean of the draws, and at a fifth of ``--lr``: its derivative along single
@@ -47,17 +47,17 @@ from pathlib import Path
 
 from cells import over_seeds, read, run, shown
 
-# What a method starts from, and for how many times ``--steps`` it goes on.
+# What a method starts from.
 METHODS = {
-    "1-rectified": (None, 1),
-    "2-rectified": ("1-rectified", 1),
-    "3-rectified": ("2-rectified", 1),
-    "distilled-1": ("2-rectified", 1),
-    "distilled-4": ("2-rectified", 1),
-    "consistency": ("1-rectified", 2),
-    "shortcut": ("1-rectified", 2),
-    "mean-flow": ("1-rectified", 2),
-    "lagrangian": ("1-rectified", 2),
+    "1-rectified": None,
+    "2-rectified": "1-rectified",
+    "3-rectified": "2-rectified",
+    "distilled-1": "2-rectified",
+    "distilled-4": "2-rectified",
+    "consistency": "1-rectified",
+    "shortcut": "1-rectified",
+    "mean-flow": "1-rectified",
+    "lagrangian": "1-rectified",
 }
 PROBLEMS = ("8g-moons", "moons-scurve")
 EVALUATIONS = (1, 2, 4, 8, 100)
@@ -125,11 +125,11 @@ def train(out, method, problem, seed, settings):
     lr = settings["lr"] * (0.2 if method == "mean-flow" else 1.0)
     options = {"batch_size": settings["batch_size"], "lr": lr, "seed": seed, "log_every": 1000}
     start, target = problem.split("-")
-    before, rounds = METHODS[method]
+    before = METHODS[method]
     if before is not None:
         flow = cflow.load(beside(out, "flow", before, problem, seed))
         pairs = training.Pairs(beside(out, "pairs", before, problem, seed))
-    steps, began = rounds * settings["steps"], time.process_time()
+    steps, began = settings["steps"], time.process_time()
     if method.endswith("-rectified") and before is not None:
         flow = training.reflow(flow, pairs, objective=objective(method), steps=steps, **options)
     elif method.startswith("distilled"):
@@ -154,7 +154,7 @@ def cell(out, method, problem, seed, **settings):
     from cflow import metrics, solvers, training
 
     flow, seconds = train(out, method, problem, seed, settings)
-    if any(method == before for before, _ in METHODS.values()):
+    if method in METHODS.values():
         cflow.save(flow, beside(out, "flow", method, problem, seed))
         training.generate_pairs(
             flow, settings["pairs"], beside(out, "pairs", method, problem, seed), solver=solvers.RK4(steps=25),
@@ -178,7 +178,7 @@ def cell(out, method, problem, seed, **settings):
     cost = metrics.transport_cost(x0, x)
     result["cost"] = cost.value, cost.standard_error
     if method in ("2-rectified", "3-rectified"):
-        old = follow(cflow.load(beside(out, "flow", METHODS[method][0], problem, seed)), x0)[-1]
+        old = follow(cflow.load(beside(out, "flow", METHODS[method], problem, seed)), x0)[-1]
         change = ((x - x0).square().sum(1) - (old - x0).square().sum(1)).double()
         result["change"] = float(change.mean()), float(change.std()) / len(change) ** 0.5
     return result
@@ -207,7 +207,7 @@ def compute(out, method, problem, seed, **settings):
 
 def chain(method):
     """Gives a method and those before it, the first one last."""
-    before = METHODS[method][0]
+    before = METHODS[method]
     return [method] if before is None else [method, *chain(before)]
 
 
@@ -235,7 +235,7 @@ def table(out, problem, methods, seeds):
         w2 = [spread([each["w2"][str(c)] for each in got if str(c) in each["w2"]]) for c in EVALUATIONS]
         straightness = estimate([each.get("straightness") for each in got])
         cost = estimate([each["cost"] for each in got])
-        steps = got[0]["settings"]["steps"] * sum(METHODS[each][1] for each in chain(method))
+        steps = got[0]["settings"]["steps"] * len(chain(method))
         seconds = spread([each["seconds"] for each in got], 0)
         line = "".join(f"{each:>14s}" for each in w2)
         print(f"{method:22s}{line}{straightness:>16s}{cost:>16s}{steps:>9d}{seconds:>12s}")
@@ -302,11 +302,11 @@ def main():
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=PROBLEMS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=4000, help="of the first round and of every other")
+    parser.add_argument("--steps", type=int, default=8000, help="of every method, after those of the one that it starts from")
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=5000, help="points that W2 is computed between")
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--processes", type=int, default=1, help="cells at a time, each on one core")
     parser.add_argument("--picture", type=Path, help="samples of the first seed over true points")
     parser.add_argument("--table", action="store_true", help="only print what is there")

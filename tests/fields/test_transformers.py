@@ -6,7 +6,7 @@ import torch
 from cflow import divergence, fields
 from cflow.fields.dit import DiT
 from cflow.fields.mmdit import MMDiT
-from cflow.fields.transformer import Patches, attend, grid_angles, rotate
+from cflow.fields.transformer import Patches, attend, grid_angles, rotate, rotations
 
 SMALL = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
 
@@ -33,7 +33,7 @@ def test_published_size():
 
 
 def test_rotated_products_depend_on_differences_of_positions(generator, float64):
-    angles = grid_angles(5, 6, 100.0).view(5, 5, 6)
+    angles = grid_angles(5, rotations(6, 100.0)).view(5, 5, 6)
     q, k = torch.randn(2, 12, generator=generator)
     product = lambda a, b: rotate(q[None], angles[a][None]) @ rotate(k[None], angles[b][None]).T
     torch.testing.assert_close(product((1, 1), (2, 4)), product((2, 0), (3, 3)))
@@ -165,3 +165,12 @@ def test_without_a_second_time_a_field_of_two_gives_its_velocity(make, generator
         v, trace, _ = divergence.Analytic()(field, t, x, None)
         exact = divergence.Exact()(lambda t, x: field(t, x, s=t), t, x, None)
         torch.testing.assert_close((v, trace), exact[:2])
+
+
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+def test_positions_survive_low_precision(positions, moved, generator):
+    field = moved(DiT(1, 8, positions=positions, **SMALL)).bfloat16()
+    weights, again = field.state_dict(), DiT(1, 8, positions=positions, **SMALL)
+    again.load_state_dict(weights)
+    x, t = torch.randn(2, 1, 8, 8, generator=generator), torch.rand(2, generator=generator)
+    assert torch.equal(field.double()(t, x), again(t, x))  # cast and back, or saved and loaded
