@@ -20,9 +20,9 @@ by ``cflow.data.toys``; both ends of a test are new draws. One network for all, 
 
 Not the defaults: half of a batch takes steps (``share=0.5``). MeanFlow goes without its adaptive weight (``power=0``),
 which in two dimensions leads away from the mean of the draws, and at a fifth of ``--lr``: its derivative along single
-draws is noisy, and a higher rate ends far off. Consistency flow matching (one segment) weighs an error
-of the end as one of the velocity; its velocity is to be constant on straight lines that the flow of independent pairs
-does not take, so more evaluations than one make it worse.
+draws is noisy, and a higher rate ends far off. Consistency flow matching (one segment) weighs an error of the end as one
+of the velocity; what it learns points from every place to the end of the curved path through it, so that a second step,
+which starts beside that path, leads elsewhere: more evaluations than one make it worse.
 
 Columns: W2 (exact, ``--samples`` points of each) to true points after 1, 2, 4, 8 and 100 evaluations, by ``Euler``, or
 by ``FlowMap`` where the field has two times; ``floor`` compares two true samples. Straightness (0 for straight lines at
@@ -302,7 +302,7 @@ def main():
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=PROBLEMS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=8000, help="of every method, after those of the one that it starts from")
+    parser.add_argument("--steps", type=int, default=8000, help="of each method, after those of its start")
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=5000, help="points that W2 is computed between")
     parser.add_argument("--batch-size", type=int, default=256)
