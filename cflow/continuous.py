@@ -14,6 +14,7 @@ from . import registry
 from .divergence import Estimator, Exact
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Path, Rescheduled
+from .paths.path import DISTILLED
 from .shapes import Size, flatten, unflatten
 from .solvers import Dopri5, Solution
 from .transport import transport
@@ -145,7 +146,7 @@ class ContinuousFlow(BaseInvertibleFlow):
     @property
     def _is_distilled(self) -> bool:
         """Whether the last training taught steps, which are no longer those of a velocity (the path keeps a note)."""
-        return self.path is not None and (self.path.coupling or "").endswith("objectives.Distillation")
+        return self.path is not None and (self.path.coupling or "").endswith(DISTILLED)
 
     def _check(self, options, method: str) -> None:
         if "log_prob" in method and self._is_distilled:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..couplings import Paired
+from ..paths.path import DISTILLED
 from ..registry import register
 from ..times import Uniform
 from .flow_matching import MatchingBatch
 from .rectified_flow import RectifiedFlow
 
 __all__ = ["Distillation", "Reflow"]
-
-DISTILLED = "objectives.Distillation"  # noted on the path, as couplings are
 
 
 @register

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ..shapes import rows
 
-__all__ = ["Path", "PathSample"]
+__all__ = ["DISTILLED", "Path", "PathSample"]
+
+DISTILLED = "objectives.Distillation"
+"""What a path notes as the last of its couplings where whole steps were taught, and no velocity."""
 
 
 @dataclass
