@@ -110,6 +110,20 @@ def test_nothing_touches_pyplot(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_sets_of_samples_side_by_side_share_their_frame(tmp_path, generator):
+    true = torch.rand(300, 2, generator=generator)
+    sets = {"same": true, "far": true + 100, "again": true}
+    drawn = pixels(plot.scatters(sets, tmp_path / "sets.png", reference=true, columns=3)).astype(int)
+    blue = (drawn[..., 2] - drawn[..., 0]) > 60
+    thirds = [part.sum() for part in np.array_split(blue, 3, axis=1)]
+    assert thirds[1] == 0  # beyond the frame of the reference
+    assert min(thirds[0], thirds[2]) > 100
+    with pytest.raises(ValueError, match="no samples were given"):
+        plot.scatters({}, tmp_path / "none.png", reference=true)
+    with pytest.raises(ValueError, match=r"plot.scatters: wide\(points of shape"):
+        plot.scatters({"wide": torch.zeros(3, 3)}, tmp_path / "none.png", reference=true)
+
+
 def test_bad_input_is_refused(tmp_path):
     path = tmp_path / "a.png"
     with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):

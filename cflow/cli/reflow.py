@@ -165,7 +165,7 @@ def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out
     for name, row in table.items():
         shown = "".join("          " if calls not in row else f"{row[calls]:10.4f}" for calls in evaluations)
         print(f"{name:14s}{shown}{straightness.get(name, '-')!s:>20s}{cost[name]!s:>20s}")
-    picture = _picture(first, pictures, out)
+    picture = _picture(first, pictures, reference, len(evaluations), out)
     places = [str(out / name.replace(" ", "-")) for name in flows if name != "flow"]
     print(f"models: {', '.join(places)}" + (f"; picture: {picture}" if picture else ""))
 
@@ -185,13 +185,14 @@ def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tenso
     return ends if at is None else (*ends, torch.cat([part.trajectory for part in parts], 1).cpu())
 
 
-def _picture(flow, pictures: list[tuple[str, Tensor]], out: Path) -> Path | None:
-    """Draws ten samples of each, one row after the other, where events have a picture."""
+def _picture(flow, pictures: list[tuple[str, Tensor]], reference: Tensor, columns: int, out: Path) -> Path | None:
+    """Draws ten samples of each, one row after the other, or all of them in the plane, where events have a picture."""
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
         pixels = torch.cat([flow.postprocess(x[:10])[0].float() for _, x in pictures])
         low, high = pixels.min(), pixels.max()
         names = [name for name, _ in pictures]
         return plot.images((pixels - low) / (high - low), out / "few-steps.png", columns=10, rows=names)
     if flow.event_shape == (2,):
-        return plot.scatter(flow.postprocess(pictures[-1][1])[0], out / "few-steps.png")
+        points = {name: flow.postprocess(x)[0] for name, x in pictures}
+        return plot.scatters(points, out / "few-steps.png", reference=flow.postprocess(reference)[0], columns=columns)
     return None

@@ -9,7 +9,7 @@ from .corner import corner
 from .curves import training
 from .densities import densities, density
 from .images import image_trajectories, images
-from .plane import scatter, trajectories
+from .plane import scatter, scatters, trajectories
 
 __all__ = [
     "calibration",
@@ -19,6 +19,7 @@ __all__ = [
     "image_trajectories",
     "images",
     "scatter",
+    "scatters",
     "training",
     "trajectories",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from einops import rearrange
 from torch import Tensor
 
-from cflow.plot.figure import BLUE, GREY, ORANGE, dot, dress, legend, new_figure, numbers, points_of, save
+from cflow.plot.figure import BLUE, GREY, ORANGE, cells, dot, dress, legend, new_figure, numbers, points_of, save
 
-__all__ = ["scatter", "trajectories"]
+__all__ = ["scatter", "scatters", "trajectories"]
 
 
 def scatter(samples: Tensor, path: str | os.PathLike, *, reference: Tensor | None = None, title: str = "") -> Path:
@@ -32,6 +34,35 @@ def scatter(samples: Tensor, path: str | os.PathLike, *, reference: Tensor | Non
     dress(axis, title)
     if reference is not None:
         legend(axis)
+    return save(figure, path)
+
+
+def scatters(
+    samples: Mapping[str, Tensor], path: str | os.PathLike, *, reference: Tensor, columns: int | None = None
+) -> Path:
+    """Draws several sets of samples side by side, each under its name and over those of a reference.
+
+    All panels show the square in which the reference lies; samples beyond its frame are not drawn.
+
+    Shapes: ``samples`` name -> ``[N, 2]``, ``reference [M, 2]``.
+
+    Raises:
+        ValueError: if points are not in the plane, or there is nothing to draw.
+    """
+    if not samples:
+        raise ValueError("plot.scatters: no samples were given; pass a dict of name -> points [N, 2].")
+    true = points_of("plot.scatters: reference", reference)
+    columns = columns or math.ceil(math.sqrt(len(samples) * 1.6))
+    figure, place = cells(math.ceil(len(samples) / columns), columns, 1.7, 1.7, header=0.22)
+    middle = (true.max(0) + true.min(0)) / 2
+    reach = 0.6 * float((true.max(0) - true.min(0)).max()) or 1.0  # a tenth to spare on each side
+    for k, (name, points) in enumerate(samples.items()):
+        points = points_of(f"plot.scatters: {name}", points)
+        axis = place(*divmod(k, columns))
+        axis.scatter(*true.T, s=dot(len(true)) / 3, color=ORANGE, alpha=0.5, lw=0, rasterized=True)
+        axis.scatter(*points.T, s=dot(len(points)) / 3, color=BLUE, alpha=0.5, lw=0, rasterized=True)
+        axis.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
+        axis.set_title(name, fontsize=8, pad=3)
     return save(figure, path)
 
 
