@@ -103,13 +103,18 @@ def test_a_kill_in_each_phase_changes_nothing(phase, run, tmp_path, monkeypatch)
     assert one == other
 
 
-def test_images_with_classes(tmp_path):
+def test_images_with_classes_on_a_curved_path(tmp_path):
+    """Labels reach every round, also through a network that is read on another path; what is asked for is shown."""
     shape = (1, 8, 8)
     field = fields.UNet(1, 8, width=8, blocks=1, classes=4)
-    images = cflow.ContinuousFlow(field, bases.Normal(shape), path=paths.Linear(), context_shape=())
+    images = cflow.ContinuousFlow(field, bases.Normal(shape), path=paths.Cosine(), context_shape=())
     cflow.save(images.with_transform(Dequantise(shape, 17), Rescale(shape)), tmp_path / "images" / "model")
-    main(["reflow", str(tmp_path / "images"), "--guidance", "1.5", *SMALL, "--evaluations", "1", "2"])
+    options = ("--guidance", "1.5", "--rounds", "2", "--distill", "3", *SMALL, "--evaluations", "1", "2")
+    main(["reflow", str(tmp_path / "images"), *options])
     assert (tmp_path / "images" / "reflow" / "few-steps.png").stat().st_size > 1000
+    table = json.loads((tmp_path / "images" / "reflow" / "metrics.json").read_text())
+    assert set(table["energy_distance"]["distilled 3"]) == {"3"}
+    assert set(table["energy_distance"]["round 2"]) == {"1", "2", "3"}
 
 
 @pytest.mark.parametrize(
