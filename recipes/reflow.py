@@ -55,9 +55,9 @@ class Options:
     """Also carry the training images back to noise: pairs with a true half, in every round."""
     guidance: float = 1.3
     """Classifier-free guidance of the first round's pairs; 1 is none."""
-    solver_steps: int = 10
+    solver_steps: int = 8
     """Steps of Heun's method that carry a pair."""
-    steps: int = 1000
+    steps: int = 800
     """Training steps of each round and each distillation."""
     distill: tuple[int, ...] = (1,)
     """Numbers of evaluations to distil the last round to."""
