@@ -14,7 +14,7 @@ from . import registry
 from .divergence import Estimator, Exact
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Path, Rescheduled
-from .paths.path import DISTILLED
+from .paths.path import STEPS
 from .shapes import Size, flatten, unflatten
 from .solvers import Dopri5, Solution
 from .transport import transport
@@ -137,22 +137,22 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     @property
     def likelihood(self) -> Likelihood:
-        if self._is_distilled or not getattr(self.base, "has_density", True):
+        if self._takes_steps or not getattr(self.base, "has_density", True):
             return "none"
         if not self._transform_is_exact:
             return "bound"
         return "exact" if self.divergence.exact else "estimate"
 
     @property
-    def _is_distilled(self) -> bool:
+    def _takes_steps(self) -> bool:
         """Whether the last training taught steps, which are no longer those of a velocity (the path keeps a note)."""
-        return self.path is not None and (self.path.coupling or "").endswith(DISTILLED)
+        return self.path is not None and (self.path.coupling or "").split("+")[-1].startswith(STEPS)
 
     def _check(self, options, method: str) -> None:
-        if "log_prob" in method and self._is_distilled:
+        if "log_prob" in method and self._takes_steps:
             raise ValueError(
-                f"flow.{method}: this flow was distilled to few steps, which follow no velocity and have no density; "
-                f"ask the flow that it was distilled from."
+                f"flow.{method}: this flow was distilled to few steps ({self.path.coupling}), which follow no velocity "
+                f"and have no density; ask the flow that it was distilled from."
             )
         super()._check(options, method)
 

@@ -27,9 +27,14 @@ class ConsistencyFlowMatching(FlowMatching):
 
     Args:
         coupling, times, weight, condition_dropout: see :class:`FlowMatching`.
-        segments: into how many pieces of equal length the way is cut. Sample with as many Euler steps, or more.
+        segments: into how many pieces of equal length the way is cut. Sample with as many Euler steps, and no more:
+            from the second step of a segment on, points lie beside the paths on which the velocity was learned. So the
+            flow has no density either, until it is trained as a flow again.
         delta: how far the two times lie from each other.
         alpha: the weight of the second term.
+
+    Start from a trained flow. Near a segment's end the first term hardly sees the velocity; ``weight`` may divide by
+    ``(e - t)^2``, as ``lambda path, t: (1.01 - t) ** -2`` for one segment.
 
     Cost: a call of the network with gradients, and one without. The field needs one time only.
 
@@ -46,6 +51,8 @@ class ConsistencyFlowMatching(FlowMatching):
         >>> ConsistencyFlowMatching(segments=2)(flow, torch.randn(16, 2)).shape
         torch.Size([16])
     """
+
+    teaches_steps = True
 
     def __init__(
         self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, segments: int = 1,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import registry
 from ..couplings import Independent
 from ..paths import Path
+from ..paths.path import STEPS
 from ..shapes import expand_like, on_tensors
 from ..times import Uniform
 from .objective import Objective, check_objects
@@ -65,6 +66,7 @@ class FlowMatching(Objective):
     """
 
     noisy = False  # whether the paths that are matched hold noise beside their ends
+    teaches_steps = False  # whether whole steps are learned, and no velocity that an ODE could follow
 
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
@@ -144,6 +146,7 @@ class FlowMatching(Objective):
         return on_tensors(lambda old, new: torch.where(expand_like(batch.drop, old), new, old), context, null)
 
     def _record(self, before: str | None) -> str:
-        """Names the couplings that the flow has been trained with, oldest first."""
-        name = registry.name_of(type(self.coupling))
-        return name if before is None or before == name else "+".join(dict.fromkeys([*before.split("+"), name]))
+        """Names the couplings that the flow has been trained with, oldest first, and last what teaches steps."""
+        names = [each for each in (before or "").split("+") if each and not each.startswith(STEPS)]
+        names = list(dict.fromkeys([*names, registry.name_of(type(self.coupling))]))
+        return "+".join([*names, STEPS + type(self).__name__] if self.teaches_steps else names)

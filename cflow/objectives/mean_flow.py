@@ -25,7 +25,7 @@ class MeanFlow(TwoTimes):
 
     Args:
         coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`. The paper draws both
-            times from ``times.LogitNormal(0.4)`` (its -0.4, where t = 1 is noise).
+            times from ``times.LogitNormal(0.4)`` (its -0.4, where t = 1 is noise), and takes ``power=1`` for images.
 
     Cost: a call of the network with gradients, and ``share`` of another one for the derivative.
 
@@ -43,12 +43,6 @@ class MeanFlow(TwoTimes):
         >>> MeanFlow()(flow, torch.randn(16, 2)).shape
         torch.Size([16])
     """
-
-    def __init__(
-        self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, share: float = 0.25,
-        guidance: float = 1.0, power: float = 1.0,
-    ):  # fmt: skip
-        super().__init__(coupling, times, weight, condition_dropout, share=share, guidance=guidance, power=power)
 
     def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         ask = lambda t, x: flow.predict(t, x, context, s=s)

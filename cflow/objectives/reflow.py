@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..couplings import Paired
-from ..paths.path import DISTILLED
 from ..registry import register
 from ..times import Uniform
 from .flow_matching import MatchingBatch
@@ -90,6 +89,8 @@ class Distillation(Reflow):
         torch.Size([16])
     """
 
+    teaches_steps = True
+
     def __init__(
         self, evaluations: int = 1, error=None, condition_dropout: float = 0.0, *, teacher: nn.Module | None = None,
         solver=None, guidance=None,
@@ -142,7 +143,3 @@ class Distillation(Reflow):
                 )
             batch = MatchingBatch(batch.x0, solution.require_success().y, batch.t, batch.context, batch.drop)
         return super().loss(flow, batch)
-
-    def _record(self, before: str | None) -> str:
-        """Names the couplings and, last, the distillation: a flow that was trained with it last has no density."""
-        return "+".join([each for each in (before or "").split("+") if each not in ("", DISTILLED)] + [DISTILLED])

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..shapes import rows
 
-__all__ = ["DISTILLED", "Path", "PathSample"]
+__all__ = ["STEPS", "Path", "PathSample"]
 
-DISTILLED = "objectives.Distillation"
-"""What a path notes as the last of its couplings where whole steps were taught, and no velocity."""
+STEPS = "objectives."
+"""How the last of the names begins that a path notes, where an objective taught whole steps and no velocity."""
 
 
 @dataclass

@@ -70,3 +70,18 @@ def test_what_cannot_be_is_refused(generator):
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear("x1"))
     with pytest.raises(ValueError, match="does not predict the velocity"):
         objectives.ConsistencyFlowMatching()(flow, torch.randn(4, 2, generator=generator))
+
+
+def test_what_has_learned_steps_has_no_density(generator):
+    flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+    x = torch.randn(8, 2, generator=generator)
+    objectives.FlowMatching()(flow, x)
+    assert flow.likelihood == "exact"
+    for _ in range(2):  # noted once
+        objectives.ConsistencyFlowMatching()(flow, x)
+    assert flow.path.coupling == "couplings.Independent+objectives.ConsistencyFlowMatching"
+    assert flow.likelihood == "none"
+    with pytest.raises(ValueError, match=r"ConsistencyFlowMatching\), which follow no velocity"):
+        flow.log_prob(x)
+    objectives.FlowMatching()(flow, x)
+    assert flow.likelihood == "exact"

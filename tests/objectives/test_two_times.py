@@ -101,6 +101,23 @@ def test_large_errors_weigh_less_under_the_adaptive_weight(power, known, generat
     assert bool((errors < 1).all()) == bool(power)
 
 
+def test_velocities_are_means_unless_they_are_told_to_be_modes(generator):
+    """Two unequal points: the mean velocity at the start is 0.4, and a weight by the draw prefers the nearer one."""
+    x = torch.where(torch.rand(4000, 1, generator=generator) < 0.7, 1.0, -1.0)
+    found = {}
+    for power in (0.0, 1.0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            field = fields.MLP(1, hidden=(32, 32), two_times=True)
+        flow = cflow.ContinuousFlow(field, bases.Normal(1), path=paths.Linear())
+        options = {"steps": 400, "batch_size": 256, "lr": 5e-3, "seed": 0, "ema": None}
+        training.fit(flow, objectives.MeanFlow(power=power), x, **options)
+        found[power] = float(flow.eval().velocity(0.0, torch.zeros(1, 1)).detach())
+    assert objectives.MeanFlow().power == 0
+    assert abs(found[0.0] - 0.4) < 0.2
+    assert found[1.0] > 0.7
+
+
 def test_guidance_inside_training(generator, float64):
     """Where the network's velocity without a condition is zero, what is matched is the draw times the guidance."""
     field = fields.MLP(2, hidden=(8,), classes=2, two_times=True)
