@@ -143,7 +143,8 @@ def test_one_step_after_training(method, generator):
         field = fields.MLP(1, hidden=(64, 64), two_times=True)
     flow = cflow.ContinuousFlow(field, bases.Normal(1), path=paths.Linear())
     x = torch.randint(2, (2000, 1), generator=generator) * 2.0 - 1
-    training.fit(flow, method(share=0.5), x, steps=400, batch_size=256, lr=5e-3, seed=0, ema=None)
+    steps = 800 if method is objectives.MeanFlow else 400  # of which the derivatives make noise
+    training.fit(flow, method(share=0.5), x, steps=steps, batch_size=256, lr=5e-3, seed=0, ema=None)
     flow.eval()
     ends = lambda solver: flow.sample((1000,), solver=solver, generator=torch.Generator().manual_seed(0))
     apart = lambda solver: float((ends(solver).abs() - 1).abs().mean())
