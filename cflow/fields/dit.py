@@ -33,11 +33,13 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.up, self.down = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
 
-    def forward(self, x: Tensor, embedding: Tensor, angles: Tensor | None, differentiable: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, turns: tuple[Tensor, Tensor] | None, differentiable: bool
+    ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)
         q, k, v = self.attention.split(modulate(x, shift1, scale1))
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         x = torch.addcmul(x, gate1, self.attention.join(attend(q, k, v, differentiable)))
         h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
         return torch.addcmul(x, gate2, h)
@@ -120,7 +122,7 @@ class DiT(Field):
         embedding = self.time(t, s, dtype)
         if context is not None:
             embedding = embedding + self.condition(context)
-        h = self.patches.tokens(x.to(dtype))
+        h, turns = self.patches.tokens(x.to(dtype)), self.patches.turns()
         for block in self.blocks:
-            h = block(h, embedding, self.patches.angles, differentiable)
+            h = block(h, embedding, turns, differentiable)
         return self.patches.image(h, embedding).to(x.dtype)

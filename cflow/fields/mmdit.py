@@ -48,13 +48,13 @@ class JointBlock(nn.Module):
         self.last = last
 
     def forward(
-        self, x: Tensor, words: Tensor, embedding: Tensor, angles: Tensor | None, differentiable: bool
+        self, x: Tensor, words: Tensor, embedding: Tensor, turns: tuple[Tensor, Tensor] | None, differentiable: bool
     ) -> tuple[Tensor, Tensor]:
         shift, scale, *rest = self.image.modulation(embedding)
         shift_words, scale_words, *rest_words = self.words.modulation(embedding)
         q, k, v = self.image.attention.split(modulate(x, shift, scale))
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         q_words, k_words, v_words = self.words.attention.split(modulate(words, shift_words, scale_words))
         q = q if self.last else torch.cat((q, q_words), 2)
         attended = attend(q, torch.cat((k, k_words), 2), torch.cat((v, v_words), 2), differentiable)
@@ -137,7 +137,7 @@ class MMDiT(Field):
         # The reserved value never enters the network: it would overflow there, and NaN its gradient.
         words = torch.where(null, self.null, self.words(torch.where(null, 0.0, context).to(dtype)))
         embedding = self.time(t, s, dtype) + self.pooled(words.mean(1))
-        h = self.patches.tokens(x.to(dtype))
+        h, turns = self.patches.tokens(x.to(dtype)), self.patches.turns()
         for block in self.blocks:
-            h, words = block(h, words, embedding, self.patches.angles, differentiable)
+            h, words = block(h, words, embedding, turns, differentiable)
         return self.patches.image(h, embedding).to(x.dtype)

@@ -97,14 +97,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, differentiable: bool) -> Tensor:
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    r"""Turns pairs of entries ``(j, j + c/2)`` of ``[..., N, c]`` by ``angles [N, c/2]`` (rotary positions).
+def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    r"""Turns pairs of entries ``(j, j + c/2)`` of ``[..., N, c]``, given the angles' cosines and sines ``[N, c/2]``.
 
-    Scalar products of two tokens then depend on the difference of their positions alone.
+    These are rotary positions (:meth:`Patches.turns`): scalar products of two tokens depend on the difference of their
+    positions alone.
 
     Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864.
     """
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = turns
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
@@ -153,10 +154,15 @@ class Patches(nn.Module):
         self.register_buffer("ladder", ladder, persistent=False)
         self.register_buffer("added", added, persistent=False)
 
-    @property
-    def angles(self) -> Tensor | None:
-        """How far the tokens' queries and keys are turned, in float32 at least; None where positions are added."""
-        return None if self.ladder is None else grid_angles(self.side, self.ladder)
+    def turns(self) -> tuple[Tensor, Tensor] | None:
+        """Gives the cosines and sines by which queries and keys are turned; None where positions are added.
+
+        The same for all blocks of a network, so computed once per call, from angles in float32 at least.
+        """
+        if self.ladder is None:
+            return None
+        angles, dtype = grid_angles(self.side, self.ladder), self.output.weight.dtype
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def tokens(self, x: Tensor) -> Tensor:
         h = self.input(rearrange(x, "b c (i p) (j q) -> b (i j) (c p q)", p=self.patch, q=self.patch))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cflow.fields import ContextEmbedding, SinusoidalTime
+from cflow.fields import MLP, ContextEmbedding, SinusoidalTime
 
 
 def test_frequencies_are_a_ladder_and_pairs_lie_on_a_circle(float64):
@@ -48,3 +48,9 @@ def test_frequencies_must_rise(ends):
 def test_an_embedding_reads_one_kind_of_condition(classes, context):
     with pytest.raises(ValueError, match="ContextEmbedding"):
         ContextEmbedding(8, classes=classes, context=context)
+
+
+def test_integers_hold_no_missing_condition():
+    field = MLP(2, context=3)
+    with pytest.raises(TypeError, match=r"cannot hold; pass context.float\(\)"):
+        field.null_context(torch.zeros(4, 3, dtype=torch.long))

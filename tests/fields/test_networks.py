@@ -177,12 +177,6 @@ def test_no_condition_is_recognised_in_low_precision(dtype, make):
     torch.testing.assert_close(field(t, x, low), field(t, x, field.null_context(context)))
 
 
-def test_integers_hold_no_missing_condition(make):
-    field, _, _, context = make("mlp with context")
-    with pytest.raises(TypeError, match=r"cannot hold; pass context.float\(\)"):
-        field.null_context(context.long())
-
-
 @pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
 def test_a_nan_in_a_context_is_no_missing_condition(name, make):
     field, t, x, context = make(name)
