@@ -175,17 +175,20 @@ def test_average_velocities_are_guided_like_velocities(make, generator, float64)
 
 @pytest.mark.parametrize("path", [paths.Linear(), paths.VariancePreserving()])
 def test_a_whole_step_is_asked_for_whole_on_every_path(path, generator):
-    """A field that fails where no second time is given, on a path whose velocity has no end."""
+    """Also on one whose interval stops short of the end: without a second time the field is asked there alone."""
 
-    class Strict(fields.MLP):
+    class Spy(fields.MLP):
         def forward(self, t, x, context=None, *, s=None):
-            asked.append((float(t[0]), float(s[0])))
+            (asked if s is not None else crossed).append((float(t[0]), None if s is None else float(s[0])))
             return super().forward(t, x, context, s=s)
 
-    asked, flow = [], cflow.ContinuousFlow(Strict(2, two_times=True), bases.Normal(2), path=path)
+    asked, crossed = [], []
+    flow = cflow.ContinuousFlow(Spy(2, two_times=True), bases.Normal(2), path=path)
     high = flow.interval[1]
-    flow.transport(torch.randn(3, 2, generator=generator), 0.0, high, solver=solvers.FlowMap(steps=2))
+    assert (high < 1) == isinstance(path, paths.VariancePreserving)
+    flow.transport(torch.randn(3, 2, generator=generator), 0.0, 1.0, solver=solvers.FlowMap(steps=2))
     assert asked == [pytest.approx((0, high / 2)), pytest.approx((high / 2, high))]
+    assert crossed == ([] if high == 1 else [(pytest.approx(high), None)])
 
 
 def test_few_rows_take_steps_too_and_every_row_its_share(generator):
