@@ -110,9 +110,15 @@ def learn_to_read(images: data.ImageData, seed: int) -> Reader:
 
 
 @torch.no_grad()
+def features_of(reader: Reader, pixels: torch.Tensor) -> torch.Tensor:
+    """Computes what the classifier sees in images, in portions that fit in memory."""
+    return torch.cat([reader.features(part) for part in pixels.split(500)])
+
+
+@torch.no_grad()
 def judge(reader: Reader, pixels: torch.Tensor, labels: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
     """Reads samples: the share whose class is seen, and the distance of their features to those of real images."""
-    features = torch.cat([reader.features(part) for part in pixels.split(500)])
+    features = features_of(reader, pixels)
     seen = reader.classify(features).argmax(1)
     return {"accuracy": float((seen == labels).float().mean()), "frechet": metrics.frechet_distance(features, real)}
 
@@ -120,7 +126,7 @@ def judge(reader: Reader, pixels: torch.Tensor, labels: torch.Tensor, real: torc
 @torch.no_grad()
 def draw(flow, labels: torch.Tensor, solver, guide, seed: int, levels: int) -> torch.Tensor:
     """Draws an image per label as pixels in [0, 1]; the same noise whatever the flow and its solver."""
-    device = next(flow.parameters()).device
+    device = flow.device
     generator = torch.Generator(device).manual_seed(seed)
     parts = [
         flow.sample((), part.to(device), solver=solver, guidance=guide, generator=generator)
@@ -179,8 +185,7 @@ def measure(flows: dict, images: data.ImageData, options: Options, out: Path) ->
     """Reads what every flow draws with few evaluations, prints the table and draws the picture."""
     reader = learn_to_read(images, options.seed)
     scaled = lambda x: x.float() / (images.levels - 1)
-    with torch.no_grad():
-        real = reader.features(scaled(images.test[:5000]))
+    real = features_of(reader, scaled(images.test[:5000]))
     held_out = judge(reader, scaled(images.test[:5000]), images.test_labels[:5000], real)["accuracy"]
     train = judge(reader, scaled(images.train[:5000]), images.train_labels[:5000], real)["frechet"]
     report = {"held-out images": {"accuracy": held_out}, "training images": {"frechet": train}}
@@ -191,27 +196,31 @@ def measure(flows: dict, images: data.ImageData, options: Options, out: Path) ->
         methods = {"": solvers.Euler} | ({", UniPC": solvers.UniPC} if name == "flow" else {})
         for suffix, method in methods.items():
             report[name + suffix] = {}
-            for calls in options.evaluations:
-                if name.startswith("distilled") and calls != flow.solver.steps:
-                    continue
+            for calls in [flow.solver.steps] if name.startswith("distilled") else evaluations(options):
                 pixels = draw(flow, labels, method(steps=calls), guide if name == "flow" else None, options.seed,
                               images.levels)  # fmt: skip
                 report[name + suffix][calls] = judge(reader, pixels, labels, real)
-                if not suffix and calls in (1, 4, options.evaluations[-1]):
+                if not suffix and (calls in (1, 4, max(options.evaluations)) or name.startswith("distilled")):
                     rows.append(pixels[: len(images.classes)])
                     names.append(f"{name}, {calls}")
     plot.images(torch.cat(rows), out / "few-steps.png", columns=len(images.classes), rows=names)
     return report
 
 
+def evaluations(options: Options) -> list[int]:
+    """Lists the numbers of evaluations to measure at; those that are distilled to are among them."""
+    return sorted({*options.evaluations, *options.distill})
+
+
 def tell(report: dict, options: Options) -> None:
     """Prints the quality of few evaluations: accuracy in percent, and the Fréchet distance."""
+    counts = evaluations(options)
     print(f"read as their label, %, and Fréchet distance of {FEATURES} features; {options.num} samples")
-    print(f"{'evaluations':16s}" + "".join(f"{calls:>16d}" for calls in options.evaluations))
+    print(f"{'evaluations':16s}" + "".join(f"{calls:>16d}" for calls in counts))
     for name, row in report.items():
         if "images" in name:
             continue
-        shown = [row.get(calls) for calls in options.evaluations]
+        shown = [row.get(calls) for calls in counts]
         cells = ("" if each is None else f"{100 * each['accuracy']:.1f}  {each['frechet']:7.2f}" for each in shown)
         print(f"{name:16s}" + "".join(f"{cell:>16s}" for cell in cells))
     print(
@@ -224,11 +233,13 @@ def tell(report: dict, options: Options) -> None:
 
 def main(options: Options) -> None:
     began = time.perf_counter()
-    if options.num <= FEATURES or not (options.rounds or options.distill) or min(options.evaluations) < 1:
+    counts = options.pairs, options.steps, options.solver_steps, *options.evaluations, *options.distill
+    if options.num <= FEATURES or options.rounds < (not options.distill) or min(counts) < 1 or not options.evaluations:
         raise ValueError(
             f"--num {options.num} --rounds {options.rounds} --distill {options.distill} --evaluations "
-            f"{options.evaluations}: measure more samples than the {FEATURES} features that are compared, "
-            f"straighten or distil at least once, and evaluate at least once."
+            f"{options.evaluations} --pairs {options.pairs} --steps {options.steps}: measure more samples than the "
+            f"{FEATURES} features that are compared, straighten or distil at least once, and take at least 1 of "
+            f"all else."
         )
     images = base.read(base.Options(data=options.data, root=options.root))
     run = options.run or Path("runs") / f"images-{options.data}"
@@ -242,7 +253,9 @@ def main(options: Options) -> None:
         say(f"{run}: no trained flow there; training it first, as recipes/images.py does")
         base.main(base.Options(out=run))
         began = time.perf_counter()
-    flow = cflow.load(run / "model").eval()
+    # Pairs are carried where training will be: every process on its own device.
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    flow = cflow.load(run / "model", device=device).eval()
     if flow.context_shape is None:
         raise ValueError(f"--run {run}: samples are judged by their labels, and this flow has none; use cflow reflow.")
     flows = straighten(flow, images, options, out)
