@@ -23,7 +23,7 @@ from .velocity import Prediction, VelocityAndScore, VelocityField
 __all__ = ["ContinuousFlow"]
 
 
-@registry.register
+@registry.register("continuous.ContinuousFlow")
 class ContinuousFlow(BaseInvertibleFlow):
     r"""Carries a base distribution to the data's along the ordinary differential equation of a vector field.
 

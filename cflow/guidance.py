@@ -123,7 +123,7 @@ def _inside(t: Tensor | float, low: float, high: float, x: Tensor) -> bool | Ten
     return inside.reshape(-1, *[1] * (x.dim() - 1))
 
 
-@register
+@register("guidance.ClassifierFree")
 @dataclass(frozen=True)
 class ClassifierFree:
     r"""Extrapolates from the velocity without the condition to the velocity with it.
@@ -196,7 +196,7 @@ class ClassifierFree:
         return tuple(mixed)
 
 
-@register
+@register("guidance.CFGZeroStar")
 @dataclass(frozen=True)
 class CFGZeroStar:
     r"""Extrapolates from the best multiple of the velocity without the condition, and stands still at first.
@@ -267,7 +267,7 @@ class CFGZeroStar:
         return guided if moving is True else torch.where(moving, guided, 0.0)
 
 
-@register
+@register("guidance.AutoGuidance")
 class AutoGuidance(nn.Module):
     r"""Extrapolates from the velocity of a weak model to that of the good one.
 

@@ -8,31 +8,34 @@ argument changed (:func:`replace`) and to print it. Frozen dataclasses have the 
 from __future__ import annotations
 
 import inspect
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
 __all__ = ["configuration", "lookup", "name_of", "outline", "register", "replace"]
 
-T = TypeVar("T", bound=type)
-
 _classes: dict[str, type] = {}
 _names: dict[type, str] = {}
 
 
-def register(cls: T | None = None, *, name: str | None = None) -> T:
+def register(name: str | type, cls: type | None = None) -> Any:
     """Makes a class known by name, so that :func:`cflow.save` and :func:`cflow.load` can write and rebuild it.
 
-    Classes of the package are named after their place (``paths.Linear``); a user's class by its own name unless
-    ``name`` says otherwise. The class must keep its constructor arguments as attributes of the same names.
+    The name is written into saved files, so it stays what it is when the class moves to another module. Without one,
+    ``@register``, a class is known by its own name. The class must keep its constructor arguments as attributes of the
+    same names.
+
+    Args:
+        name: the name; as a decorator without a name, the class itself.
+        cls: the class, where this is not used as a decorator.
 
     Raises:
-        ValueError: if the name belongs to another class already, or the constructor takes ``*args``/``**kwargs``,
-            which cannot be read back.
+        ValueError: if the name belongs to another class already, or the constructor takes ``**kwargs``, which cannot be
+            read back.
 
     Example:
         >>> import torch
-        >>> @register(name="examples.Scale")
+        >>> @register("examples.Scale")
         ... class Scale(torch.nn.Module):
         ...     def __init__(self, factor=2.0):
         ...         super().__init__()
@@ -40,18 +43,17 @@ def register(cls: T | None = None, *, name: str | None = None) -> T:
         >>> configuration(Scale(3.0))
         {'factor': 3.0}
     """
+    if isinstance(name, type):
+        name, cls = name.__name__, name
     if cls is None:
-        return lambda decorated: register(decorated, name=name)
-    if name is None:
-        place = cls.__module__.split(".")
-        name = ".".join([*place[1:2], cls.__qualname__]) if place[0] == "cflow" else cls.__name__
+        return lambda decorated: register(name, decorated)
     other = _classes.get(name)
     # Running a notebook's cell again defines the same class anew; classes made inside functions may differ.
     same = other is not None and (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
     if other not in (None, cls) and (not same or "<locals>" in cls.__qualname__):
         raise ValueError(
-            f"register({cls.__qualname__}): the name {name!r} belongs to {other.__module__}.{other.__qualname__}; "
-            f"pass another one with register(name=...)."
+            f"register({name!r}) of {cls.__qualname__}: the name belongs to {other.__module__}.{other.__qualname__}; "
+            f"pass another one."
         )
     parameters(cls)
     _classes[name], _names[cls] = cls, name

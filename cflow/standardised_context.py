@@ -10,7 +10,7 @@ from .registry import register
 __all__ = ["StandardisedContext"]
 
 
-@register
+@register("standardised_context.StandardisedContext")
 class StandardisedContext(BaseInvertibleFlow):
     r"""Standardises the context of a flow before the flow reads it.
 

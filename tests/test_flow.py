@@ -108,7 +108,7 @@ def test_the_suite_finds_a_wrong_log_determinant():
             x, change = super()._decode(z, context, generator)
             return x, change - 0.01
 
-    cflow.register(Wrong, name="tests.Wrong")
+    cflow.register("tests.Wrong", Wrong)
     with pytest.raises(AssertionError, match="log-determinant against autograd"):
         check_flow(Wrong(2))
 
@@ -118,7 +118,7 @@ def test_the_suite_finds_an_inverse_that_is_none():
         def _decode(self, z, context, generator, *, ladj=True):
             return z + 1, self.log_scale.sum().expand(len(z))
 
-    cflow.register(Wrong, name="tests.WrongInverse")
+    cflow.register("tests.WrongInverse", Wrong)
     with pytest.raises(AssertionError, match="decode undoes encode"):
         check_flow(Wrong(2))
 

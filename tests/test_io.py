@@ -54,7 +54,7 @@ def test_saving_again_replaces_and_foreign_folders_are_left_alone(tmp_path):
 
 
 def test_tied_weights_stay_tied(tmp_path):
-    @cflow.register(name="tests.Tied")
+    @cflow.register("tests.Tied")
     class Tied(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -143,7 +143,7 @@ def test_a_run_folder_is_hinted_at(tmp_path):
 
 
 def test_guidance_objects_are_plain_configuration(tmp_path):
-    @cflow.register(name="tests.Holder")
+    @cflow.register("tests.Holder")
     class Holder(torch.nn.Module):
         def __init__(self, option, numbers, names):
             super().__init__()

@@ -6,13 +6,32 @@ import torch
 from cflow import bases, paths, registry
 
 
-def test_package_classes_are_named_after_their_place():
+def test_classes_of_the_package_have_names_of_their_own():
     assert registry.name_of(paths.Linear) == "paths.Linear"
     assert registry.lookup("bases.Normal") is bases.Normal
+    inner = {name for name, cls in registry._classes.items() if cls.__module__.startswith("cflow.")}
+    assert all(name.count(".") == 1 for name in inner)  # a room and a class, written beside the class
+
+
+def test_a_name_does_not_depend_on_the_module():
+    @registry.register("tests.Moved")
+    class Moved:
+        pass
+
+    Moved.__module__ = "elsewhere.entirely"
+    assert registry.name_of(Moved) == "tests.Moved"
+
+
+def test_a_class_of_ones_own_may_go_by_its_own_name():
+    @registry.register
+    class OnlyHere:
+        pass
+
+    assert registry.name_of(OnlyHere) == "OnlyHere"
 
 
 def test_replace_changes_one_argument_and_shares_the_rest():
-    @registry.register(name="tests.Pair")
+    @registry.register("tests.Pair")
     class Pair(torch.nn.Module):
         def __init__(self, left, *, right=1):
             super().__init__()
@@ -27,7 +46,7 @@ def test_replace_changes_one_argument_and_shares_the_rest():
 
 
 def test_spread_arguments_are_read_back():
-    @registry.register(name="tests.Many")
+    @registry.register("tests.Many")
     class Many:
         def __init__(self, first, *parts, last=0):
             self.first, self.parts, self.last = first, parts, last
@@ -37,7 +56,7 @@ def test_spread_arguments_are_read_back():
 
 
 def test_mistakes_are_named():
-    @registry.register(name="tests.Forgetful")
+    @registry.register("tests.Forgetful")
     class Forgetful:
         def __init__(self, size):
             pass
@@ -53,7 +72,7 @@ def test_mistakes_are_named():
 
     with pytest.raises(ValueError, match="belongs to cflow"):
 
-        @registry.register(name="paths.Linear")
+        @registry.register("paths.Linear")
         @dataclasses.dataclass
         class Linear:
             slope: float = 1.0
@@ -65,7 +84,7 @@ def test_mistakes_are_named():
 
 
 def test_a_module_without_a_constructor_has_no_arguments():
-    @registry.register(name="tests.Still")
+    @registry.register("tests.Still")
     class Still(torch.nn.Module):
         def forward(self, t, x, context=None):
             return torch.zeros_like(x)

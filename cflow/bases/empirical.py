@@ -11,7 +11,7 @@ from cflow.registry import register
 __all__ = ["Empirical"]
 
 
-@register
+@register("bases.Empirical")
 class Empirical(Base):
     r"""Draws rows of given samples, with replacement.
 

@@ -14,7 +14,7 @@ from cflow.registry import register
 __all__ = ["Mixture", "Normal", "StudentT", "Uniform"]
 
 
-@register
+@register("bases.Normal")
 class Normal(Base):
     r"""Draws independent normal entries.
 
@@ -74,7 +74,7 @@ class Normal(Base):
         return -0.5 * self._sum_event(z.square()) - scale.log().sum() - constant
 
 
-@register
+@register("bases.Uniform")
 class Uniform(Base):
     r"""Draws independent entries, uniform between ``low`` and ``high``.
 
@@ -111,7 +111,7 @@ class Uniform(Base):
         return torch.where(inside, density, -torch.inf)
 
 
-@register
+@register("bases.Mixture")
 class Mixture(Base):
     r"""Draws from a mixture of normals with diagonal covariances.
 
@@ -187,7 +187,7 @@ class Mixture(Base):
         return torch.logsumexp(logs + self._probabilities(x.dtype).log(), -1) - constant
 
 
-@register
+@register("bases.StudentT")
 class StudentT(Base):
     r"""Draws independent entries with the heavy tails of Student's t, for data whose tails a normal base cannot reach.
 

@@ -21,7 +21,7 @@ __all__ = ["ConditionalOT"]
 SAME = 1e-9  # mean squared distance of standardised conditions below which they are the same
 
 
-@register
+@register("couplings.ConditionalOT")
 @dataclass(frozen=True)
 class ConditionalOT:
     r"""Pairs a batch at the least total squared distance, without skewing which base samples a condition gets.

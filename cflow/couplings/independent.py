@@ -15,7 +15,7 @@ from .coupling import Context, check_rows
 __all__ = ["Independent"]
 
 
-@register
+@register("couplings.Independent")
 @dataclass(frozen=True)
 class Independent:
     r"""Leaves pairs as drawn: a base sample knows nothing of its data sample.

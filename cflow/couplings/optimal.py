@@ -19,7 +19,7 @@ METHODS = (None, "simplex", "assignment")
 SIMPLEX_ABOVE = {2: 128, 3: 256}  # by dimension, the batch size from which the network simplex is the faster solver
 
 
-@register
+@register("couplings.OptimalTransport")
 @dataclass(frozen=True)
 class OptimalTransport:
     r"""Pairs a batch at the least total squared distance, each row used exactly once.

@@ -16,7 +16,7 @@ from .coupling import Context, check_rows
 __all__ = ["Paired", "paired"]
 
 
-@register
+@register("couplings.Paired")
 @dataclass(frozen=True)
 class Paired:
     """Keeps the pairs of a data set whose items hold a base sample and its data sample: reflow, or measured pairs.

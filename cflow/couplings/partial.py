@@ -18,7 +18,7 @@ __all__ = ["Partial"]
 SIMPLEX_FROM = 256  # the batch size from which the network simplex is the faster solver
 
 
-@register
+@register("couplings.Partial")
 @dataclass(frozen=True)
 class Partial:
     r"""Pairs the share of a batch that is cheapest to pair, and drops the rest: outliers on either side.

@@ -16,7 +16,7 @@ from .entropic import Entropic, Plan, Scaling, draw_rows, regularisation
 __all__ = ["Sinkhorn"]
 
 
-@register
+@register("couplings.Sinkhorn")
 @dataclass(frozen=True)
 class Sinkhorn(Entropic):
     r"""Pairs a batch by an entropic transport plan: cheap pairs are likely, not certain.

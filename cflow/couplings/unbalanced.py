@@ -18,7 +18,7 @@ __all__ = ["Unbalanced"]
 LEAST_MASS = 1e-3
 
 
-@register
+@register("couplings.Unbalanced")
 @dataclass(frozen=True)
 class Unbalanced(Entropic):
     r"""Pairs a batch by a plan that may leave out what is too far away: outliers, or a mode that only one side has.

@@ -73,7 +73,7 @@ class DataTransform(nn.Module, ABC):
         return math.prod(self.event_shape)
 
 
-@register
+@register("data.Standardise")
 class Standardise(DataTransform):
     r"""Shifts and scales every feature, usually to mean zero and variance one.
 
@@ -180,7 +180,7 @@ class Standardise(DataTransform):
         return self.scale.log().expand(self.event_shape).sum()
 
 
-@register
+@register("data.Rescale")
 class Rescale(DataTransform):
     r"""Brings the interval [low, high] to [-1, 1]; grey levels 0 to 255 for instance.
 
@@ -210,7 +210,7 @@ class Rescale(DataTransform):
         return x, self._constant(self._size * math.log((self.high - self.low) / 2), x)
 
 
-@register
+@register("data.Logit")
 class Logit(DataTransform):
     r"""Opens the unit interval to the whole line, after shrinking it a little away from its ends.
 
@@ -263,7 +263,7 @@ class Logit(DataTransform):
         return x, self._sum(logsigmoid(u) + logsigmoid(-u) - math.log1p(-2 * self.alpha))
 
 
-@register
+@register("data.Dequantise")
 class Dequantise(DataTransform):
     r"""Spreads integer levels over the unit interval with uniform noise; ``decode`` rounds back down.
 

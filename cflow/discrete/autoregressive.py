@@ -16,7 +16,7 @@ from cflow.registry import register
 __all__ = ["Autoregressive"]
 
 
-@register
+@register("discrete.Autoregressive")
 class Autoregressive(Bijection):
     r"""Moves every feature by a univariate function whose shape the features before it choose.
 

@@ -112,7 +112,7 @@ class Bijection(nn.Module):
         return value, context.to(value.dtype) if context.is_floating_point() else context
 
 
-@register
+@register("discrete.Compose")
 class Compose(Bijection):
     """Chains bijections: ``encode`` applies them from the first to the last, ``decode`` from the last to the first.
 
@@ -177,7 +177,7 @@ class Compose(Bijection):
         return Compose(*self.bijections[index]) if isinstance(index, slice) else self.bijections[index]
 
 
-@register
+@register("discrete.Inverse")
 class Inverse(Bijection):
     """Views a bijection from the other side: its ``encode`` is the other's ``decode``. Weights are shared, not copied.
 

@@ -17,7 +17,7 @@ __all__ = ["Conditioner", "check_hidden", "walk"]
 ACTIVATIONS = {**mlp.ACTIVATIONS, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU}
 
 
-@register
+@register("discrete.Conditioner")
 class Conditioner(nn.Module):
     r"""Computes raw numbers from known features and a context: a multilayer perceptron, or a residual network.
 

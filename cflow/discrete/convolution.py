@@ -17,7 +17,7 @@ from cflow.shapes import as_shape
 __all__ = ["Conv1x1"]
 
 
-@register
+@register("discrete.Conv1x1")
 class Conv1x1(Bijection):
     r"""Mixes the channels of an image by one invertible matrix at every pixel.
 

@@ -15,7 +15,7 @@ from cflow.registry import register
 __all__ = ["Coupling"]
 
 
-@register
+@register("discrete.Coupling")
 class Coupling(Bijection):
     r"""Moves some features by univariate functions whose shape the other features choose.
 

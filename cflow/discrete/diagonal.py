@@ -15,7 +15,7 @@ from cflow.shapes import as_shape
 __all__ = ["Diagonal"]
 
 
-@register
+@register("discrete.Diagonal")
 class Diagonal(Bijection):
     r"""Shifts and scales every entry by fixed numbers and, if asked to, by learned ones after them.
 

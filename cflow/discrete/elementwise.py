@@ -15,7 +15,7 @@ from cflow.registry import register
 __all__ = ["Elementwise"]
 
 
-@register
+@register("discrete.Elementwise")
 class Elementwise(Bijection):
     r"""Moves every feature by a univariate function that no other feature influences.
 

@@ -26,7 +26,7 @@ class FlowCost(NamedTuple):
     sample_and_log_prob: int
 
 
-@register
+@register("discrete.NormalizingFlow")
 class NormalizingFlow(BaseInvertibleFlow):
     r"""Carries a base distribution to the data's by a bijection.
 

@@ -14,7 +14,7 @@ from cflow.registry import register
 __all__ = ["Incremental", "Jacobi"]
 
 
-@register
+@register("discrete.Incremental")
 @dataclass(frozen=True)
 class Incremental:
     """Inverts an autoregressive layer level by level, each weight of its network used once over the whole loop.
@@ -51,7 +51,7 @@ class Incremental:
         return torch.cat(found).index_select(0, network.back).t(), torch.cat(ladjs).sum(0)
 
 
-@register
+@register("discrete.Jacobi")
 @dataclass(frozen=True)
 class Jacobi:
     r"""Inverts an autoregressive layer by fixed-point iteration, all features of a block at once.

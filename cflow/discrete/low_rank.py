@@ -12,7 +12,7 @@ from cflow.registry import register
 __all__ = ["LowRank"]
 
 
-@register
+@register("discrete.LowRank")
 class LowRank(Bijection):
     r"""Mixes the features by a matrix that is diagonal but for a term of low rank, in time linear in their number.
 

@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["LULinear"]
 
 
-@register
+@register("discrete.LULinear")
 class LULinear(Bijection):
     r"""Mixes the features by an invertible matrix, kept as the product of two triangular ones.
 

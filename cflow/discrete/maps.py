@@ -54,7 +54,7 @@ class EntryMap(Bijection):
         return f"{tuple(self.event_shape)}"
 
 
-@register
+@register("discrete.Exp")
 class Exp(EntryMap):
     r"""Maps the line to the positive numbers: :math:`z = e^x`, :math:`\log|\det| = \sum_i x_i`.
 
@@ -77,7 +77,7 @@ class Exp(EntryMap):
         return x, -x
 
 
-@register
+@register("discrete.Sigmoid")
 class Sigmoid(EntryMap):
     r"""Maps the line to the unit interval: :math:`z = 1 / (1 + e^{-x})`.
 
@@ -104,7 +104,7 @@ class Sigmoid(EntryMap):
         return left - right, -left - right
 
 
-@register
+@register("discrete.Softplus")
 class Softplus(EntryMap):
     r"""Maps the line to the positive numbers, as good as linearly above some tens: :math:`z = \log(1 + e^x)`.
 
@@ -128,7 +128,7 @@ class Softplus(EntryMap):
         return z + correction, -correction
 
 
-@register
+@register("discrete.Tanh")
 class Tanh(EntryMap):
     r"""Maps the line to the interval from -1 to 1: :math:`z = \tanh x`.
 
@@ -153,7 +153,7 @@ class Tanh(EntryMap):
         return 0.5 * (left - right), -left - right
 
 
-@register
+@register("discrete.LeakyReLU")
 class LeakyReLU(EntryMap):
     r"""Scales what is negative: :math:`z = x` where :math:`x \ge 0`, and :math:`z = \text{slope} \cdot x` elsewhere.
 
@@ -187,7 +187,7 @@ class LeakyReLU(EntryMap):
         return f"{tuple(self.event_shape)}, slope={self.slope}"
 
 
-@register
+@register("discrete.Arcsinh")
 class Arcsinh(EntryMap):
     r"""Draws heavy tails in, as a logarithm does, and leaves small numbers alone.
 

@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["MixtureLogistic"]
 
 
-@register
+@register("discrete.MixtureLogistic")
 class MixtureLogistic(Univariate):
     r"""Maps by the distribution function of a mixture of logistics, on the logit scale, then scales and shifts.
 

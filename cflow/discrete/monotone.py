@@ -20,7 +20,7 @@ from cflow.registry import register
 __all__ = ["IntegratedNetwork", "SigmoidalNetwork"]
 
 
-@register
+@register("discrete.SigmoidalNetwork")
 class SigmoidalNetwork(Univariate):
     r"""Maps by a network of sigmoids with positive weights, all of which are raw numbers (a deep sigmoidal flow).
 
@@ -90,7 +90,7 @@ class SigmoidalNetwork(Univariate):
         return f"units={self.units}, layers={self.layers}"
 
 
-@register
+@register("discrete.IntegratedNetwork")
 class IntegratedNetwork(Univariate):
     r"""Maps by the integral of a positive network (an unconstrained monotonic neural network).
 

@@ -15,7 +15,7 @@ from cflow.shapes import as_shape
 __all__ = ["ActNorm", "BatchNorm"]
 
 
-@register
+@register("discrete.ActNorm")
 class ActNorm(Diagonal):
     r"""Shifts and scales every feature, or every channel of images, starting where the first batch says.
 
@@ -93,7 +93,7 @@ class ActNorm(Diagonal):
         return f"{tuple(self.event_shape)}"
 
 
-@register
+@register("discrete.BatchNorm")
 class BatchNorm(Bijection):
     r"""Brings every feature to mean zero and variance one over the batch, then shifts and scales by learned numbers.
 

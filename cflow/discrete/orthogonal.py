@@ -12,7 +12,7 @@ from cflow.registry import register
 __all__ = ["Householder", "Orthogonal"]
 
 
-@register
+@register("discrete.Householder")
 class Householder(Bijection):
     r"""Mixes the features by a product of reflections.
 
@@ -70,7 +70,7 @@ class Householder(Bijection):
         return f"features={self.features}, reflections={self.reflections}"
 
 
-@register
+@register("discrete.Orthogonal")
 class Orthogonal(Bijection):
     r"""Mixes the features by a rotation.
 

@@ -14,7 +14,7 @@ from cflow.registry import register
 __all__ = ["Permute", "check_permutation"]
 
 
-@register
+@register("discrete.Permute")
 class Permute(Bijection):
     r"""Puts the features in another, fixed order.
 

@@ -19,7 +19,7 @@ SHIFT = math.log(math.e - 1)  # softplus(SHIFT) = 1
 ITERATIONS = 10
 
 
-@register
+@register("discrete.Planar")
 class Planar(Bijection):
     r"""Pushes along one direction by a function of the projection on another.
 

@@ -18,7 +18,7 @@ __all__ = ["Bernstein", "SumOfSquares"]
 ONE = math.log(math.e - 1)  # softplus of it is 1
 
 
-@register
+@register("discrete.Bernstein")
 class Bernstein(Univariate):
     r"""Maps by a polynomial in Bernstein's basis with rising coefficients, and by its tangents outside of a box.
 
@@ -100,7 +100,7 @@ class Bernstein(Univariate):
         return f"degree={self.degree}, bound={self.bound}"
 
 
-@register
+@register("discrete.SumOfSquares")
 class SumOfSquares(Univariate):
     r"""Maps by the integral of a sum of squared polynomials.
 

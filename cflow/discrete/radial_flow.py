@@ -12,7 +12,7 @@ from cflow.registry import register
 __all__ = ["Radial"]
 
 
-@register
+@register("discrete.Radial")
 class Radial(Bijection):
     r"""Draws towards a centre, or pushes away from it, by an amount that falls off with the distance.
 

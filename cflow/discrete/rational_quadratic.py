@@ -14,7 +14,7 @@ from cflow.registry import register
 __all__ = ["RationalQuadratic"]
 
 
-@register
+@register("discrete.RationalQuadratic")
 class RationalQuadratic(Spline):
     r"""Maps a box onto itself by a monotone rational-quadratic spline.
 

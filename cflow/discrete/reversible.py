@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["Reversible"]
 
 
-@register
+@register("discrete.Reversible")
 class Reversible(Compose):
     r"""Chains bijections like :class:`Compose`, in memory that does not grow with their number.
 

@@ -20,7 +20,7 @@ LEAST = 1e-3
 STEPS = 3
 
 
-@register
+@register("discrete.LinearSpline")
 class LinearSpline(Spline):
     r"""Maps a box onto itself by a straight line in each of ``bins`` bins of equal width: a histogram's density.
 
@@ -65,7 +65,7 @@ class LinearSpline(Spline):
         return torch.addcmul(low, size[0], within(step / size[1])), -slopes[0].log()
 
 
-@register
+@register("discrete.QuadraticSpline")
 class QuadraticSpline(Spline):
     r"""Maps a box onto itself by a parabola in each bin: a density that is linear between knots and has no jumps.
 
@@ -150,7 +150,7 @@ class QuadraticSpline(Spline):
         return low + size[1] * eta * 2 / (slopes[0] + square.sqrt()), square.log() / -2
 
 
-@register
+@register("discrete.CubicSpline")
 class CubicSpline(Spline):
     r"""Maps a box onto itself by a cubic in each bin: Steffen's monotone interpolation, a density that is a parabola.
 

@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["Sylvester"]
 
 
-@register
+@register("discrete.Sylvester")
 class Sylvester(Bijection):
     r"""Pushes within a subspace by functions of the projection on it.
 

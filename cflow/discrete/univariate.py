@@ -38,7 +38,7 @@ class Univariate(nn.Module):
         raise TypeError(f"{type(self).__qualname__} does not define decode.")
 
 
-@register
+@register("discrete.Additive")
 class Additive(Univariate):
     r"""Shifts: :math:`z = x + \theta_1`, volume-preserving.
 
@@ -58,7 +58,7 @@ class Additive(Univariate):
         return z - raw.squeeze(-1), torch.zeros_like(z)
 
 
-@register
+@register("discrete.Affine")
 class Affine(Univariate):
     r"""Scales and shifts, with a softly clamped logarithm of the scale.
 

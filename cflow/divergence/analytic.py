@@ -15,7 +15,7 @@ from cflow.registry import register
 __all__ = ["Analytic", "closed_form", "no_closed_form"]
 
 
-@register
+@register("divergence.Analytic")
 @dataclass(frozen=True)
 class Analytic(Divergence):
     r"""Asks the field for its divergence in closed form, to rounding that of :class:`Exact`.

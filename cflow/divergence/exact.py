@@ -19,7 +19,7 @@ __all__ = ["Exact"]
 TOGETHER_CPU, TOGETHER = 2**10, 2**18
 
 
-@register
+@register("divergence.Exact")
 @dataclass(frozen=True)
 class Exact(Divergence):
     r"""Computes the divergence from the whole Jacobian.

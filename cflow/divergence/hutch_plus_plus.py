@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["HutchPlusPlus"]
 
 
-@register
+@register("divergence.HutchPlusPlus")
 @dataclass(frozen=True)
 class HutchPlusPlus(Sketched):
     r"""Estimates the divergence exactly on a subspace where the Jacobian is large, and by probes on its complement.

@@ -17,7 +17,7 @@ __all__ = ["Hutchinson", "rademacher"]
 LAWS = ("rademacher", "gaussian")
 
 
-@register
+@register("divergence.Hutchinson")
 @dataclass(frozen=True)
 class Hutchinson(Estimator):
     r"""Estimates the divergence without bias from random probes.

@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["XTrace"]
 
 
-@register
+@register("divergence.XTrace")
 @dataclass(frozen=True)
 class XTrace(Sketched):
     r"""Estimates the divergence with every test vector in both roles: part of the sketch, and probe of the rest.

@@ -13,7 +13,7 @@ from cflow.registry import register
 __all__ = ["Adapted"]
 
 
-@register
+@register("fields.Adapted")
 class Adapted(Field):
     """Adapts a foreign network to the contract of a field, in one line.
 

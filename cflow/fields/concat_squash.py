@@ -18,7 +18,7 @@ __all__ = ["ConcatSquash"]
 EMBEDDING = 32  # width of an embedded condition
 
 
-@register
+@register("fields.ConcatSquash")
 class ConcatSquash(Field):
     r"""Computes a vector field by concat-squash layers, the network of FFJORD's experiments on tables and toys.
 

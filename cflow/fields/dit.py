@@ -45,7 +45,7 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2, h)
 
 
-@register
+@register("fields.DiT")
 class DiT(Field):
     r"""Computes a vector field on square images by a transformer on patches (diffusion transformer, adaLN-zero).
 

@@ -32,7 +32,7 @@ def shared_time(t: Tensor) -> Tensor:
     return t[:1]
 
 
-@register
+@register("fields.SinusoidalTime")
 class SinusoidalTime(nn.Module):
     r"""Computes sines and cosines of the time, at frequencies spread evenly in logarithm.
 
@@ -109,7 +109,7 @@ class SpanEmbedding(nn.Module):
         return self.layers(self.sines(s - t, dtype=dtype))
 
 
-@register
+@register("fields.ContextEmbedding")
 class ContextEmbedding(nn.Module):
     r"""Embeds class labels or context vectors, "no condition" included, in a vector of ``width``.
 

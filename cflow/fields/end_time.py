@@ -35,7 +35,7 @@ class Lengthened:
         return 1 - self.length * (1 - (shared[0] if len(shared) == 1 else t))
 
 
-@register
+@register("fields.EndTime")
 class EndTime(Field):
     r"""Learns over how long a stretch of time its field is integrated.
 

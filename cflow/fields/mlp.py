@@ -16,7 +16,7 @@ from cflow.registry import register
 __all__ = ["MLP"]
 
 
-@register
+@register("fields.MLP")
 class MLP(Field):
     r"""Computes a vector field by a multilayer perceptron that time and context modulate in every hidden layer.
 

@@ -62,7 +62,7 @@ class JointBlock(nn.Module):
         return x, words if self.last else self.words.finish(words, attended[:, :, x.shape[1] :], *rest_words)
 
 
-@register
+@register("fields.MMDiT")
 class MMDiT(Field):
     r"""Computes a vector field on square images by a transformer in which patches and the tokens of a description
     attend to each other, each kind with weights of its own (as in Stable Diffusion 3).

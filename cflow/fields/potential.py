@@ -16,7 +16,7 @@ __all__ = ["Potential"]
 EMBEDDING = 16  # width of an embedded condition
 
 
-@register
+@register("fields.Potential")
 class Potential(Field):
     r"""Computes a vector field as the gradient of a potential, whose Laplacian is known in closed form.
 

@@ -83,7 +83,7 @@ class AttentionBlock(nn.Module):
         return x + self.output(rearrange(attend(q, k, v, differentiable), "b n (h w) c -> b (n c) h w", h=x.shape[-2]))
 
 
-@register
+@register("fields.UNet")
 class UNet(Field):
     r"""Computes a vector field on square images by a U-shaped convolutional network in the style of ADM.
 

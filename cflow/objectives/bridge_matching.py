@@ -22,7 +22,7 @@ class BridgeBatch(MatchingBatch):
     noise: Tensor | None = None
 
 
-@registry.register
+@registry.register("objectives.BridgeMatching")
 class BridgeMatching(FlowMatching):
     r"""Regresses a network on a path with noise of its own: between any two distributions, under any coupling.
 

@@ -14,7 +14,7 @@ from .flow_matching import FlowMatching, MatchingBatch
 __all__ = ["ConsistencyFlowMatching"]
 
 
-@register
+@register("objectives.ConsistencyFlowMatching")
 class ConsistencyFlowMatching(FlowMatching):
     r"""Trains a velocity that is the same all along the way, so that one step from anywhere ends at the same place.
 

@@ -13,7 +13,7 @@ from ..shapes import rows
 __all__ = ["FeatureError", "Huber", "PseudoHuber", "Square"]
 
 
-@register
+@register("objectives.Square")
 class Square(nn.Module):
     """Averages squares: ``|a - b|^2 / D``, ``[B]``."""
 
@@ -21,7 +21,7 @@ class Square(nn.Module):
         return rows((a - b).square()).mean(1)
 
 
-@register
+@register("objectives.Huber")
 class Huber(nn.Module):
     r"""Averages squares near zero and absolute values far out, entry by entry.
 
@@ -45,7 +45,7 @@ class Huber(nn.Module):
         return 2 * rows(torch.nn.functional.huber_loss(a, b, reduction="none", delta=self.delta)).mean(1)
 
 
-@register
+@register("objectives.PseudoHuber")
 class PseudoHuber(nn.Module):
     r"""Measures the distance of whole items, smoothly: large errors count by their size, not its square.
 
@@ -76,7 +76,7 @@ class PseudoHuber(nn.Module):
         return (rows((a - b).square()).mean(1) + self.c**2).sqrt() - self.c
 
 
-@register
+@register("objectives.FeatureError")
 class FeatureError(nn.Module):
     r"""Measures the distance of what a given network sees in two items, such as a classifier's last hidden layer.
 

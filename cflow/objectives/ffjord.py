@@ -30,7 +30,7 @@ class FFJORDBatch(LikelihoodBatch):
     length: Tensor | None = None
 
 
-@register
+@register("objectives.FFJORD")
 class FFJORD(MaximumLikelihood):
     r"""Trains a continuous flow by the log-density of the data, with a solver and a divergence for training alone.
 

@@ -29,7 +29,7 @@ class MatchingBatch:
     drop: Tensor | None = None
 
 
-@registry.register
+@registry.register("objectives.FlowMatching")
 class FlowMatching(Objective):
     r"""Regresses the field on the path between paired base and data samples.
 

@@ -38,7 +38,7 @@ class _Weighted(Variational):
             x.register_hook(lambda slope: torch.where(counts, slope * factor, 0.0))
 
 
-@register
+@register("objectives.AlphaDivergence")
 class AlphaDivergence(_Weighted):
     r"""Minimises the negative variational Rényi bound of K samples, by its doubly reparameterised gradient.
 
@@ -105,7 +105,7 @@ class AlphaDivergence(_Weighted):
         return (math.log(self.samples) - powers.logsumexp(1)) / order
 
 
-@register
+@register("objectives.DoublyReparameterised")
 class DoublyReparameterised(AlphaDivergence):
     r"""Minimises the negative importance-weighted bound of K samples (IWAE), by the doubly reparameterised gradient.
 
@@ -131,7 +131,7 @@ class DoublyReparameterised(AlphaDivergence):
         super().__init__(log_joint, 0.0, samples)
 
 
-@register
+@register("objectives.ForwardKL")
 class ForwardKL(_Weighted):
     r"""Minimises the forward Kullback-Leibler divergence by self-normalised importance weights.
 

@@ -13,7 +13,7 @@ from .two_times import TwoTimes
 __all__ = ["LagrangianSelfDistillation"]
 
 
-@register
+@register("objectives.LagrangianSelfDistillation")
 class LagrangianSelfDistillation(TwoTimes):
     r"""Trains the end of a step to move as the velocity there says.
 

@@ -21,7 +21,7 @@ class LikelihoodBatch:
     context: Tensor | None = None
 
 
-@register
+@register("objectives.MaximumLikelihood")
 class MaximumLikelihood(Objective):
     r"""Trains a flow by the log-density of the data.
 

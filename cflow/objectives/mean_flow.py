@@ -13,7 +13,7 @@ from .two_times import TwoTimes
 __all__ = ["MeanFlow"]
 
 
-@register
+@register("objectives.MeanFlow")
 class MeanFlow(TwoTimes):
     r"""Trains average velocities by what they satisfy along the flow.
 

@@ -31,7 +31,7 @@ class MultiMarginalBatch:
     context: Tensor | None = None
 
 
-@registry.register
+@registry.register("objectives.MultiMarginal")
 class MultiMarginal(Objective):
     r"""Regresses the field on curves through one sample of every snapshot, so that one flow passes all of them.
 

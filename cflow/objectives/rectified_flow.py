@@ -15,7 +15,7 @@ from .objective import check_objects
 __all__ = ["RectifiedFlow"]
 
 
-@register
+@register("objectives.RectifiedFlow")
 class RectifiedFlow(FlowMatching):
     r"""Trains the first rectified flow: velocities of straight lines from noise to data, drawn independently.
 

@@ -16,7 +16,7 @@ from .rectified_flow import RectifiedFlow
 __all__ = ["Distillation", "Reflow"]
 
 
-@register
+@register("objectives.Reflow")
 class Reflow(RectifiedFlow):
     r"""Trains a flow on the straight lines between the pairs that another one has joined.
 
@@ -55,7 +55,7 @@ class Reflow(RectifiedFlow):
         return x
 
 
-@register
+@register("objectives.Distillation")
 class Distillation(Reflow):
     r"""Trains a flow whose every step of a short grid leads to the end of its pair.
 

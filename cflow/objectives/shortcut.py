@@ -15,7 +15,7 @@ from .two_times import TwoTimes
 __all__ = ["Shortcut"]
 
 
-@register
+@register("objectives.Shortcut")
 class Shortcut(TwoTimes):
     r"""Trains every step to do what two steps of half its length do.
 

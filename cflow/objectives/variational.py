@@ -144,7 +144,7 @@ class Variational(Objective):
         return value
 
 
-@register
+@register("objectives.ReverseKL")
 class ReverseKL(Variational):
     r"""Minimises the reverse Kullback-Leibler divergence: the negative evidence lower bound.
 
@@ -179,7 +179,7 @@ class ReverseKL(Variational):
         return (log_q - self.target(x, context)).reshape(-1, self.samples).mean(1)
 
 
-@register
+@register("objectives.PathDerivative")
 class PathDerivative(Variational):
     r"""Minimises the reverse Kullback-Leibler divergence along the samples' path: sticking the landing.
 

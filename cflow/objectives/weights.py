@@ -21,7 +21,7 @@ def _check_affine(weight, path: Path) -> None:
         )
 
 
-@register
+@register("objectives.VelocityWeight")
 @dataclass(frozen=True)
 class VelocityWeight:
     r"""Weighs the error of any prediction as the error of the velocity that follows from it.
@@ -59,7 +59,7 @@ class VelocityWeight:
         return factor.square().clamp(max=self.maximum)
 
 
-@register
+@register("objectives.MinSNR")
 @dataclass(frozen=True)
 class MinSNR:
     r"""Weighs an ``x1`` error by the signal-to-noise ratio, capped; a noise error by the equivalent.

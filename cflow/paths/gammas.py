@@ -46,7 +46,7 @@ class Gamma(ABC):
         return 2 * self(t) * self.slope(t)
 
 
-@register
+@register("paths.BrownianGamma")
 @dataclass(frozen=True)
 class BrownianGamma(Gamma):
     r"""Adds the noise of a Brownian bridge.
@@ -72,7 +72,7 @@ class BrownianGamma(Gamma):
         return self.scale**2 * (1 - 2 * t)
 
 
-@register
+@register("paths.QuadraticGamma")
 @dataclass(frozen=True)
 class QuadraticGamma(Gamma):
     r"""Adds noise that starts and ends linearly, so that velocities stay finite at the ends.
@@ -93,7 +93,7 @@ class QuadraticGamma(Gamma):
         return self.scale * (1 - 2 * t)
 
 
-@register
+@register("paths.SineGamma")
 @dataclass(frozen=True)
 class SineGamma(Gamma):
     r"""Adds noise that starts and ends quadratically: next to both ends the path is nearly free of it.
@@ -115,7 +115,7 @@ class SineGamma(Gamma):
         return self.scale * math.pi * torch.sin(2 * math.pi * t)
 
 
-@register
+@register("paths.SigmoidGamma")
 @dataclass(frozen=True)
 class SigmoidGamma(Gamma):
     r"""Adds noise on a plateau between two sigmoid steps.

@@ -20,7 +20,7 @@ Prediction = Literal["score", "velocity+score", "noise", "velocity"]
 SCORED = ("score", "velocity+score")  # the second head is the score itself
 
 
-@register
+@register("paths.Interpolant")
 class Interpolant(Path):
     r"""Joins two distributions by a schedule, with noise that vanishes at both ends.
 
@@ -205,7 +205,7 @@ class Interpolant(Path):
         return (s - t) * velocity
 
 
-@register
+@register("paths.BrownianBridge")
 class BrownianBridge(Interpolant):
     r"""Joins pairs by Brownian bridges: the path of Schroedinger-bridge matching.
 

@@ -12,7 +12,7 @@ from .affine import AffinePath
 __all__ = ["Rescheduled"]
 
 
-@register
+@register("paths.Rescheduled")
 class Rescheduled(nn.Module):
     r"""Answers on ``path`` what a field trained on ``trained`` knows.
 

@@ -13,7 +13,7 @@ from .affine import AffinePath, Prediction
 __all__ = ["Cosine", "Linear", "Polynomial", "VariancePreserving"]
 
 
-@register
+@register("paths.Linear")
 class Linear(AffinePath):
     r"""Moves in a straight line at constant speed: the path of rectified flow and of conditional flow matching.
 
@@ -62,7 +62,7 @@ class Linear(AffinePath):
         return alpha / (sigma + (1 - self.sigma_min) * alpha)
 
 
-@register
+@register("paths.Polynomial")
 class Polynomial(AffinePath):
     r"""Leaves the base slowly and arrives fast (``power > 1``).
 
@@ -107,7 +107,7 @@ class Polynomial(AffinePath):
         return low, high
 
 
-@register
+@register("paths.Cosine")
 class Cosine(AffinePath):
     r"""Moves on a circle, with variance kept for a standardised pair: the trigonometric or "generalised VP" path.
 
@@ -142,7 +142,7 @@ class Cosine(AffinePath):
         return torch.atan2(alpha, sigma) / (math.pi / 2)
 
 
-@register
+@register("paths.VariancePreserving")
 class VariancePreserving(AffinePath):
     r"""Runs the variance-preserving diffusion backwards, from noise to data.
 

@@ -239,7 +239,7 @@ class Adaptive(Solver):
         return torch.stack(sizes).amax(0)
 
 
-@register
+@register("solvers.Bosh3")
 @dataclass(frozen=True, repr=False)
 class Bosh3(Adaptive):
     r"""Integrates with the method of Bogacki and Shampine, order 3 with an embedded order 2; see :class:`Adaptive`.
@@ -257,7 +257,7 @@ class Bosh3(Adaptive):
     tableau: ClassVar[Tableau] = tableaus.BOSH3
 
 
-@register
+@register("solvers.Dopri5")
 @dataclass(frozen=True, repr=False)
 class Dopri5(Adaptive):
     r"""Integrates with the method of Dormand and Prince, order 5 with an embedded order 4; see :class:`Adaptive`.
@@ -280,7 +280,7 @@ class Dopri5(Adaptive):
     tableau: ClassVar[Tableau] = tableaus.DOPRI5
 
 
-@register
+@register("solvers.Tsit5")
 @dataclass(frozen=True, repr=False)
 class Tsit5(Adaptive):
     r"""Integrates with the method of Tsitouras, order 5 with an embedded order 4; see :class:`Adaptive`.
@@ -300,7 +300,7 @@ class Tsit5(Adaptive):
     tableau: ClassVar[Tableau] = tableaus.TSIT5
 
 
-@register
+@register("solvers.Dopri8")
 @dataclass(frozen=True, repr=False)
 class Dopri8(Adaptive):
     r"""Integrates with the method of Prince and Dormand, order 8 with an embedded order 7; see :class:`Adaptive`.

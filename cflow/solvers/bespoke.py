@@ -21,7 +21,7 @@ from cflow.solvers.uploads import upload
 __all__ = ["Bespoke"]
 
 
-@register
+@register("solvers.Bespoke")
 @dataclass(frozen=True)
 class Bespoke(Solver):
     r"""Samples by a non-stationary solver: every step has weights of its own for the start and for all velocities.

@@ -12,7 +12,7 @@ __all__ = ["LEAST", "PID"]
 LEAST = 1e-10  # an error that is remembered as no smaller: after one of zero the next step would be no guess at all
 
 
-@register
+@register("solvers.PID")
 @dataclass(frozen=True)
 class PID:
     r"""Chooses the next step from the relative errors of the last three.

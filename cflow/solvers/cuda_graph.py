@@ -28,7 +28,7 @@ from cflow.solvers.uploads import keeping_uploads
 __all__ = ["CudaGraph"]
 
 
-@register
+@register("solvers.CudaGraph")
 @dataclass(frozen=True, repr=False)
 class CudaGraph(Solver):
     r"""Replays a solver's solves from CUDA graphs, so that a step costs no time on the host.

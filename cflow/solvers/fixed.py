@@ -217,7 +217,7 @@ def _stage_times(problem: Problem, nodes: list[float], fractions: tuple[float, .
     return uploaded.unsqueeze(1).expand(-1, problem.batch).unbind(0)
 
 
-@register
+@register("solvers.Euler")
 @dataclass(frozen=True, repr=False)
 class Euler(FixedGrid):
     r"""Integrates with Euler's method, order 1, one call of ``f`` per step.
@@ -233,7 +233,7 @@ class Euler(FixedGrid):
     tableau: ClassVar[Tableau] = tableaus.EULER
 
 
-@register
+@register("solvers.Midpoint")
 @dataclass(frozen=True, repr=False)
 class Midpoint(FixedGrid):
     r"""Integrates with the explicit midpoint method, order 2, two calls of ``f`` per step.
@@ -248,7 +248,7 @@ class Midpoint(FixedGrid):
     tableau: ClassVar[Tableau] = tableaus.MIDPOINT
 
 
-@register
+@register("solvers.Heun")
 @dataclass(frozen=True, repr=False)
 class Heun(FixedGrid):
     r"""Integrates with Heun's method (the explicit trapezoidal rule), order 2, two calls of ``f`` per step.
@@ -263,7 +263,7 @@ class Heun(FixedGrid):
     tableau: ClassVar[Tableau] = tableaus.HEUN
 
 
-@register
+@register("solvers.Ralston")
 @dataclass(frozen=True, repr=False)
 class Ralston(FixedGrid):
     r"""Integrates with Ralston's method, of the smallest error bound at order 2; two calls of ``f`` per step.
@@ -280,7 +280,7 @@ class Ralston(FixedGrid):
     tableau: ClassVar[Tableau] = tableaus.RALSTON
 
 
-@register
+@register("solvers.RK4")
 @dataclass(frozen=True, repr=False)
 class RK4(FixedGrid):
     r"""Integrates with the classical Runge-Kutta method, order 4, four calls of ``f`` per step.

@@ -20,7 +20,7 @@ from cflow.solvers.uploads import upload
 __all__ = ["FlowMap"]
 
 
-@register
+@register("solvers.FlowMap")
 @dataclass(frozen=True, repr=False)
 class FlowMap(FixedGrid):
     r"""Walks a grid by average velocities, each of which the field gives for a whole step.

@@ -39,7 +39,7 @@ class Gradient(ABC):
         """Gives the tape that a solve must keep, or None when it is to run as usual."""
 
 
-@register
+@register("solvers.Backprop")
 @dataclass(frozen=True)
 class Backprop(Gradient):
     """Differentiates through the solver's own operations, as any code in torch.
@@ -62,7 +62,7 @@ class Backprop(Gradient):
         return None
 
 
-@register
+@register("solvers.Checkpointed")
 @dataclass(frozen=True)
 class Checkpointed(Gradient):
     r"""Differentiates a solve exactly, keeping the state of every step and the graph of one evaluation at a time.
@@ -106,7 +106,7 @@ class Checkpointed(Gradient):
         return Tape(problem, params) if torch.is_grad_enabled() else None
 
 
-@register
+@register("solvers.ContinuousAdjoint")
 @dataclass(frozen=True)
 class ContinuousAdjoint(Gradient):
     r"""Differentiates by integrating the adjoint equation backward in time; for :class:`TorchDiffEq` alone.

@@ -156,7 +156,7 @@ def _last_uses(plan: list[Step]) -> list[int]:
     return last
 
 
-@register
+@register("solvers.AdamsBashforth")
 @dataclass(frozen=True, repr=False)
 class AdamsBashforth(Multistep):
     r"""Integrates with an Adams-Bashforth method of order 2 to 4 on any grid, one call of ``f`` per step.
@@ -189,7 +189,7 @@ class AdamsBashforth(Multistep):
         return multistep_rows(Plain(nodes), self.order)
 
 
-@register
+@register("solvers.DPMSolverPP2M")
 @dataclass(frozen=True, repr=False)
 class DPMSolverPP2M(_OnAffinePath):
     r"""Samples with DPM-Solver++(2M): order 2, one call of ``f`` per step.
@@ -219,7 +219,7 @@ class DPMSolverPP2M(_OnAffinePath):
         return multistep_rows(LogSNR(nodes, path), 2)
 
 
-@register
+@register("solvers.UniPC")
 @dataclass(frozen=True, repr=False)
 class UniPC(_OnAffinePath):
     r"""Samples with the predictor-corrector UniPC in the expected data d: one call of ``f`` per step.
@@ -269,7 +269,7 @@ class UniPC(_OnAffinePath):
         return self.order + 1
 
 
-@register
+@register("solvers.DEIS")
 @dataclass(frozen=True, repr=False)
 class DEIS(_OnAffinePath):
     r"""Samples with tAB-DEIS, an exponential Adams-Bashforth method in the expected base sample d: one call per step.

@@ -20,7 +20,7 @@ from cflow.solvers.state import like_rows, on_tensors, per_row
 __all__ = ["Picard"]
 
 
-@register
+@register("solvers.Picard")
 @dataclass(frozen=True, repr=False)
 class Picard(FixedGrid):
     r"""Walks Euler's grid in parallel: a window of steps is evaluated at once and iterated to a fixed point.

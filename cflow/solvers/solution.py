@@ -28,7 +28,7 @@ class Status(IntEnum):
     """The tolerance asked for steps below what the time's dtype can tell apart: a stiff field or a singularity."""
 
 
-@register
+@register("solvers.Tolerance")
 @dataclass(frozen=True)
 class Tolerance:
     r"""Bounds the local error of a quadrature, :math:`|e| \le \text{atol} + \text{rtol} \cdot |q|`.

@@ -21,7 +21,7 @@ from cflow.solvers.state import split
 __all__ = ["EulerMaruyama", "Fading", "StochasticGrid", "StochasticHeun"]
 
 
-@register
+@register("solvers.Fading")
 @dataclass(frozen=True)
 class Fading:
     r"""Lets the diffusion fade towards the data.
@@ -177,7 +177,7 @@ class StochasticGrid(FixedGrid):
         """Steps from node ``node`` to the next, ``h`` later."""
 
 
-@register
+@register("solvers.EulerMaruyama")
 @dataclass(frozen=True, repr=False)
 class EulerMaruyama(StochasticGrid):
     r"""Integrates an SDE by the Euler-Maruyama method: weak order 1, one call of ``f`` per step.
@@ -197,7 +197,7 @@ class EulerMaruyama(StochasticGrid):
         return noise(moved, g[node] * math.sqrt(abs(h)))
 
 
-@register
+@register("solvers.StochasticHeun")
 @dataclass(frozen=True, repr=False)
 class StochasticHeun(StochasticGrid):
     r"""Integrates an SDE by Heun's method for additive noise: weak order 2, two calls of ``f`` per step.

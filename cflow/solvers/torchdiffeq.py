@@ -30,7 +30,7 @@ _CONTROL = ("dfactor", "dtype", "first_step", "ifactor", "jump_t", "max_num_step
 _GRID = ("grid_constructor", "perturb", "step_size")
 
 
-@register
+@register("solvers.TorchDiffEq")
 @dataclass(frozen=True, repr=False)
 class TorchDiffEq(Solver):
     r"""Integrates with a method of torchdiffeq, made to end exactly at the end and to stay inside the interval.

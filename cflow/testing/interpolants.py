@@ -17,7 +17,7 @@ from cflow.testing.checks import close, demand
 __all__ = ["GaussianBridgeField", "check_interpolant"]
 
 
-@register
+@register("testing.GaussianBridgeField")
 class GaussianBridgeField(nn.Module):
     r"""The optimal network on an interpolant between two independent normals, each entry alike.
 

@@ -16,7 +16,7 @@ from cflow.testing.checks import close, demand
 __all__ = ["GaussianField", "check_path"]
 
 
-@register
+@register("testing.GaussianField")
 class GaussianField(nn.Module):
     r"""Answers what a perfect network would, for data :math:`\mathcal N(m, s^2)` and a standard normal base.
 

@@ -14,7 +14,7 @@ from cflow.times.law import Times, inside, require
 __all__ = ["Beta", "CosMap", "Ends", "LogitNormal", "Mode", "Uniform"]
 
 
-@register
+@register("times.Uniform")
 @dataclass(frozen=True)
 class Uniform(Times):
     """Draws times uniformly.
@@ -33,7 +33,7 @@ class Uniform(Times):
         return inside(t, torch.zeros_like(t))
 
 
-@register
+@register("times.LogitNormal")
 @dataclass(frozen=True)
 class LogitNormal(Times):
     r"""Draws times that crowd where the velocity is hardest to learn.
@@ -69,7 +69,7 @@ class LogitNormal(Times):
         return torch.where((t > 0) & (t < 1), value, -torch.inf)
 
 
-@register
+@register("times.Mode")
 @dataclass(frozen=True)
 class Mode(Times):
     r"""Draws times with a mode in the middle and tails that still reach both ends.
@@ -110,7 +110,7 @@ class Mode(Times):
         return inside(t, -slope.log().to(t.dtype))
 
 
-@register
+@register("times.CosMap")
 @dataclass(frozen=True)
 class CosMap(Times):
     r"""Draws times at which the linear path has the noise-to-signal ratios of the cosine schedule under uniform times.
@@ -136,7 +136,7 @@ class CosMap(Times):
         return inside(t, math.log(2 / math.pi) - torch.log1p(-2 * t * (1 - t)))
 
 
-@register
+@register("times.Ends")
 @dataclass(frozen=True)
 class Ends(Times):
     r"""Draws times that crowd at both ends.
@@ -170,7 +170,7 @@ class Ends(Times):
         return inside(t, torch.cosh(self.scale * (t - 0.5)).log() + constant)
 
 
-@register
+@register("times.Beta")
 @dataclass(frozen=True)
 class Beta(Times):
     r"""Draws times from a Beta law.

@@ -15,7 +15,7 @@ from cflow.times.laws import Uniform
 __all__ = ["Antithetic", "Shifted", "Stratified", "shift_times"]
 
 
-@register
+@register("times.Shifted")
 @dataclass(frozen=True)
 class Shifted(Times):
     r"""Draws times of another law, moved towards the noise, as high resolutions need.
@@ -56,7 +56,7 @@ class Shifted(Times):
         return inside(t, self.inner.log_density(shift_times(t.clamp(0, 1), inverse)) + slope)
 
 
-@register
+@register("times.Stratified")
 @dataclass(frozen=True)
 class Stratified(Times):
     r"""Draws one time per stratum of equal probability, in random order: the same law, with less noise in the loss.
@@ -96,7 +96,7 @@ class Stratified(Times):
         return self.inner.log_density(t)
 
 
-@register
+@register("times.Antithetic")
 @dataclass(frozen=True)
 class Antithetic(Times):
     r"""Draws times in mirrored pairs, neighbours in the batch: the same law, less noise where the loss is monotone.

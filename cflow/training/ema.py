@@ -15,7 +15,7 @@ from cflow.registry import register
 __all__ = ["EMA", "Average"]
 
 
-@register
+@register("training.EMA")
 @dataclass(frozen=True)
 class EMA:
     r"""Says how the weights are averaged over the steps.

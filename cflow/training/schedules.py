@@ -10,7 +10,7 @@ from cflow.registry import register
 __all__ = ["Constant", "Cosine", "Polynomial"]
 
 
-@register
+@register("training.Constant")
 @dataclass(frozen=True)
 class Constant:
     r"""Keeps the learning rate after a linear warm-up.
@@ -45,7 +45,7 @@ class Constant:
         return 1.0
 
 
-@register
+@register("training.Cosine")
 @dataclass(frozen=True)
 class Cosine(Constant):
     r"""Lowers the learning rate along half a cosine, to the fraction ``final``.
@@ -77,7 +77,7 @@ class Cosine(Constant):
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@register
+@register("training.Polynomial")
 @dataclass(frozen=True)
 class Polynomial(Constant):
     r"""Lowers the learning rate along a power of what is left, to the fraction ``final``.
