@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -14,7 +13,6 @@ from . import registry
 from .divergence import Estimator, Exact
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Path, Rescheduled
-from .paths.path import STEPS
 from .shapes import Size, flatten, unflatten
 from .solvers import Dopri5, Solution
 from .transport import transport
@@ -94,7 +92,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 "flat space."
             )
         self.field, self.base, self.manifold = field, base, None
-        self.path = copy.copy(path)  # it records what this flow is trained with
+        self.path = path
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
         self.divergence = Exact() if divergence is None else divergence
         self._validate()
@@ -145,14 +143,14 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     @property
     def _takes_steps(self) -> bool:
-        """Whether the last training taught steps, which are no longer those of a velocity (the path keeps a note)."""
-        return self.path is not None and (self.path.coupling or "").split("+")[-1].startswith(STEPS)
+        """Whether the last training taught steps, which are no longer those of a velocity."""
+        return bool(self.trained_by) and self.trained_by[-1].teaches == "steps"
 
     def _check(self, options, method: str) -> None:
         if "log_prob" in method and self._takes_steps:
             raise ValueError(
-                f"flow.{method}: this flow was distilled to few steps ({self.path.coupling}), which follow no velocity "
-                f"and have no density; ask the flow that it was distilled from."
+                f"flow.{method}: this flow was trained to few steps ({self.trained_by[-1].objective}), which follow no "
+                f"velocity and have no density; ask the flow that it was distilled from."
             )
         super()._check(options, method)
 
@@ -209,7 +207,6 @@ class ContinuousFlow(BaseInvertibleFlow):
                     f"flow.with_path({path!r}): only affine paths pass through the same marginals, and {each!r} adds "
                     f"noise of its own; train a flow on it."
                 )
-        path = registry.replace(path, coupling=self.path.coupling)
         flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
         flow.training, flow.field.training = self.training, self.training
         return flow

@@ -17,6 +17,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from .distribution import FlowDistribution
+from .record import TrainingEntry
 from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, unflatten
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
@@ -42,6 +43,11 @@ class Flow(Protocol):
 
     @property
     def has_rsample(self) -> bool: ...
+
+    @property
+    def trained_by(self) -> tuple[TrainingEntry, ...]: ...
+
+    def record(self, objective: Any) -> None: ...
 
     def log_prob(self, x: Value, context: Value | None = None, *, generator=None) -> Tensor: ...
 
@@ -80,6 +86,12 @@ class BaseFlow(nn.Module):
     """
 
     options: ClassVar[tuple[str, ...]] = ()
+
+    kept: ClassVar[tuple[str, ...]] = ("trained_by",)
+    """What is saved and copied with a flow beside its constructor's arguments."""
+
+    trained_by: tuple[TrainingEntry, ...] = ()
+    """What the flow was trained with, oldest first; see :meth:`record`."""
 
     def __init__(self, event_shape, context_shape=None, transform=()):
         super().__init__()
@@ -179,6 +191,19 @@ class BaseFlow(nn.Module):
                 f"torch Distribution holds one tensor; call flow.sample and flow.log_prob instead."
             )
         return FlowDistribution(self, context)
+
+    # The record of training
+
+    def record(self, objective: Any) -> None:
+        """Notes that the flow is trained by ``objective`` from now on: ``training.fit`` does it when it begins.
+
+        For a training loop of one's own. What was learned decides what may be asked: a score, a density, guidance,
+        whole steps. Computing a loss notes nothing. Copies made before are not told.
+
+        Args:
+            objective: any :class:`cflow.objectives.Objective`; its ``entry()`` is added to ``trained_by``.
+        """
+        self.trained_by = (*self.trained_by, objective.entry())
 
     # Transforms of the data
 

@@ -114,6 +114,12 @@ class VelocityAndScore:
             raise ValueError(
                 f"flow.{method}: this flow has no path, so its schedule is unknown; build it with path=..."
             )
+        last = flow.trained_by[-1] if flow.trained_by else None
+        if last is not None and last.teaches in ("density", "steps"):
+            raise ValueError(
+                f"flow.{method}: the flow was last trained by {last.objective}, which teaches no velocity of {path!r}, "
+                f"so no score follows from it; train it by objectives.FlowMatching, or differentiate flow.log_prob."
+            )
         self.path, self.noisy = path, path.noisy
         if self.noisy:
             if path.heads != 2:
@@ -128,10 +134,11 @@ class VelocityAndScore:
                 )
             self.field = Prediction(flow.field, path, flow.event_shape, flow.context_shape)
             return
-        if path.coupling not in (None, "couplings.Independent"):
+        paired = [entry.coupling for entry in flow.trained_by if not entry.independent]
+        if paired:
             raise ValueError(
-                f"flow.{method}: the flow was trained with {path.coupling}, and on {path!r} the score follows from "
-                f"the velocity only for independent couplings. Train with couplings.Independent(), or on "
+                f"flow.{method}: the flow was trained with {paired[-1]}, and on {path!r} the score follows from the "
+                f"velocity only for independent couplings. Train with couplings.Independent(), or on "
                 f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
             )
         if not isinstance(base, Normal):

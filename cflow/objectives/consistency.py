@@ -52,7 +52,7 @@ class ConsistencyFlowMatching(FlowMatching):
         torch.Size([16])
     """
 
-    teaches_steps = True
+    teaches = "steps"
 
     def __init__(
         self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, segments: int = 1,

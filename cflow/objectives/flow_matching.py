@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .. import registry
 from ..couplings import Independent
 from ..paths import Path
-from ..paths.path import STEPS
+from ..registry import register
 from ..shapes import expand_like, on_tensors
 from ..times import Uniform
 from .objective import Objective, check_objects
@@ -29,7 +28,7 @@ class MatchingBatch:
     drop: Tensor | None = None
 
 
-@registry.register("objectives.FlowMatching")
+@register("objectives.FlowMatching")
 class FlowMatching(Objective):
     r"""Regresses the field on the path between paired base and data samples.
 
@@ -66,7 +65,6 @@ class FlowMatching(Objective):
     """
 
     noisy = False  # whether the paths that are matched hold noise beside their ends
-    teaches_steps = False  # whether whole steps are learned, and no velocity that an ODE could follow
 
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
@@ -119,7 +117,7 @@ class FlowMatching(Objective):
         return path.loss(flow.predict(t, sample.xt, context), sample)
 
     def _path(self, flow: nn.Module) -> Path:
-        """Gives the flow's path, on which the coupling is noted."""
+        """Gives the flow's path, where it has one that can be matched."""
         name, path = type(self).__name__, getattr(flow, "path", None)
         if path is None:
             raise ValueError(
@@ -129,7 +127,6 @@ class FlowMatching(Objective):
             other = "BridgeMatching" if path.noisy else "FlowMatching"
             what = "has noise of its own beside its ends" if path.noisy else "has no noise beside its ends"
             raise ValueError(f"{name}: {path!r} {what}; train on it with objectives.{other}.")
-        path.coupling = self._record(path.coupling)
         return path
 
     def _context(self, flow: nn.Module, batch: MatchingBatch):
@@ -144,9 +141,3 @@ class FlowMatching(Objective):
             )
         null = flow.field.null_context(context)
         return on_tensors(lambda old, new: torch.where(expand_like(batch.drop, old), new, old), context, null)
-
-    def _record(self, before: str | None) -> str:
-        """Names the couplings that the flow has been trained with, oldest first, and last what teaches steps."""
-        names = [each for each in (before or "").split("+") if each and not each.startswith(STEPS)]
-        names = list(dict.fromkeys([*names, registry.name_of(type(self.coupling))]))
-        return "+".join([*names, STEPS + type(self).__name__] if self.teaches_steps else names)

@@ -46,6 +46,7 @@ class TwoTimes(FlowMatching):
     ``fit`` records the errors before that division as ``matched`` (where ``s = t``) and ``stepped``.
     """
 
+    teaches = "average velocity"
     tells = ("matched", "stepped")
 
     def __init__(

@@ -48,7 +48,6 @@ class AffinePath(Path):
     Args:
         predict: what the network predicts.
         margin: the smallest ``alpha`` or ``sigma`` by which a conversion divides.
-        coupling: name of the coupling that the network was trained with; objectives record it here.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
     2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
@@ -56,8 +55,8 @@ class AffinePath(Path):
 
     predictions: ClassVar[tuple[str, ...]] = ("velocity", "x1", "noise", "score")
 
-    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None):
-        super().__init__(predict, margin, coupling)
+    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3):
+        super().__init__(predict, margin)
 
     # The schedule, which a subclass gives for t of any shape
 

@@ -61,7 +61,6 @@ class Interpolant(Path):
         gamma: the width of the noise, such as ``paths.BrownianGamma(1.0)``.
         predict: what the network predicts.
         margin: how far from the ends the interval stays where a conversion is singular there.
-        coupling: name of the coupling that the network was trained with; objectives record it here.
 
     Raises:
         ValueError: for an unknown prediction or margin.
@@ -87,7 +86,6 @@ class Interpolant(Path):
         predict: Prediction = "score",
         *,
         margin: float = 1e-3,
-        coupling: str | None = None,
     ):
         self.schedule = Linear() if schedule is None else schedule
         self.gamma = BrownianGamma() if gamma is None else gamma
@@ -102,7 +100,7 @@ class Interpolant(Path):
                 f"{type(self).__name__}(schedule={self.schedule!r}): the schedule only weighs the two ends, and what "
                 f"the network predicts is said by the interpolant itself; leave predict out of the schedule."
             )
-        super().__init__(predict, margin, coupling)
+        super().__init__(predict, margin)
         widest = float(self.gamma(torch.tensor(0.5, dtype=torch.float64)))
         if predict == "noise" and widest <= margin:
             raise ValueError(
@@ -228,8 +226,6 @@ class BrownianBridge(Interpolant):
         (True, 2)
     """
 
-    def __init__(
-        self, sigma: float = 1.0, predict: Prediction = "score", *, margin: float = 1e-3, coupling: str | None = None
-    ):
+    def __init__(self, sigma: float = 1.0, predict: Prediction = "score", *, margin: float = 1e-3):
         self.sigma = sigma
-        super().__init__(None, BrownianGamma(sigma), predict, margin=margin, coupling=coupling)
+        super().__init__(None, BrownianGamma(sigma), predict, margin=margin)

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from ..shapes import rows
 
-__all__ = ["STEPS", "Path", "PathSample"]
-
-STEPS = "objectives."
-"""How the last of the names begins that a path notes, where an objective taught whole steps and no velocity."""
+__all__ = ["Path", "PathSample"]
 
 
 @dataclass
@@ -40,7 +37,6 @@ class Path(ABC):
     Attributes:
         predict: what the network predicts, one of ``predictions``.
         margin: the smallest weight by which a conversion divides.
-        coupling: name of the coupling that the network was trained with; objectives record it here.
         interval: the times at which the velocity is well conditioned: training draws times in it, solvers stay in it.
         heads: how many tensors the network returns: 1 is ``[B, *event]``, 2 is ``[B, 2, *event]``.
         noisy: whether a point on the path holds noise beside its two ends.
@@ -50,7 +46,7 @@ class Path(ABC):
     heads: int = 1
     noisy: ClassVar[bool] = False
 
-    def __init__(self, predict: str, margin: float, coupling: str | None):
+    def __init__(self, predict: str, margin: float):
         if predict not in self.predictions:
             raise ValueError(
                 f"{type(self).__name__}(predict={predict!r}): a network on this path predicts one of "
@@ -60,7 +56,7 @@ class Path(ABC):
             raise ValueError(
                 f"{type(self).__name__}(margin={margin}): the margin lies in (0, 0.5); the default is 1e-3."
             )
-        self.predict, self.margin, self.coupling = predict, margin, coupling
+        self.predict, self.margin = predict, margin
         self.interval = self._interval()
 
     @abstractmethod

@@ -9,6 +9,7 @@ from cflow.testing.bijections import check_bijection, check_univariate
 from cflow.testing.couplings import check_coupling
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
+from cflow.testing.objectives import check_objective
 from cflow.testing.paths import GaussianField, check_path
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "check_coupling",
     "check_flow",
     "check_interpolant",
+    "check_objective",
     "check_path",
     "check_solver",
     "check_univariate",

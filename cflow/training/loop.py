@@ -132,10 +132,6 @@ class Loop:
         options, begun = self.options, time.perf_counter() - self.seconds
         self.tracker.begin(self.tells)
         if self.step == steps:
-            # Objectives note on the flow what it was trained with: a finished run taken up again must know it too.
-            self.flow.eval()
-            with self.trained.gathered(), torch.no_grad(), stream(self.device, options.seed, FORWARD, self.step):
-                self.trained.loss(self.prepare(self.check(self.source.fetch()), PREPARE, self.step))
             return False
         batches = self.batches(steps)
         stopped = False

@@ -68,7 +68,7 @@ def test_paths_compare_by_what_they_are():
 
 
 def test_a_flow_is_saved_with_its_bridge(tmp_path, generator):
-    path = paths.Interpolant(paths.Cosine(), paths.SigmoidGamma(0.4), "noise", coupling="couplings.OptimalTransport")
+    path = paths.Interpolant(paths.Cosine(), paths.SigmoidGamma(0.4), "noise")
     flow = cflow.ContinuousFlow(
         fields.MLP(2, hidden=(8,), outputs=2), bases.Empirical(torch.randn(9, 2, generator=generator)), path=path
     )
