@@ -54,6 +54,16 @@ class StandardisedContext(BaseInvertibleFlow):
     kept = ()  # the record of training is the inner flow's
 
     @property
+    def classes(self) -> int:
+        return self.flow.classes
+
+    def _null_context(self, context: Tensor) -> Tensor:
+        raise ValueError(
+            'StandardisedContext.null_context: a context is standardised before the flow inside reads it, and "no '
+            'condition" has no units; ask the flow inside (.flow).'
+        )
+
+    @property
     def trained_by(self) -> tuple[TrainingEntry, ...]:
         """What the inner flow was trained with."""
         return self.flow.trained_by

@@ -84,9 +84,5 @@ class ConsistencyFlowMatching(FlowMatching):
 
     def _path(self, flow: nn.Module) -> Path:
         path = super()._path(flow)
-        if path.predict != "velocity":
-            raise ValueError(
-                f"ConsistencyFlowMatching: {path!r} does not predict the velocity, which is to be constant; use "
-                f"paths.Linear()."
-            )
+        self._check_velocity(path)
         return path

@@ -26,7 +26,8 @@ class Objective(nn.Module):
     """Trains a flow: ``objective(flow, x, context) -> [B]``.
 
     A subclass writes :meth:`prepare`, which draws and couples (no network, safe in a worker thread), and :meth:`loss`,
-    which asks the flow's network. An objective with parameters of its own (a teacher) holds them as a module does.
+    which asks the flow's network. A trainer calls :meth:`make_batch`, perhaps in a thread, and then :meth:`loss`. An
+    objective with parameters of its own (a teacher) holds them as a module does.
     """
 
     teaches: ClassVar[Teaches] = "velocity"
@@ -108,6 +109,10 @@ class Objective(nn.Module):
     def review(self, history: Sequence[dict[str, Any]]) -> None:
         """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""
 
+    def make_batch(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
+        """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked."""
+        u = self.preprocess(flow, flow.cast(x), generator)
+        return self.prepare(flow.base, u, flow.cast(context), generator)
+
     def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
-        x = self.preprocess(flow, flow.cast(x), generator)
-        return self.loss(flow, self.prepare(flow.base, x, flow.cast(context), generator))
+        return self.loss(flow, self.make_batch(flow, x, context, generator))

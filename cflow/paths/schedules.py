@@ -31,6 +31,8 @@ class Linear(AffinePath):
         tensor([0.2500, 1.0000])
     """
 
+    straight = True
+
     def __init__(
         self,
         predict: Prediction = "velocity",

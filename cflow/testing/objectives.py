@@ -87,8 +87,7 @@ def _check_prepared(objective, flow, x, context, name: str) -> None:
     def prepare() -> None:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            u = objective.preprocess(flow, flow.cast(data), generator)
-            batch = objective.prepare(getattr(flow, "base", None), u, flow.cast(context), generator)
+            batch = objective.make_batch(flow, data, context, generator)
         results.append(_frozen(batch))
 
     prepare()

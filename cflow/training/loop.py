@@ -75,10 +75,8 @@ class Loop:
     def prepare(self, raw: RawBatch, *counters: int) -> Any:
         """Carries a raw batch to what the objective's loss takes; all draws come from the stream of ``counters``."""
         generator = generator_for(self.device, self.options.seed, *counters)
-        x, context = self.flow.cast(raw.x), self.flow.cast(raw.context)
         with torch.no_grad():
-            u = self.objective.preprocess(self.flow, x, generator)
-            return self.objective.prepare(getattr(self.flow, "base", None), u, context, generator)
+            return self.objective.make_batch(self.flow, raw.x, raw.context, generator)
 
     def check(self, raw: RawBatch) -> RawBatch:
         """Raises where the shapes of a raw batch are not the flow's."""

@@ -191,7 +191,7 @@ def _shard(flow, count, context, data, seed, index, batch_size, solver, guidance
 
 
 def _contexts(flow, context: Tensor | None, num: int, data: Tensor | None) -> Tensor | None:
-    classes = getattr(flow.field, "classes", 0)
+    classes = flow.classes
     if context is None and classes and data is None:
         return torch.arange(classes)
     if (context is None) != (flow.context_shape is None):

@@ -93,9 +93,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         paths.BrownianBridge().sample(torch.zeros(3, 2), torch.zeros(3, 1), torch.zeros(3))
     bridge, base = paths.BrownianBridge(), bases.Normal(2)
-    with pytest.raises(ValueError, match=r"returns 1 heads .* build the field with outputs=2, or choose"):
+    with pytest.raises(ValueError, match=r"returns 1 outputs .* build the field with outputs=2, or choose"):
         cflow.ContinuousFlow(fields.MLP(2), base, path=bridge)
-    with pytest.raises(ValueError, match=r"returns 2 heads .* build the field with outputs=1\."):
+    with pytest.raises(ValueError, match=r"returns 2 outputs .* build the field with outputs=1\."):
         cflow.ContinuousFlow(fields.MLP(2, outputs=2), base, path=paths.Linear())
     flow = cflow.ContinuousFlow(fields.MLP(2, outputs=2), base, path=bridge)
     with pytest.raises(ValueError, match="only affine paths"):
@@ -105,5 +105,5 @@ def test_what_does_not_fit_is_refused():
         def forward(self, t, x, context=None, *, s=None):
             return x
 
-    with pytest.raises(ValueError, match="wants two heads"):
+    with pytest.raises(ValueError, match="wants two outputs"):
         cflow.ContinuousFlow(Wrong(), base, path=bridge).sample((2,))

@@ -68,7 +68,7 @@ class Counting(torch.nn.Module):
 @pytest.mark.parametrize("path", [paths.Linear(), paths.BrownianBridge()], ids=["linear", "bridge"])
 @pytest.mark.parametrize(("solver", "stages"), [(EulerMaruyama, 1), (StochasticHeun, 2)])
 def test_each_stage_calls_the_network_once(path, solver, stages):
-    field = Counting(fields.MLP(2, outputs=path.heads))
+    field = Counting(fields.MLP(2, outputs=path.outputs))
     flow = cflow.ContinuousFlow(field, bases.Normal(2), path=path)
     solution = flow.transport(torch.zeros(3, 2), 0.0, 1.0, solver=solver(10))
     # Nine noisy steps and the last one by the ODE, which is one call.
