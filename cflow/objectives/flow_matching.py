@@ -61,7 +61,7 @@ class FlowMatching(Objective):
     arXiv:2207.12598.
 
     Example:
-        >>> import cflow
+        >>> import cflow, torch
         >>> from cflow import bases, fields, paths
         >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
         >>> FlowMatching()(flow, torch.randn(16, 2)).shape
