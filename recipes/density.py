@@ -35,7 +35,7 @@ import cflow
 from cflow import data, objectives, plot, training
 from cflow.density import FLOWS, Comparison, dequantise
 from cflow.density.flows import make_flow, objective_of
-from cflow.plot.calibration import calibration
+from cflow.plot import calibration
 from cflow.standardised_context import StandardisedContext
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")

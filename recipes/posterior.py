@@ -30,8 +30,8 @@ import tyro
 
 import cflow
 from cflow import bases, data, discrete, fields, metrics, objectives, paths, plot, solvers, training
-from cflow.metrics.calibration import expected_coverage, simulation_based_calibration
-from cflow.plot.calibration import calibration
+from cflow.metrics import expected_coverage, simulation_based_calibration
+from cflow.plot import calibration
 from cflow.standardised_context import StandardisedContext
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import cflow
 from cflow import bases, data, discrete, fields, plot, solvers, training
-from cflow.metrics.importance import Importance, importance
+from cflow.metrics.weighting import Importance, importance
 from cflow.objectives.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
 from cflow.objectives.variational import PathDerivative, ReverseKL
 from cflow.plot.figure import BLUE, ORANGE, new_figure, save

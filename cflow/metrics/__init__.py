@@ -13,7 +13,7 @@ from cflow.metrics.classifier import classifier_two_sample
 from cflow.metrics.discrepancy import energy_distance, mmd
 from cflow.metrics.estimate import Estimate
 from cflow.metrics.frechet import frechet_distance
-from cflow.metrics.importance import Importance, importance
+from cflow.metrics.weighting import Importance, importance
 from cflow.metrics.interpolation import ot_interpolation
 from cflow.metrics.likelihood import bits_per_dim
 from cflow.metrics.neighbours import nearest_distances

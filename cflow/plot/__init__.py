@@ -4,11 +4,11 @@ Every function writes one file (the format follows its suffix); most return its 
 so nothing depends on a display or touches the figures of a notebook.
 """
 
-from .calibration import calibration
-from .corner import corner
+from .calibration_plots import calibration
+from .corner_plots import corner
 from .curves import training
-from .densities import densities, density
-from .images import image_trajectories, images
+from .density_plots import densities, density
+from .image_grids import image_trajectories, images
 from .plane import scatter, scatters, trajectories
 
 __all__ = [

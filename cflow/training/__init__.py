@@ -2,10 +2,10 @@
 
 from cflow.training.bespoke import fit_bespoke
 from cflow.training.ema import EMA
-from cflow.training.fit import Run, fit
+from cflow.training.fitting import Run, fit
 from cflow.training.pairs import Pairs, generate_pairs
 from cflow.training.processes import is_main
-from cflow.training.reflow import distill, reflow
+from cflow.training.straightening import distill, reflow
 from cflow.training.schedules import Constant, Cosine, Polynomial
 
 __all__ = [

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cflow.training.best import Best
 from cflow.training.ema import Average
 from cflow.training.processes import Processes
 
@@ -103,10 +104,13 @@ class Checkpoints:
 
 
 class State:
-    """What a checkpoint holds of a run, by stable names: ``model``, ``optimizer`` and ``average``."""
+    """What a checkpoint holds of a run, by stable names: ``model``, ``optimizer``, ``average`` and ``best``."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
-        self.module, self.optimizer, self.average = module, optimizer, average
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None, best: Best | None = None
+    ) -> None:
+        self.module, self.optimizer = module, optimizer
+        self.beside = {name: part for name, part in (("average", average), ("best", best)) if part is not None}
 
     def tensors(self, held: set[str] | None = None) -> dict[str, Any]:
         """Gives the tensors as they lie in memory; of the optimizer's, only those ``held`` by a checkpoint."""
@@ -121,9 +125,7 @@ class State:
             if name.startswith("state.") and (held is None or f"optimizer.{name}" in held)
         }
         tensors = {"model": by_name.get_model_state_dict(self.module), "optimizer": states}
-        if self.average is not None:
-            tensors["average"] = self.average.state_dict()
-        return tensors
+        return tensors | {name: part.state_dict() for name, part in self.beside.items()}
 
     def take(self, tensors: dict[str, Any]) -> None:
         """Takes what was loaded into :meth:`tensors`."""
@@ -136,8 +138,8 @@ class State:
             name = name.removeprefix("module.")
             if each in self.optimizer.state and f"state.{name}.step" not in tensors["optimizer"]:
                 del self.optimizer.state[each]
-        if self.average is not None:
-            self.average.load_state_dict(tensors["average"])
+        for name, part in self.beside.items():
+            part.load_state_dict(tensors[name])
 
 
 def check_settings(note: dict[str, Any], settings: dict[str, Any], folder: Path, several: bool) -> None:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Size, Tensor, nn
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from cflow import registry
 from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
+from cflow.training.options import Options
 
 __all__ = ["check_batch", "check_data", "check_options", "check_presence", "settings_of"]
 
@@ -142,8 +142,8 @@ def _shown(shape: Any) -> Any:
     return {name: tuple(part) for name, part in shape.items()} if isinstance(shape, dict) else tuple(Size(shape))
 
 
-def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
-    """Checks the arguments that stand alone; ``options`` holds them by name."""
+def check_options(flow: Any, objective: Any, validation: Any, options: Options) -> None:
+    """Checks the arguments that stand alone."""
     for name, value, methods, example in (
         ("flow", flow, ("parameters", "preprocess", "cast", "record"), "cflow.ContinuousFlow(...)"),
         ("objective", objective, ("make_batch", "loss", "entry"), "objectives.FlowMatching()"),
@@ -158,6 +158,7 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     given = ["seed"]
     # None lets fit choose; what is said must be sound.
     counts += [] if options.workers is None else ["workers"]
+    counts += [] if options.patience is None else ["patience"]
     given += [] if options.prefetch is None else ["prefetch"]
     for name in (*counts, *given):
         value = getattr(options, name)
@@ -173,6 +174,11 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
         raise ValueError(f"fit(lr={options.lr}, clip={options.clip}): both are positive (clip may be None).")
     if options.precision not in ("no", "bf16"):
         raise ValueError(f"fit(precision={options.precision!r}): there is no such precision; choose 'no' or 'bf16'.")
+    if options.patience is not None and validation is None:
+        raise ValueError(
+            f"fit(patience={options.patience}, validation=None): what is to improve is the validation loss; pass "
+            f"validation=... as well, or leave patience away."
+        )
     if options.resume and options.out is None:
         raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")
     if not any(each.requires_grad for part in (flow, objective) for each in _parameters(part)):
@@ -200,9 +206,9 @@ def _parameters(part: Any) -> Iterable[nn.Parameter]:
     return part.parameters() if isinstance(part, nn.Module) else ()
 
 
-def settings_of(flow: Any, objective: Any, source: Any, options: SimpleNamespace) -> dict[str, Any]:
+def settings_of(flow: Any, objective: Any, source: Any, options: Options) -> dict[str, Any]:
     """Collects what must be equal for a resumed run to repeat the one before, in the form that JSON gives back."""
-    names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate", "pool")
+    names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate", "pool", "patience")
     settings = {name: getattr(options, name) for name in names} | source.describe()
     settings["betas"] = list(options.betas)
     settings["ema"] = None if options.ema is None else asdict(options.ema)

@@ -14,12 +14,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cflow.training.batches import LoaderBatches, RawBatch
+from cflow.training.best import Best
+from cflow.training.checkpoints import Checkpoints, State
 from cflow.training.checks import check_batch
+from cflow.training.ema import Average
+from cflow.training.options import Options
 from cflow.training.preparation import ahead, cut, default_workers, merged, pieces, rows_of
 from cflow.training.processes import Processes
 from cflow.training.safety import Interrupt, Watch
 from cflow.training.sharding import Trained
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
+from cflow.training.tracking import Tracker
 
 __all__ = ["Loop"]
 
@@ -35,14 +40,15 @@ class Loop:
     trained: Trained
     optimizer: torch.optim.Optimizer
     processes: Processes
-    average: Any
+    average: Average | None
+    best: Best | None
     source: Any
-    validation: Any
-    tracker: Any
-    checkpoints: Any
-    state: Any  # what checkpoints hold
-    options: Any  # the arguments of fit, by name
+    validation: Any  # batches, or a function of the flow
+    options: Options
     settings: dict[str, Any]
+    checkpoints: Checkpoints | None
+    state: State  # what checkpoints hold
+    tracker: Tracker = dataclasses.field(init=False)
     step: int = 0
     epoch: int = 0  # where the data of the pool of the next step begin
     used: int = 0
@@ -125,10 +131,19 @@ class Loop:
         finally:
             made.close()
 
-    def run(self, steps: int, bar: Any) -> bool:
-        """Trains up to ``steps``; tells whether a callback ended the run before."""
-        options, begun = self.options, time.perf_counter() - self.seconds
+    def track(self) -> None:
+        """Takes up the history where the run begins or goes on; it is written by the main process alone."""
+        writes = self.options.out is not None and self.processes.is_main
+        self.tracker = Tracker(self.options.out if writes else None, self.step)
+
+    def run(self, bar: Any) -> bool:
+        """Trains up to the last step; tells whether a callback or ``patience`` ended the run before."""
+        options, begun, steps = self.options, time.perf_counter() - self.seconds, self.options.steps
         self.tracker.begin(self.tells)
+        if self.best is not None and self.step == 0:
+            self.validate()  # nothing is recorded: a first step may make things worse
+        if self.best is not None and self.step < steps and self.best.is_over(self.step):
+            return True  # a run that has ended and is taken up again
         if self.step == steps:
             return False
         batches = self.batches(steps)
@@ -146,6 +161,8 @@ class Loop:
                 if self.step % options.log_every == 0 or validates or last:
                     self.record(validates, bar)
                     self.seconds = time.perf_counter() - begun
+                if validates and self.best is not None and self.best.is_over(self.step):
+                    stopped = last = True
                 if bar is not None:
                     bar.update()
                 if self.step % options.checkpoint_every == 0 or last:
@@ -155,6 +172,12 @@ class Loop:
                     raise KeyboardInterrupt
         finally:
             batches.close()
+        if self.best is not None and not math.isfinite(self.best.loss):
+            self.processes.together_out = True
+            raise FloatingPointError(
+                f"fit: none of the validation losses up to step {self.step} is a finite number, so no weights are the "
+                f"best; look for values in the validation data that are far from all others, or scale the data."
+            )
         return stopped
 
     def call_back(self) -> tuple[bool, bool]:
@@ -255,38 +278,46 @@ class Loop:
             bar.set_postfix({name: f"{row[name]:.4g}" for name in shown}, refresh=False)
 
     def validate(self) -> dict[str, float]:
-        """Computes the mean loss on the validation data, and of what it tells, with averaged weights and always the
-        same draws; gives them by the names of their columns.
+        """Computes the mean validation loss, and of what is told beside it, with averaged weights and always the same
+        draws; gives them by the names of their columns. The best weights are kept here.
+        """
+        average = self.average.applied() if self.average is not None else nullcontext()
+        with evaluating(self.flow), average:
+            with self.processes.together(), self.trained.gathered(), torch.no_grad():
+                if callable(self.validation):
+                    row = {"validation": self.processes.mean_of(float(self.validation(self.flow)))}
+                else:
+                    row = self._over_validation()
+            if self.best is not None:
+                self.best.look(self.step, row["validation"])
+        if self.best is None and not math.isfinite(row["validation"]):
+            self.processes.together_out = True
+            raise FloatingPointError(
+                f"fit: the validation loss at step {self.step} is {row['validation']}: either the weights have "
+                f"run away (lower lr), or the validation data hold NaN."
+            )
+        return row
+
+    def _over_validation(self) -> dict[str, float]:
+        """Averages over the validation data.
 
         Processes share each batch of tensors and datasets; each goes through its own loader.
         """
         total, count, told = 0.0, 0.0, dict.fromkeys(self.tells, 0.0)
         shared = not isinstance(self.validation, LoaderBatches)
-        modes = [(part, part.training) for part in self.flow.modules()]
-        self.flow.eval()
-        average = self.average.applied() if self.average is not None else nullcontext()
-        with self.processes.together(), average, self.trained.gathered(), torch.no_grad():
-            for number, (x, context) in enumerate(self.validation.once()):
-                batch = self.prepare(self.check(RawBatch(x, context, 0, 0)), VALIDATION, number)
-                size = len(tree_leaves(x)[0])
-                if shared and self.processes.several:
-                    rows = rows_of(batch, size)
-                    batch, mine = cut(batch, rows, self.processes.world)[self.processes.rank]
-                    size *= mine / rows
-                if size:
-                    with stream(self.device, self.options.seed, VALIDATION, number):
-                        total += float(self.trained.loss(batch)) * size
-                    told = {name: told[name] + float(value) * size for name, value in self.told().items()}
-                count += size
-        for part, mode in modes:
-            part.training = mode
+        for number, (x, context) in enumerate(self.validation.once()):
+            batch = self.prepare(self.check(RawBatch(x, context, 0, 0)), VALIDATION, number)
+            size = len(tree_leaves(x)[0])
+            if shared and self.processes.several:
+                rows = rows_of(batch, size)
+                batch, mine = cut(batch, rows, self.processes.world)[self.processes.rank]
+                size *= mine / rows
+            if size:
+                with stream(self.device, self.options.seed, VALIDATION, number):
+                    total += float(self.trained.loss(batch)) * size
+                told = {name: told[name] + float(value) * size for name, value in self.told().items()}
+            count += size
         total, count, *sums = self.processes.sums(total, count, *told.values())
-        if not math.isfinite(total):
-            self.processes.together_out = True
-            raise FloatingPointError(
-                f"fit: the validation loss at step {self.step} is {total / count}: either the weights have "
-                f"run away (lower lr), or the validation data hold NaN."
-            )
         means = {f"validation_{name}": each / count for name, each in zip(self.tells, sums)}
         return {"validation": total / count, **means}
 
@@ -297,11 +328,14 @@ class Loop:
             return
         self.processes.from_main(self.tracker.sync)
         note = {"settings": self.settings, "steps": self.options.steps, "epoch": self.epoch, "used": self.used}
+        note["best"] = None if self.best is None else [self.best.step, self.best.loss]
         self.checkpoints.save(self.step, {**note, "seconds": self.seconds, "pending": self.means()}, self.state)
 
     def restore(self, step: int, note: dict[str, Any]) -> None:
         """Goes back to a checkpoint."""
         self.checkpoints.load(step, self.state)
         self.step, self.epoch, self.used, self.seconds = step, note["epoch"], note["used"], note["seconds"]
+        if self.best is not None:
+            self.best.step, self.best.loss = note["best"]
         self.pending = [tuple(torch.tensor(step, device=self.device).float()) for step in note["pending"]]
         self.source.seek(step - step % self.options.pool, self.epoch, self.used)

@@ -6,8 +6,8 @@ import pytest
 import scipy.stats
 import torch
 
-from cflow.metrics.calibration import expected_coverage, pit, ranks, simulation_based_calibration, tarp
-from cflow.plot.calibration import calibration
+from cflow.metrics import expected_coverage, pit, ranks, simulation_based_calibration, tarp
+from cflow.plot import calibration
 
 SIZE, DRAWS = 1000, 63
 

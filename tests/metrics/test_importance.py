@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch.distributions import Normal
 
-from cflow.metrics.importance import _pareto, importance
+from cflow.metrics.weighting import _pareto, importance
 
 F64 = torch.float64
 

@@ -12,7 +12,7 @@ from cflow import registry
 from cflow.objectives import Distillation, Reflow
 from cflow.paths import Linear
 from cflow.solvers import Dopri5, Euler, FlowMap
-from cflow.training.fit import fit
+from cflow.training.fitting import fit
 from cflow.training.pairs import Pairs
 
 __all__ = ["distill", "reflow"]

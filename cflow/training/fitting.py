@@ -1,25 +1,25 @@
-"""``fit``: trains a flow with an objective on data."""
+"""Trains a flow with an objective on data: ``fit``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from cflow.training.batches import batches_of
+from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State, check_settings
 from cflow.training.checks import check_data, check_options, check_presence, settings_of
 from cflow.training.ema import EMA, Average
 from cflow.training.loop import Loop
+from cflow.training.options import Options
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.schedules import Cosine
 from cflow.training.sharding import MeanLoss, Trained, wants_sharding
-from cflow.training.tracking import Tracker
 
 __all__ = ["Run", "fit"]
 
@@ -36,7 +36,8 @@ class Run:
             ``validation`` with ``validation_...`` of what is told.
         out: the folder written, or ``None``.
         resumed_from: the step of the checkpoint that the run went on from, or ``None``.
-        stopped: whether a callback ended the run early.
+        stopped: whether a callback, or ``patience``, ended the run early.
+        best_step: the step whose weights the flow holds, where ``patience`` was given.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class Run:
     out: Path | None = None
     resumed_from: int | None = None
     stopped: bool = False
+    best_step: int | None = None
 
     @property
     def final_loss(self) -> float:
@@ -70,6 +72,7 @@ def fit(
     resume: bool = False,
     validation: Any = None,
     validate_every: int = 500,
+    patience: int | None = None,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     clip: float | None = 1.0,
@@ -127,7 +130,10 @@ def fit(
             are allowed, but a schedule that falls towards the last step then takes another course than in one long run.
         validation: data of the same kinds, whose loss is recorded every ``validate_every`` steps: averaged weights,
             evaluation mode, no gradients, always the same draws. Processes share its batches (of a loader each goes
-            through its own).
+            through its own). Or a function ``validation(flow) -> float`` of one's own, asked under the same conditions.
+        patience: validations in a row without an improvement after which the run ends. The flow then holds the weights
+            of the lowest validation loss (``Run.best_step``), also where the run takes all its steps; the untrained
+            flow is looked at, too. None: the run takes all steps, and the last weights stay.
         weight_decay: decoupled weight decay of parameters with two dimensions or more.
         clip: largest norm of the gradient; ``None`` for no limit. The history holds the norm before clipping.
         ema: how weights are averaged; ``None`` for not at all.
@@ -161,7 +167,8 @@ def fit(
         ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for data that are missing,
             or that the objective has no use for; for a loader with ``across_processes``; for a folder with checkpoints
             when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
-        FloatingPointError: where the loss or a gradient is not finite; the weights stay as they were before that
+        FloatingPointError: where the loss or a gradient is not finite, or a validation (with ``patience``: none of
+            them is); the weights stay as they were before that
             step. On the CPU it is raised at the step, on an accelerator at the next row, validation or checkpoint.
         KeyboardInterrupt: at Ctrl-C or SIGTERM, after a checkpoint of the last complete step.
         RuntimeError: on processes that stop because another one failed; the message says which and how.
@@ -175,65 +182,91 @@ def fit(
         >>> [row["step"] for row in run.history]
         [10, 20]
     """
-    options = SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("flow", "objective")})
-    options.callbacks = tuple(callbacks)
-    check_options(flow, objective, options)
-    from accelerate import Accelerator
-
-    group_was_there = group_is_open()
-    accelerator = Accelerator()
-    accelerator.gradient_accumulation_steps = 1  # the loop weighs its pieces itself, whatever the launcher says
-    if accelerator.mixed_precision not in ("no", precision):
-        raise ValueError(
-            f"fit(precision={precision!r}): accelerate was launched with mixed precision "
-            f"{accelerator.mixed_precision!r}; launch it without, and choose the precision here."
-        )
-    processes = Processes(accelerator, group_was_there)
-    world, rank = processes.world, processes.rank
+    options = Options(
+        steps=steps, batch_size=batch_size, lr=lr, seed=seed, out=None if out is None else Path(out), resume=resume,
+        validate_every=validate_every, patience=patience, weight_decay=weight_decay, betas=betas, clip=clip,
+        schedule=schedule, ema=ema, precision=precision, accumulate=accumulate, pool=pool,
+        across_processes=across_processes, prefetch=prefetch, workers=workers, checkpoint_every=checkpoint_every,
+        keep=keep, log_every=log_every, device=device, progress=progress, callbacks=tuple(callbacks),
+    )  # fmt: skip
+    check_options(flow, objective, validation, options)
+    processes = _processes(options)
     with processes.together():
-        sharded = wants_sharding(accelerator)
+        sharded = wants_sharding(processes.accelerator)
+        source = batches_of(
+            data, batch_size, seed, processes.rank, processes.world, across_processes, objective.members
+        )
         check_presence(flow, objective, data, "data")
-        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.members)
-        check_data(flow, objective, source, "data", drops_last=True, processes=world)
-        judged = None
-        if validation is not None:
-            check_presence(flow, objective, validation, "validation")
-            judged = batches_of(validation, batch_size * world, seed, members=objective.members)
-            check_data(flow, objective, judged, "validation", drops_last=False)
+        check_data(flow, objective, source, "data", drops_last=True, processes=processes.world)
+        judged = _judged(flow, objective, validation, processes, options)
         settings = settings_of(flow, objective, source, options)
 
-    place = accelerator.device if device is None else torch.device(device)
+    place = processes.accelerator.device if device is None else torch.device(device)
     loss = MeanLoss(flow, objective, precision == "bf16").to(place)
-    trained = Trained(loss, accelerator, processes)
+    trained = Trained(loss, processes.accelerator, processes)
     if sharded:
         trained.shard(place)
         optimizer = _optimizer(loss, options)
     else:
         optimizer = trained.prepare(_optimizer(loss, options), placed=device is not None)
     average = None if ema is None else Average(flow, ema)
+    best = None if patience is None else Best(flow, patience, validate_every)
+    loop = Loop(
+        flow=flow, objective=objective, trained=trained, optimizer=optimizer, processes=processes, average=average,
+        best=best, source=source, validation=judged, options=options, settings=settings,
+        checkpoints=None if options.out is None else Checkpoints(options.out, processes, keep),
+        state=State(trained.module, optimizer, average, best),
+    )  # fmt: skip
+    resumed_from = _resume(loop)
+    loop.track()
+    stopped = _run(loop, resumed_from)
+    if options.out is not None:
+        from cflow.io import save
 
-    folder = None if out is None else Path(out)
-    writes = folder is not None and processes.is_main
-    checkpoints = None if folder is None else Checkpoints(folder, processes, keep)
-    state = State(trained.module, optimizer, average)
-    parts = (average, source, judged, None, checkpoints, state, options, settings)
-    loop = Loop(flow, objective, trained, optimizer, processes, *parts)
-    saved = processes.from_main(checkpoints.steps) if checkpoints is not None else []
-    if saved:
-        _resume(loop, saved, options)
-    loop.tracker = Tracker(folder if writes else None, loop.step)
-    resumed_from = loop.step if saved else None
+        processes.from_main(lambda: save(flow, options.out / "model") and None)
+    history, seconds = processes.from_main(lambda: (loop.tracker.history, loop.seconds))
+    best_step = None if best is None else best.step
+    return Run(loop.step, seconds, history, options.out, resumed_from, stopped, best_step)
 
-    begun, trained_before = loop.step, flow.trained_by
-    if not (saved and trained_before and trained_before[-1] == objective.entry()):  # noted by the run that goes on
-        flow.record(objective)
+
+def _processes(options: Options) -> Processes:
+    """Finds the processes that a launcher has started, or this one alone."""
+    from accelerate import Accelerator
+
+    group_was_there = group_is_open()
+    accelerator = Accelerator()
+    accelerator.gradient_accumulation_steps = 1  # the loop weighs its pieces itself, whatever the launcher says
+    if accelerator.mixed_precision not in ("no", options.precision):
+        raise ValueError(
+            f"fit(precision={options.precision!r}): accelerate was launched with mixed precision "
+            f"{accelerator.mixed_precision!r}; launch it without, and choose the precision here."
+        )
+    return Processes(accelerator, group_was_there)
+
+
+def _judged(flow: Any, objective: Any, validation: Any, processes: Processes, options: Options) -> Any:
+    """Gives what validation looks at: batches, a function of the flow, or nothing."""
+    if validation is None or callable(validation):
+        return validation
+    check_presence(flow, objective, validation, "validation")
+    rows = options.batch_size * processes.world
+    judged = batches_of(validation, rows, options.seed, members=objective.members)
+    check_data(flow, objective, judged, "validation", drops_last=False)
+    return judged
+
+
+def _run(loop: Loop, resumed_from: int | None) -> bool:
+    """Trains to the end, and leaves flow and processes in good order however it comes; says whether it was stopped."""
+    flow, processes, options = loop.flow, loop.processes, loop.options
+    begun, trained_before, entry = loop.step, flow.trained_by, loop.objective.entry()
+    if resumed_from is None or trained_before[-1:] != (entry,):  # else noted when the run began
+        flow.record(loop.objective)
     modes = [(part, part.training) for part in flow.modules()]
     flow.train()
-    bar = _bar(loop, steps) if progress and processes.is_main else None
-    stopped = False
+    bar = _bar(loop) if options.progress and processes.is_main else None
     try:
         with loop.interrupt.listening():
-            stopped = loop.run(steps, bar)
+            stopped = loop.run(bar)
         processes.together_out = True
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(loop)) from None
@@ -243,23 +276,20 @@ def fit(
             bar.close()
         for part, mode in modes:
             part.training = mode
-        if loop.step == begun and loop.step < steps:  # it has failed before anything was learned
+        if loop.step == begun and loop.step < options.steps:  # it has failed before anything was learned
             flow.trained_by = trained_before
-        if average is not None:
-            average.copy_to_module()
+        if loop.average is not None:
+            loop.average.copy_to_module()
+        if loop.best is not None:
+            loop.best.copy_to_module()
         for parameter in loop.parameters:
             parameter.grad = None
         if processes.together_out:  # a process that fails alone cannot ask the others for their shards
-            trained.make_plain()
-    if folder is not None:
-        from cflow.io import save
-
-        processes.from_main(lambda: save(flow, folder / "model") and None)
-    history, seconds = processes.from_main(lambda: (loop.tracker.history, loop.seconds))
-    return Run(loop.step, seconds, history, folder, resumed_from, stopped)
+            loop.trained.make_plain()
+    return stopped
 
 
-def _optimizer(module: nn.Module, options: SimpleNamespace) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, options: Options) -> torch.optim.Optimizer:
     """Builds AdamW, fused where the device has it; gains and biases are not decayed."""
     trained = [each for each in module.parameters() if each.requires_grad]
     matrices = [each for each in trained if each.dim() >= 2]
@@ -276,8 +306,12 @@ def _optimizer(module: nn.Module, options: SimpleNamespace) -> torch.optim.Optim
     )
 
 
-def _resume(loop: Loop, saved: list[int], options: SimpleNamespace) -> None:
-    """Goes back to the newest checkpoint, or says why not."""
+def _resume(loop: Loop) -> int | None:
+    """Goes back to the newest checkpoint, or says why not; gives its step, or None where there is none."""
+    options = loop.options
+    saved = [] if loop.checkpoints is None else loop.processes.from_main(loop.checkpoints.steps)
+    if not saved:
+        return None
     newest = loop.checkpoints.path(saved[-1])
     if not options.resume:
         raise ValueError(
@@ -293,12 +327,13 @@ def _resume(loop: Loop, saved: list[int], options: SimpleNamespace) -> None:
             f"pass steps >= {saved[-1]}, or another folder."
         )
     loop.restore(saved[-1], note)
+    return loop.step
 
 
-def _bar(loop: Loop, steps: int) -> Any:
+def _bar(loop: Loop) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=steps, initial=loop.step, unit="step", dynamic_ncols=True)
+    return tqdm(total=loop.options.steps, initial=loop.step, unit="step", dynamic_ncols=True)
 
 
 def _interrupted(loop: Loop) -> str:

@@ -1,0 +1,70 @@
+"""The best weights of a run, by its validation: kept beside the others, given back when the run ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cflow.training.ema import local
+
+__all__ = ["Best"]
+
+
+class Best:
+    """Keeps the weights and buffers of a module as they were when the validation loss was lowest.
+
+    Of sharded parameters every process keeps its own shard. Saved with every checkpoint, so that a resumed run knows
+    what was best before.
+
+    Args:
+        module: the module, as it is trained.
+        patience: validations in a row without an improvement after which the run is to end.
+        every: steps between two of them.
+    """
+
+    def __init__(self, module: nn.Module, patience: int, every: int) -> None:
+        self.patience, self.every = patience, every
+        self.step, self.loss = 0, math.inf
+        self._places = {
+            f"{prefix}.{name}".removeprefix("."): (holder, name)
+            for prefix, part in module.named_modules()
+            for holder in (part._parameters, part._buffers)
+            for name, value in holder.items()
+            if value is not None
+        }
+        self._kept = {name: each.detach().clone() for name, each in self._live().items()}
+
+    def _live(self) -> dict[str, Tensor]:
+        # By place and not by value: a module may put another tensor into its buffer.
+        return {name: holder[key] for name, (holder, key) in self._places.items()}
+
+    @torch.no_grad()
+    def look(self, step: int, loss: float) -> None:
+        """Keeps the module's present weights where the loss is lower than ever; one that is no number is not."""
+        if loss < self.loss:
+            self.step, self.loss = step, loss
+            for name, value in self._live().items():
+                local(self._kept[name]).copy_(local(value))
+
+    def is_over(self, step: int) -> bool:
+        """Says whether nothing has improved for so long that the run is to end."""
+        return step - self.step >= self.patience * self.every
+
+    @torch.no_grad()
+    def copy_to_module(self) -> None:
+        """Writes the best weights into the module."""
+        for name, value in self._live().items():
+            local(value).copy_(local(self._kept[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives the tensors that a checkpoint keeps."""
+        return dict(self._kept)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
+        for name, target in self._kept.items():
+            local(target).copy_(local(state[name]))
