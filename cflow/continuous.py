@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import registry
 from .divergence import Estimator, Exact
+from .fields import as_field
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Path, Rescheduled
 from .paths.path import STEPS
@@ -107,21 +108,22 @@ class ContinuousFlow(BaseInvertibleFlow):
             )
         if self.path is not None and not isinstance(self.path, Path):
             raise TypeError(f"ContinuousFlow(path={self.path!r}): a path is an object such as paths.Linear().")
-        event = getattr(self.field, "event_shape", None)
-        if event is not None and Size(event) != self.event_shape:
+        field = as_field(self.field)
+        event = field.event_shape
+        if event is not ... and Size(event) != self.event_shape:
             raise ValueError(
                 f"ContinuousFlow: the field works on events {tuple(event)} and the base draws "
                 f"{tuple(self.event_shape)}; give both the same shape."
             )
-        reads = getattr(self.field, "context_shape", self.context_shape)
-        if reads != self.context_shape:
+        reads = field.context_shape
+        if reads not in (..., self.context_shape):
             shown = reads if reads is None else tuple(reads)
             raise ValueError(
                 f"ContinuousFlow(context_shape={self.context_shape and tuple(self.context_shape)}): the field's "
                 f"context_shape is {shown}; pass context_shape={shown}."
             )
-        heads, outputs = 1 if self.path is None else self.path.heads, getattr(self.field, "outputs", None)
-        if outputs not in (None, heads):
+        heads, outputs = 1 if self.path is None else self.path.heads, field.outputs
+        if outputs not in (..., heads):
             raise ValueError(
                 f"ContinuousFlow: the field returns {outputs} heads and the path ({self.path!r}) has a use for "
                 f"{heads}; build the field with outputs={heads}"
@@ -231,12 +233,12 @@ class ContinuousFlow(BaseInvertibleFlow):
     def interval(self) -> tuple[float, float]:
         """The times at which the velocity is well conditioned; solvers stay inside."""
         low, high = (0.0, 1.0) if self.path is None else self.path.interval
-        inner = getattr(self.field, "interval", (0.0, 1.0))
+        inner = as_field(self.field).interval
         return max(low, inner[0]), min(high, inner[1])
 
     def _context(self, context, method):
         batch = super()._context(context, method)
-        classes = getattr(self.field, "classes", 0)
+        classes = as_field(self.field).classes
         # Read where that waits for no device: an index beyond the table has no readable error of its own.
         if classes and isinstance(context, Tensor) and context.device.type == "cpu" and context.numel():
             low, high = int(context.min()), int(context.max())

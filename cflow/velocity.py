@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .bases import Normal
-from .divergence.analytic import closed_form, no_closed_form
+from .fields.contract import Forwarding, as_field, no_closed_form
 from .paths import AffinePath, Path
 from .shapes import Size, on_tensors
 
@@ -15,22 +15,21 @@ __all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
 HALF = (torch.bfloat16, torch.float16)
 
 
-class Prediction:
+class Prediction(Forwarding):
     """The network's answer as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two heads.
 
     Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
     in float32 or better around a network in bf16.
     """
 
+    event_shape = context_shape = outputs = ...  # those of the flow, which a foreign network need not know
+
     def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
         self.field, self.path = field, path
         self.event_shape, self.context_shape = event_shape, context_shape
-        self.heads = 1 if path is None else path.heads
+        self.heads = self.outputs = 1 if path is None else path.heads
         parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
         self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
-
-    def null_context(self, context: Tensor) -> Tensor:
-        return self.field.null_context(context)
 
     def __eq__(self, other) -> bool:
         """Says whether the two ask the same network in the same way: a flow makes one anew for every solve."""
@@ -71,13 +70,22 @@ class VelocityField(Prediction):
     Of a field of two times, called with ``s``, the average velocity from ``t`` to ``s``.
     """
 
+    converts = False
+
     def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
         super().__init__(field, path, event_shape, context_shape)
+        self.outputs = 1
         self.converts = path is not None and path.predict != "velocity"
 
     @property
     def two_times(self) -> bool:
-        return getattr(self.field, "two_times", False) and not self.converts
+        return as_field(self.field).two_times and not self.converts
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The times at which both the field and its conversion are well conditioned."""
+        (low, high), whole = as_field(self.field).interval, self.path is None
+        return (low, high) if whole else (max(low, self.path.interval[0]), min(high, self.path.interval[1]))
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         prediction = super().__call__(t, x, context, s=s)
@@ -91,7 +99,7 @@ class VelocityField(Prediction):
         """
         if self.converts and not isinstance(self.path, AffinePath):
             raise no_closed_form(repr(self.path), "its velocity is made of two heads")
-        prediction, trace = closed_form(self.field, t, *self._halved(x, context))
+        prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
         prediction = self._checked(prediction, x)
         if not self.converts:
             return prediction, trace

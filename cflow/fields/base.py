@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cflow.fields.contract import FieldContract
 from cflow.shapes import as_shape
 
 __all__ = ["NULL", "Field", "check_outputs", "is_null", "null_like"]
@@ -34,7 +35,7 @@ def is_null(context: Tensor) -> Tensor:
     return (context.float() < 0.1 * NULL).any(-1, keepdim=True)
 
 
-class Field(nn.Module):
+class Field(FieldContract, nn.Module):
     """Holds what every field promises; networks derive from it and call :meth:`check` first in ``forward``.
 
     A field is called ``field(t, x, context=None, *, s=None)`` and returns a tensor like ``x``. It draws no random
@@ -49,13 +50,7 @@ class Field(nn.Module):
     ``context_shape`` is None; ``s`` as ``t``, for fields with ``two_times = True`` only: such a field gives the average
     velocity from ``t`` to ``s``, and without ``s`` the velocity at ``t``, which is that for ``s = t``.
 
-    Attributes:
-        event_shape: the shape of one sample.
-        context_shape: the shape of one context, ``()`` for class labels, None for an unconditional field.
-        classes: how many class labels there are; 0 when the context is no label.
-        two_times: whether the field reads ``s``.
-        outputs: how many heads it returns: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for paths
-            that learn a velocity and a score (``paths.BrownianBridge``).
+    Attributes and further methods, with their defaults: those of :class:`cflow.fields.FieldContract`.
 
     Example:
         >>> class Linear(Field):
@@ -69,18 +64,16 @@ class Field(nn.Module):
         torch.Size([4, 3])
     """
 
-    two_times = False
     outputs = 1
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         if "forward" in vars(cls) and "value_and_divergence" not in vars(cls):
-            cls.value_and_divergence = None
+            cls.value_and_divergence = FieldContract.value_and_divergence
 
     def __init__(self, event_shape: int | Sequence[int], context_shape: int | Sequence[int] | None = None):
         super().__init__()
         self.event_shape, self.context_shape = as_shape(event_shape), as_shape(context_shape)
-        self.classes = 0
 
     def check(
         self, t: Tensor | float, x: Tensor, context: Tensor | None = None, s: Tensor | float | None = None
