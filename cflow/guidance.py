@@ -92,11 +92,8 @@ def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> 
     if isinstance(t, Tensor) and t.dim():
         shared = shared_time(t)
         t = shared.expand(2 * x.shape[0]) if shared.shape[0] == 1 else torch.cat([t, t])
-    return (
-        t,
-        torch.cat([x, x]),
-        on_tensors(lambda *pair: torch.cat(pair), context, as_field(field).null_context(context)),
-    )
+    null = as_field(field).null_context(context)
+    return t, torch.cat([x, x]), on_tensors(lambda *pair: torch.cat(pair), context, null)
 
 
 def _present(guidance, field, context: Tensor | None) -> Tensor:

@@ -58,6 +58,7 @@ class GaussianBridgeField(Field):
         return drift, gamma * gap, -gap
 
     def forward(self, t: Tensor, x: Tensor, context=None, *, s=None) -> Tensor:
+        t = self.check(t, x, context, s)
         drift, noise, score = self.heads(t, x)
         velocity = drift + expand_like(self.path.gamma.slope(t), x) * noise
         match self.path.predict:

@@ -44,6 +44,7 @@ class GaussianField(Field):
         return self.mean + alpha * self.std**2 * ratio, sigma * ratio
 
     def forward(self, t: Tensor, x: Tensor, context=None, *, s=None) -> Tensor:
+        t = self.check(t, x, context, s)
         return self.scale * self.path.express(*self.ends(t, x), t)
 
     def _spread(self, t: Tensor) -> Tensor:
