@@ -27,6 +27,7 @@ from .continuous import ContinuousFlow
 from .distribution import FlowDistribution
 from .flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
 from .io import load, save
+from .record import TrainingEntry
 from .registry import register
 from .standardised_context import StandardisedContext
 
@@ -40,6 +41,7 @@ __all__ = [
     "FlowDistribution",
     "InvertibleFlow",
     "StandardisedContext",
+    "TrainingEntry",
     "bases",
     "couplings",
     "data",

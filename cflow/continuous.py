@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -14,8 +13,7 @@ from . import registry
 from .divergence import Estimator, Exact
 from .fields import as_field
 from .flow import BaseInvertibleFlow, Likelihood
-from .paths import AffinePath, Path, Rescheduled
-from .paths.path import STEPS
+from .paths import AffinePath, Rescheduled, VelocityPath
 from .shapes import Size, flatten, unflatten
 from .solvers import Dopri5, Solution
 from .transport import transport
@@ -76,7 +74,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         field: nn.Module,
         base: nn.Module,
         *,
-        path: Path | None = None,
+        path: VelocityPath | None = None,
         solver=None,
         divergence=None,
         manifold=None,
@@ -95,7 +93,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 "flat space."
             )
         self.field, self.base, self.manifold = field, base, None
-        self.path = copy.copy(path)  # it records what this flow is trained with
+        self.path = path
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
         self.divergence = Exact() if divergence is None else divergence
         self._validate()
@@ -106,8 +104,11 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"ContinuousFlow(field={type(self.field).__name__}, base={type(self.base).__name__}): the first "
                 f"argument is the network, a torch.nn.Module called as field(t, x, context); the second is the base."
             )
-        if self.path is not None and not isinstance(self.path, Path):
-            raise TypeError(f"ContinuousFlow(path={self.path!r}): a path is an object such as paths.Linear().")
+        if isinstance(self.path, type) or not (self.path is None or callable(getattr(self.path, "velocity", None))):
+            raise TypeError(
+                f"ContinuousFlow(path={self.path!r}): a continuous flow follows a velocity; pass an object such as "
+                f"paths.Linear()."
+            )
         field = as_field(self.field)
         event = field.event_shape
         if event is not ... and Size(event) != self.event_shape:
@@ -122,14 +123,14 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"ContinuousFlow(context_shape={self.context_shape and tuple(self.context_shape)}): the field's "
                 f"context_shape is {shown}; pass context_shape={shown}."
             )
-        heads, outputs = 1 if self.path is None else self.path.heads, field.outputs
-        if outputs not in (..., heads):
+        wanted, outputs = 1 if self.path is None else self.path.outputs, field.outputs
+        if outputs not in (..., wanted):
             raise ValueError(
-                f"ContinuousFlow: the field returns {outputs} heads and the path ({self.path!r}) has a use for "
-                f"{heads}; build the field with outputs={heads}"
-                + (", or choose predict='velocity'." if heads == 2 else ".")
+                f"ContinuousFlow: the field returns {outputs} outputs and the path ({self.path!r}) has a use for "
+                f"{wanted}; build the field with outputs={wanted}"
+                + (", or choose predict='velocity'." if wanted == 2 else ".")
             )
-        affine = isinstance(self.path, AffinePath)
+        affine = self.path is not None and self.path.affine
         if affine and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
             raise ValueError(
                 f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, "
@@ -147,14 +148,14 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     @property
     def _takes_steps(self) -> bool:
-        """Whether the last training taught steps, which are no longer those of a velocity (the path keeps a note)."""
-        return self.path is not None and (self.path.coupling or "").split("+")[-1].startswith(STEPS)
+        """Whether the last training taught steps, which are no longer those of a velocity."""
+        return bool(self.trained_by) and self.trained_by[-1].teaches == "steps"
 
     def _check(self, options, method: str) -> None:
         if "log_prob" in method and self._takes_steps:
             raise ValueError(
-                f"flow.{method}: this flow was distilled to few steps ({self.path.coupling}), which follow no velocity "
-                f"and have no density; ask the flow that it was distilled from."
+                f"flow.{method}: this flow was trained to few steps ({self.trained_by[-1].objective}), which follow no "
+                f"velocity and have no density; ask the flow that it was distilled from."
             )
         super()._check(options, method)
 
@@ -174,7 +175,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         r"""Computes the score :math:`\nabla \log p_t(x)` of the path's marginal at time ``t`` (model space).
 
         On an affine path it follows from the velocity, :math:`-(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)`;
-        on an interpolant with two heads it is what the second one learned. Cost: one call of the network.
+        on an interpolant with two outputs it is what the second one learned. Cost: one call of the network.
 
         Raises:
             ValueError: without a path; on an affine path for a base that is not normal and for a flow trained with
@@ -206,19 +207,18 @@ class ContinuousFlow(BaseInvertibleFlow):
                 "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."
             )
         for each in (self.path, path):
-            if not isinstance(each, AffinePath):
+            if not each.affine:
                 raise ValueError(
                     f"flow.with_path({path!r}): only affine paths pass through the same marginals, and {each!r} adds "
                     f"noise of its own; train a flow on it."
                 )
-        path = registry.replace(path, coupling=self.path.coupling)
         flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
         flow.training, flow.field.training = self.training, self.training
         return flow
 
     def velocity_field(self, guidance=None) -> VelocityField:
         """Gives the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension, guided if asked."""
-        velocity = VelocityField(self.field, self.path, self.event_shape, self.context_shape)
+        velocity = VelocityField(self)
         if guidance is None:
             return velocity
         if not callable(guidance):
@@ -227,7 +227,7 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
-        return Prediction(self.field, self.path, self.event_shape, self.context_shape)(t, x, context, s=s)
+        return Prediction(self)(t, x, context, s=s)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -236,18 +236,12 @@ class ContinuousFlow(BaseInvertibleFlow):
         inner = as_field(self.field).interval
         return max(low, inner[0]), min(high, inner[1])
 
-    def _context(self, context, method):
-        batch = super()._context(context, method)
-        classes = as_field(self.field).classes
-        # Read where that waits for no device: an index beyond the table has no readable error of its own.
-        if classes and isinstance(context, Tensor) and context.device.type == "cpu" and context.numel():
-            low, high = int(context.min()), int(context.max())
-            if low < 0 or high > classes:
-                raise ValueError(
-                    f"flow.{method}: class labels from {low} to {high} were given; this flow knows 0 to {classes - 1}, "
-                    f"and {classes} for no condition."
-                )
-        return batch
+    @property
+    def classes(self) -> int:
+        return as_field(self.field).classes
+
+    def _null_context(self, context: Tensor) -> Tensor:
+        return as_field(self.field).null_context(context)
 
     # The one method under all others
 

@@ -17,7 +17,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from .distribution import FlowDistribution
-from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, unflatten
+from .record import TrainingEntry
+from .shapes import Shape, Value, as_shape, batch_of, broadcast, expand_like, flatten, on_tensors, unflatten
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
 
@@ -42,6 +43,11 @@ class Flow(Protocol):
 
     @property
     def has_rsample(self) -> bool: ...
+
+    @property
+    def trained_by(self) -> tuple[TrainingEntry, ...]: ...
+
+    def record(self, objective: Any) -> None: ...
 
     def log_prob(self, x: Value, context: Value | None = None, *, generator=None) -> Tensor: ...
 
@@ -80,6 +86,12 @@ class BaseFlow(nn.Module):
     """
 
     options: ClassVar[tuple[str, ...]] = ()
+
+    kept: ClassVar[tuple[str, ...]] = ("trained_by",)
+    """What is saved and copied with a flow beside its constructor's arguments."""
+
+    trained_by: tuple[TrainingEntry, ...] = ()
+    """What the flow was trained with, oldest first; see :meth:`record`."""
 
     def __init__(self, event_shape, context_shape=None, transform=()):
         super().__init__()
@@ -180,6 +192,59 @@ class BaseFlow(nn.Module):
             )
         return FlowDistribution(self, context)
 
+    # The condition
+
+    @property
+    def classes(self) -> int:
+        """How many class labels the context is one of; 0 where it is no label."""
+        return 0
+
+    def _null_context(self, context: Value) -> Value:
+        """Gives the context of "no condition", as the flow's network defines it."""
+        raise ValueError(
+            f'{type(self).__qualname__}.null_context: this flow has no network that knows "no condition"; build it '
+            f"with one that does, such as a field with classes=... or context=...."
+        )
+
+    def null_context(self, context: Value) -> Value:
+        """Gives a context like ``context`` that means "no condition", for an unconditional pass of a conditional flow.
+
+        Raises:
+            ValueError: for an unconditional flow, and where training has left out no condition (``condition_dropout``
+                of the objectives), so that the network's answer would mean nothing.
+        """
+        if self.context_shape is None:
+            raise ValueError("flow.null_context: this flow is unconditional; leave the context away.")
+        if self.trained_by and not any(entry.condition_dropout > 0 for entry in self.trained_by):
+            raise ValueError(
+                f'flow.null_context: "no condition" was never trained ({self.trained_by[-1].objective} without '
+                f"condition_dropout), so nothing can be asked without one; train with condition_dropout=0.1."
+            )
+        return self._null_context(context)
+
+    def drop_condition(self, context: Value, drop: Tensor | None = None) -> Value:
+        """Gives ``context [B, *context_shape]`` with "no condition" in the rows that ``drop [B]`` marks, or in all.
+
+        For objectives, which train "no condition": unlike in :meth:`null_context`, nothing is refused.
+        """
+        null = self._null_context(context)
+        if drop is None:
+            return null
+        return on_tensors(lambda old, new: torch.where(expand_like(drop, old), new, old), context, null)
+
+    # The record of training
+
+    def record(self, objective: Any) -> None:
+        """Notes that the flow is trained by ``objective`` from now on: ``training.fit`` does it when it begins.
+
+        For a training loop of one's own. What was learned decides what may be asked: a score, a density, guidance,
+        whole steps. Computing a loss notes nothing. Copies made before are not told.
+
+        Args:
+            objective: any :class:`cflow.objectives.Objective`; its ``entry()`` is added to ``trained_by``.
+        """
+        self.trained_by = (*self.trained_by, objective.entry())
+
     # Transforms of the data
 
     def with_transform(self, *transform: nn.Module):
@@ -255,12 +320,21 @@ class BaseFlow(nn.Module):
                 )
             return Size()
         if context is None:
-            null = ", or flow.field.null_context(context) for an unconditional pass" if hasattr(self, "field") else ""
             raise ValueError(
                 f"flow.{method}(): this flow is conditional and no context was given; pass a context of shape "
-                f"[..., {', '.join(map(str, self.context_shape))}]{null}."
+                f"[..., {', '.join(map(str, self.context_shape))}], or flow.null_context(context) where "
+                f'"no condition" was trained.'
             )
-        return batch_of(context, self.context_shape, f"flow.{method}: context")
+        batch = batch_of(context, self.context_shape, f"flow.{method}: context")
+        # Read where that waits for no device: an index beyond the table has no readable error of its own.
+        if self.classes and isinstance(context, Tensor) and context.device.type == "cpu" and context.numel():
+            low, high = int(context.min()), int(context.max())
+            if low < 0 or high > self.classes:
+                raise ValueError(
+                    f"flow.{method}: class labels from {low} to {high} were given; this flow knows 0 to "
+                    f"{self.classes - 1}, and {self.classes} for no condition."
+                )
+        return batch
 
     def cast(self, value: Value | None) -> Value | None:
         """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""

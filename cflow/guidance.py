@@ -312,7 +312,7 @@ class AutoGuidance(Guidance, nn.Module):
             )
         if weak.outputs not in (..., 1):
             raise ValueError(
-                f"AutoGuidance(weak_field={name}): a field with {weak.outputs} heads gives no velocity "
+                f"AutoGuidance(weak_field={name}): a field with {weak.outputs} outputs gives no velocity "
                 f"by itself; pass the weak flow, whose path knows what they mean."
             )
         alike = weak.event_shape == guided.event_shape or ... in (weak.event_shape, guided.event_shape)

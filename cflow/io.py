@@ -158,10 +158,12 @@ def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tu
         arguments = registry.configuration(value) if registry.name_of(type(value)) else {}
     except ValueError as error:
         raise ValueError(f"save: {where}: {error}") from error
-    return {
+    node = {
         "$class": registry.name_of(type(value)),
         "arguments": {name: nested(part, name) for name, part in arguments.items()},
     }
+    beside = {name: nested(part, name) for name, part in registry.kept(value).items()}
+    return {**node, "kept": beside} if beside else node
 
 
 def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
@@ -170,9 +172,18 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, list):
         return [_build(part, tensors) for part in node]
     match node:
-        case {"$class": str(name), "arguments": dict(arguments)}:
+        case {"$class": str(name), "arguments": dict(arguments), **rest}:
             built = {key: _build(part, tensors) for key, part in arguments.items()}
-            return registry.build(registry.lookup(name), built)
+            made = registry.build(registry.lookup(name), built)
+            beside = rest.get("kept", {})
+            if set(beside) != set(registry.kept(made)):
+                raise ValueError(
+                    f"load: {name} is saved with {sorted(beside)} beside its arguments, and the class keeps "
+                    f"{sorted(registry.kept(made))}; save it again with this version."
+                )
+            for key, part in beside.items():
+                setattr(made, key, _build(part, tensors))
+            return made
         case {"$tensor": str(name), **rest}:
             if name not in tensors:
                 raise ValueError(f"load: the tensor {name!r} is missing from {TENSORS}; the save is incomplete.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["configuration", "lookup", "name_of", "outline", "register", "replace"]
+__all__ = ["configuration", "is_known", "kept", "lookup", "name_of", "outline", "register", "replace"]
 
 _classes: dict[str, type] = {}
 _names: dict[type, str] = {}
@@ -83,6 +83,11 @@ def lookup(name: str) -> type:
     return _classes[name]
 
 
+def is_known(cls: type) -> bool:
+    """Says whether a class is registered."""
+    return cls in _names
+
+
 def name_of(cls: type) -> str:
     """Gives the name under which a class is registered; raises a ValueError that says how to register it."""
     if cls not in _names:
@@ -126,19 +131,28 @@ def build(cls: type, arguments: dict[str, Any]) -> Any:
     return cls(*before, *arguments[spread[0]], **keywords)
 
 
+def kept(obj: Any) -> dict[str, Any]:
+    """Reads what travels with an object though its constructor does not take it: what its class names in ``kept``."""
+    return {name: getattr(obj, name) for name in getattr(type(obj), "kept", ())}
+
+
 def replace(obj: Any, **changes: Any) -> Any:
     """Builds the same object anew with some constructor arguments changed; the other arguments are shared.
 
-    Modules given as arguments (a field, a base) are the very same modules in the new object, parameters included.
+    Modules given as arguments (a field, a base) are the very same modules in the new object, parameters included. What
+    a class keeps beside its arguments (a flow's record of training) goes along.
     """
-    return build(type(obj), {**configuration(obj), **changes})
+    new = build(type(obj), {**configuration(obj), **changes})
+    for name, value in kept(obj).items():
+        setattr(new, name, value)
+    return new
 
 
 def outline(obj: Any) -> Any:
     """Describes what an object is made of, in plain values that JSON holds: to compare two set-ups, not to rebuild one.
 
-    Registered objects are named with their arguments, tensors by shape, and anything else by its class. What a path
-    records of its training (``coupling``, a string) is left out.
+    Registered objects are named with their arguments, tensors by shape, and anything else by its class. What is kept
+    beside the arguments, such as a flow's record of training, is left out.
     """
     if isinstance(obj, str | int | float | bool | None):
         return obj
@@ -150,7 +164,4 @@ def outline(obj: Any) -> Any:
         return [outline(value) for value in obj]
     if type(obj) not in _names:
         return getattr(obj, "__qualname__", type(obj).__qualname__)
-    arguments = {key: outline(value) for key, value in configuration(obj).items()}
-    if isinstance(arguments.get("coupling"), str):
-        del arguments["coupling"]
-    return {name_of(type(obj)): arguments}
+    return {name_of(type(obj)): {key: outline(value) for key, value in configuration(obj).items()}}

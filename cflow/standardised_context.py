@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Size, Tensor, nn
 
 from .flow import BaseInvertibleFlow, Likelihood
+from .record import TrainingEntry
 from .registry import register
 
 __all__ = ["StandardisedContext"]
@@ -49,6 +50,27 @@ class StandardisedContext(BaseInvertibleFlow):
         super().__init__(flow.event_shape, flow.context_shape, transform)
         self.flow, self.context_transform = flow, context_transform
         self.options = flow.options
+
+    kept = ()  # the record of training is the inner flow's
+
+    @property
+    def classes(self) -> int:
+        return self.flow.classes
+
+    def _null_context(self, context: Tensor) -> Tensor:
+        raise ValueError(
+            'StandardisedContext.null_context: a context is standardised before the flow inside reads it, and "no '
+            'condition" has no units; ask the flow inside (.flow).'
+        )
+
+    @property
+    def trained_by(self) -> tuple[TrainingEntry, ...]:
+        """What the inner flow was trained with."""
+        return self.flow.trained_by
+
+    @trained_by.setter
+    def trained_by(self, entries: tuple[TrainingEntry, ...]) -> None:
+        self.flow.trained_by = entries
 
     @property
     def base(self) -> nn.Module:

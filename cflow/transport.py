@@ -71,12 +71,12 @@ def transport(
 
     inner0, inner1 = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
     # Where a noisy path leaves a bit out, an ODE is well conditioned up to there: alignment would only cost its order.
-    singular = (inner0, inner1) != (t0, t1) and not flow.path.noisy
+    singular = (inner0, inner1) != (t0, t1) and not flow.path.adds_noise
     # The closed form asks for the velocity at one time, which a whole step of a field of two times is not made of.
     gridded = isinstance(solver, FixedGrid) and not isinstance(solver, FlowMap)
     if t0 != t1 and gridded and not density and (singular or stochastic):
         # Forward, and back to where a noisy path is as narrow as its base, noise of the last step would stay.
-        bare = (1.0 if t1 > t0 else 0.0) if stochastic and (t1 > t0 or flow.path.noisy) else None
+        bare = (1.0 if t1 > t0 else 0.0) if stochastic and (t1 > t0 or flow.path.adds_noise) else None
         solver, inner0, inner1 = _aligned(solver, t0, t1, inner0, inner1, at, bare)
     if graph is not None:
         solver = graph.around(solver)
@@ -215,8 +215,7 @@ def _cross(flow, f, x, t, s, tau, args, names, density):
     """
     here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
     if density:
-        size = flow.path.alpha if max(t, s) > flow.interval[1] else flow.path.norm
-        factor = size(there) / size(here)
+        factor = flow.path.scale_change(here, there, at_data=max(t, s) > flow.interval[1])
         change = math.prod(flow.event_shape) * factor.log()
         ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
         return x * factor, ladj, 0
@@ -224,5 +223,5 @@ def _cross(flow, f, x, t, s, tau, args, names, density):
     for _ in range(calls):
         answer = f(inner.expand(x.shape[0]), point, *args)
         v, values = answer if names else (answer, {})
-        point = x + flow.path.cross(v, point, inner, here, there)
+        point = x + flow.path.closed_form_step(v, point, inner, here, there)
     return point, {name: values[name] * abs(s - t) for name in names}, calls

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .bases import Normal
 from .fields.contract import Forwarding, as_field, no_closed_form
-from .paths import AffinePath, Path
-from .shapes import Size, on_tensors
+from .shapes import on_tensors
 
 __all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
 
@@ -16,7 +15,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Prediction(Forwarding):
-    """The network's answer as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two heads.
+    """The answer of a flow's network as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two
+    outputs.
 
     Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
     in float32 or better around a network in bf16.
@@ -24,11 +24,12 @@ class Prediction(Forwarding):
 
     event_shape = context_shape = outputs = ...  # those of the flow, which a foreign network need not know
 
-    def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
-        self.field, self.path = field, path
-        self.event_shape, self.context_shape = event_shape, context_shape
-        self.heads = self.outputs = 1 if path is None else path.heads
-        parameter = next((each for each in field.parameters() if each.is_floating_point()), None)
+    def __init__(self, flow):
+        self.field, self.path = flow.field, flow.path
+        self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
+        self.null_context = flow.null_context
+        self.outputs = self.wanted = 1 if self.path is None else self.path.outputs
+        parameter = next((each for each in self.field.parameters() if each.is_floating_point()), None)
         self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
 
     def __eq__(self, other) -> bool:
@@ -51,14 +52,14 @@ class Prediction(Forwarding):
 
     def _checked(self, prediction: Tensor, x: Tensor) -> Tensor:
         """Gives the network's answer in the dtype of ``x``."""
-        wanted = x.shape if self.heads == 1 else (x.shape[0], self.heads, *self.event_shape)
+        wanted = x.shape if self.wanted == 1 else (x.shape[0], self.wanted, *self.event_shape)
         if prediction.shape != wanted:
             raise ValueError(
                 f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; "
                 + (
                     "a vector field returns one value per entry of x."
-                    if self.heads == 1
-                    else f"{self.path!r} wants two heads, {tuple(wanted)}, such as fields.MLP(..., outputs=2) gives."
+                    if self.wanted == 1
+                    else f"{self.path!r} wants two outputs, {tuple(wanted)}, such as fields.MLP(..., outputs=2) gives."
                 )
             )
         return prediction if prediction.dtype == x.dtype else prediction.to(x.dtype)
@@ -72,10 +73,10 @@ class VelocityField(Prediction):
 
     converts = False
 
-    def __init__(self, field: nn.Module, path: Path | None, event_shape: Size, context_shape):
-        super().__init__(field, path, event_shape, context_shape)
+    def __init__(self, flow):
+        super().__init__(flow)
         self.outputs = 1
-        self.converts = path is not None and path.predict != "velocity"
+        self.converts = self.path is not None and self.path.predict != "velocity"
 
     @property
     def two_times(self) -> bool:
@@ -97,8 +98,8 @@ class VelocityField(Prediction):
         Raises:
             TypeError: where the field has none, and on a path whose velocity does not follow from one prediction.
         """
-        if self.converts and not isinstance(self.path, AffinePath):
-            raise no_closed_form(repr(self.path), "its velocity is made of two heads")
+        if self.converts and not self.path.affine:
+            raise no_closed_form(repr(self.path), "its velocity is made of two outputs")
         prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
         prediction = self._checked(prediction, x)
         if not self.converts:
@@ -122,9 +123,15 @@ class VelocityAndScore:
             raise ValueError(
                 f"flow.{method}: this flow has no path, so its schedule is unknown; build it with path=..."
             )
-        self.path, self.noisy = path, path.noisy
-        if self.noisy:
-            if path.heads != 2:
+        last = flow.trained_by[-1] if flow.trained_by else None
+        if last is not None and last.teaches in ("density", "steps"):
+            raise ValueError(
+                f"flow.{method}: the flow was last trained by {last.objective}, which teaches no velocity of {path!r}, "
+                f"so no score follows from it; train it by objectives.FlowMatching, or differentiate flow.log_prob."
+            )
+        self.path, self.adds_noise = path, path.adds_noise
+        if self.adds_noise:
+            if path.outputs != 2:
                 raise ValueError(
                     f"flow.{method}: {path!r} learns the velocity alone, and between two arbitrary ends the score does "
                     f"not follow from it; train with predict='score', or sample by an ODE solver."
@@ -134,12 +141,13 @@ class VelocityAndScore:
                     f"flow.{method}(guidance={guidance!r}): guidance mixes velocities, and on {path!r} the score is a "
                     f"head of its own; sample by an ODE solver, or without guidance."
                 )
-            self.field = Prediction(flow.field, path, flow.event_shape, flow.context_shape)
+            self.field = Prediction(flow)
             return
-        if path.coupling not in (None, "couplings.Independent"):
+        paired = [entry.coupling for entry in flow.trained_by if not entry.independent]
+        if paired:
             raise ValueError(
-                f"flow.{method}: the flow was trained with {path.coupling}, and on {path!r} the score follows from "
-                f"the velocity only for independent couplings. Train with couplings.Independent(), or on "
+                f"flow.{method}: the flow was trained with {paired[-1]}, and on {path!r} the score follows from the "
+                f"velocity only for independent couplings. Train with couplings.Independent(), or on "
                 f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
             )
         if not isinstance(base, Normal):
@@ -150,11 +158,11 @@ class VelocityAndScore:
         self.field, self.loc, self.scale = flow.velocity_field(guidance), base.loc, base.scale
         self.direct = guidance is None and path.predict != "velocity"
         if self.direct:  # expected ends without the way through the velocity, which may vanish
-            self.field = Prediction(flow.field, path, flow.event_shape, flow.context_shape)
+            self.field = Prediction(flow)
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         answer = self.field(t, x, context)
-        if self.noisy:
+        if self.adds_noise:
             return self.path.velocity(answer, x, t), self.path.score(answer, x, t)
         x1, x0 = self.path.ends(answer, x, t) if self.direct else self.path.velocity_ends(answer, x, t)
         velocity = self.path.combine(x1, x0, t) if self.direct else answer

@@ -9,6 +9,7 @@ from torch import nn
 import cflow
 from cflow import bases, divergence, fields, guidance, paths, solvers
 from cflow.data import Dequantise, Logit, Rescale
+from cflow.objectives import FlowMatching
 from cflow.testing import GaussianField, check_flow
 
 TIGHT = solvers.Dopri5(rtol=1e-7, atol=1e-7)
@@ -349,11 +350,12 @@ def test_a_failure_in_the_closed_form_step_has_a_status():
         flow.sample((50,), solver=solvers.Euler(steps=40))
 
 
-def test_flows_do_not_share_what_their_path_records():
+def test_flows_of_one_path_have_records_of_their_own():
     path = paths.Linear()
     one, two = (cflow.ContinuousFlow(MLP(2), bases.Normal(2), path=path) for _ in range(2))
-    one.path.coupling = "couplings.OptimalTransport"
-    assert two.path.coupling is path.coupling is None
+    one.record(FlowMatching())
+    assert one.trained_by == (FlowMatching().entry(),)
+    assert two.trained_by == ()
 
 
 def test_paths_with_other_ends_are_not_exchanged():

@@ -73,7 +73,7 @@ def needs_solver(flow, what: str) -> None:
 
 def classes_of(flow) -> int:
     """Gives how many classes a flow knows; 0 for one without labels."""
-    return getattr(getattr(flow, "field", None), "classes", 0)
+    return flow.classes
 
 
 def labels_of(flow, label: int | None, num: int) -> Tensor | None:

@@ -165,6 +165,7 @@ class Entropic(ABC):
     annealing: float | None = 0.25
 
     draws_base: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
     plans: ClassVar[bool] = True
 
     def __post_init__(self):

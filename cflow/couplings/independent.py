@@ -37,6 +37,7 @@ class Independent:
     """
 
     draws_base: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
     plans: ClassVar[bool] = False
 
     def __call__(

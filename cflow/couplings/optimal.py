@@ -77,6 +77,7 @@ class OptimalTransport:
     method: Literal["simplex", "assignment"] | None = None
 
     draws_base: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
     plans: ClassVar[bool] = True
 
     def __post_init__(self):

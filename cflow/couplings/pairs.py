@@ -43,6 +43,7 @@ class Paired:
     """
 
     draws_base: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
     plans: ClassVar[bool] = False
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:

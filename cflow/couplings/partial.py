@@ -60,6 +60,7 @@ class Partial:
     mass: float = 0.9
 
     draws_base: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
     plans: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -153,10 +153,10 @@ class Field(FieldContract, nn.Module):
 
 
 def check_outputs(name: str, outputs: int) -> None:
-    """Raises unless the number of heads is a positive integer."""
+    """Raises unless the number of outputs is a positive integer."""
     if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
         raise ValueError(
-            f"{name}(outputs={outputs!r}): a network returns one head or more; pass 1 for a velocity, 2 for a velocity "
+            f"{name}(outputs={outputs!r}): a network returns one output or more; pass 1 for a velocity, 2 for a velocity "
             f"and a score."
         )
 

@@ -274,7 +274,7 @@ def _part(flow, what: str, solver, guidance) -> Part:
     if what == "network":
         inputs = [("t", torch.Size(), flow.dtype), *inputs]
     if flow.context_shape is not None:
-        labels = getattr(getattr(flow, "field", None), "classes", 0) > 0
+        labels = flow.classes > 0
         inputs.append(("context", flow.context_shape, torch.int64 if labels else flow.dtype))
     return Part(module, inputs, {"network": "v", "sampler": "x", "log_prob": "log_prob"}[what], given)
 
@@ -348,7 +348,7 @@ def _described(flow, what: str, part: Part, batch: int | None) -> dict:
     }
     if what == "network":
         description["interval"] = list(flow.interval)
-    classes = getattr(getattr(flow, "field", None), "classes", 0)
+    classes = flow.classes
     if classes:
         description["classes"] = classes
     if what == "log_prob":

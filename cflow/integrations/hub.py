@@ -127,7 +127,7 @@ def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None)
     facts = {"class": type(flow).__name__, "parameters": f"{sum(each.numel() for each in flow.parameters()):,}"}
     if isinstance(flow, cflow.BaseFlow):
         facts["event shape"] = flow.event_shape if isinstance(flow.event_shape, dict) else tuple(flow.event_shape)
-        classes = getattr(getattr(flow, "field", None), "classes", 0)
+        classes = flow.classes
         facts["context"] = f"a label, 0 to {classes - 1}" if classes else _shown(flow.context_shape)
         facts["likelihood"] = flow.likelihood
         facts["transforms"] = ", ".join(type(each).__name__ for each in flow.transform) or "none"
@@ -150,7 +150,7 @@ def _use(flow: nn.Module) -> str:
     """Writes the line that draws samples."""
     if getattr(flow, "context_shape", None) is None:
         return "x = flow.sample((16,))"
-    if getattr(getattr(flow, "field", None), "classes", 0):
+    if flow.classes:
         return "x = flow.sample((16,), context=torch.tensor(0))"
     return f"x = flow.sample((16,), context=torch.zeros({_shown(flow.context_shape)}))"
 

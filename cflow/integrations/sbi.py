@@ -33,6 +33,7 @@ class FlowEstimator(ConditionalDensityEstimator):
     def __init__(self, flow: BaseFlow, condition_shape: Size, embedding_net: nn.Module, objective: Objective):
         super().__init__(flow, flow.event_shape, condition_shape)
         self._embedding_net, self.objective = embedding_net, objective
+        flow.record(objective)  # sbi's own loop trains it
 
     @property
     def embedding_net(self) -> nn.Module:
@@ -68,6 +69,7 @@ class VectorField(ConditionalVectorFieldEstimator):
     def __init__(self, flow: ContinuousFlow, condition_shape: Size, embedding_net: nn.Module, objective: FlowMatching):
         super().__init__(flow, flow.event_shape, condition_shape, embedding_net=embedding_net)
         self.objective = objective
+        flow.record(objective)  # sbi's own loop trains it
         zero = torch.zeros(1, *flow.event_shape)
         self._mean_base = flow.postprocess(zero)[0]
         self._std_base = flow.postprocess(zero + 1)[0] - self._mean_base
@@ -80,8 +82,7 @@ class VectorField(ConditionalVectorFieldEstimator):
         return self(input, condition, times)
 
     def loss(self, input: Tensor, condition: Tensor, times: Tensor | None = None) -> Tensor:
-        u = self.objective.preprocess(self.net, input)
-        batch = self.objective.prepare(self.net.base, u, _contexts(self, condition))
+        batch = self.objective.make_batch(self.net, input, _contexts(self, condition))
         if times is not None:
             batch.t = 1 - times
         return self.objective.loss(self.net, batch)

@@ -1,6 +1,6 @@
 """Objectives: how a flow is trained. Each is called as ``objective(flow, x, context) -> [B]``."""
 
-from .bridge_matching import BridgeBatch, BridgeMatching
+from .bridge_matching import BridgeMatching
 from .consistency import ConsistencyFlowMatching
 from .errors import FeatureError, Huber, PseudoHuber, Square
 from .ffjord import FFJORD, FFJORDBatch
@@ -21,7 +21,6 @@ from .weights import MinSNR, VelocityWeight
 __all__ = [
     "FFJORD",
     "AlphaDivergence",
-    "BridgeBatch",
     "BridgeMatching",
     "ConsistencyFlowMatching",
     "Distillation",

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor, nn
 
-from .. import registry
 from ..paths import Path
+from ..registry import register
 from ..shapes import on_tensors
 from .flow_matching import FlowMatching, MatchingBatch
 
-__all__ = ["BridgeBatch", "BridgeMatching"]
+__all__ = ["BridgeMatching"]
 
 
-@dataclass
-class BridgeBatch(MatchingBatch):
-    """Pairs with their times and the noise of the path."""
-
-    noise: Tensor | None = None
-
-
-@registry.register("objectives.BridgeMatching")
+@register("objectives.BridgeMatching")
 class BridgeMatching(FlowMatching):
     r"""Regresses a network on a path with noise of its own: between any two distributions, under any coupling.
 
@@ -61,25 +52,25 @@ class BridgeMatching(FlowMatching):
         torch.Size([16])
     """
 
-    noisy = True
-
     def __init__(
         self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, antithetic: bool = False
     ):
         super().__init__(coupling, times, weight, condition_dropout)
         self.antithetic = antithetic
 
-    def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> BridgeBatch:
-        batch = super().prepare(base, x, context, generator)
-        noise = torch.randn(batch.x1.shape, generator=generator, dtype=batch.x1.dtype, device=batch.x1.device)
-        return BridgeBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)}, noise=noise)
-
-    def _match(self, flow: nn.Module, path: Path, batch: BridgeBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         if not self.antithetic:
-            sample = path.sample(batch.x0, batch.x1, t, noise=batch.noise)
-            return path.loss(flow.predict(t, sample.xt, context), sample)
+            return super()._match(flow, path, batch, t, context)
         twice = lambda each: torch.cat((each, each))
         noise = torch.cat((batch.noise, -batch.noise))
         sample = path.sample(twice(batch.x0), twice(batch.x1), twice(t), noise=noise)
         loss = path.loss(flow.predict(sample.t, sample.xt, on_tensors(twice, context)), sample)
         return loss.unflatten(0, (2, -1)).mean(0)
+
+    def _path(self, flow: nn.Module) -> Path:
+        path = super()._path(flow)
+        if not path.adds_noise:
+            raise ValueError(
+                f"BridgeMatching: {path!r} has no noise beside its ends; train on it with objectives.FlowMatching."
+            )
+        return path

@@ -52,7 +52,7 @@ class ConsistencyFlowMatching(FlowMatching):
         torch.Size([16])
     """
 
-    teaches_steps = True
+    teaches = "steps"
 
     def __init__(
         self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, segments: int = 1,
@@ -84,9 +84,5 @@ class ConsistencyFlowMatching(FlowMatching):
 
     def _path(self, flow: nn.Module) -> Path:
         path = super()._path(flow)
-        if path.predict != "velocity":
-            raise ValueError(
-                f"ConsistencyFlowMatching: {path!r} does not predict the velocity, which is to be constant; use "
-                f"paths.Linear()."
-            )
+        self._check_velocity(path)
         return path

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import registry
 from ..couplings import Independent
 from ..paths import Path
-from ..paths.path import STEPS
-from ..shapes import expand_like, on_tensors
+from ..registry import register
 from ..times import Uniform
 from .objective import Objective, check_objects
 
@@ -20,16 +19,20 @@ __all__ = ["FlowMatching", "MatchingBatch"]
 
 @dataclass
 class MatchingBatch:
-    """Pairs with their times, drawn ahead of the step; ``t`` in [0, 1] is laid on the path's interval by the loss."""
+    """Pairs with their times, drawn ahead of the step; ``t`` in [0, 1] is laid on the path's interval by the loss.
+
+    ``drop [B]`` marks the items whose condition is left out, ``noise`` is what the path has drawn.
+    """
 
     x0: Tensor
     x1: Tensor
     t: Tensor
     context: Tensor | None = None
     drop: Tensor | None = None
+    noise: Any = None
 
 
-@registry.register("objectives.FlowMatching")
+@register("objectives.FlowMatching")
 class FlowMatching(Objective):
     r"""Regresses the field on the path between paired base and data samples.
 
@@ -38,7 +41,8 @@ class FlowMatching(Objective):
 
     The minimiser gives the marginal velocity of the path under the coupling :math:`\pi`, whatever the network predicts
     (``flow.path.predict``). With ``couplings.OptimalTransport()`` this is OT-CFM; with the linear path and
-    ``couplings.Independent()`` it is rectified flow's first round.
+    ``couplings.Independent()`` it is rectified flow's first round. Any kind of flow is trained that offers ``path``,
+    ``interval`` and ``predict(t, x, context)``; what is compared with what is up to the path.
 
     Args:
         coupling: which base sample goes with which data sample; independent where none is given.
@@ -50,8 +54,7 @@ class FlowMatching(Objective):
     Cost: one field call; the coupling's cost is paid in :meth:`prepare`, ahead of the step.
 
     Raises:
-        ValueError: for a flow without a path or on a bridge (which :class:`BridgeMatching` trains), or a dropout of
-            contexts on an unconditional flow.
+        ValueError: for a flow without a path, or a dropout of contexts on an unconditional flow.
 
     Source: Lipman et al., 2022, arXiv:2210.02747; Tong et al., Improving and Generalizing Flow-Based Generative Models
     with Minibatch Optimal Transport, 2023, arXiv:2302.00482; Ho and Salimans, Classifier-Free Diffusion Guidance, 2022,
@@ -64,9 +67,6 @@ class FlowMatching(Objective):
         >>> FlowMatching()(flow, torch.randn(16, 2)).shape
         torch.Size([16])
     """
-
-    noisy = False  # whether the paths that are matched hold noise beside their ends
-    teaches_steps = False  # whether whole steps are learned, and no velocity that an ODE could follow
 
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
@@ -92,11 +92,18 @@ class FlowMatching(Objective):
             x0, x1 = base.sample((x.shape[0],), generator=generator).to(x.dtype), x
         x0, x1, context = self.coupling(x0, x1, context, generator=generator)
         count, device = x1.shape[0], x1.device
-        t = self.times(count, generator=generator, device=device, dtype=x1.dtype)
+        # Times are floating numbers whatever the data are.
+        dtype = x1.dtype if x1.is_floating_point() else base.dtype
+        t = self.times(count, generator=generator, device=device, dtype=dtype)
         drop = None
         if self.condition_dropout > 0:
             drop = torch.rand(count, generator=generator, device=device) < self.condition_dropout
         return MatchingBatch(x0, x1, t, context, drop)
+
+    def make_batch(self, flow: nn.Module, x, context=None, generator=None) -> MatchingBatch:
+        batch = super().make_batch(flow, x, context, generator)
+        batch.noise = self._path(flow).draw(batch.x1, generator)
+        return batch
 
     def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
         path, context = self._path(flow), self._context(flow, batch)
@@ -115,22 +122,29 @@ class FlowMatching(Objective):
 
     def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         """Computes the error of the network on the path, ``[B]``."""
-        sample = path.sample(batch.x0, batch.x1, t)
+        sample = path.sample(batch.x0, batch.x1, t, noise=batch.noise)
         return path.loss(flow.predict(t, sample.xt, context), sample)
 
     def _path(self, flow: nn.Module) -> Path:
-        """Gives the flow's path, on which the coupling is noted."""
+        """Gives the flow's path, where it has one that can be matched."""
         name, path = type(self).__name__, getattr(flow, "path", None)
         if path is None:
             raise ValueError(
                 f"{name}: the flow has no path to match on; build it with ContinuousFlow(..., path=paths.Linear())."
             )
-        if path.noisy != self.noisy:
-            other = "BridgeMatching" if path.noisy else "FlowMatching"
-            what = "has noise of its own beside its ends" if path.noisy else "has no noise beside its ends"
-            raise ValueError(f"{name}: {path!r} {what}; train on it with objectives.{other}.")
-        path.coupling = self._record(path.coupling)
         return path
+
+    def _check_velocity(self, path: Path) -> None:
+        """Raises unless the network predicts the velocity of a path that adds no noise."""
+        name = type(self).__name__
+        if path.adds_noise:
+            raise ValueError(
+                f"{name}: {path!r} adds noise of its own beside its ends; train on it with objectives.BridgeMatching."
+            )
+        if path.predict != "velocity":
+            raise ValueError(
+                f"{name}: {path!r} does not predict the velocity, which is what is learned here; use paths.Linear()."
+            )
 
     def _context(self, flow: nn.Module, batch: MatchingBatch):
         """Gives the contexts, "no condition" in place of those that are dropped."""
@@ -142,11 +156,4 @@ class FlowMatching(Objective):
                 f"{type(self).__name__}(condition_dropout={self.condition_dropout}): there is no context to drop; "
                 "train with data=(x, context), or leave condition_dropout at 0."
             )
-        null = flow.field.null_context(context)
-        return on_tensors(lambda old, new: torch.where(expand_like(batch.drop, old), new, old), context, null)
-
-    def _record(self, before: str | None) -> str:
-        """Names the couplings that the flow has been trained with, oldest first, and last what teaches steps."""
-        names = [each for each in (before or "").split("+") if each and not each.startswith(STEPS)]
-        names = list(dict.fromkeys([*names, registry.name_of(type(self.coupling))]))
-        return "+".join([*names, STEPS + type(self).__name__] if self.teaches_steps else names)
+        return flow.drop_condition(context, batch.drop)

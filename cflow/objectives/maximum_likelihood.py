@@ -45,6 +45,7 @@ class MaximumLikelihood(Objective):
         torch.Size([16])
     """
 
+    teaches = "density"
     plans = False  # preparation is a few operations
 
     def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> tuple[Tensor, Tensor | float]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from cflow import registry
+from cflow.record import Teaches, TrainingEntry
 
 __all__ = ["Objective"]
 
@@ -23,8 +26,15 @@ class Objective(nn.Module):
     """Trains a flow: ``objective(flow, x, context) -> [B]``.
 
     A subclass writes :meth:`prepare`, which draws and couples (no network, safe in a worker thread), and :meth:`loss`,
-    which asks the flow's network. An objective with parameters of its own (a teacher) holds them as a module does.
+    which asks the flow's network. A trainer calls :meth:`make_batch`, perhaps in a thread, and then :meth:`loss`. An
+    objective with parameters of its own (a teacher) holds them as a module does.
     """
+
+    teaches: ClassVar[Teaches] = "velocity"
+    """What a flow has learned of it, for the flow's record of training; see :class:`cflow.TrainingEntry`."""
+
+    condition_dropout: float = 0.0
+    """The share of items that are trained without their condition."""
 
     members: int | None = None
     """How many samples an item of the data holds: ``None`` for one, ``[B, *event]``; 2 for given pairs of a base and a
@@ -37,13 +47,30 @@ class Objective(nn.Module):
     told: Mapping[str, Tensor | float] = MappingProxyType({})
     """What the last loss has told."""
 
+    def __init__(self):
+        super().__init__()
+        self.coupling = None
+        """Which base sample goes with which data sample, where the objective pairs them."""
+
     @property
     def plans(self) -> bool:
         """Whether preparation takes long enough to run ahead of the step: what its coupling says, if it has one.
 
         Threads share the interpreter: where preparation is a few draws, a thread for it slows the step down.
         """
-        return getattr(getattr(self, "coupling", None), "plans", True)
+        return True if self.coupling is None else self.coupling.plans
+
+    def entry(self) -> TrainingEntry:
+        """Says what a flow trained by this objective has learned; the flow keeps it (``flow.record(objective)``)."""
+        name = lambda obj: registry.name_of(type(obj)) if registry.is_known(type(obj)) else type(obj).__qualname__
+        coupling = self.coupling
+        return TrainingEntry(
+            objective=name(self),
+            teaches=self.teaches,
+            coupling=None if coupling is None else name(coupling),
+            independent=coupling is None or coupling.independent,
+            condition_dropout=self.condition_dropout,
+        )
 
     def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
@@ -82,6 +109,10 @@ class Objective(nn.Module):
     def review(self, history: Sequence[dict[str, Any]]) -> None:
         """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""
 
+    def make_batch(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
+        """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked."""
+        u = self.preprocess(flow, flow.cast(x), generator)
+        return self.prepare(flow.base, u, flow.cast(context), generator)
+
     def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
-        x = self.preprocess(flow, flow.cast(x), generator)
-        return self.loss(flow, self.prepare(flow.base, x, flow.cast(context), generator))
+        return self.loss(flow, self.make_batch(flow, x, context, generator))

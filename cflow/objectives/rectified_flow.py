@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..paths import Linear, Path
+from ..paths import Path
 from ..registry import register
 from ..shapes import expand_like
 from ..times import LogitNormal
@@ -61,7 +61,7 @@ class RectifiedFlow(FlowMatching):
         self.error = Square() if error is None else error
 
     def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
-        sample = path.sample(batch.x0, batch.x1, t)
+        sample = path.sample(batch.x0, batch.x1, t, noise=batch.noise)
         prediction = flow.predict(t, sample.xt, context)
         if path.predict == "velocity" and getattr(self.error, "ends", False):
             return self.error(sample.xt + expand_like(1 - t, prediction) * prediction, batch.x1)
@@ -69,7 +69,7 @@ class RectifiedFlow(FlowMatching):
 
     def _path(self, flow: nn.Module) -> Path:
         path = super()._path(flow)
-        if not isinstance(path, Linear) or path.predict not in ("velocity", "x1"):
+        if not path.straight or path.predict not in ("velocity", "x1"):
             raise ValueError(
                 f"{type(self).__name__}: the lines between pairs are paths.Linear(), with velocities or x1 to predict, "
                 f"and the flow is on {path!r}; read it as one by flow.with_path(paths.Linear()), or by "

@@ -89,7 +89,7 @@ class Distillation(Reflow):
         torch.Size([16])
     """
 
-    teaches_steps = True
+    teaches = "steps"
 
     def __init__(
         self, evaluations: int = 1, error=None, condition_dropout: float = 0.0, *, teacher: nn.Module | None = None,
@@ -109,7 +109,14 @@ class Distillation(Reflow):
             )
         self.evaluations, self.solver, self.guidance = evaluations, solver, guidance
         # A copy: the flow that was given may be trained on, and is not frozen with this one.
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False)
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Distillation:
+        """Sets the mode of what is trained; a teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     @property
     def members(self) -> int:
@@ -138,7 +145,7 @@ class Distillation(Reflow):
                 )
             # Lower precision than the solver's tolerance would be error to it, and many steps.
             with torch.no_grad(), torch.autocast(batch.x0.device.type, enabled=False):
-                solution = self.teacher.eval().transport(
+                solution = self.teacher.transport(
                     batch.x0, 0.0, 1.0, batch.context, solver=self.solver, guidance=self.guidance
                 )
             batch = MatchingBatch(batch.x0, solution.require_success().y, batch.t, batch.context, batch.drop)

@@ -47,6 +47,7 @@ class TwoTimes(FlowMatching):
     ``fit`` records the errors before that division as ``matched`` (where ``s = t``) and ``stepped``.
     """
 
+    teaches = "average velocity"
     tells = ("matched", "stepped")
 
     def __init__(
@@ -82,7 +83,7 @@ class TwoTimes(FlowMatching):
         upto = (torch.arange(len(t) + 1, dtype=torch.float64, device=t.device) * self.share + begin + 1e-9).floor()
         far = upto[1:] > upto[:-1]
         return StepBatch(
-            batch.x0, batch.x1, torch.where(far, t, batch.t), batch.context, batch.drop, torch.where(far, s, batch.t)
+            batch.x0, batch.x1, torch.where(far, t, batch.t), batch.context, batch.drop, s=torch.where(far, s, batch.t)
         )
 
     def _steps(self, t: Tensor, generator) -> tuple[Tensor, Tensor]:
@@ -120,18 +121,15 @@ class TwoTimes(FlowMatching):
         if self.guidance == 1:
             return v
         with torch.no_grad():
-            without = flow.predict(t, x, flow.field.null_context(context), s=t)
+            without = flow.predict(t, x, flow.drop_condition(context), s=t)
         return torch.where(expand_like(drop, v), v, torch.lerp(without, v, self.guidance))
 
     def _path(self, flow: nn.Module) -> Path:
         path, name = super()._path(flow), type(self).__name__
+        self._check_velocity(path)
         if not as_field(flow.field).two_times:
             raise ValueError(
                 f"{name}: {type(flow.field).__name__} reads one time, and an average velocity belongs to two; build it "
                 f"with two_times=True, or make fields.two_times(flow.field) of a trained one."
-            )
-        if path.predict != "velocity":
-            raise ValueError(
-                f"{name}: {path!r} does not predict the velocity, whose average is learned; use paths.Linear()."
             )
         return path

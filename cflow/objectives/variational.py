@@ -54,6 +54,7 @@ class Variational(Objective):
             ahead of the step; a learned ``discrete.Elementwise(discrete.Affine(), D)`` does the same).
     """
 
+    teaches = "density"
     members = 0
     plans = False  # preparation is one draw
 

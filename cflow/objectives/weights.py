@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..paths import AffinePath, Path
+from ..paths import VelocityPath
 from ..registry import register
 
 __all__ = ["MinSNR", "VelocityWeight"]
 
 
-def _check_affine(weight, path: Path) -> None:
-    if not isinstance(path, AffinePath):
+def _check_affine(weight, path: VelocityPath) -> None:
+    if not path.affine:
         raise ValueError(
             f"{weight!r} on {path!r}: it weighs one prediction on an affine path, and this path learns others; leave "
             f"the weight away, or pass a function (path, t) -> [B] of your own."
@@ -46,7 +46,7 @@ class VelocityWeight:
         if not self.maximum > 0:
             raise ValueError(f"VelocityWeight(maximum={self.maximum}): a weight is positive; pass a value such as 1e3.")
 
-    def __call__(self, path: AffinePath, t: Tensor) -> Tensor:
+    def __call__(self, path: VelocityPath, t: Tensor) -> Tensor:
         _check_affine(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         match path.predict:
@@ -85,7 +85,7 @@ class MinSNR:
         if not self.gamma > 0:
             raise ValueError(f"MinSNR(gamma={self.gamma}): the cap is positive; the paper uses 5.")
 
-    def __call__(self, path: AffinePath, t: Tensor) -> Tensor:
+    def __call__(self, path: VelocityPath, t: Tensor) -> Tensor:
         _check_affine(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         square = sigma.square()

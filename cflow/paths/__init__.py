@@ -1,5 +1,6 @@
 """Probability paths between base and data, and what the network is asked to predict on them.
 
+:class:`Path` is what flows of every kind are trained on, :class:`VelocityPath` one whose marginals a velocity carries.
 :class:`AffinePath` and its schedules mix a base and a data sample; :class:`Interpolant` adds noise on the way, which
 gives every pair of ends a score (:class:`BrownianBridge` is the one of Schroedinger bridges).
 """
@@ -7,7 +8,7 @@ gives every pair of ends a score (:class:`BrownianBridge` is the one of Schroedi
 from .affine import AffinePath
 from .gammas import BrownianGamma, Gamma, QuadraticGamma, SigmoidGamma, SineGamma
 from .interpolant import BrownianBridge, Interpolant
-from .path import Path, PathSample
+from .path import Path, PathSample, VelocityPath
 from .reschedule import Rescheduled
 from .schedules import Cosine, Linear, Polynomial, VariancePreserving
 
@@ -27,4 +28,5 @@ __all__ = [
     "SigmoidGamma",
     "SineGamma",
     "VariancePreserving",
+    "VelocityPath",
 ]

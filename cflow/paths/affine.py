@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import expand_like
-from .path import Path, PathSample, first_time, mean_square
+from .path import PathSample, VelocityPath, first_time, mean_square
 
 __all__ = ["AffinePath"]
 
@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
     d_sigma: Tensor
 
 
-class AffinePath(Path):
+class AffinePath(VelocityPath):
     r"""Joins base and data by a schedule.
 
     .. math:: x_t = \alpha_t x_1 + \sigma_t x_0, \qquad
@@ -43,21 +43,21 @@ class AffinePath(Path):
     ============ ============================= ====================================== =======================
 
     ``interval`` is that range of times: training draws times in it, solvers stay in it, and the rest of [0, 1] is
-    crossed by one closed-form step (:meth:`step`), which is exact for a constant posterior mean.
+    crossed by one closed-form step (:meth:`closed_form_step`), which is exact for a constant posterior mean.
 
     Args:
         predict: what the network predicts.
         margin: the smallest ``alpha`` or ``sigma`` by which a conversion divides.
-        coupling: name of the coupling that the network was trained with; objectives record it here.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
     2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("velocity", "x1", "noise", "score")
+    affine: ClassVar[bool] = True
 
-    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None):
-        super().__init__(predict, margin, coupling)
+    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3):
+        super().__init__(predict, margin)
 
     # The schedule, which a subclass gives for t of any shape
 
@@ -116,8 +116,8 @@ class AffinePath(Path):
 
     # Training
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, mask: Tensor | None = None, generator=None) -> PathSample:
-        """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]`` (affine paths add no noise)."""
+    def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
+        """Computes the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``; affine paths add no noise."""
         self._check_ends(x0, x1, t)
         c = self.coefficients(t, x1)
         xt = c.alpha * x1 + c.sigma * x0
@@ -205,12 +205,12 @@ class AffinePath(Path):
         """Gives the velocity from the expected ends."""
         return expand_like(self.d_alpha(t), x1) * x1 + expand_like(self.d_sigma(t), x0) * x0
 
-    def step(
-        self, prediction: Tensor, x: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, generator=None
-    ) -> Tensor:
-        r"""Advances from ``t`` to ``s`` with the expected ends held fixed.
+    def step(self, prediction, x, t, s, *, mask=None, generator=None) -> Tensor:
+        r"""Moves ``x`` from ``t`` to ``s`` with the expected ends held fixed; what ``mask`` does not mark stays.
 
         .. math:: x_s = x_t + (\alpha_s - \alpha_t) \hat x_1 + (\sigma_s - \sigma_t) \hat x_0
+
+        Cost: no call of the network, no draws; ``t`` lies inside the interval.
 
         Source: Song, Meng and Ermon, Denoising Diffusion Implicit Models, 2020, arXiv:2010.02502.
         """
@@ -223,6 +223,15 @@ class AffinePath(Path):
         change = expand_like(self.alpha(s) - self.alpha(t), x1) * x1
         return change + expand_like(self.sigma(s) - self.sigma(t), x0) * x0
 
-    def cross(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Gives the change from ``t`` to ``s`` with the expected ends at ``tau`` held fixed: the closed-form step."""
+    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Computes the change from ``t`` to ``s`` with the expected ends at ``tau`` held fixed."""
         return self.increment(*self.velocity_ends(velocity, x, tau), t, s)
+
+    def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
+        """Computes the ratio of the data's weights at the data's end, of the norms at the base's.
+
+        At the data's end the noise of the margin stays in; at the base's, ``margin`` times the data's mean is
+        neglected.
+        """
+        size = self.alpha if at_data else self.norm
+        return size(s) / size(t)

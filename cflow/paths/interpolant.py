@@ -11,7 +11,7 @@ from ..registry import register
 from ..shapes import expand_like
 from .affine import AffinePath
 from .gammas import BrownianGamma, Gamma
-from .path import Path, PathSample, first_time, mean_square
+from .path import PathSample, VelocityPath, first_time, mean_square
 from .schedules import Linear
 
 __all__ = ["BrownianBridge", "Interpolant"]
@@ -21,7 +21,7 @@ SCORED = ("score", "velocity+score")  # the second head is the score itself
 
 
 @register("paths.Interpolant")
-class Interpolant(Path):
+class Interpolant(VelocityPath):
     r"""Joins two distributions by a schedule, with noise that vanishes at both ends.
 
     .. math:: x_t = \alpha_t x_1 + \sigma_t x_0 + \gamma_t z, \qquad z \sim \mathcal N(0, I)
@@ -33,10 +33,10 @@ class Interpolant(Path):
                      = \mathbb E[u_t | x] - \tfrac12 (\gamma_t^2)^{\boldsymbol\cdot} \, s_t(x), \qquad
               s_t(x) = \nabla \log p_t(x) = -\mathbb E[z | x] / \gamma_t
 
-    One network learns both, with two heads ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
+    One network learns both, with two outputs ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
 
     ================== ========================= ============== =====================================================
-    ``predict``        heads                     interval       for
+    ``predict``        outputs                   interval       for
     ================== ========================= ============== =====================================================
     score              ``E[u|x]``, ``s``         [0, 1]         ends with a density: nothing is divided by, anywhere
     velocity+score     ``v``, ``s``              inside, where  SDEs, above all with a small network (see below)
@@ -61,7 +61,6 @@ class Interpolant(Path):
         gamma: the width of the noise, such as ``paths.BrownianGamma(1.0)``.
         predict: what the network predicts.
         margin: how far from the ends the interval stays where a conversion is singular there.
-        coupling: name of the coupling that the network was trained with; objectives record it here.
 
     Raises:
         ValueError: for an unknown prediction or margin.
@@ -78,7 +77,7 @@ class Interpolant(Path):
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("score", "velocity+score", "noise", "velocity")
-    noisy: ClassVar[bool] = True
+    adds_noise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,7 +86,6 @@ class Interpolant(Path):
         predict: Prediction = "score",
         *,
         margin: float = 1e-3,
-        coupling: str | None = None,
     ):
         self.schedule = Linear() if schedule is None else schedule
         self.gamma = BrownianGamma() if gamma is None else gamma
@@ -102,7 +100,7 @@ class Interpolant(Path):
                 f"{type(self).__name__}(schedule={self.schedule!r}): the schedule only weighs the two ends, and what "
                 f"the network predicts is said by the interpolant itself; leave predict out of the schedule."
             )
-        super().__init__(predict, margin, coupling)
+        super().__init__(predict, margin)
         widest = float(self.gamma(torch.tensor(0.5, dtype=torch.float64)))
         if predict == "noise" and widest <= margin:
             raise ValueError(
@@ -112,7 +110,7 @@ class Interpolant(Path):
             )
 
     @property
-    def heads(self) -> int:
+    def outputs(self) -> int:
         return 1 if self.predict == "velocity" else 2
 
     def _interval(self) -> tuple[float, float]:
@@ -130,33 +128,23 @@ class Interpolant(Path):
         wide = lambda t: self.gamma(t) >= self.margin
         return max(low, first_time(wide, (0.0, 0.5))), min(high, 1 - first_time(lambda t: wide(1 - t), (0.0, 0.5)))
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Gives the weight of the data."""
-        return self.schedule.alpha(t)
-
-    def norm(self, t: Tensor) -> Tensor:
-        """Gives the standard deviation of ``x_t`` without its noise, where base and data have unit variance."""
-        return self.schedule.norm(t)
+    def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
+        """Computes that of the schedule; at the data's end the noise of width ``gamma(margin)`` stays in."""
+        return self.schedule.scale_change(t, s, at_data=at_data)
 
     # Training
 
-    def sample(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        t: Tensor,
-        *,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-    ) -> PathSample:
+    def draw(self, x1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws standard normal noise like ``x1``."""
+        return torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
+
+    def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
         """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``, with ``noise`` where given.
 
         The target of a score is kept multiplied by ``gamma``, as :meth:`loss` wants it.
         """
         self._check_ends(x0, x1, t)
-        if noise is None:
-            noise = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
+        noise = self.draw(x1, generator) if noise is None else noise
         c, gamma = self.schedule.coefficients(t, x1), expand_like(self.gamma(t), x1)
         xt = c.alpha * x1 + c.sigma * x0 + gamma * noise
         drift = c.d_alpha * x1 + c.d_sigma * x0
@@ -172,13 +160,13 @@ class Interpolant(Path):
         return PathSample(xt, t, x0, x1, target, mask)
 
     def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        r"""Computes the mean squared error of the heads per item, ``[B]``, in float32 or better; scores times gamma."""
+        """Computes the mean squared error per item, ``[B]``, in float32 or better; that of scores times gamma."""
         target, mask = sample.target, sample.mask
         prediction = prediction.to(torch.promote_types(target.dtype, torch.float32))
         if self.predict in SCORED:
             first, score = prediction.unbind(1)
             prediction = torch.stack((first, expand_like(self.gamma(sample.t), score) * score), 1)
-        if mask is not None and self.heads == 2:
+        if mask is not None and self.outputs == 2:
             mask = mask.expand_as(sample.xt).unsqueeze(1)
         return mean_square(prediction - target, mask)
 
@@ -200,8 +188,8 @@ class Interpolant(Path):
         second = prediction[:, 1]
         return second if self.predict in SCORED else -second / expand_like(self.gamma(t), x)
 
-    def cross(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Gives the change from ``t`` to ``s`` at the velocity of ``tau``: Euler's step."""
+    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Computes the change from ``t`` to ``s`` at the velocity of ``tau``: Euler's step."""
         return (s - t) * velocity
 
 
@@ -224,12 +212,10 @@ class BrownianBridge(Interpolant):
     Example:
         >>> path = BrownianBridge(sigma=1.0)
         >>> sample = path.sample(torch.zeros(4, 2), torch.ones(4, 2), torch.zeros(4))
-        >>> bool((sample.xt == 0).all()), path.heads
+        >>> bool((sample.xt == 0).all()), path.outputs
         (True, 2)
     """
 
-    def __init__(
-        self, sigma: float = 1.0, predict: Prediction = "score", *, margin: float = 1e-3, coupling: str | None = None
-    ):
+    def __init__(self, sigma: float = 1.0, predict: Prediction = "score", *, margin: float = 1e-3):
         self.sigma = sigma
-        super().__init__(None, BrownianGamma(sigma), predict, margin=margin, coupling=coupling)
+        super().__init__(None, BrownianGamma(sigma), predict, margin=margin)

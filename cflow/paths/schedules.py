@@ -31,20 +31,21 @@ class Linear(AffinePath):
         tensor([0.2500, 1.0000])
     """
 
+    straight = True
+
     def __init__(
         self,
         predict: Prediction = "velocity",
         *,
         sigma_min: float = 0.0,
         margin: float = 1e-3,
-        coupling: str | None = None,
     ):
         if not 0 <= sigma_min < 1:
             raise ValueError(
                 f"Linear(sigma_min={sigma_min}): the width at the data's end lies in [0, 1); use 0 or 1e-4."
             )
         self.sigma_min = sigma_min
-        super().__init__(predict, margin=margin, coupling=coupling)
+        super().__init__(predict, margin=margin)
 
     def alpha(self, t: Tensor) -> Tensor:
         return t
@@ -75,13 +76,11 @@ class Polynomial(AffinePath):
         tensor(0.1250)
     """
 
-    def __init__(
-        self, power: float = 2.0, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None
-    ):
+    def __init__(self, power: float = 2.0, predict: Prediction = "velocity", *, margin: float = 1e-3):
         if not power >= 1:
             raise ValueError(f"Polynomial(power={power}): below 1 the velocity is infinite at t = 0; use a power >= 1.")
         self.power = power
-        super().__init__(predict, margin=margin, coupling=coupling)
+        super().__init__(predict, margin=margin)
 
     def alpha(self, t: Tensor) -> Tensor:
         return t**self.power
@@ -122,8 +121,8 @@ class Cosine(AffinePath):
         1.0
     """
 
-    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3, coupling: str | None = None):
-        super().__init__(predict, margin=margin, coupling=coupling)
+    def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3):
+        super().__init__(predict, margin=margin)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sin(math.pi / 2 * t)
@@ -168,7 +167,6 @@ class VariancePreserving(AffinePath):
         beta_min: float = 0.1,
         beta_max: float = 20.0,
         margin: float = 1e-3,
-        coupling: str | None = None,
     ):
         if not 0 < beta_min < beta_max:
             raise ValueError(
@@ -176,7 +174,7 @@ class VariancePreserving(AffinePath):
                 f"0 < beta_min < beta_max; the usual values are 0.1 and 20."
             )
         self.beta_min, self.beta_max = beta_min, beta_max
-        super().__init__(predict, margin=margin, coupling=coupling)
+        super().__init__(predict, margin=margin)
 
     def _decay(self, t: Tensor) -> Tensor:
         s = 1 - t

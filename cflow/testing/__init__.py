@@ -12,6 +12,7 @@ from cflow.testing.divergences import check_divergence
 from cflow.testing.fields import check_field
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
+from cflow.testing.objectives import check_objective
 from cflow.testing.paths import GaussianField, check_path
 from cflow.testing.times import check_times
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_field",
     "check_flow",
     "check_interpolant",
+    "check_objective",
     "check_path",
     "check_solver",
     "check_times",

@@ -73,7 +73,10 @@ def _check_attributes(field) -> None:
     demand(shape in (None, ...) or isinstance(shape, Size | dict), "context_shape is None or a torch.Size")
     demand(isinstance(classes, int) and classes >= 0, "classes counts the labels, 0 for none")
     demand(not classes or shape in (Size(()), ...), "a class label has the context_shape ()")
-    demand(field.outputs is ... or (isinstance(field.outputs, int) and field.outputs >= 1), "outputs counts the heads")
+    demand(
+        field.outputs is ... or (isinstance(field.outputs, int) and field.outputs >= 1),
+        "outputs counts what is returned",
+    )
     demand(isinstance(field.two_times, bool), "two_times is a bool")
     low, high = field.interval
     demand(0 <= low < high <= 1, "interval is a stretch of [0, 1]")

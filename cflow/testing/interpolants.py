@@ -27,7 +27,7 @@ class GaussianBridgeField(Field):
 
     ``source`` and ``target`` are the ends' ``(mean, deviation)``. The oracle for bridges and stochastic solvers.
 
-    Shapes: as a field's; two heads ``[B, 2, *event]`` where the path has two.
+    Shapes: as a field's; two outputs ``[B, 2, *event]`` where the path has two.
 
     Example:
         >>> from cflow import paths
@@ -39,7 +39,7 @@ class GaussianBridgeField(Field):
 
     def __init__(self, path: Interpolant, event_shape=1, source=(-1.0, 0.8), target=(0.7, 0.5)):
         super().__init__(event_shape)
-        self.path, self.source, self.target, self.outputs = path, source, target, path.heads
+        self.path, self.source, self.target, self.outputs = path, source, target, path.outputs
         self.register_buffer("scale", torch.ones(()))
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class GaussianBridgeField(Field):
         a, s, g = self.path.schedule.alpha(t), self.path.schedule.sigma(t), self.path.gamma(t)
         return a * m1 + s * m0, (a * s1) ** 2 + (s * s0) ** 2 + g**2
 
-    def heads(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gives the expected drift, the expected noise and the score."""
         (m0, s0), (m1, s1) = self.source, self.target
         mean, variance = (expand_like(each, x) for each in self.moments(t))
@@ -59,7 +59,7 @@ class GaussianBridgeField(Field):
 
     def forward(self, t: Tensor, x: Tensor, context=None, *, s=None) -> Tensor:
         t = self.check(t, x, context, s)
-        drift, noise, score = self.heads(t, x)
+        drift, noise, score = self.parts(t, x)
         velocity = drift + expand_like(self.path.gamma.slope(t), x) * noise
         match self.path.predict:
             case "velocity":
@@ -128,10 +128,10 @@ def _check_flow(path: Interpolant) -> None:
     low, high = path.interval
     for where in (0.1, 0.5, 0.9):
         at = torch.full((32,), where, dtype=torch.float64)
-        drift, noise, score = field.heads(at, x0)
+        drift, noise, score = field.parts(at, x0)
         velocity = drift + expand_like(path.gamma.slope(at), x0) * noise
         close(flow.velocity(where, x0), velocity, 1e-9, f"the velocity at t = {where}")
-        if path.heads == 2:
+        if path.outputs == 2:
             close(flow.score(where, x0), score, 1e-9, f"the score at t = {where}")
     (m0, s0), (m1, s1) = field.source, field.target
     exact = m1 + s1 / s0 * (x0 - m0)

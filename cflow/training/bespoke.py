@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cflow.paths import AffinePath
 from cflow.shapes import rows
 from cflow.solvers import (
     DEIS,
@@ -274,7 +273,7 @@ def _generic(flow, steps: int) -> list[Bespoke]:
     written = []
     for count in dict.fromkeys(range(steps, max(0, steps - 3), -1)):
         solvers = [Euler(count), AdamsBashforth(count), AdamsBashforth(count, order=3)]
-        if isinstance(flow.path, AffinePath):
+        if flow.path is not None and flow.path.affine:
             solvers += [DPMSolverPP2M(count), UniPC(count), DEIS(count)]
         solvers += [Midpoint(steps=max(1, count // 2)), Heun(max(1, count // 2)), RK4(max(1, count // 4))]
         written += [each for each in (_written(flow, solver, steps) for solver in solvers) if each is not None]

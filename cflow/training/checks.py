@@ -101,7 +101,7 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
                 f"have no context; pass a pair (x, context)."
             )
         contexts = _check_shape(context, flow.context_shape, f"{pair}: the context", "[N", None, "reads contexts")
-        classes = getattr(getattr(flow, "field", None), "classes", 0)
+        classes = flow.classes
         if classes and isinstance(context, Tensor) and context.device.type == "cpu" and len(context):
             wrong = ((context < 0) | (context >= classes)).nonzero().flatten()
             if len(wrong):
@@ -145,8 +145,8 @@ def _shown(shape: Any) -> Any:
 def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     """Checks the arguments that stand alone; ``options`` holds them by name."""
     for name, value, methods, example in (
-        ("flow", flow, ("parameters", "preprocess", "cast"), "cflow.ContinuousFlow(...)"),
-        ("objective", objective, ("prepare", "loss"), "objectives.FlowMatching()"),
+        ("flow", flow, ("parameters", "preprocess", "cast", "record"), "cflow.ContinuousFlow(...)"),
+        ("objective", objective, ("make_batch", "loss", "entry"), "objectives.FlowMatching()"),
         ("schedule", options.schedule, ("__call__",), "training.Cosine(warmup=100)"),
     ):
         if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):

@@ -90,10 +90,10 @@ def fit(
 ) -> Run:
     r"""Trains a flow: AdamW on the mean of ``objective`` over batches of ``data``.
 
-    The flow is trained in place and holds the averaged weights afterwards (the raw ones stay in the checkpoint). All
-    draws are by counter: those of step ``n`` depend on ``(seed, n)``, the order of epoch ``e`` on ``(seed, e)``. So a
-    run that was killed and is resumed on one process ends with the same weights to the bit, and torch's global random
-    state is left as it was.
+    The flow is trained in place and holds the averaged weights afterwards (the raw ones stay in the checkpoint); what
+    it was trained with is added to ``flow.trained_by``. All draws are by counter: those of step ``n`` depend on
+    ``(seed, n)``, the order of epoch ``e`` on ``(seed, e)``. So a run that was killed and is resumed on one process
+    ends with the same weights to the bit, and torch's global random state is left as it was.
 
     **Several processes.** Under ``accelerate launch`` (or ``torchrun``) every process calls ``fit`` alike. Gradients
     are averaged by DDP, or, with ``--use_fsdp --fsdp_version 2``, weights, gradients, optimizer and average are
@@ -223,6 +223,9 @@ def fit(
     loop.tracker = Tracker(folder if writes else None, loop.step)
     resumed_from = loop.step if saved else None
 
+    begun, trained_before = loop.step, flow.trained_by
+    if not (saved and trained_before and trained_before[-1] == objective.entry()):  # noted by the run that goes on
+        flow.record(objective)
     modes = [(part, part.training) for part in flow.modules()]
     flow.train()
     bar = _bar(loop, steps) if progress and processes.is_main else None
@@ -239,6 +242,8 @@ def fit(
             bar.close()
         for part, mode in modes:
             part.training = mode
+        if loop.step == begun and loop.step < steps:  # it has failed before anything was learned
+            flow.trained_by = trained_before
         if average is not None:
             average.copy_to_module()
         for parameter in loop.parameters:

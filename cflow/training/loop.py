@@ -75,10 +75,8 @@ class Loop:
     def prepare(self, raw: RawBatch, *counters: int) -> Any:
         """Carries a raw batch to what the objective's loss takes; all draws come from the stream of ``counters``."""
         generator = generator_for(self.device, self.options.seed, *counters)
-        x, context = self.flow.cast(raw.x), self.flow.cast(raw.context)
         with torch.no_grad():
-            u = self.objective.preprocess(self.flow, x, generator)
-            return self.objective.prepare(getattr(self.flow, "base", None), u, context, generator)
+            return self.objective.make_batch(self.flow, raw.x, raw.context, generator)
 
     def check(self, raw: RawBatch) -> RawBatch:
         """Raises where the shapes of a raw batch are not the flow's."""
@@ -132,10 +130,6 @@ class Loop:
         options, begun = self.options, time.perf_counter() - self.seconds
         self.tracker.begin(self.tells)
         if self.step == steps:
-            # Objectives note on the flow what it was trained with: a finished run taken up again must know it too.
-            self.flow.eval()
-            with self.trained.gathered(), torch.no_grad(), stream(self.device, options.seed, FORWARD, self.step):
-                self.trained.loss(self.prepare(self.check(self.source.fetch()), PREPARE, self.step))
             return False
         batches = self.batches(steps)
         stopped = False

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cflow.couplings import paired
-from cflow.fields import as_field
 from cflow.registry import outline
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.streams import PAIRS, generator_for
@@ -192,7 +191,7 @@ def _shard(flow, count, context, data, seed, index, batch_size, solver, guidance
 
 
 def _contexts(flow, context: Tensor | None, num: int, data: Tensor | None) -> Tensor | None:
-    classes = as_field(flow.field).classes
+    classes = flow.classes
     if context is None and classes and data is None:
         return torch.arange(classes)
     if (context is None) != (flow.context_shape is None):

@@ -10,7 +10,7 @@ import torch
 
 from cflow import registry
 from cflow.objectives import Distillation, Reflow
-from cflow.paths import AffinePath, Linear
+from cflow.paths import Linear
 from cflow.solvers import Dopri5, Euler, FlowMap
 from cflow.training.fit import fit
 from cflow.training.pairs import Pairs
@@ -128,7 +128,7 @@ def distill(
 
 def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
     predicts = "velocity" if flow.path is None else flow.path.predict
-    if predicts not in ("velocity", "x1") or not isinstance(flow.path, AffinePath | None):
+    if predicts not in ("velocity", "x1") or (flow.path is not None and not flow.path.affine):
         raise ValueError(
             f"{name}: the flow is on {flow.path!r}, and few steps start at t = 0, where its prediction gives no "
             f"velocity; train a new flow of velocities on the pairs: training.fit(new, objectives."
@@ -137,7 +137,7 @@ def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
     student = copy.deepcopy(flow)
     if student.path is None:
         student = registry.replace(student, path=Linear())
-    elif not isinstance(student.path, Linear):
+    elif not student.path.straight:
         student = student.with_path(Linear(predicts))
     if isinstance(student.solver, FlowMap):
         student.solver = Dopri5(rtol=1e-5, atol=1e-6)

@@ -195,7 +195,11 @@ LABELS = {"context_shape": ()}
             "Adapted",
         ),
         (lambda: cflow.ContinuousFlow(Doubled(2), bases.Normal(2)), None, "Doubled"),
-        (lambda: cflow.ContinuousFlow(MLP(2, outputs=2), bases.Normal(2), **BRIDGE), None, "BrownianBridge.*two heads"),
+        (
+            lambda: cflow.ContinuousFlow(MLP(2, outputs=2), bases.Normal(2), **BRIDGE),
+            None,
+            "Bridge.*two outputs",
+        ),
         (
             lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), path=paths.Linear()).with_path(paths.Cosine()),
             None,

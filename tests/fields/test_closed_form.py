@@ -180,7 +180,7 @@ def test_an_empty_batch_has_an_empty_trace(build):
 
 
 def test_two_heads_have_no_trace():
-    with pytest.raises(ValueError, match=r"MLP\(outputs=2\).*2 heads.*Exact"):
+    with pytest.raises(ValueError, match=r"MLP\(outputs=2\).*2 outputs.*Exact"):
         MLP(2, outputs=2).value_and_divergence(torch.tensor(0.5), torch.zeros(3, 2))
 
 

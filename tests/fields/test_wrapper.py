@@ -243,6 +243,16 @@ def test_a_foreign_network_guides_as_the_weak_one(generator):
     assert guided.classes == 0
 
 
+def test_a_weak_flow_of_two_outputs_guides_by_its_velocity(generator):
+    path = paths.BrownianBridge(predict="score")
+    good, weak = (cflow.ContinuousFlow(MLP(2, hidden=(8,), outputs=2), bases.Normal(2), path=path) for _ in range(2))
+    t, x = torch.full((3,), 0.3), torch.randn(3, 2, generator=generator)
+    guided = good.velocity_field(AutoGuidance(weak, 2.0))
+    torch.testing.assert_close(guided(t, x), 2 * good.velocity(t, x) - weak.velocity(t, x))
+    with pytest.raises(ValueError, match="2 outputs gives no velocity by itself"):
+        AutoGuidance(weak.field, 2.0)(MLP(2))
+
+
 def test_wrappers_of_the_package_keep_their_arguments():
     for name in ("end time", "rescheduled noise"):
         field = FIELDS[name]()

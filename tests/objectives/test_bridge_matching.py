@@ -21,7 +21,7 @@ def bridge_flow(predict="score", **options):
 def test_the_closed_form_minimises_the_loss(predict, generator):
     flow, field = bridge_flow(predict)
     data = field.target[0] + field.target[1] * torch.randn(100_000, 1, generator=generator, dtype=torch.float64)
-    batch = BridgeMatching().prepare(flow.base, data, generator=generator)
+    batch = BridgeMatching().make_batch(flow, data, generator=generator)
     # Inside, where the velocity's own target has a bounded variance.
     batch.t = 0.05 + 0.9 * batch.t
     best = BridgeMatching().loss(flow, batch)
@@ -44,7 +44,7 @@ def test_the_closed_form_minimises_the_loss(predict, generator):
 def test_antithetic_noise_takes_variance_out_of_a_velocitys_loss(generator):
     flow, field = bridge_flow("velocity")
     data = field.target[0] + field.target[1] * torch.randn(4000, 1, generator=generator, dtype=torch.float64)
-    batch = BridgeMatching().prepare(flow.base, data, generator=generator)
+    batch = BridgeMatching().make_batch(flow, data, generator=generator)
     gradients = {}
     for antithetic in (False, True):
         shift = torch.zeros(4000, 1, dtype=torch.float64, requires_grad=True)
@@ -66,7 +66,6 @@ def test_a_generator_fixes_every_draw():
     objective = BridgeMatching(couplings.OptimalTransport())
     losses = [objective(flow, x, generator=torch.Generator().manual_seed(4)) for _ in range(2)]
     assert torch.equal(*losses)
-    assert flow.path.coupling == "couplings.OptimalTransport"
 
 
 def test_conditions_are_dropped_for_both_signs_of_the_noise(generator):
@@ -91,13 +90,23 @@ def test_fit_learns_velocity_and_score_of_a_gaussian_bridge(generator):
         assert torch.allclose(trained.score(t, x), flow.score(t, x).float(), atol=0.2)
 
 
+def test_flow_matching_trains_every_path_as_it_stands():
+    """Noise is drawn ahead of the step by the path itself; bridge matching overrides the loss alone."""
+    flow, _ = bridge_flow()
+    x = torch.randn(16, 1, dtype=torch.float64)
+    draw = lambda objective: objective(flow, x, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(draw(objectives.FlowMatching()), draw(BridgeMatching()))
+    batch = objectives.FlowMatching().make_batch(flow, x, generator=torch.Generator().manual_seed(4))
+    assert batch.noise.shape == x.shape
+
+
 def test_paths_and_objectives_that_do_not_go_together_are_refused():
     affine = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     bridge = cflow.ContinuousFlow(fields.MLP(2, outputs=2), bases.Normal(2), path=paths.BrownianBridge())
     with pytest.raises(ValueError, match=r"BridgeMatching: .*objectives.FlowMatching"):
         BridgeMatching()(affine, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match=r"FlowMatching: .*objectives.BridgeMatching"):
-        objectives.FlowMatching()(bridge, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"ConsistencyFlowMatching: .*objectives.BridgeMatching"):
+        objectives.ConsistencyFlowMatching()(bridge, torch.zeros(3, 2))
     with pytest.raises(ValueError, match="no path to match on"):
         BridgeMatching()(cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2)), torch.zeros(3, 2))
     for weight in (objectives.MinSNR(), objectives.VelocityWeight()):

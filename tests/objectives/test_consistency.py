@@ -75,13 +75,11 @@ def test_what_cannot_be_is_refused(generator):
 def test_what_has_learned_steps_has_no_density(generator):
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     x = torch.randn(8, 2, generator=generator)
-    objectives.FlowMatching()(flow, x)
+    flow.record(objectives.FlowMatching())
     assert flow.likelihood == "exact"
-    for _ in range(2):  # noted once
-        objectives.ConsistencyFlowMatching()(flow, x)
-    assert flow.path.coupling == "couplings.Independent+objectives.ConsistencyFlowMatching"
+    flow.record(objectives.ConsistencyFlowMatching())
     assert flow.likelihood == "none"
     with pytest.raises(ValueError, match=r"ConsistencyFlowMatching\), which follow no velocity"):
         flow.log_prob(x)
-    objectives.FlowMatching()(flow, x)
+    flow.record(objectives.FlowMatching())
     assert flow.likelihood == "exact"

@@ -108,18 +108,24 @@ def test_given_pairs_are_kept(generator):
     assert torch.equal(batch.x1, x1)
 
 
-def test_the_path_records_its_couplings_and_scores_are_refused():
+def test_scores_are_refused_after_training_with_a_coupling():
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     x = torch.randn(16, 2)
-    objectives.FlowMatching()(flow, x)
-    assert flow.path.coupling == "couplings.Independent"
+    flow.record(objectives.FlowMatching())
     assert flow.score(0.5, x).shape == x.shape
-    objectives.FlowMatching(coupling=couplings.OptimalTransport())(flow, x)
-    assert flow.path.coupling == "couplings.Independent+couplings.OptimalTransport"
-    with pytest.raises(ValueError, match="trained with couplings.Independent"):
-        flow.score(0.5, x)
-    with pytest.raises(ValueError, match="trained with couplings.Independent"):
-        flow.with_path(paths.Cosine()).score(0.5, x)
+    flow.record(objectives.FlowMatching(coupling=couplings.OptimalTransport()))
+    for each in (flow, flow.with_path(paths.Cosine())):
+        with pytest.raises(ValueError, match="trained with couplings.OptimalTransport"):
+            each.score(0.5, x)
+
+
+def test_scores_are_refused_after_maximum_likelihood():
+    """It finds some velocity between base and data, not that of the path, and the score would be wrong."""
+    flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+    flow.record(objectives.FlowMatching())
+    flow.record(objectives.FFJORD())
+    with pytest.raises(ValueError, match="last trained by objectives.FFJORD"):
+        flow.score(0.5, torch.randn(4, 2))
 
 
 @pytest.mark.parametrize("weight", [objectives.VelocityWeight(1e9), objectives.MinSNR(1e9)])

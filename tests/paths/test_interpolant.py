@@ -68,7 +68,7 @@ def test_paths_compare_by_what_they_are():
 
 
 def test_a_flow_is_saved_with_its_bridge(tmp_path, generator):
-    path = paths.Interpolant(paths.Cosine(), paths.SigmoidGamma(0.4), "noise", coupling="couplings.OptimalTransport")
+    path = paths.Interpolant(paths.Cosine(), paths.SigmoidGamma(0.4), "noise")
     flow = cflow.ContinuousFlow(
         fields.MLP(2, hidden=(8,), outputs=2), bases.Empirical(torch.randn(9, 2, generator=generator)), path=path
     )
@@ -93,9 +93,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         paths.BrownianBridge().sample(torch.zeros(3, 2), torch.zeros(3, 1), torch.zeros(3))
     bridge, base = paths.BrownianBridge(), bases.Normal(2)
-    with pytest.raises(ValueError, match=r"returns 1 heads .* build the field with outputs=2, or choose"):
+    with pytest.raises(ValueError, match=r"returns 1 outputs .* build the field with outputs=2, or choose"):
         cflow.ContinuousFlow(fields.MLP(2), base, path=bridge)
-    with pytest.raises(ValueError, match=r"returns 2 heads .* build the field with outputs=1\."):
+    with pytest.raises(ValueError, match=r"returns 2 outputs .* build the field with outputs=1\."):
         cflow.ContinuousFlow(fields.MLP(2, outputs=2), base, path=paths.Linear())
     flow = cflow.ContinuousFlow(fields.MLP(2, outputs=2), base, path=bridge)
     with pytest.raises(ValueError, match="only affine paths"):
@@ -105,5 +105,5 @@ def test_what_does_not_fit_is_refused():
         def forward(self, t, x, context=None, *, s=None):
             return x
 
-    with pytest.raises(ValueError, match="wants two heads"):
+    with pytest.raises(ValueError, match="wants two outputs"):
         cflow.ContinuousFlow(Wrong(), base, path=bridge).sample((2,))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, divergence, fields, guidance, paths, solvers
+from cflow import bases, couplings, divergence, fields, guidance, objectives, paths, solvers
 from cflow.solvers import EulerMaruyama, Fading, StochasticHeun
 from cflow.testing import GaussianBridgeField, GaussianField
 
@@ -68,7 +68,7 @@ class Counting(torch.nn.Module):
 @pytest.mark.parametrize("path", [paths.Linear(), paths.BrownianBridge()], ids=["linear", "bridge"])
 @pytest.mark.parametrize(("solver", "stages"), [(EulerMaruyama, 1), (StochasticHeun, 2)])
 def test_each_stage_calls_the_network_once(path, solver, stages):
-    field = Counting(fields.MLP(2, outputs=path.heads))
+    field = Counting(fields.MLP(2, outputs=path.outputs))
     flow = cflow.ContinuousFlow(field, bases.Normal(2), path=path)
     solution = flow.transport(torch.zeros(3, 2), 0.0, 1.0, solver=solver(10))
     # Nine noisy steps and the last one by the ODE, which is one call.
@@ -143,7 +143,7 @@ def test_bad_input_is_refused_with_what_to_do():
         flow.log_prob(torch.zeros(2), label, solver=solver, divergence=divergence.Exact())
     guided = flow.sample((3,), label, solver=solver, guidance=guidance.ClassifierFree(2.0))
     assert guided.shape == (3, 2)
-    flow.path.coupling = "couplings.OptimalTransport"
+    flow.record(objectives.FlowMatching(couplings.OptimalTransport()))
     with pytest.raises(ValueError, match=r"trained with couplings.OptimalTransport.*BridgeMatching"):
         flow.sample((2,), label, solver=solver)
     with pytest.raises(ValueError, match=r"no path"):

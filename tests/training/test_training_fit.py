@@ -346,13 +346,16 @@ def test_the_real_flow_learns_where_the_data_are(tmp_path):
     samples = flow.sample((200,), generator=torch.Generator().manual_seed(0))
     assert (samples.mean(0) - 3).abs().max() < 0.4
     again = cflow.io.load(tmp_path / "model")
-    assert again.path.coupling == flow.path.coupling is not None
+    assert again.trained_by == flow.trained_by == (objectives.FlowMatching().entry(),)
     assert same(again, flow)
     # A finished run, taken up again by a new flow, gives the same flow.
     fresh = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     training.fit(fresh, objectives.FlowMatching(), data(), resume=True, **fixed)
     assert same(flow, fresh)
-    assert fresh.path.coupling == flow.path.coupling
+    assert fresh.trained_by == flow.trained_by
+    # The same flow that goes on with its run has been trained once.
+    training.fit(flow, objectives.FlowMatching(), data(), resume=True, **fixed)
+    assert fresh.trained_by == flow.trained_by
 
 
 def test_only_preparation_that_plans_runs_in_a_thread_unless_asked():

@@ -123,7 +123,7 @@ def test_reflow_straightens_and_distillation_takes_one_step(tmp_path):
     student = small()
     straight = training.reflow(student, pairs, steps=300, batch_size=256, lr=1e-2, seed=0, ema=None)
     assert all(torch.equal(*each) for each in zip(student.parameters(), small().parameters()))
-    assert straight.path.coupling == "couplings.Paired"
+    assert [entry.coupling for entry in straight.trained_by] == ["couplings.Paired"]
     x0, x1 = pairs.x[:500].unbind(1)
     error = lambda flow, solver: float((flow.transport(x0, 0.0, 1.0, solver=solver).y - x1).square().mean().sqrt())
     assert error(straight, solvers.Euler(steps=1)) < 0.15

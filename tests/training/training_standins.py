@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from cflow import training
+from cflow.flow import BaseFlow
 from cflow.objectives import Objective
 from cflow.registry import register
 
@@ -23,24 +24,16 @@ class SmallBase(nn.Module):
 
 
 @register
-class SmallFlow(nn.Module):
+class SmallFlow(BaseFlow):
     """A network with dropout and a running statistic: state that a careless resumption loses."""
 
     def __init__(self, dropout=0.1, width=16):
-        super().__init__()
+        super().__init__(2)
         self.dropout, self.width = dropout, width
-        self.event_shape, self.context_shape = torch.Size([2]), None
         self.base = SmallBase()
         self.net = nn.Sequential(
             nn.Linear(3, width), nn.BatchNorm1d(width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 2)
         )
-
-    def cast(self, value):
-        reference = next(self.parameters())
-        return value if value is None else value.to(reference.device, reference.dtype)
-
-    def preprocess(self, x, *, generator=None):
-        return x, 0.0
 
 
 class Batch(NamedTuple):
@@ -60,23 +53,15 @@ class SmallMatching(Objective):
 
 
 @register
-class Regression(nn.Module):
+class Regression(BaseFlow):
     """Linear in its context: least squares knows the answer."""
 
     def __init__(self, dtype=torch.float64):
-        super().__init__()
-        self.dtype = dtype
-        self.event_shape, self.context_shape, self.base = torch.Size([2]), torch.Size([3]), None
+        super().__init__(2, 3)
+        self.base = None
         self.map = nn.Linear(3, 2, dtype=dtype)
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
-
-    def cast(self, value):
-        reference = next(self.parameters())
-        return value if value is None else value.to(reference.device, reference.dtype)
-
-    def preprocess(self, x, *, generator=None):
-        return x, 0.0
 
 
 class Squares(Objective):
