@@ -156,8 +156,8 @@ def check_outputs(name: str, outputs: int) -> None:
     """Raises unless the number of outputs is a positive integer."""
     if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
         raise ValueError(
-            f"{name}(outputs={outputs!r}): a network returns one output or more; pass 1 for a velocity, 2 for a velocity "
-            f"and a score."
+            f"{name}(outputs={outputs!r}): a network returns one output or more; pass 1 for a velocity, 2 for a "
+            f"velocity and a score."
         )
 
 

@@ -23,7 +23,7 @@ class FieldContract:
         event_shape: the shape of one sample; ``...`` where the field does not say.
         context_shape: the shape of one context, ``()`` for class labels, None for an unconditional field, a dict for a
             context of several parts; ``...`` where the field does not say.
-        outputs: how many tensors like ``x`` are returned: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for
+        outputs: how many tensors are returned: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for
             paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` where the field does not say.
         classes: how many class labels there are; 0 where the context is no label.
         two_times: whether the field reads ``s``, and gives the average velocity from ``t`` to ``s``.

@@ -1,6 +1,8 @@
 """A wrapper that only forwards behaves as the field that it wraps, wherever a field is asked for; to the bit."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +77,20 @@ def test_it_answers_all_that_a_field_is_asked(pair, generator):
     assert agree(lambda each: each.value_and_divergence(t, x, context), field, wrapped)
     copied = copy.deepcopy(wrapped)
     assert torch.equal(copied(t, x, context), wrapped(t, x, context))
+
+
+def test_no_other_file_probes_what_a_field_is_asked():
+    asked = "event_shape|context_shape|outputs|classes|two_times|interval|converts|null_context|value_and_divergence"
+    probe = re.compile(rf"(getattr|hasattr)\([^()]*(\([^()]*\))?[^()]*, \"({asked})\"")
+    assert probe.search('getattr(getattr(flow, "field", None), "classes", 0)')
+    folder = Path(cflow.__file__).parent
+    found = [
+        f"{path.relative_to(folder)}: {line.strip()}"
+        for path in folder.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if probe.search(line) and "(base, " not in line and "(flow, " not in line  # which have contracts of their own
+    ]
+    assert not found
 
 
 def flows(pair):
