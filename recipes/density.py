@@ -33,10 +33,7 @@ from tqdm.auto import tqdm
 
 import cflow
 from cflow import data, objectives, plot, training
-from cflow.density import FLOWS, Comparison, dequantise
-from cflow.density.flows import make_flow, objective_of
-from cflow.plot.calibration import calibration
-from cflow.standardised_context import StandardisedContext
+from cflow.density import FLOWS, Comparison, dequantise, make_flow, objective_of
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
@@ -296,7 +293,7 @@ def train(table: Table, options: Options, out: Path):
         return flow, run, best.step
     flow = cflow.load(out / "best").double()
     if context_units is not None:
-        flow = StandardisedContext(flow, context_units)
+        flow = cflow.StandardisedContext(flow, context_units)
     if units is not None:
         flow = flow.with_transform(units)
     flow.eval()
@@ -463,7 +460,9 @@ def main(options: Options) -> None:
         marks=reference[odd],
     )
     shown = min(8, len(table.columns))
-    calibration(pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown])
+    plot.calibration(
+        pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown]
+    )
     report["calibration"] = {
         **{name: float(kstest(pit[:, i].numpy(), "uniform").pvalue) for i, name in enumerate(table.columns)},
         "density": float(kstest(tail.numpy(), "uniform").pvalue),
