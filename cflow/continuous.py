@@ -14,7 +14,7 @@ from .divergence import Estimator, Exact
 from .fields import as_field
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Rescheduled, VelocityPath
-from .shapes import Size, flatten, unflatten
+from .shapes import Size, flatten, shown, unflatten
 from .solvers import Dopri5, Solution
 from .transport import transport
 from .velocity import Prediction, VelocityAndScore, VelocityField
@@ -118,10 +118,9 @@ class ContinuousFlow(BaseInvertibleFlow):
             )
         reads = field.context_shape
         if reads not in (..., self.context_shape):
-            shown = reads if reads is None else tuple(reads)
             raise ValueError(
-                f"ContinuousFlow(context_shape={self.context_shape and tuple(self.context_shape)}): the field's "
-                f"context_shape is {shown}; pass context_shape={shown}."
+                f"ContinuousFlow(context_shape={shown(self.context_shape)}): the field's context_shape is "
+                f"{shown(reads)}; pass context_shape={shown(reads)}."
             )
         wanted, outputs = 1 if self.path is None else self.path.outputs, field.outputs
         if outputs not in (..., wanted):

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from .distribution import FlowDistribution
 from .record import TrainingEntry
-from .shapes import Shape, Value, as_shape, batch_of, broadcast, expand_like, flatten, on_tensors, unflatten
+from .shapes import Shape, Value, as_shape, batch_of, broadcast, expand_like, flatten, on_tensors, pattern, unflatten
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
 
@@ -322,7 +322,7 @@ class BaseFlow(nn.Module):
         if context is None:
             raise ValueError(
                 f"flow.{method}(): this flow is conditional and no context was given; pass a context of shape "
-                f"[..., {', '.join(map(str, self.context_shape))}], or flow.null_context(context) where "
+                f"{pattern(self.context_shape)}, or flow.null_context(context) where "
                 f'"no condition" was trained.'
             )
         batch = batch_of(context, self.context_shape, f"flow.{method}: context")

@@ -12,7 +12,7 @@ from cflow.fields.contract import Forwarding, as_field, no_closed_form
 from cflow.fields.embedding import shared_time
 from cflow.fields.wrapper import FieldWrapper
 from cflow.registry import register
-from cflow.shapes import expand_like, on_tensors
+from cflow.shapes import expand_like, on_tensors, pattern, rows
 
 __all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guided"]
 
@@ -101,7 +101,7 @@ def _present(guidance, field, context: Tensor | None) -> Tensor:
         shape = as_field(field).context_shape
         raise ValueError(
             f"{type(guidance).__name__}: called without a context, but there is nothing to guide towards; pass a "
-            f"context of shape [B, {'...' if shape is ... else ', '.join(map(str, shape))}]."
+            f"context of shape {pattern(shape, 'B')}."
         )
     return context
 
@@ -257,10 +257,10 @@ class CFGZeroStar(Guidance):
         else:
             c, u = field(*_with_and_without(self, field, t, x, context)).unflatten(0, (2, x.shape[0])).unbind(0)
             precise = torch.promote_types(u.dtype, torch.float32)
-            rows, along = u.flatten(1).to(precise), c.flatten(1).to(precise)
+            bare, along = rows(u).to(precise), rows(c).to(precise)
             # A velocity of zero has no best multiple: it stays zero.
-            norm = rows.square().sum(-1).clamp_min(torch.finfo(precise).tiny)
-            best = ((rows * along).sum(-1) / norm).to(u.dtype)
+            norm = bare.square().sum(-1).clamp_min(torch.finfo(precise).tiny)
+            best = ((bare * along).sum(-1) / norm).to(u.dtype)
             guided = torch.lerp(u * best.reshape(-1, *[1] * (x.dim() - 1)), c, self.scale)
         return guided if moving is True else torch.where(moving, guided, 0.0)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cflow.flow import BaseFlow
+from cflow.modes import evaluating
 from cflow.objectives import MaximumLikelihood
 from cflow.objectives.objective import Objective
 from cflow.training import Cosine, fit
@@ -100,11 +101,8 @@ class HeldOut:
     def __call__(self, step: int, flow: BaseFlow) -> bool:
         if step % self.settings.check_every and step != self.settings.max_steps:
             return False
-        modes = [(part, part.training) for part in flow.modules()]
-        flow.eval()
-        loss = self.losses[step] = self.loss(flow)
-        for part, mode in modes:
-            part.training = mode
+        with evaluating(flow):
+            loss = self.losses[step] = self.loss(flow)
         if loss < self.best:
             self.best, self.best_step = loss, step
             self.weights = {name: value.detach().clone() for name, value in flow.state_dict().items()}

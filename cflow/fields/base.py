@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import check_integer
 from cflow.fields.contract import FieldContract
-from cflow.shapes import as_shape
+from cflow.shapes import as_shape, pattern
 
 __all__ = ["NULL", "Field", "check_outputs", "is_null", "null_like"]
 
@@ -93,7 +94,7 @@ class Field(FieldContract, nn.Module):
         if x.dim() == 0 or x.shape[1:] != self.event_shape:
             raise ValueError(
                 f"{name}(t, x) with x of shape {list(x.shape)}: this field was built for one batch dimension and "
-                f"events of shape {tuple(self.event_shape)}; pass x of shape [B, {_listed(self.event_shape)}]."
+                f"events of shape {tuple(self.event_shape)}; pass x of shape {pattern(self.event_shape, 'B')}."
             )
         if not isinstance(t, Tensor):
             t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
@@ -154,12 +155,5 @@ class Field(FieldContract, nn.Module):
 
 def check_outputs(name: str, outputs: int) -> None:
     """Raises unless the number of outputs is a positive integer."""
-    if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
-        raise ValueError(
-            f"{name}(outputs={outputs!r}): a network returns one output or more; pass 1 for a velocity, 2 for a "
-            f"velocity and a score."
-        )
-
-
-def _listed(shape: torch.Size) -> str:
-    return ", ".join(map(str, shape))
+    why = "a network returns one output or more; pass 1 for a velocity, 2 for a velocity and a score."
+    check_integer(name, "outputs", outputs, 1, why)

@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from cflow.fields import as_field
-from cflow.shapes import on_tensors
+from cflow.shapes import on_tensors, rows, sum_rows
 from cflow.testing.checks import close, demand
 from cflow.testing.copies import check_copies, draws_nothing
 
@@ -92,8 +92,8 @@ def _contexts(shape, classes: int, generator):
     return torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
 
 
-def _head(context, rows):
-    return on_tensors(lambda part: part[rows], context)
+def _head(context, taken):
+    return on_tensors(lambda part: part[taken], context)
 
 
 def _cast(context, dtype: torch.dtype):
@@ -165,7 +165,7 @@ def _check_context(field, t: Tensor, x: Tensor, context, null: bool) -> None:
     with torch.no_grad():
         bare, told = field(t, x, empty), field(t, x, context)
         demand(bare.isfinite().all(), "the result without a condition is finite")
-        apart = (bare - told).flatten(1).abs().amax(1)
+        apart = rows(bare - told).abs().amax(1)
         demand((apart > 1e-9).all(), "the result with a condition differs from that without one")
         mixed = on_tensors(lambda old, new: torch.cat([old[:2], new[2:]]), context, empty)
         value = field(t, x, mixed)
@@ -195,8 +195,8 @@ def _check_derivatives(field, t: Tensor, x: Tensor, context) -> None:
     (slope,) = torch.autograd.grad((weights * value).sum(), point, materialize_grads=True)
     with torch.no_grad():
         ahead, behind = (field(t, x + sign * size * direction, context) for sign in (1, -1))
-        difference = ((weights * (ahead - behind)).flatten(1).sum(1)) / (2 * size)
-        along = (slope * direction).flatten(1).sum(1)
+        difference = sum_rows(weights * (ahead - behind)) / (2 * size)
+        along = sum_rows(slope * direction)
     # Differences of float64 are right to 1e-10 over the step; of float32, to 1e-2.
     close(along, difference, 1e-5 * (1 + float(along.abs().max())), "the derivative in x is that of differences")
 
@@ -230,9 +230,9 @@ def _check_divergence(field, t: Tensor, x: Tensor, context) -> None:
     close(value, field(t, x, context), 1e-10, "value_and_divergence gives the value of a call")
     demand(trace.shape == x.shape[:1], f"the divergence has shape {tuple(x.shape[:1])}, not {tuple(trace.shape)}")
     point = x.clone().requires_grad_()
-    flat = field(t, point, context).flatten(1)
-    rows = [torch.autograd.grad(flat[:, d].sum(), point, retain_graph=True)[0] for d in range(flat.shape[1])]
-    exact = sum(row.flatten(1)[:, d] for d, row in enumerate(rows))
+    flat = rows(field(t, point, context))
+    slopes = [torch.autograd.grad(flat[:, d].sum(), point, retain_graph=True)[0] for d in range(flat.shape[1])]
+    exact = sum(rows(slope)[:, d] for d, slope in enumerate(slopes))
     close(trace, exact, 1e-9 * (1 + float(exact.abs().max())), "the divergence is the trace that autograd gives")
     rough = as_field(copy.deepcopy(field).float()).value_and_divergence(
         t.float(), x.float(), _cast(context, torch.float32)

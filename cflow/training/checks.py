@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cflow import registry
+from cflow.arguments import is_integer
+from cflow.shapes import shown
 from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
 
@@ -31,7 +33,7 @@ def check_presence(flow: Any, objective: Any, data: Any, what: str) -> None:
     elif data is None and conditional:
         shown = ", ".join(["N", *map(str, flow.context_shape)])
         raise ValueError(
-            f"fit({what}=None): this flow is conditional (context_shape={_shown(flow.context_shape)}), and what {name} "
+            f"fit({what}=None): this flow is conditional (context_shape={shown(flow.context_shape)}), and what {name} "
             f"learns depends on the contexts; pass these, of shape [{shown}], as {what}."
         )
     elif data is not None and not conditional:
@@ -97,7 +99,7 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
     if flow.context_shape is not None:
         if context is None:
             raise ValueError(
-                f"fit({what}=x): this flow is conditional (context_shape={_shown(flow.context_shape)}) and the data "
+                f"fit({what}=x): this flow is conditional (context_shape={shown(flow.context_shape)}) and the data "
                 f"have no context; pass a pair (x, context)."
             )
         contexts = _check_shape(context, flow.context_shape, f"{pair}: the context", "[N", None, "reads contexts")
@@ -132,14 +134,10 @@ def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None, u
         what = "a base sample and a data sample" if members == 2 else f"{members} samples"
         held = "" if members is None else f" (the objective takes items that hold {what} each)"
         raise ValueError(
-            f"{who} has shape {tuple(x.shape)}, and the flow {use} of shape {_shown(shape)}; pass a tensor of "
+            f"{who} has shape {tuple(x.shape)}, and the flow {use} of shape {shown(shape)}; pass a tensor of "
             f"shape {', '.join([lead, *map(str, wanted)])}]{held}."
         )
     return len(x)
-
-
-def _shown(shape: Any) -> Any:
-    return {name: tuple(part) for name, part in shape.items()} if isinstance(shape, dict) else tuple(Size(shape))
 
 
 def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
@@ -161,7 +159,7 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     given += [] if options.prefetch is None else ["prefetch"]
     for name in (*counts, *given):
         value = getattr(options, name)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_integer(value):
             raise TypeError(f"fit({name}={value!r}): this is a whole number, not a {type(value).__name__}.")
     for name in counts:
         if getattr(options, name) < 1:

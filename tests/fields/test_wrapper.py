@@ -132,7 +132,7 @@ def test_samples_and_densities_are_equal(pair):
 def objectives_for(flow, context):
     if flow.path is None:
         return [objectives.FFJORD(solver=solvers.Heun(steps=2))]
-    if flow.path.noisy:
+    if flow.path.adds_noise:
         return [objectives.BridgeMatching()]
     matching = objectives.FlowMatching(condition_dropout=0.0 if context is None else 0.5)
     return [matching, *([objectives.MeanFlow(), objectives.Shortcut(steps=4)] if flow.field.two_times else [])]
