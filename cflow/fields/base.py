@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cflow.arguments import check_integer
 from cflow.fields.contract import FieldContract
-from cflow.shapes import as_shape, pattern
+from cflow.shapes import as_shape, pattern, shown
 
 __all__ = ["NULL", "Field", "check_outputs", "is_null", "null_like"]
 
@@ -91,7 +91,7 @@ class Field(FieldContract, nn.Module):
                 f"{name}(t, x, s=...): this field reads one time (two_times is False), so a second time s means "
                 f"nothing to it; leave s out, or use a field that was built for two times."
             )
-        if x.dim() == 0 or x.shape[1:] != self.event_shape:
+        if x.dim() == 0 or self.event_shape not in (..., x.shape[1:]):
             raise ValueError(
                 f"{name}(t, x) with x of shape {list(x.shape)}: this field was built for one batch dimension and "
                 f"events of shape {tuple(self.event_shape)}; pass x of shape {pattern(self.event_shape, 'B')}."
@@ -107,18 +107,18 @@ class Field(FieldContract, nn.Module):
                     f"shared by all or one per sample; pass {key} of shape [] or [{x.shape[0]}]."
                 )
         if context is None:
-            if self.context_shape is not None:
+            if self.context_shape not in (None, ...):
                 raise ValueError(
                     f"{name}(t, x) without context: this field was built with context_shape="
-                    f"{tuple(self.context_shape)} and cannot guess a condition; pass context of shape "
-                    f"{[x.shape[0], *self.context_shape]}, or field.null_context(context) for no condition."
+                    f"{shown(self.context_shape)} and cannot guess a condition; pass context of shape "
+                    f"{pattern(self.context_shape, str(x.shape[0]))}, or field.null_context(context) for no condition."
                 )
         elif self.context_shape is None:
             raise ValueError(
                 f"{name}(t, x, context) with a context of shape {list(context.shape)}: this field is unconditional and "
                 f"would ignore it; leave the context out, or build the field with classes=... or context=...."
             )
-        else:
+        elif isinstance(context, Tensor) and self.context_shape is not ...:
             if context.shape != x.shape[:1] + self.context_shape:
                 raise ValueError(
                     f"{name}(t, x, context) with a context of shape {list(context.shape)}: x holds {x.shape[0]} "

@@ -123,7 +123,9 @@ class _Foreign(FieldContract):
     def __init__(self, network: Callable):
         self.network = network
         for name in ("event_shape", "context_shape", "outputs", "classes", "two_times", "interval", "converts"):
-            setattr(self, name, getattr(network, name, getattr(self, name)))
+            said = getattr(network, name, getattr(self, name))
+            if said is not None or name == "context_shape":  # None is an answer to the last alone
+                setattr(self, name, said)
         for name in ("null_context", "value_and_divergence", "with_two_times"):
             if (method := getattr(network, name, None)) is not None:
                 setattr(self, name, method)

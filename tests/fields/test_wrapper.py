@@ -241,6 +241,33 @@ def test_what_a_foreign_network_declares_is_read():
         flow.sample((2,), torch.tensor(7))
 
 
+def test_parts_of_the_contract_may_be_left_unsaid(generator):
+    class Some(Foreign):
+        event_shape, outputs = torch.Size([2]), None
+
+    length = EndTime(Some(3), initial=0.5)
+    assert (length.event_shape, length.context_shape, length.outputs) == (torch.Size([2]), ..., ...)
+    x, context = torch.randn(4, 2, generator=generator), torch.randn(4, 3, generator=generator)
+    expected = 0.5 * length.field(torch.tensor(0.75), x, context)
+    torch.testing.assert_close(length(torch.tensor(0.5), x, context), expected)
+    flow = cflow.ContinuousFlow(length, bases.Normal(2), context_shape=3)
+    assert flow.sample((), context, solver=solvers.Euler(steps=2)).shape == (4, 2)
+
+
+def test_a_wrapper_keeps_contexts_of_several_parts(generator):
+    class Parts(Foreign):
+        event_shape, context_shape = torch.Size([2]), {"a": torch.Size([3]), "b": torch.Size([1])}
+
+        def forward(self, t, x, context=None):
+            return super().forward(t, x, context["a"]) * context["b"]
+
+    length, context = EndTime(Parts(3)), {"a": torch.randn(4, 3), "b": torch.randn(4, 1)}
+    x = torch.randn(4, 2, generator=generator)
+    torch.testing.assert_close(length(0.5, x, context), length.field(torch.tensor(0.5), x, context))
+    with pytest.raises(ValueError, match=r"context_shape=\{'a': \(3,\), 'b': \(1,\)\}"):
+        length(0.5, x)
+
+
 def test_a_conditional_foreign_network_is_read_on_another_path(generator):
     flow = cflow.ContinuousFlow(Foreign(3), bases.Normal(2), path=paths.Linear(), context_shape=(3,))
     other = flow.with_path(paths.Cosine())
