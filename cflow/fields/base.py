@@ -91,7 +91,7 @@ class Field(FieldContract, nn.Module):
                 f"{name}(t, x, s=...): this field reads one time (two_times is False), so a second time s means "
                 f"nothing to it; leave s out, or use a field that was built for two times."
             )
-        if x.dim() == 0 or self.event_shape not in (..., x.shape[1:]):
+        if x.dim() == 0 or (self.event_shape is not ... and x.shape[1:] != self.event_shape):
             raise ValueError(
                 f"{name}(t, x) with x of shape {list(x.shape)}: this field was built for one batch dimension and "
                 f"events of shape {tuple(self.event_shape)}; pass x of shape {pattern(self.event_shape, 'B')}."
@@ -107,7 +107,7 @@ class Field(FieldContract, nn.Module):
                     f"shared by all or one per sample; pass {key} of shape [] or [{x.shape[0]}]."
                 )
         if context is None:
-            if self.context_shape not in (None, ...):
+            if self.context_shape is not None and self.context_shape is not ...:
                 raise ValueError(
                     f"{name}(t, x) without context: this field was built with context_shape="
                     f"{shown(self.context_shape)} and cannot guess a condition; pass context of shape "

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cflow.bases import Empirical, Normal, Uniform
+from cflow.registry import register
 from cflow.testing import check_base
 
 
@@ -195,3 +196,16 @@ def test_a_base_of_ones_own_may_read_a_context(generator):
 
     check_base(Moved(), torch.tensor([3.0, -1.0]), saved=False)
     check_base(Uniform(2), saved=False)
+
+
+@register("test_check_base.Lost")
+class Lost(Normal):
+    """Holds a number that no file knows of."""
+
+    def __init__(self, event_shape):
+        super().__init__(event_shape, loc=float(torch.rand(())))
+
+
+def test_what_a_file_does_not_bring_back_is_seen():
+    with pytest.raises(AssertionError, match="a loaded base is the same base"):
+        check_base(Lost(2))

@@ -5,6 +5,7 @@ import torch
 from torch import Size, nn
 
 from cflow.fields import MLP, FieldWrapper
+from cflow.registry import register
 from cflow.testing import check_field
 
 
@@ -260,3 +261,20 @@ def test_a_foreign_network_is_checked_with_what_it_does_not_say(generator):
     check_field(Foreign(), context, event_shape=(2,), saved=False, null=False)
     with pytest.raises(AssertionError, match="alone and among others"):
         check_field(Centred(Foreign()), context, event_shape=(2,), saved=False, null=False)
+
+
+@register("test_check_field.Lost")
+class Lost(FieldWrapper):
+    """Holds a number that no file knows of."""
+
+    def __init__(self, field):
+        super().__init__(field)
+        self.shift = float(torch.rand(()))
+
+    def forward(self, t, x, context=None, *, s=None):
+        return super().forward(t, x, context, s=s) + self.shift
+
+
+def test_what_a_file_does_not_bring_back_is_seen():
+    with pytest.raises(AssertionError, match="a loaded field is the same field"):
+        check_field(Lost(plain()))
