@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -34,7 +35,7 @@ class ContinuousFlow(BaseInvertibleFlow):
     Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``, log-densities ``[*batch]`` in nats.
     Cost: one field call per solver stage; with the log-determinant, also what the divergence costs per stage
     (:mod:`cflow.divergence` compares them: ``D`` vector-Jacobian products for ``Exact``, about one call for
-    ``Analytic``). Every method takes ``solver``, ``divergence`` and ``guidance`` for one call.
+    ``Analytic``). Every method takes ``solver`` and ``guidance`` for one call, and those with a density ``divergence``.
 
     Networks that predict ``x1``, ``noise`` or ``score`` give no velocity at the very ends (``interval``). Samples cross
     the rest by the path's closed form; where a density is asked for (``log_prob``, ``encode``, ``decode``,
@@ -67,7 +68,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         True
     """
 
-    options: ClassVar[tuple[str, ...]] = ("solver", "divergence", "guidance")
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {"sample": ("solver", "guidance"), "log_prob": ("solver", "divergence", "guidance")}
+    )
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ import copy
 import difflib
 import itertools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +20,19 @@ from torch.distributions import Distribution
 
 from .distribution import FlowDistribution
 from .record import TrainingEntry
-from .shapes import Shape, Value, as_shape, batch_of, broadcast, expand_like, flatten, on_tensors, pattern, unflatten
+from .shapes import (
+    Shape,
+    Value,
+    as_shape,
+    batch_of,
+    broadcast,
+    check_mask,
+    expand_like,
+    flatten,
+    on_tensors,
+    pattern,
+    unflatten,
+)
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
 
@@ -75,17 +89,21 @@ class BaseFlow(nn.Module):
     """Derives the protocol from two methods on one batch dimension.
 
     A subclass writes ``_sample(count, context, generator, **options) -> x [count, *event]`` and, unless its
-    ``likelihood`` is ``"none"``, ``_log_prob(x, context, generator, **options) -> [B]``. Names listed in ``options``
-    are the keywords its methods take beside the protocol's (a solver, a guidance); a misspelt one is refused by name.
+    ``likelihood`` is ``"none"``, ``_log_prob(x, context, generator, **options) -> [B]``. ``options`` names the keywords
+    that they take beside the protocol's: ``{"sample": ("solver",), "log_prob": ("solver", "divergence")}``. A method
+    that draws takes those of ``sample``, one that computes a density those of ``log_prob``, one that does both all of
+    them; any other keyword is refused by name.
 
     Args:
         event_shape: shape of one event, or a dict of shapes.
-        context_shape: shape of what the flow is conditioned on; ``None`` for an unconditional flow.
+        context_shape: shape of what the flow is conditioned on, or a dict of shapes; ``None`` for an unconditional
+            flow. In both, a part named ``mask`` is reserved: it marks which members of a set there are (true), its
+            shape leads that of what has members, and only what it marks counts in training.
         transform: data transforms, from the data inwards: a sequence of modules with ``encode(x, *, generator)``
             and ``decode(u)``, each returning ``(value, ladj)``.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     kept: ClassVar[tuple[str, ...]] = ("trained_by",)
     """What is saved and copied with a flow beside its constructor's arguments."""
@@ -97,6 +115,7 @@ class BaseFlow(nn.Module):
         super().__init__()
         self.event_shape = as_shape(event_shape)
         self.context_shape = as_shape(context_shape)
+        check_mask(self.event_shape, self.context_shape, type(self).__qualname__)
         self.transform = nn.ModuleList(transform)
 
     # What a subclass says
@@ -178,10 +197,12 @@ class BaseFlow(nn.Module):
         """Draws samples with their log-density: ``([*shape, *context_batch, *event], [*shape, *context_batch])``."""
         self._check(options, "sample_and_log_prob")
         context, batch = self._count(shape, context, "sample_and_log_prob")
-        u = self._sample(math.prod(batch), context, generator, **options)
+        mine = lambda method: {name: options[name] for name in options if name in self.options_of(method)}
+        u = self._sample(math.prod(batch), context, generator, **mine("sample"))
         x, _ = self.postprocess(u)
         again, ladj = self.preprocess(x, generator=generator)
-        return unflatten(x, batch), (self._log_prob(again, context, generator, **options) + ladj).reshape(batch)
+        logp = self._log_prob(again, context, generator, **mine("log_prob"))
+        return unflatten(x, batch), (logp + ladj).reshape(batch)
 
     def forward(self, context: Value | None = None) -> FlowDistribution:
         """Gives the distribution of the data (given a context) as a ``torch.distributions.Distribution``."""
@@ -296,12 +317,19 @@ class BaseFlow(nn.Module):
 
     # The door: shapes checked, one batch dimension inside
 
+    def options_of(self, method: str) -> tuple[str, ...]:
+        """Lists the keywords that a method takes beside ``generator``: ``flow.options_of("sample")``."""
+        kinds = {"sample": ("sample",), "rsample": ("sample",), "log_prob": ("log_prob",)}
+        both = kinds.get(method.removesuffix("_estimate"), ("sample", "log_prob"))
+        return tuple(dict.fromkeys(name for kind in both for name in self.options.get(kind, ())))
+
     def _check(self, options: dict[str, Any], method: str) -> None:
+        known = self.options_of(method) if options else ()
         for name in options:
-            if name not in self.options:
-                close = difflib.get_close_matches(name, self.options, 1)
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
-                takes = ", ".join(("generator", *self.options))
+                takes = ", ".join(("generator", *known))
                 raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}It takes {takes}.")
         if "log_prob" in method and self.likelihood == "none":
             base = getattr(self, "base", None)

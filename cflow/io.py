@@ -145,7 +145,7 @@ def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tu
         return [nested(part, str(i)) for i, part in enumerate(value)]
     if isinstance(value, torch.dtype):
         return {"$dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, dict):
+    if isinstance(value, dict | nn.ModuleDict):
         if not all(isinstance(key, str) for key in value):
             raise ValueError(f"save: {where} is a dict with keys that are not strings, which JSON does not hold.")
         return {"$dict": {key: nested(part, key) for key, part in value.items()}}

@@ -158,7 +158,7 @@ def outline(obj: Any) -> Any:
         return obj
     if isinstance(obj, Tensor):
         return f"{obj.dtype}{list(obj.shape)}"
-    if isinstance(obj, dict):
+    if isinstance(obj, dict | nn.ModuleDict):
         return {str(key): outline(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple | nn.ModuleList):
         return [outline(value) for value in obj]

@@ -79,6 +79,33 @@ def shown(shape: Shape | EllipsisType | None) -> tuple | dict | EllipsisType | N
     return shape if shape in (None, ...) else tuple(shape)
 
 
+MASK = "mask"
+"""The one name that is reserved among the parts of an event or a context: which members of a set there are."""
+
+
+def check_mask(event_shape: Shape | None, context_shape: Shape | None, what: str) -> None:
+    """Raises where a part named ``mask`` does not mark members of the event, whose shape it then leads."""
+    for parts in (event_shape, context_shape):
+        if not isinstance(parts, dict) or MASK not in parts:
+            continue
+        mask = parts[MASK]
+        marked = dict(event_shape) if isinstance(event_shape, dict) else {"x": event_shape}
+        marked.pop(MASK, None)
+        if isinstance(mask, dict) or not any(part[: len(mask)] == mask for part in marked.values()):
+            raise ValueError(
+                f"{what}: the name 'mask' is reserved for what marks the members of a set, and one of shape {mask} "
+                f"leads no part of the event ({marked}); give it the shape of the members, or the part another name."
+            )
+
+
+def mask_of(x: Value, context: Value | None) -> Tensor | None:
+    """Gives the mask of a batch, ``[B, *members]``: the part of the event, or of the context, of that name."""
+    for value in (x, context):
+        if isinstance(value, dict) and MASK in value:
+            return value[MASK]
+    return None
+
+
 def broadcast(what: str, *batches: Size) -> Size:
     """Broadcasts batch shapes; the error names the batches that do not fit."""
     try:
@@ -116,6 +143,11 @@ def on_tensors(function: Callable, *values: Value | None) -> Value | None:
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes ``[]`` or ``[B]`` so that it multiplies ``x [B, *event]`` row by row."""
     return coefficient if coefficient.dim() == 0 else coefficient.reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def expand_as_leading(mask: Tensor, x: Tensor) -> Tensor:
+    """Shapes ``[B, *members]`` so that it broadcasts to ``x [B, *members, ...]``."""
+    return mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
 
 
 def rows(value: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def main(options: Options) -> None:
             f"linear and learns a velocity and a score; leave the other two away."
         )
     path = paths.BrownianBridge(options.bridge) if options.bridge else PATHS[options.path](options.predict)
-    flow = cflow.ContinuousFlow(fields.MLP(2, hidden=options.hidden, outputs=path.heads), base, path=path)
+    flow = cflow.ContinuousFlow(fields.MLP(2, hidden=options.hidden, outputs=path.outputs), base, path=path)
     flow = flow.with_transform(standardise)
     if options.bridge:
         objective = objectives.BridgeMatching(COUPLINGS[options.coupling])

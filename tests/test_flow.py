@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cflow
-from cflow import bases, fields, paths, solvers
+from cflow import bases, fields, guidance, objectives, paths, solvers
 from cflow.data import Dequantise, Standardise
 from cflow.flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
 from cflow.testing import check_flow
@@ -55,6 +55,24 @@ class CategoricalFlow(BaseFlow):
 
 
 @cflow.register
+class PartsFlow(BaseFlow):
+    """Joint: independent normals of named parts, each with a density."""
+
+    has_rsample = False
+    likelihood = "exact"
+
+    def __init__(self, event_shape, context_shape=None, transform=()):
+        super().__init__(event_shape, context_shape, transform)
+        self.parts = nn.ModuleDict({name: bases.Normal(tuple(part)) for name, part in self.event_shape.items()})
+
+    def _sample(self, count, context, generator):
+        return {name: part.sample((count,), generator=generator) for name, part in self.parts.items()}
+
+    def _log_prob(self, x, context, generator):
+        return sum(part.log_prob(x[name]) for name, part in self.parts.items())
+
+
+@cflow.register
 class PairFlow(BaseFlow):
     """Joint: two named parts at once."""
 
@@ -84,6 +102,80 @@ def test_a_token_flow_conforms():
     check_flow(CategoricalFlow(5, 7))
     assert isinstance(CategoricalFlow(5, 7), Flow)
     assert not isinstance(CategoricalFlow(5, 7), InvertibleFlow)
+
+
+def test_a_joint_flow_with_a_density_conforms():
+    check_flow(PartsFlow({"position": (4, 3), "charge": 4}))
+
+
+def test_the_suite_finds_a_joint_flow_whose_rows_know_their_neighbours():
+    @cflow.register("tests.Neighbours")
+    class Neighbours(PartsFlow):
+        def _log_prob(self, x, context, generator):
+            return super()._log_prob({name: part - part.mean(0) for name, part in x.items()}, context, generator)
+
+    with pytest.raises(AssertionError, match="does not know its neighbours"):
+        check_flow(Neighbours({"position": (4, 3), "charge": 4}))
+
+
+def test_the_suite_finds_a_joint_flow_that_ignores_its_generator():
+    @cflow.register("tests.Careless")
+    class Careless(PartsFlow):
+        def _sample(self, count, context, generator):
+            return super()._sample(count, context, None)
+
+    with pytest.raises(AssertionError, match="a generator reproduces samples"):
+        check_flow(Careless({"position": (4, 3), "charge": 4}))
+
+
+def test_the_name_mask_is_reserved_for_members():
+    assert PartsFlow({"position": (4, 3), "mask": 4}).event_shape["mask"] == (4,)
+    with pytest.raises(ValueError, match="'mask' is reserved for what marks the members"):
+        PartsFlow({"position": (4, 3), "mask": 5})
+    with pytest.raises(ValueError, match="'mask' is reserved"):
+        AffineFlow(2, context_shape={"mask": (3,), "size": ()})
+
+
+def test_options_belong_to_methods():
+    """A sampler is no option of a density, and a divergence none of samples."""
+
+    class Sampled(PartsFlow):
+        options = {"sample": ("sampler",), "log_prob": ("terms",)}
+
+        def _sample(self, count, context, generator, sampler=None):
+            return super()._sample(count, context, generator)
+
+        def _log_prob(self, x, context, generator, terms=None):
+            return super()._log_prob(x, context, generator)
+
+    flow = Sampled({"position": (4, 3)})
+    x = flow.sample((2,), sampler="fast")
+    assert flow.log_prob(x, terms=3).shape == (2,)
+    assert flow.sample_and_log_prob((2,), sampler="fast", terms=3)[1].shape == (2,)
+    with pytest.raises(TypeError, match=r"flow.log_prob\(sampler=...\).*It takes generator, terms"):
+        flow.log_prob(x, sampler="fast")
+    with pytest.raises(TypeError, match=r"flow.sample\(terms=...\)"):
+        flow.sample((2,), terms=3)
+    with pytest.raises(TypeError, match=r"flow.sample\(divergence=...\).*It takes generator, solver, guidance"):
+        continuous().sample((2,), divergence=None)
+
+
+def test_no_condition_is_refused_where_it_was_never_trained():
+    net = fields.MLP(2, hidden=(8,), classes=3)
+    flow = cflow.ContinuousFlow(net, bases.Normal(2), path=paths.Linear(), context_shape=())
+    labels = torch.arange(3)
+    assert flow.classes == 3
+    assert torch.equal(flow.null_context(labels), torch.full((3,), 3))  # nothing is known of its training
+    flow.record(objectives.FlowMatching())
+    guide = guidance.ClassifierFree(2.0)
+    for ask in (lambda: flow.null_context(labels), lambda: flow.sample((), labels, guidance=guide)):
+        with pytest.raises(ValueError, match='"no condition" was never trained .*condition_dropout=0.1'):
+            ask()
+    assert flow.sample((), labels, guidance=guidance.ClassifierFree(1.0)).shape == (3, 2)
+    flow.record(objectives.FlowMatching(condition_dropout=0.1))
+    assert flow.sample((), labels, guidance=guide).shape == (3, 2)
+    with pytest.raises(ValueError, match="unconditional"):
+        continuous().null_context(labels)
 
 
 def test_a_joint_flow_conforms_and_has_no_distribution_view():

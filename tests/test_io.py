@@ -156,6 +156,19 @@ def test_guidance_objects_are_plain_configuration(tmp_path):
     assert again.names == holder.names
 
 
+def test_modules_by_name_are_saved(tmp_path):
+    @cflow.register("tests.Named")
+    class Named(torch.nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = torch.nn.ModuleDict(parts)
+
+    named = Named({"left": bases.Normal(2, loc=torch.ones(2)), "right": bases.Uniform(1)})
+    again = cflow.load(cflow.save(named, tmp_path / "m"))
+    assert list(again.parts) == ["left", "right"]
+    assert torch.equal(again.parts["left"].loc, torch.ones(2))
+
+
 def test_a_trained_base_stays_trained(tmp_path):
     loc, scale = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2, loc=loc, scale=scale))

@@ -10,7 +10,7 @@ import tyro
 
 from ..io import load
 from .app import app
-from .runs import bespoke_file, classes_of, device_of, folder_of, guidance_of, labels_of, needs_solver
+from .runs import bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
 
 
 @app.command
@@ -40,7 +40,7 @@ def bespoke(
     folder = folder_of(run)
     flow = load(folder, device=device_of(device)).eval()
     needs_solver(flow, f"bespoke {run}")
-    context = labels_of(flow, None, classes_of(flow))
+    context = labels_of(flow, None, flow.classes)
     options = guidance_of(flow, run, guidance)
     solver = fit_bespoke(
         flow, steps, seed=seed, context=context, iterations=iterations, progress=sys.stderr.isatty(), **options

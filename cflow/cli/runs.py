@@ -12,7 +12,7 @@ from ..guidance import ClassifierFree
 from ..solvers import METHODS, Bespoke, by_name
 
 __all__ = [
-    "bespoke_file", "classes_of", "device_of", "folder_of", "guidance_of", "labels_of", "needs_solver", "report_of",
+    "bespoke_file", "device_of", "folder_of", "guidance_of", "labels_of", "needs_solver", "report_of",
     "solver_of",
 ]  # fmt: skip
 
@@ -64,20 +64,15 @@ def device_of(name: str) -> torch.device:
 
 def needs_solver(flow, what: str) -> None:
     """Raises where something is asked of a solver, and the flow has none."""
-    if "solver" not in flow.options:
+    if "solver" not in flow.options_of("sample"):
         raise ValueError(
             f"{what}: a {type(flow).__name__} is no differential equation, so it has no solver and no steps; leave "
             f"the option away."
         )
 
 
-def classes_of(flow) -> int:
-    """Gives how many classes a flow knows; 0 for one without labels."""
-    return flow.classes
-
-
 def labels_of(flow, label: int | None, num: int) -> Tensor | None:
-    classes = classes_of(flow)
+    classes = flow.classes
     if flow.context_shape is None:
         if label is not None:
             raise ValueError(f"--label {label}: this flow was trained without classes; leave the label away.")

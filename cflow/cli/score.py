@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.tables import Chunk, TableFile
 from ..io import load
 from .app import app
-from .runs import classes_of, device_of, folder_of, needs_solver, report_of, solver_of
+from .runs import device_of, folder_of, needs_solver, report_of, solver_of
 
 SHOWN = 20  # bad rows named one by one
 
@@ -178,7 +178,7 @@ def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Te
     size, x, context = math.prod(flow.event_shape), values, None
     if flow.context_shape is not None:
         x, context = values[:, :size], values[:, size:].reshape(-1, *flow.context_shape)
-        context = context.long() if classes_of(flow) else context
+        context = context.long() if flow.classes else context
     x = x.reshape(-1, *flow.event_shape)
     if sound:
         for position, value in zip(sound, _log_prob(flow, x, context, generator, options).tolist()):

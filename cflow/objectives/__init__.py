@@ -1,5 +1,6 @@
 """Objectives: how a flow is trained. Each is called as ``objective(flow, x, context) -> [B]``."""
 
+from .batch import Shared
 from .bridge_matching import BridgeMatching
 from .consistency import ConsistencyFlowMatching
 from .errors import FeatureError, Huber, PseudoHuber, Square
@@ -45,6 +46,7 @@ __all__ = [
     "RectifiedFlow",
     "Reflow",
     "ReverseKL",
+    "Shared",
     "Shortcut",
     "Square",
     "StepBatch",

@@ -68,6 +68,7 @@ class FFJORD(MaximumLikelihood):
             and compare ``nats`` with the flow's own ``log_prob``. Under bf16 autocast take a fixed grid all the same:
             the rounding of bf16 is above the tolerances of the others.
         steer: half the width ``b`` of the law of lengths; 0 for a fixed length of one.
+        condition_dropout: the share of items whose context is replaced by "no condition".
 
     Shapes: returns ``[B]``. Cost: one solve with its gradient; per call of the field, a product with its transposed
     Jacobian per probe. The regularisers come from the same products.
@@ -102,8 +103,9 @@ class FFJORD(MaximumLikelihood):
         jacobian: float = 0.0,
         solver: Solver | None = None,
         steer: float = 0.0,
+        condition_dropout: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(condition_dropout)
         self.divergence = Hutchinson() if divergence is None else divergence
         usual = Dopri5(rtol=1e-5, atol=1e-5, per_sample=False, gradient=Checkpointed())
         self.solver = usual if solver is None else solver
@@ -162,18 +164,20 @@ class FFJORD(MaximumLikelihood):
         return tuple(name for name in ("kinetic", "jacobian") if getattr(self, name) > 0)
 
     def prepare(self, base: nn.Module, x: tuple, context: Tensor | None = None, generator=None) -> FFJORDBatch:
-        u, ladj = x
+        batch = super().prepare(base, x, context, generator)
+        u = batch.u
         probe = self.divergence.begin(u, generator)
         length = None
         if self.steer > 0:
             length = 1 + self.steer * (2 * torch.rand((), generator=generator, dtype=u.dtype, device=u.device) - 1)
-        return FFJORDBatch(u, ladj, context, probe, length)
+        return FFJORDBatch(u, batch.ladj, context, batch.drop, probe, length)
 
     def loss(self, flow: nn.Module, batch: FFJORDBatch) -> Tensor:
         self._check_flow(flow)
         length = batch.length if flow.training else None
+        context = self.dropped(flow, batch.context, batch.drop)
         solution = flow.transport(
-            batch.u, 1.0, 0.0, batch.context, ladj=True, quadratures=self._energies, solver=self.solver,
+            batch.u, 1.0, 0.0, context, ladj=True, quadratures=self._energies, solver=self.solver,
             divergence=self.divergence if batch.probe is None else _Drawn(self.divergence, batch.probe),
             guidance=None if length is None else functools.partial(Lengthened, length=length),
         )  # fmt: skip

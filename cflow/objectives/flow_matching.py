@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..couplings import Independent
 from ..paths import Path
 from ..registry import register
+from ..shapes import expand_as_leading, mask_of
 from ..times import Uniform
-from .objective import Objective, check_objects
+from .objective import Objective, check_dropout, check_objects
 
 __all__ = ["FlowMatching", "MatchingBatch"]
 
@@ -61,7 +61,7 @@ class FlowMatching(Objective):
     arXiv:2207.12598.
 
     Example:
-        >>> import cflow
+        >>> import cflow, torch
         >>> from cflow import bases, fields, paths
         >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
         >>> FlowMatching()(flow, torch.randn(16, 2)).shape
@@ -70,11 +70,7 @@ class FlowMatching(Objective):
 
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
-        if not 0 <= condition_dropout < 1:
-            raise ValueError(
-                f"{type(self).__name__}(condition_dropout={condition_dropout}): the share of dropped contexts lies in "
-                f"[0, 1); 0.1 to 0.2 is usual for classifier-free guidance."
-            )
+        check_dropout(type(self).__name__, condition_dropout)
         example = "couplings.OptimalTransport() or times.LogitNormal()"
         check_objects(type(self).__name__, example, coupling=coupling, times=times, weight=weight)
         self.coupling = Independent() if coupling is None else coupling
@@ -95,10 +91,7 @@ class FlowMatching(Objective):
         # Times are floating numbers whatever the data are.
         dtype = x1.dtype if x1.is_floating_point() else base.dtype
         t = self.times(count, generator=generator, device=device, dtype=dtype)
-        drop = None
-        if self.condition_dropout > 0:
-            drop = torch.rand(count, generator=generator, device=device) < self.condition_dropout
-        return MatchingBatch(x0, x1, t, context, drop)
+        return MatchingBatch(x0, x1, t, context, self.draw_dropped(count, generator, device))
 
     def make_batch(self, flow: nn.Module, x, context=None, generator=None) -> MatchingBatch:
         batch = super().make_batch(flow, x, context, generator)
@@ -106,7 +99,7 @@ class FlowMatching(Objective):
         return batch
 
     def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
-        path, context = self._path(flow), self._context(flow, batch)
+        path, context = self._path(flow), self.dropped(flow, batch.context, batch.drop)
         low, high = flow.interval
         t = low + (high - low) * batch.t
         loss = self._match(flow, path, batch, t, context)
@@ -122,8 +115,14 @@ class FlowMatching(Objective):
 
     def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         """Computes the error of the network on the path, ``[B]``."""
-        sample = path.sample(batch.x0, batch.x1, t, noise=batch.noise)
+        sample = path.sample(batch.x0, batch.x1, t, mask=self._mask(batch), noise=batch.noise)
         return path.loss(flow.predict(t, sample.xt, context), sample)
+
+    @staticmethod
+    def _mask(batch: MatchingBatch) -> Tensor | None:
+        """Gives what of each event counts, shaped to broadcast to it: all, unless data or context hold a ``mask``."""
+        mask = mask_of(batch.x1, batch.context)
+        return mask if mask is None or isinstance(batch.x1, dict) else expand_as_leading(mask, batch.x1)
 
     def _path(self, flow: nn.Module) -> Path:
         """Gives the flow's path, where it has one that can be matched."""
@@ -145,15 +144,3 @@ class FlowMatching(Objective):
             raise ValueError(
                 f"{name}: {path!r} does not predict the velocity, which is what is learned here; use paths.Linear()."
             )
-
-    def _context(self, flow: nn.Module, batch: MatchingBatch):
-        """Gives the contexts, "no condition" in place of those that are dropped."""
-        context = batch.context
-        if batch.drop is None:
-            return context
-        if context is None:
-            raise ValueError(
-                f"{type(self).__name__}(condition_dropout={self.condition_dropout}): there is no context to drop; "
-                "train with data=(x, context), or leave condition_dropout at 0."
-            )
-        return flow.drop_condition(context, batch.drop)

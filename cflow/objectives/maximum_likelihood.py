@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..registry import register
-from .objective import Objective
+from .objective import Objective, check_dropout
 
 __all__ = ["LikelihoodBatch", "MaximumLikelihood"]
 
 
 @dataclass
 class LikelihoodBatch:
-    """Data carried to what the flow models, ``u [B, *event]``, with the log-determinant ``ladj`` of getting there."""
+    """Data carried to what the flow models, ``u [B, *event]``, with the log-determinant ``ladj`` of getting there.
+
+    ``drop [B]`` marks the items whose condition is left out.
+    """
 
     u: Tensor
     ladj: Tensor | float
     context: Tensor | None = None
+    drop: Tensor | None = None
 
 
 @register("objectives.MaximumLikelihood")
@@ -32,10 +36,14 @@ class MaximumLikelihood(Objective):
     of a lower bound. A continuous flow is solved as it is evaluated, by its own solver and divergence: for other ones
     in training, and for what keeps solves short, take :class:`FFJORD`.
 
+    Args:
+        condition_dropout: the share of items whose context is replaced by "no condition", so that
+            ``flow.null_context(context)`` asks for the density without one. One draw per item.
+
     Shapes: returns ``[B]``. Cost: one ``log_prob`` of the flow.
 
     Raises:
-        ValueError: for a flow without a density.
+        ValueError: for a flow without a density, and for a dropout of contexts where there are none.
 
     Example:
         >>> import torch
@@ -48,15 +56,22 @@ class MaximumLikelihood(Objective):
     teaches = "density"
     plans = False  # preparation is a few operations
 
+    def __init__(self, condition_dropout: float = 0.0):
+        super().__init__()
+        check_dropout(type(self).__name__, condition_dropout)
+        self.condition_dropout = condition_dropout
+
     def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> tuple[Tensor, Tensor | float]:
         return flow.preprocess(x, generator=generator)
 
     def prepare(self, base: nn.Module, x: tuple, context: Tensor | None = None, generator=None) -> LikelihoodBatch:
-        return LikelihoodBatch(*x, context)
+        u, ladj = x
+        return LikelihoodBatch(u, ladj, context, self.draw_dropped(len(u), generator, u.device))
 
     def loss(self, flow: nn.Module, batch: LikelihoodBatch) -> Tensor:
         self._check_density(flow)
-        return -(flow._log_prob(batch.u, batch.context, None) + batch.ladj)
+        context = self.dropped(flow, batch.context, batch.drop)
+        return -(flow._log_prob(batch.u, context, None) + batch.ladj)
 
     def _check_density(self, flow: nn.Module) -> None:
         if flow.likelihood == "none":

@@ -22,6 +22,15 @@ def check_objects(owner: str, example: str, **options) -> None:
             raise TypeError(f"{owner}({name}={value!r}): options are objects, such as {example}.")
 
 
+def check_dropout(owner: str, condition_dropout: float) -> None:
+    """Raises where the share of items without their condition is none."""
+    if not 0 <= condition_dropout < 1:
+        raise ValueError(
+            f"{owner}(condition_dropout={condition_dropout}): the share of dropped contexts lies in [0, 1); 0.1 to 0.2 "
+            f"is usual for classifier-free guidance."
+        )
+
+
 class Objective(nn.Module):
     """Trains a flow: ``objective(flow, x, context) -> [B]``.
 
@@ -108,6 +117,23 @@ class Objective(nn.Module):
 
     def review(self, history: Sequence[dict[str, Any]]) -> None:
         """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""
+
+    def draw_dropped(self, count: int, generator, device) -> Tensor | None:
+        """Draws which items lose their condition, ``[count]`` of bool; None where none do."""
+        if self.condition_dropout == 0:
+            return None
+        return torch.rand(count, generator=generator, device=device) < self.condition_dropout
+
+    def dropped(self, flow: nn.Module, context: Any, drop: Tensor | None) -> Any:
+        """Gives the contexts, "no condition" in place of those that ``drop [B]`` marks."""
+        if drop is None:
+            return context
+        if context is None:
+            raise ValueError(
+                f"{type(self).__name__}(condition_dropout={self.condition_dropout}): there is no context to drop; "
+                "train with data=(x, context), or leave condition_dropout at 0."
+            )
+        return flow.drop_condition(context, drop)
 
     def make_batch(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
         """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked."""

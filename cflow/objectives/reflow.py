@@ -129,9 +129,7 @@ class Distillation(Reflow):
             batch = super().prepare(base, x, context, generator)
         else:
             x0 = base.sample((len(x),), generator=generator)
-            drop = None
-            if self.condition_dropout > 0:
-                drop = torch.rand(len(x), generator=generator, device=x0.device) < self.condition_dropout
+            drop = self.draw_dropped(len(x), generator, x0.device)
             batch = MatchingBatch(x0, x0, x0.new_empty(len(x)), context, drop)
         index = torch.randint(self.evaluations, (len(x),), generator=generator, device=batch.x0.device)
         batch.t = (index / self.evaluations).to(batch.x0.dtype)

@@ -35,6 +35,7 @@ def check_flow(flow: Flow, context=None, *, tolerance: float = 1e-5, density: bo
     demand(isinstance(flow, Flow), "the flow has every member of the Flow protocol")
     if isinstance(flow.event_shape, dict):
         _check_parts(flow, context)
+        _check_saving(flow, context)
         return
     _check_shapes(flow, context)
     if flow.likelihood != "none" and flow.has_rsample and isinstance(flow, BaseInvertibleFlow):
@@ -50,8 +51,36 @@ def _repeat(context, count: int):
 
 
 def _check_parts(flow, context) -> None:
-    x = flow.sample((3,), _repeat(context, 1))
-    demand(set(x) == set(flow.event_shape), "a sample of a joint flow has the parts of its event")
+    """Shapes, seeds and independence of rows, for flows over named parts."""
+    draw = lambda shape, seed=3: flow.sample(shape, context, generator=torch.Generator().manual_seed(seed))
+    for shape in ((), (0,), (2, 3)):
+        x = draw(shape)
+        demand(set(x) == set(flow.event_shape), "a sample of a joint flow has the parts of its event")
+        for name, part in flow.event_shape.items():
+            demand(
+                x[name].shape == (*shape, *part), f"the part {name!r} of sample({shape}) has shape {(*shape, *part)}"
+            )
+            demand(not x[name].requires_grad, "sample builds no graph")
+    demand(same(draw((4,)), draw((4,))), "a generator reproduces samples")
+    demand(not same(draw((4,)), draw((4,), 4)), "another generator gives other samples")
+    if flow.likelihood == "none":
+        return
+    x = draw((5,))
+    with torch.no_grad():
+        score = lambda rows: flow.log_prob(rows, context, generator=torch.Generator().manual_seed(5))
+        logp = score(x)
+        demand(logp.shape == (5,), "log_prob has one number per row")
+        if flow.likelihood != "exact":  # draws belong to the whole batch
+            return
+        alone = torch.cat([score({name: part[i : i + 1] for name, part in x.items()}) for i in range(5)])
+    close(alone, logp, 1e-9 * (1 + float(logp.abs().max())), "a row does not know its neighbours")
+
+
+def same(one, other) -> bool:
+    """Says whether two samples, tensors or dicts of tensors, are equal bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    return torch.equal(one, other)
 
 
 def _check_shapes(flow, context) -> None:
@@ -161,10 +190,11 @@ def _check_integral(flow, context) -> None:
 def _check_saving(flow, context) -> None:
     draw = lambda each: each.sample((3,), context, generator=torch.Generator().manual_seed(8))
     before = draw(flow)
-    demand(torch.equal(draw(copy.deepcopy(flow)), before), "a deep copy is the same flow")
+    demand(same(draw(copy.deepcopy(flow)), before), "a deep copy is the same flow")
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(save(flow, f"{folder}/model"))
     demand(type(loaded) is type(flow), "a loaded flow has its class")
     states = flow.state_dict(), loaded.state_dict()
     demand(all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "a loaded flow has its weights")
-    demand(torch.equal(draw(loaded), before), "a loaded flow draws the same samples")
+    demand(same(draw(loaded), before), "a loaded flow draws the same samples")
+    demand(loaded.trained_by == flow.trained_by, "a loaded flow knows what it was trained with")

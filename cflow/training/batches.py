@@ -148,7 +148,8 @@ class RowBatches:
             return tree_map(take, (self.x, self.context))
         # Augmentations draw from torch's default generator: they too depend on the step alone.
         with stream(CPU, self.seed, *counters):
-            return self.split(default_collate([self.dataset[row] for row in rows.tolist()]))
+            collate = getattr(self.dataset, "collate", default_collate)
+            return self.split(collate([self.dataset[row] for row in rows.tolist()]))
 
 
 class LoaderBatches:

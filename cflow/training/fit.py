@@ -110,12 +110,13 @@ def fit(
         flow: the flow; it goes to the device that accelerate chooses, or to ``device``.
         objective: what is minimised. Its own parameters are trained where they require gradients.
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
-            ``(x, context)``, or a loader of batches of these. Where an item holds several samples
-            (``objective.members``; two for given pairs), ``x`` is ``[N, members, *event]``. Floating data are brought
-            to the flow's dtype. For an objective that learns from the flow's own draws (``objective.members`` is 0:
-            variational inference) the data are the contexts alone, of the same kinds, and there are none where the flow
-            is unconditional. Tensors and datasets are drawn without replacement and the last partial batch of an
-            epoch is left out; a loader decides for itself (under several processes it must give each its own rows).
+            ``(x, context)``, or a loader of batches of these. A dataset whose items make no tensors by torch's own
+            rules brings ``collate(items) -> batch``. Where an item holds several samples (``objective.members``; two
+            for given pairs), ``x`` is ``[N, members, *event]``. Floating data are brought to the flow's dtype. For an
+            objective that learns from the flow's own draws (``objective.members`` is 0: variational inference) the data
+            are the contexts alone, of the same kinds, and there are none where the flow is unconditional. Tensors and
+            datasets are drawn without replacement and the last partial batch of an epoch is left out; a loader decides
+            for itself (under several processes it must give each its own rows).
         steps: number of optimizer steps.
         batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
             draws.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from cflow.objectives.batch import Shared
 from cflow.training.batches import RawBatch
 
 __all__ = ["ahead", "cut", "default_workers", "merged", "pieces", "rows_of"]
@@ -42,6 +43,9 @@ def rows_of(batch: Any, given: int) -> int:
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Goes through the tensors that have rows."""
+    if isinstance(batch, Shared):
+        return
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for field in dataclasses.fields(batch):
             yield from _tensors(getattr(batch, field.name))
@@ -56,7 +60,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 def cut(batch: Any, rows: int, count: int) -> list[tuple[Any, int]]:
     """Cuts a prepared batch into ``count`` consecutive pieces as equal as can be, each with its number of rows.
 
-    Tensors whose first dimension is the batch's are cut; others go to every piece as they are.
+    Every tensor is cut along its first dimension; what is ``objectives.Shared``, and numbers, go to every piece whole.
     """
     if count == 1:
         return [(batch, rows)]
@@ -70,6 +74,8 @@ def pieces(batch: Any, size: int, count: int) -> list[tuple[Any, float]]:
 
 
 def _slice(batch: Any, size: int, start: int, stop: int) -> Any:
+    if isinstance(batch, Shared):
+        return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         parts = {
             field.name: _slice(getattr(batch, field.name), size, start, stop) for field in dataclasses.fields(batch)
@@ -80,7 +86,14 @@ def _slice(batch: Any, size: int, start: int, stop: int) -> Any:
     if isinstance(batch, tuple | list):
         parts = [_slice(part, size, start, stop) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch[start:stop] if isinstance(batch, Tensor) and batch.dim() > 0 and len(batch) == size else batch
+    if not isinstance(batch, Tensor) or batch.dim() == 0:
+        return batch
+    if len(batch) != size:
+        raise ValueError(
+            f"fit: the prepared batch has {size} rows and holds a tensor of shape {list(batch.shape)}; what is cut "
+            f"with the batch has one entry per row, so mark what all rows share: objectives.Shared(tensor)."
+        )
+    return batch[start:stop]
 
 
 def default_workers(device: torch.device) -> int:

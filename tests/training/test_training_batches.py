@@ -6,7 +6,10 @@ import time
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from training_standins import SmallMatching, data, small_flow
 
+from cflow import training
+from cflow.objectives import Shared
 from cflow.training.batches import batches_of
 from cflow.training.preparation import ahead, cut, default_workers, pieces, rows_of
 
@@ -140,16 +143,49 @@ def fetched(numbers):
 
 def test_batches_are_cut_by_the_rows_they_have_left():
     x, t, grid = torch.arange(14.0)[:, None], torch.rand(14), torch.linspace(0, 1, 5)
-    batch = {"grid": grid, "pair": (x, t)}
+    batch = {"grid": Shared(grid), "pair": (x, t)}
     assert rows_of(batch, 14) == 14
-    assert rows_of({"pair": (x, t), "grid": grid}, 20) == 14  # a coupling left 14 of 20
+    assert rows_of({"pair": (x, t), "grid": Shared(grid)}, 20) == 14  # a coupling left 14 of 20
     parts = cut(batch, 14, 4)
     assert [size for _, size in parts] == [3, 4, 3, 4]
     assert torch.equal(torch.cat([part["pair"][0] for part, _ in parts]), x)
-    assert all(len(part["pair"][1]) == size and part["grid"] is grid for part, size in parts)
+    assert all(len(part["pair"][1]) == size and part["grid"].value is grid for part, size in parts)
     assert sum(share for _, share in pieces(batch, 14, 64)) == pytest.approx(1)
     with pytest.raises(ValueError, match="holds no tensor with rows"):
         rows_of({"rate": 1.0}, 14)
+    with pytest.raises(ValueError, match=r"14 rows and holds a tensor of shape \[5\].*objectives.Shared"):
+        cut({"grid": grid, "pair": (x, t)}, 14, 4)
+
+
+def test_a_table_as_long_as_the_batch_is_not_cut():
+    table = torch.arange(64.0)
+    seen = []
+
+    class Tabled(SmallMatching):
+        def prepare(self, base, u, context, generator):
+            return {"batch": super().prepare(base, u, context, generator), "table": Shared(table)}
+
+        def loss(self, flow, batch):
+            seen.append(batch["table"].value)
+            return super().loss(flow, batch["batch"])
+
+    training.fit(small_flow(), Tabled(), data(), steps=1, batch_size=64, accumulate=2, log_every=1)
+    assert [len(each) for each in seen] == [64, 64]
+
+
+def test_a_dataset_may_bring_collate():
+    class Words(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, row):
+            return "a" * (row % 5)
+
+        def collate(self, items):
+            return torch.tensor([[float(len(item)), 1.0] for item in items])
+
+    run = training.fit(small_flow(), SmallMatching(), Words(), steps=2, batch_size=10, log_every=1)
+    assert run.steps == 2
 
 
 def test_processes_across_read_the_batches_of_one():
