@@ -6,6 +6,9 @@ and what its likelihood means; an objective decides how it is trained; the two n
 Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batch, *event]``; log-densities are in nats.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from . import (
     bases,
     couplings,
@@ -31,6 +34,9 @@ from .record import TrainingEntry
 from .registry import register
 from .standardised_context import StandardisedContext
 
+if TYPE_CHECKING:
+    from . import density, testing
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -45,6 +51,7 @@ __all__ = [
     "bases",
     "couplings",
     "data",
+    "density",
     "discrete",
     "divergence",
     "fields",
@@ -58,6 +65,19 @@ __all__ = [
     "register",
     "save",
     "solvers",
+    "testing",
     "times",
     "training",
 ]
+
+_LAZY = ("density", "testing")  # loaded when first asked for: scikit-learn takes longer to import than all the rest
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"cflow.{name}")
+    raise AttributeError(f"module 'cflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

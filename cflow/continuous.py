@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from . import registry
 from .divergence import Estimator, Exact
+from .fields import as_field
 from .flow import BaseInvertibleFlow, Likelihood
 from .paths import AffinePath, Rescheduled, VelocityPath
-from .shapes import Size, flatten, unflatten
+from .shapes import Size, flatten, shown, unflatten
 from .solvers import Dopri5, Solution
 from .transport import transport
 from .velocity import Prediction, VelocityAndScore, VelocityField
@@ -67,9 +67,10 @@ class ContinuousFlow(BaseInvertibleFlow):
         True
     """
 
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-        {"sample": ("solver", "guidance"), "log_prob": ("solver", "divergence", "guidance")}
-    )
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "sample": ("solver", "guidance"),
+        "log_prob": ("solver", "divergence", "guidance"),
+    }
 
     def __init__(
         self,
@@ -111,21 +112,21 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"ContinuousFlow(path={self.path!r}): a continuous flow follows a velocity; pass an object such as "
                 f"paths.Linear()."
             )
-        event = getattr(self.field, "event_shape", None)
-        if event is not None and Size(event) != self.event_shape:
+        field = as_field(self.field)
+        event = field.event_shape
+        if event is not ... and Size(event) != self.event_shape:
             raise ValueError(
                 f"ContinuousFlow: the field works on events {tuple(event)} and the base draws "
                 f"{tuple(self.event_shape)}; give both the same shape."
             )
-        reads = getattr(self.field, "context_shape", self.context_shape)
-        if reads != self.context_shape:
-            shown = reads if reads is None else tuple(reads)
+        reads = field.context_shape
+        if reads not in (..., self.context_shape):
             raise ValueError(
-                f"ContinuousFlow(context_shape={self.context_shape and tuple(self.context_shape)}): the field's "
-                f"context_shape is {shown}; pass context_shape={shown}."
+                f"ContinuousFlow(context_shape={shown(self.context_shape)}): the field's context_shape is "
+                f"{shown(reads)}; pass context_shape={shown(reads)}."
             )
-        wanted, outputs = 1 if self.path is None else self.path.outputs, getattr(self.field, "outputs", None)
-        if outputs not in (None, wanted):
+        wanted, outputs = 1 if self.path is None else self.path.outputs, field.outputs
+        if outputs not in (..., wanted):
             raise ValueError(
                 f"ContinuousFlow: the field returns {outputs} outputs and the path ({self.path!r}) has a use for "
                 f"{wanted}; build the field with outputs={wanted}"
@@ -234,15 +235,15 @@ class ContinuousFlow(BaseInvertibleFlow):
     def interval(self) -> tuple[float, float]:
         """The times at which the velocity is well conditioned; solvers stay inside."""
         low, high = (0.0, 1.0) if self.path is None else self.path.interval
-        inner = getattr(self.field, "interval", (0.0, 1.0))
+        inner = as_field(self.field).interval
         return max(low, inner[0]), min(high, inner[1])
 
     @property
     def classes(self) -> int:
-        return getattr(self.field, "classes", 0)
+        return as_field(self.field).classes
 
     def _null_context(self, context: Tensor) -> Tensor:
-        return self.field.null_context(context)
+        return as_field(self.field).null_context(context)
 
     # The one method under all others
 

@@ -11,7 +11,6 @@ import difflib
 import itertools
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +19,19 @@ from torch.distributions import Distribution
 
 from .distribution import FlowDistribution
 from .record import TrainingEntry
-from .shapes import Shape, Value, as_shape, batch_of, broadcast, check_mask, expand_like, flatten, on_tensors, unflatten
+from .shapes import (
+    Shape,
+    Value,
+    as_shape,
+    batch_of,
+    broadcast,
+    check_mask,
+    expand_like,
+    flatten,
+    on_tensors,
+    pattern,
+    unflatten,
+)
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
 
@@ -91,7 +102,7 @@ class BaseFlow(nn.Module):
             and ``decode(u)``, each returning ``(value, ladj)``.
     """
 
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     kept: ClassVar[tuple[str, ...]] = ("trained_by",)
     """What is saved and copied with a flow beside its constructor's arguments."""
@@ -338,7 +349,7 @@ class BaseFlow(nn.Module):
         if context is None:
             raise ValueError(
                 f"flow.{method}(): this flow is conditional and no context was given; pass a context of shape "
-                f"[..., {', '.join(map(str, self.context_shape))}], or flow.null_context(context) where "
+                f"{pattern(self.context_shape)}, or flow.null_context(context) where "
                 f'"no condition" was trained.'
             )
         batch = batch_of(context, self.context_shape, f"flow.{method}: context")

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from cflow.divergence.analytic import closed_form, no_closed_form
+from cflow.fields.contract import Forwarding, as_field, no_closed_form
 from cflow.fields.embedding import shared_time
+from cflow.fields.wrapper import FieldWrapper
 from cflow.registry import register
-from cflow.shapes import expand_like, on_tensors
+from cflow.shapes import expand_like, on_tensors, pattern, rows
 
 __all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guided"]
 
 
-class Guided(nn.Module):
-    """Holds a velocity field under guidance; called ``(t, x, context=None, *, s=None)`` as the field itself.
+class Guidance:
+    """Holds what guidances share: called with a field, each gives the field under its guidance.
 
-    Made by ``guidance(field)``. Shapes and ``null_context`` are the field's own. Average velocities, between the two
-    times of a field that was trained for them, are mixed as velocities are: an approximation for long steps, since the
-    two that are mixed belong to different ways (``objectives.MeanFlow(guidance=...)`` learns the guided ones instead).
+    A subclass gives ``velocity(field, t, x, context) -> v``, and ``value_and_divergence``, with the same arguments,
+    where its divergence follows from the field's.
     """
 
-    def __init__(self, guidance, field):
-        super().__init__()
-        self.guidance, self.field = guidance, field
+    def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Raises a TypeError: no closed form is known of a guidance that is no weighted sum of velocities."""
+        raise no_closed_form(type(self).__name__, "it is no weighted sum of velocities with fixed weights")
+
+
+class Guided(FieldWrapper):
+    """Holds a velocity field under guidance; called ``(t, x, context=None, *, s=None)`` as the field itself.
+
+    Made by ``guidance(field)``. What a field is asked, shapes and ``null_context``, is answered by the field inside.
+    Average velocities, between the two times of a field that was trained for them, are mixed as velocities are: an
+    approximation for long steps, since the two that are mixed belong to different ways
+    (``objectives.MeanFlow(guidance=...)`` learns the guided ones instead).
+    """
+
+    def __init__(self, guidance: Guidance, field):
+        super().__init__(field)
+        self.guidance = guidance
 
     def __eq__(self, other) -> bool:
         """Says whether the two guide the same field in the same way: a flow makes one anew for every solve."""
@@ -35,22 +48,6 @@ class Guided(nn.Module):
 
     def __hash__(self) -> int:
         return hash((type(self), self.field))
-
-    @property
-    def two_times(self) -> bool:
-        return getattr(self.field, "two_times", False)
-
-    @property
-    def event_shape(self) -> torch.Size:
-        return self.field.event_shape
-
-    @property
-    def context_shape(self) -> torch.Size | None:
-        return self.field.context_shape
-
-    def null_context(self, context: Tensor) -> Tensor:
-        """Gives the field's context of "no condition"."""
-        return self.field.null_context(context)
 
     def forward(
         self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None
@@ -63,17 +60,16 @@ class Guided(nn.Module):
         Raises:
             TypeError: for a guidance that is no weighted sum of velocities, and for a field without a closed form.
         """
-        if not hasattr(self.guidance, "value_and_divergence"):
-            raise no_closed_form(type(self.guidance).__name__, "it is no weighted sum of velocities with fixed weights")
         return self.guidance.value_and_divergence(self.field, t, x, context)
 
 
-class _Until:
+class _Until(Forwarding):
     """A field of two times with the second one given: called as one of one time, also with the batch doubled."""
+
+    two_times = False
 
     def __init__(self, field, s: Tensor):
         self.field, self.s = field, s
-        self.context_shape, self.null_context = field.context_shape, field.null_context
 
     def __call__(self, t: Tensor | float, x: Tensor, context: Tensor | None = None) -> Tensor:
         s = self.s.repeat(len(x) // len(self.s)) if self.s.dim() and len(self.s) else self.s
@@ -82,7 +78,7 @@ class _Until:
 
 def _conditional(guidance, field) -> Guided:
     """Wraps a field that has a condition to leave out; refuses others."""
-    if field.context_shape is None:
+    if as_field(field).context_shape is None:
         raise ValueError(
             f"{type(guidance).__name__}(field): guidance compares velocities with and without the condition, and this "
             f"field is unconditional (context_shape is None); use a field with a context, or AutoGuidance."
@@ -96,14 +92,16 @@ def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> 
     if isinstance(t, Tensor) and t.dim():
         shared = shared_time(t)
         t = shared.expand(2 * x.shape[0]) if shared.shape[0] == 1 else torch.cat([t, t])
-    return t, torch.cat([x, x]), on_tensors(lambda *pair: torch.cat(pair), context, field.null_context(context))
+    null = as_field(field).null_context(context)
+    return t, torch.cat([x, x]), on_tensors(lambda *pair: torch.cat(pair), context, null)
 
 
 def _present(guidance, field, context: Tensor | None) -> Tensor:
     if context is None:
+        shape = as_field(field).context_shape
         raise ValueError(
             f"{type(guidance).__name__}: called without a context, but there is nothing to guide towards; pass a "
-            f"context of shape [B, {', '.join(map(str, field.context_shape))}]."
+            f"context of shape {pattern(shape, 'B')}."
         )
     return context
 
@@ -125,7 +123,7 @@ def _inside(t: Tensor | float, low: float, high: float, x: Tensor) -> bool | Ten
 
 @register("guidance.ClassifierFree")
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFree(Guidance):
     r"""Extrapolates from the velocity without the condition to the velocity with it.
 
     .. math:: v = u + w (c - u), \qquad c = v(t, x, \text{context}), \quad u = v(t, x, \varnothing)
@@ -176,7 +174,7 @@ class ClassifierFree:
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Computes the guided velocity and its divergence, mixed as the velocities are."""
-        return self._mix(partial(closed_form, field), field, t, x, context)
+        return self._mix(as_field(field).value_and_divergence, field, t, x, context)
 
     def _mix(self, ask: Callable, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         """Mixes what ``ask(t, x, context)`` gives with and without the condition."""
@@ -187,7 +185,7 @@ class ClassifierFree:
         if self.scale == 1 or inside is False:
             return ask(t, x, context)
         if self.scale == 0 and inside is True:
-            return ask(t, x, field.null_context(context))
+            return ask(t, x, as_field(field).null_context(context))
         mixed = []
         for both in ask(*_with_and_without(self, field, t, x, context)):
             c, u = both.unflatten(0, (2, x.shape[0])).unbind(0)
@@ -198,7 +196,7 @@ class ClassifierFree:
 
 @register("guidance.CFGZeroStar")
 @dataclass(frozen=True)
-class CFGZeroStar:
+class CFGZeroStar(Guidance):
     r"""Extrapolates from the best multiple of the velocity without the condition, and stands still at first.
 
     .. math:: v = s u + w (c - s u), \qquad s = \frac{\langle c, u \rangle}{\lVert u \rVert^2}, \qquad
@@ -259,16 +257,16 @@ class CFGZeroStar:
         else:
             c, u = field(*_with_and_without(self, field, t, x, context)).unflatten(0, (2, x.shape[0])).unbind(0)
             precise = torch.promote_types(u.dtype, torch.float32)
-            rows, along = u.flatten(1).to(precise), c.flatten(1).to(precise)
+            bare, along = rows(u).to(precise), rows(c).to(precise)
             # A velocity of zero has no best multiple: it stays zero.
-            norm = rows.square().sum(-1).clamp_min(torch.finfo(precise).tiny)
-            best = ((rows * along).sum(-1) / norm).to(u.dtype)
+            norm = bare.square().sum(-1).clamp_min(torch.finfo(precise).tiny)
+            best = ((bare * along).sum(-1) / norm).to(u.dtype)
             guided = torch.lerp(u * best.reshape(-1, *[1] * (x.dim() - 1)), c, self.scale)
         return guided if moving is True else torch.where(moving, guided, 0.0)
 
 
 @register("guidance.AutoGuidance")
-class AutoGuidance(nn.Module):
+class AutoGuidance(Guidance, nn.Module):
     r"""Extrapolates from the velocity of a weak model to that of the good one.
 
     .. math:: v = v_{\text{weak}} + w (v_{\text{good}} - v_{\text{weak}})
@@ -306,27 +304,27 @@ class AutoGuidance(nn.Module):
         return self.weak_field.velocity_field() if flow else self.weak_field
 
     def forward(self, field) -> Guided:
-        weak = self.weak()
-        if weak is self.weak_field and getattr(field, "converts", False):
+        guided, weak, name = as_field(field), as_field(self.weak()), type(self.weak_field).__name__
+        if guided.converts and not weak.converts and self.weak() is self.weak_field:
             raise ValueError(
-                f"AutoGuidance(weak_field={type(weak).__name__}): the guided flow's network predicts "
-                f"{field.path.predict}, which becomes a velocity by its path, and a bare field would not; "
-                f"pass the weak flow itself."
+                f"AutoGuidance(weak_field={name}): the guided flow's network predicts no velocity, which its path "
+                f"makes of the prediction, and a bare field would not; pass the weak flow itself."
             )
-        if getattr(weak, "outputs", 1) != 1:
+        if weak.outputs not in (..., 1):
             raise ValueError(
-                f"AutoGuidance(weak_field={type(weak).__name__}): a field with {weak.outputs} heads gives no velocity "
+                f"AutoGuidance(weak_field={name}): a field with {weak.outputs} outputs gives no velocity "
                 f"by itself; pass the weak flow, whose path knows what they mean."
             )
-        if weak.event_shape != field.event_shape or weak.context_shape not in (None, field.context_shape):
+        alike = weak.event_shape == guided.event_shape or ... in (weak.event_shape, guided.event_shape)
+        if not alike or weak.context_shape not in (None, ..., guided.context_shape):
             raise ValueError(
-                f"AutoGuidance(weak_field)(field): the weak field has event_shape={tuple(weak.event_shape)} and "
-                f"context_shape={weak.context_shape}, the field {tuple(field.event_shape)} and {field.context_shape}, "
+                f"AutoGuidance(weak_field)(field): the weak field has event_shape={weak.event_shape} and "
+                f"context_shape={weak.context_shape}, the field {guided.event_shape} and {guided.context_shape}, "
                 f"so their velocities cannot be mixed; pass a weak field of the same shapes, or an unconditional one."
             )
-        if getattr(field, "two_times", False) and not getattr(weak, "two_times", False):
+        if guided.two_times and not weak.two_times:
             raise ValueError(
-                f"AutoGuidance(weak_field={type(weak).__name__})(field): the field gives average velocities between "
+                f"AutoGuidance(weak_field={name})(field): the field gives average velocities between "
                 f"two times and the weak one velocities, which do not mix; pass a weak flow of two times."
             )
         return Guided(self, field)
@@ -337,14 +335,14 @@ class AutoGuidance(nn.Module):
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Computes the guided velocity and its divergence, mixed as the velocities are."""
-        return self._mix(closed_form, field, t, x, context)
+        return self._mix(lambda asked, *inputs: as_field(asked).value_and_divergence(*inputs), field, t, x, context)
 
     def _mix(self, ask: Callable, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         """Mixes what ``ask(field, t, x, context)`` gives of the weak and the good model."""
         if self.scale == 1:
             return ask(field, t, x, context)
         weak = _Until(self.weak(), field.s) if isinstance(field, _Until) else self.weak()
-        weak = ask(weak, t, x, None if weak.context_shape is None else context)
+        weak = ask(weak, t, x, None if as_field(weak).context_shape is None else context)
         if self.scale == 0:
             return weak
         return tuple(torch.lerp(*pair, self.scale) for pair in zip(weak, ask(field, t, x, context)))

@@ -8,11 +8,25 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
+from types import EllipsisType
 
 import torch
 from torch import Size, Tensor
 
-__all__ = ["as_shape", "batch_of", "broadcast", "expand_like", "flatten", "on_tensors", "rows", "unflatten"]
+__all__ = [
+    "as_shape",
+    "batch_of",
+    "broadcast",
+    "expand_like",
+    "flatten",
+    "mean_rows",
+    "on_tensors",
+    "pattern",
+    "rows",
+    "shown",
+    "sum_rows",
+    "unflatten",
+]
 
 Shape = Size | dict[str, Size]
 Value = Tensor | dict[str, Tensor]
@@ -41,18 +55,28 @@ def batch_of(x: Value, shape: Shape, what: str) -> Size:
             raise ValueError(f"{what}: expected a dict with the parts {sorted(shape)}, not {got}.")
         return torch.broadcast_shapes(*(batch_of(x[name], shape[name], f"{what}[{name!r}]") for name in shape))
     if not isinstance(x, Tensor):
-        raise TypeError(f"{what} is a {type(x).__name__}; pass a torch.Tensor of shape {_wanted(shape)}.")
+        raise TypeError(f"{what} is a {type(x).__name__}; pass a torch.Tensor of shape {pattern(shape)}.")
     rank = len(shape)
     if x.dim() < rank or x.shape[x.dim() - rank :] != shape:
         raise ValueError(
             f"{what} has shape {tuple(x.shape)}, which does not end in {tuple(shape)}; "
-            f"pass a tensor of shape {_wanted(shape)}."
+            f"pass a tensor of shape {pattern(shape)}."
         )
     return x.shape[: x.dim() - rank]
 
 
-def _wanted(shape: Size) -> str:
-    return "[" + ", ".join(["...", *map(str, shape)]) + "]"
+def pattern(shape: Shape | EllipsisType, batch: str = "...") -> str:
+    """Writes the shape that a tensor is to have, for an error: ``[..., 3]``, or ``[B, 3]`` for ``batch="B"``."""
+    if isinstance(shape, dict):
+        return "{" + ", ".join(f"{name!r}: {pattern(part, batch)}" for name, part in shape.items()) + "}"
+    return "[" + ", ".join([batch, *(["..."] if shape is ... else map(str, shape))]) + "]"
+
+
+def shown(shape: Shape | EllipsisType | None) -> tuple | dict | EllipsisType | None:
+    """Gives a shape as what prints plainly: a tuple, or a dict of tuples."""
+    if isinstance(shape, dict):
+        return {name: shown(part) for name, part in shape.items()}
+    return shape if shape in (None, ...) else tuple(shape)
 
 
 MASK = "mask"
@@ -129,3 +153,13 @@ def expand_as_leading(mask: Tensor, x: Tensor) -> Tensor:
 def rows(value: Tensor) -> Tensor:
     """Merges all but the first dimension: ``[B, *event]`` to ``[B, D]``."""
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))
+
+
+def sum_rows(value: Tensor) -> Tensor:
+    """Sums each row: ``[B, *event]`` to ``[B]``."""
+    return rows(value).sum(1)
+
+
+def mean_rows(value: Tensor) -> Tensor:
+    """Averages each row: ``[B, *event]`` to ``[B]``."""
+    return rows(value).mean(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Size, Tensor, nn
 
+from cflow.shapes import shown
+
 from .flow import BaseInvertibleFlow, Likelihood
 from .record import TrainingEntry
 from .registry import register
@@ -41,9 +43,8 @@ class StandardisedContext(BaseInvertibleFlow):
 
     def __init__(self, flow: BaseInvertibleFlow, context_transform: nn.Module, transform=()):
         if flow.context_shape is None or tuple(flow.context_shape) != tuple(context_transform.event_shape):
-            shape = None if flow.context_shape is None else tuple(flow.context_shape)
             raise ValueError(
-                f"StandardisedContext(flow with context_shape={shape}, context_transform of shape "
+                f"StandardisedContext(flow with context_shape={shown(flow.context_shape)}, context_transform of shape "
                 f"{tuple(context_transform.event_shape)}): the transform is of one context of the flow; give both the "
                 f"same shape."
             )

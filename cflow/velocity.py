@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .bases import Normal
-from .divergence.analytic import closed_form, no_closed_form
+from .fields.contract import Forwarding, as_field, no_closed_form
 from .shapes import on_tensors
 
 __all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
@@ -14,7 +14,7 @@ __all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
 HALF = (torch.bfloat16, torch.float16)
 
 
-class Prediction:
+class Prediction(Forwarding):
     """The answer of a flow's network as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two
     outputs.
 
@@ -22,11 +22,13 @@ class Prediction:
     in float32 or better around a network in bf16.
     """
 
+    event_shape = context_shape = outputs = ...  # those of the flow, which a foreign network need not know
+
     def __init__(self, flow):
         self.field, self.path = flow.field, flow.path
         self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
         self.null_context = flow.null_context
-        self.outputs = 1 if self.path is None else self.path.outputs
+        self.outputs = self.wanted = 1 if self.path is None else self.path.outputs
         parameter = next((each for each in self.field.parameters() if each.is_floating_point()), None)
         self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
 
@@ -50,13 +52,13 @@ class Prediction:
 
     def _checked(self, prediction: Tensor, x: Tensor) -> Tensor:
         """Gives the network's answer in the dtype of ``x``."""
-        wanted = x.shape if self.outputs == 1 else (x.shape[0], self.outputs, *self.event_shape)
+        wanted = x.shape if self.wanted == 1 else (x.shape[0], self.wanted, *self.event_shape)
         if prediction.shape != wanted:
             raise ValueError(
                 f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; "
                 + (
                     "a vector field returns one value per entry of x."
-                    if self.outputs == 1
+                    if self.wanted == 1
                     else f"{self.path!r} wants two outputs, {tuple(wanted)}, such as fields.MLP(..., outputs=2) gives."
                 )
             )
@@ -69,13 +71,22 @@ class VelocityField(Prediction):
     Of a field of two times, called with ``s``, the average velocity from ``t`` to ``s``.
     """
 
+    converts = False
+
     def __init__(self, flow):
         super().__init__(flow)
+        self.outputs = 1
         self.converts = self.path is not None and self.path.predict != "velocity"
 
     @property
     def two_times(self) -> bool:
-        return getattr(self.field, "two_times", False) and not self.converts
+        return as_field(self.field).two_times and not self.converts
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The times at which both the field and its conversion are well conditioned."""
+        (low, high), whole = as_field(self.field).interval, self.path is None
+        return (low, high) if whole else (max(low, self.path.interval[0]), min(high, self.path.interval[1]))
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         prediction = super().__call__(t, x, context, s=s)
@@ -89,7 +100,7 @@ class VelocityField(Prediction):
         """
         if self.converts and not self.path.affine:
             raise no_closed_form(repr(self.path), "its velocity is made of two outputs")
-        prediction, trace = closed_form(self.field, t, *self._halved(x, context))
+        prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
         prediction = self._checked(prediction, x)
         if not self.converts:
             return prediction, trace

@@ -32,11 +32,8 @@ from sklearn.mixture import GaussianMixture
 from tqdm.auto import tqdm
 
 import cflow
-from cflow import data, objectives, plot, training
-from cflow.density import FLOWS, Comparison, dequantise
-from cflow.density.flows import make_flow, objective_of
-from cflow.plot import calibration
-from cflow.standardised_context import StandardisedContext
+from cflow import data, plot, training
+from cflow.density import FLOWS, Comparison, dequantise, make_flow, objective_of
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
@@ -207,33 +204,6 @@ def read_reference(options: Options) -> Table:
     return Table(options.reference, x, None, columns, [], rows, standardised=options.reference == "power")
 
 
-class Best:
-    """Looks at the validation rows, keeps the best weights in a folder, and says when to stop."""
-
-    def __init__(self, objective, rows, out: Path, every: int, options: Options):
-        self.objective, self.rows, self.out, self.every = objective, rows, out, every
-        self.patience, self.seed = options.patience, options.seed
-        self.step, self.loss = 0, math.inf
-        if options.resume and (out / "best.json").is_file():
-            self.step, self.loss = json.loads((out / "best.json").read_text())
-
-    @torch.no_grad()
-    def __call__(self, step: int, flow) -> bool:
-        if step % self.every:
-            return False
-        flow.eval()
-        generator = torch.Generator(flow.device).manual_seed(self.seed)
-        losses = [self.objective(flow, *part, generator=generator) for part in zip(*(x.split(4096) for x in self.rows))]
-        flow.train()
-        loss = float(torch.cat(losses).mean())
-        if loss < self.loss:
-            self.step, self.loss = step, loss
-            if MAIN:
-                cflow.save(flow, self.out / "best")
-                (self.out / "best.json").write_text(json.dumps([step, loss]))
-        return step - self.step >= self.patience * self.every
-
-
 def train(table: Table, options: Options, out: Path):
     """Trains a flow in standardised units; gives the best one, of the data as given, and the run."""
     big = options.reference is not None
@@ -262,13 +232,12 @@ def train(table: Table, options: Options, out: Path):
         return (x.float(), *rest)
 
     validation = tuple(each[:20_000] for each in inside("validation"))
-    if not isinstance(objective, objectives.MaximumLikelihood):  # a loss of random times wants more draws than rows
+    if objective.draws:  # a loss of random times wants more draws than rows
         validation = tuple(each.repeat(math.ceil(2048 / len(each)), 1) for each in validation)
     count = sum(each.numel() for each in flow.parameters())
     say(f"{options.flow}: {count:,} parameters, {steps} steps at most; writing to {out}/")
     unpaired = lambda parts: parts if len(parts) == 2 else parts[0]
     every = max(1, steps // 40)
-    best = Best(objective, validation, out, every, options)
     run = training.fit(
         flow,
         objective,
@@ -281,8 +250,8 @@ def train(table: Table, options: Options, out: Path):
         ema=None,  # the weights that are looked at are those that are kept
         validation=unpaired(validation),
         validate_every=every,
+        patience=options.patience,
         checkpoint_every=max(1, steps // 10),
-        callbacks=(best,),
         seed=options.seed,
         out=out,
         resume=options.resume,
@@ -291,17 +260,17 @@ def train(table: Table, options: Options, out: Path):
     if options.resume:
         begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
         say(f"--resume: {begun}")
-    say(f"trained {run.steps} steps in {run.seconds:.0f} s; the best weights are those of step {best.step}")
+    say(f"trained {run.steps} steps in {run.seconds:.0f} s; the best weights are those of step {run.best_step}")
     if not MAIN:
-        return flow, run, best.step
-    flow = cflow.load(out / "best").double()
+        return flow, run, run.best_step
+    flow = flow.double()
     if context_units is not None:
-        flow = StandardisedContext(flow, context_units)
+        flow = cflow.StandardisedContext(flow, context_units)
     if units is not None:
         flow = flow.with_transform(units)
     flow.eval()
     cflow.save(flow, out / "model")
-    return flow, run, best.step
+    return flow, run, run.best_step
 
 
 @torch.no_grad()
@@ -463,7 +432,9 @@ def main(options: Options) -> None:
         marks=reference[odd],
     )
     shown = min(8, len(table.columns))
-    calibration(pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown])
+    plot.calibration(
+        pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown]
+    )
     report["calibration"] = {
         **{name: float(kstest(pit[:, i].numpy(), "uniform").pvalue) for i, name in enumerate(table.columns)},
         "density": float(kstest(tail.numpy(), "uniform").pvalue),

@@ -30,9 +30,6 @@ import tyro
 
 import cflow
 from cflow import bases, data, discrete, fields, metrics, objectives, paths, plot, solvers, training
-from cflow.metrics import expected_coverage, simulation_based_calibration
-from cflow.plot import calibration
-from cflow.standardised_context import StandardisedContext
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -184,8 +181,8 @@ def calibrated(posterior, task, options: Options, solver: dict, generator):
     draws, logp = (torch.cat(each, 1) for each in zip(*parts))
     with torch.no_grad():
         truth = posterior.log_prob(theta, x, **solver)
-    ranked = simulation_based_calibration(draws, theta, generator=generator)
-    return ranked, expected_coverage(logp, truth, generator=generator), float(truth.mean())
+    ranked = metrics.simulation_based_calibration(draws, theta, generator=generator)
+    return ranked, metrics.expected_coverage(logp, truth, generator=generator), float(truth.mean())
 
 
 def main(options: Options) -> None:
@@ -225,13 +222,13 @@ def main(options: Options) -> None:
         say(f"--resume: {begun}")
     if not MAIN:
         return
-    posterior = StandardisedContext(flow.cpu().eval(), scale)  # takes data as the simulator gives them
+    posterior = cflow.StandardisedContext(flow.cpu().eval(), scale)  # takes data as the simulator gives them
     cflow.save(posterior, out / "model")
     plot.training(run.history, out / "training.png")
 
     ranked, coverage, logp = calibrated(posterior, task, options, solver, generator)
     label = f"{options.flow}, highest density"
-    calibration(ranked.pit, out / "calibration.png", coverage={label: coverage.credibility}, names=task.names)
+    plot.calibration(ranked.pit, out / "calibration.png", coverage={label: coverage.credibility}, names=task.names)
     report = {
         "steps": run.steps,
         "training_seconds": run.seconds,

@@ -31,10 +31,9 @@ from torch import Tensor, nn
 
 import cflow
 from cflow import bases, data, discrete, fields, plot, solvers, training
-from cflow.metrics.weighting import Importance, importance
-from cflow.objectives.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
-from cflow.objectives.variational import PathDerivative, ReverseKL
-from cflow.plot.figure import BLUE, ORANGE, new_figure, save
+from cflow.metrics import Importance, importance
+from cflow.objectives import AlphaDivergence, DoublyReparameterised, ForwardKL, PathDerivative, ReverseKL
+from cflow.plot import BLUE, ORANGE, new_figure, save
 
 WEIGHTED = ("dreg", "alpha", "forward-kl")
 NO_NETWORK = ("planar", "radial", "sylvester")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import is_integer
+
 __all__ = ["Base", "Number", "broadcasts", "show"]
 
 Number = float | Tensor
@@ -160,7 +162,7 @@ class Base(nn.Module, ABC):
 def event_size(name: str, event_shape: int | Sequence[int]) -> torch.Size:
     """Reads an event's shape from an int or a sequence of positive ints."""
     sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+    if not all(is_integer(size, 1) for size in sizes):
         raise ValueError(
             f"{name}(event_shape={event_shape}): the sizes of an event are positive integers; pass an int or a tuple "
             f"such as (3, 32, 32)."

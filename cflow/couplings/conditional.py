@@ -58,7 +58,7 @@ class ConditionalOT:
     Raises:
         ValueError: if there is no context, shapes or devices differ, samples or contexts have NaN or infinite entries,
             or an argument is out of its range.
-        TypeError: if ``x0`` or ``x1`` is not a tensor.
+        TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Cheng and Schwing, The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional
     Flow-Based Generation, 2025, arXiv:2503.10636 (there conditions are compared by their cosine, and w is searched).

@@ -39,7 +39,7 @@ class SquaredDistances(NamedTuple):
 
 
 def check_alike(name: str, x0: Tensor, x1: Tensor) -> None:
-    """Raises where the events or devices of ``x0`` and ``x1`` differ, or the samples are no real numbers."""
+    """Raises where the events or devices of ``x0`` and ``x1`` differ, or the samples are no real floating numbers."""
     for what, first, second in (
         ("shape", list(x0.shape[1:]), list(x1.shape[1:])),
         ("device", x0.device, x1.device),
@@ -54,6 +54,11 @@ def check_alike(name: str, x0: Tensor, x1: Tensor) -> None:
     for which, x in (("x0", x0), ("x1", x1)):
         if x.is_complex():
             raise TypeError(f"{name}({which} of {x.dtype}): distances are of real numbers; pass torch.view_as_real.")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{name}({which} of {x.dtype}): a distance between labels or counts means nothing by itself; pass "
+                f"{which}.float() where the integers are quantities, or couplings.Independent() where they are names."
+            )
 
 
 def check_finite(name: str, *samples: Tensor) -> None:

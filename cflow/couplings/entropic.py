@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cflow.arguments import check_integer
+
 from .costs import SquaredDistances, check_alike, squared_distances
 from .coupling import Context, check_rows
 
@@ -237,10 +239,8 @@ def check_settings(name: str, epsilon: float, tolerance: float, max_iterations: 
                 f"{0.05 if what == 'epsilon' else 1e-3}"
                 f"{', or take OptimalTransport for plans without regularisation' if what == 'epsilon' else ''}."
             )
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(
-            f"{name}(max_iterations={max_iterations!r}): the loop makes a whole number of rounds; pass 2000."
-        )
+    why = "the loop makes a whole number of rounds; pass 2000."
+    check_integer(name, "max_iterations", max_iterations, 1, why)
     if annealing is not None and not 0.01 <= annealing <= 0.9:
         raise ValueError(
             f"{name}(annealing={annealing}): from stage to stage the regularisation falls by a factor between 0.01 and "

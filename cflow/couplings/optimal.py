@@ -57,7 +57,7 @@ class OptimalTransport:
     Raises:
         ValueError: if the shapes or devices of ``x0`` and ``x1`` differ, the rows of ``context`` do not match, a sample
             has NaN or infinite entries, or the method is unknown.
-        TypeError: if ``x0`` or ``x1`` is not a tensor.
+        TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport, 2023,
     arXiv:2302.00482; Pooladian et al., Multisample Flow Matching, 2023, arXiv:2304.14772. Solvers: Bonneel et al.,

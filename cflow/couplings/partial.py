@@ -43,7 +43,7 @@ class Partial:
     Raises:
         ValueError: if ``mass`` is outside (0, 1], shapes or devices of ``x0`` and ``x1`` differ, or a sample has NaN
             or infinite entries.
-        TypeError: if ``x0`` or ``x1`` is not a tensor.
+        TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Caffarelli and McCann, Free Boundaries in Optimal Transport and Monge-Ampere Obstacle Problems, 2010;
     the dummy points, Chapel, Alaya and Gasso, Partial Optimal Transport with Applications on Positive-Unlabeled

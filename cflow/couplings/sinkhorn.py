@@ -54,7 +54,7 @@ class Sinkhorn(Entropic):
     Raises:
         ValueError: if shapes or devices of ``x0`` and ``x1`` differ, a sample has NaN or infinite entries, epsilon is
             lost beside the distances in float64, or an argument is out of its range.
-        TypeError: if ``x0`` or ``x1`` is not a tensor.
+        TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Cuturi, Sinkhorn Distances, 2013, arXiv:1306.0895; Schmitzer, Stabilized Sparse Scaling Algorithms for
     Entropy Regularized Transport Problems, 2016, arXiv:1610.06519; Thibault et al., Overrelaxed Sinkhorn-Knopp

@@ -48,7 +48,7 @@ class Unbalanced(Entropic):
     Raises:
         ValueError: if less than a thousandth of the mass is worth moving, shapes or devices of ``x0`` and ``x1``
             differ, a sample has NaN or infinite entries, or an argument is out of its range.
-        TypeError: if ``x0`` or ``x1`` is not a tensor.
+        TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Chizat et al., Scaling Algorithms for Unbalanced Transport Problems, 2016, arXiv:1607.05816; Eyring et al.,
     Unbalancedness in Neural Monge Maps Improves Unpaired Domain Translation, 2023, arXiv:2311.15100.

@@ -8,7 +8,7 @@ lattice, which have no density as they are.
 from .comparison import Comparison, compare
 from .conditional import ConditionalFlowDensity
 from .density import FlowDensity
-from .flows import FLOWS
+from .flows import FLOWS, make_flow, objective_of
 from .lattice import dequantise
 from .outliers import FlowOutlierDetector
 
@@ -20,4 +20,6 @@ __all__ = [
     "FlowOutlierDetector",
     "compare",
     "dequantise",
+    "make_flow",
+    "objective_of",
 ]

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from cflow.arguments import check_integer, is_integer
 from cflow.bases import Normal
 from cflow.density.estimator import FlowEstimator, weighted_mean
 from cflow.density.inputs import features_of, seed_of, targets_of, weights_of
@@ -94,7 +95,7 @@ class ConditionalFlowDensity(FlowEstimator):
         """Draws targets for every row, ``[N, n_samples]``, or ``[N, n_samples, K]`` where ``y`` was ``[N, K]``."""
         check_is_fitted(self, "flow_")
         X = features_of(self, X, "sample")
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        if not is_integer(n_samples, 1, numpy=True):
             raise ValueError(f"{type(self).__name__}.sample(X, {n_samples!r}): pass a whole number of 1 or more.")
         generator = torch.Generator(self.flow_.device).manual_seed(seed_of(random_state))
         parts = [
@@ -164,8 +165,8 @@ class ConditionalFlowDensity(FlowEstimator):
 
     def _decoded(self, X: np.ndarray, draws: int):
         """Yields the targets at the common latents, ``[n, draws, K]``, for chunks of rows."""
-        if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 2:
-            raise ValueError(f"{type(self).__name__}(draws={draws!r}): a mean is over 2 latents or more; pass 512.")
+        why = "a mean is over 2 latents or more; pass 512."
+        check_integer(type(self).__name__, "draws", draws, 2, why, numpy=True)
         size = self.flow_.latent_shape[0]
         if not self._is_normal:
             z = self.flow_.base.sample((draws,), generator=torch.Generator(self.flow_.device).manual_seed(self.seed_))

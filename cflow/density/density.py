@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from cflow.arguments import is_integer
 from cflow.density.estimator import FlowEstimator, weighted_mean
 from cflow.density.inputs import features_of, seed_of, weights_of
 from cflow.density.learning import CHUNK
@@ -92,7 +93,7 @@ class FlowDensity(FlowEstimator):
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draws rows ``[n_samples, D]``; other ones each time unless a ``random_state`` is given."""
         check_is_fitted(self, "flow_")
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        if not is_integer(n_samples, 1, numpy=True):
             raise ValueError(
                 f"{type(self).__name__}.sample({n_samples!r}): rows come in whole numbers; pass 1 or more."
             )

@@ -9,6 +9,7 @@ import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from torch import Tensor
 
+from cflow.arguments import check_integer
 from cflow.data import Standardise
 from cflow.density.flows import make_flow, objective_of
 from cflow.density.inputs import seed_of
@@ -100,10 +101,9 @@ class FlowEstimator(DensityMixin, BaseEstimator):
     def _settings(self) -> Settings:
         """Checks the hyper-parameters."""
         name = type(self).__name__
-        for key, least in (("max_steps", 1), ("batch_size", 1), ("check_every", 1), ("patience", 1)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name}({key}={value!r}): this is a whole number of {least} or more; pass one.")
+        for key in ("max_steps", "batch_size", "check_every", "patience"):
+            why = "this is a whole number of 1 or more; pass one."
+            check_integer(name, key, getattr(self, key), 1, why, numpy=True)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"{name}(validation_fraction={self.validation_fraction!r}): this is the part of the rows that decides "

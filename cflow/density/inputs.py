@@ -10,6 +10,8 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_array, validate_data
 
+from cflow.arguments import is_integer
+
 __all__ = ["features_of", "refuse_bad_rows", "seed_of", "targets_of", "warn", "weights_of"]
 
 
@@ -101,7 +103,7 @@ def seed_of(random_state: Any) -> int:
         return int(np.random.SeedSequence().generate_state(1)[0])
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, bool) or not isinstance(random_state, int | np.integer) or random_state < 0:
+    if not is_integer(random_state, 0, numpy=True):
         raise ValueError(
             f"random_state={random_state!r}: this is no seed; pass a whole number of 0 or more, a "
             f"numpy.random.RandomState, or None for a new seed each time."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from cflow.flow import BaseFlow
-from cflow.objectives import MaximumLikelihood
-from cflow.objectives.objective import Objective
+from cflow.objectives import Objective
 from cflow.training import Cosine, fit
 
 __all__ = ["Learned", "Rows", "Settings", "learn"]
@@ -87,36 +86,18 @@ class WeightedBatches:
 
 @dataclass
 class HeldOut:
-    """Evaluates the flow on held-out rows, keeps the best weights, and says when to stop."""
+    """The loss of a flow on held-out rows, as what ``training.fit`` validates by."""
 
     rows: Rows
     objective: Objective
-    settings: Settings
-    losses: dict[int, float] = field(default_factory=dict)
-    best: float = math.inf
-    best_step: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def __call__(self, step: int, flow: BaseFlow) -> bool:
-        if step % self.settings.check_every and step != self.settings.max_steps:
-            return False
-        modes = [(part, part.training) for part in flow.modules()]
-        flow.eval()
-        loss = self.losses[step] = self.loss(flow)
-        for part, mode in modes:
-            part.training = mode
-        if loss < self.best:
-            self.best, self.best_step = loss, step
-            self.weights = {name: value.detach().clone() for name, value in flow.state_dict().items()}
-        return step - self.best_step >= self.settings.patience * self.settings.check_every
+    seed: int
 
     @torch.no_grad()
-    def loss(self, flow: BaseFlow) -> float:
+    def __call__(self, flow: BaseFlow) -> float:
         """Computes the weighted mean loss, always with the same draws; a random one over enough of them."""
-        generator = torch.Generator(flow.device).manual_seed(self.settings.seed)
-        exact = type(self.objective) is MaximumLikelihood
+        generator = torch.Generator(flow.device).manual_seed(self.seed)
         total = 0.0
-        rounds = 1 if exact else math.ceil(ENOUGH / len(self.rows))
+        rounds = math.ceil(ENOUGH / len(self.rows)) if self.objective.draws else 1
         for _ in range(rounds):
             for part in torch.arange(len(self.rows)).split(CHUNK):
                 x = self.rows.x[part]
@@ -142,10 +123,10 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
         data = trained.x if trained.context is None else (trained.x, trained.context)
     else:
         data = WeightedBatches(trained, batch_size)
-    flow.to(settings.device)
-    held = HeldOut(rows.take(order[:count]), objective, settings) if count else None
-    if held is not None:
-        held(0, flow)
+    watched = {}
+    if count:
+        held = HeldOut(rows.take(order[:count]), objective, settings.seed)
+        watched = {"validation": held, "validate_every": settings.check_every, "patience": settings.patience}
     run = fit(
         flow,
         objective,
@@ -159,18 +140,6 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
         log_every=settings.check_every,
         seed=settings.seed,
         device=settings.device,
-        callbacks=() if held is None else (held,),
+        **watched,
     )
-    history = [dict(row) for row in run.history]
-    if held is None:
-        return Learned(history, run.steps, run.steps)
-    if not held.weights:
-        raise FloatingPointError(
-            f"the loss on the {count} held-out rows is {held.losses[0]} before training and never became a number; "
-            f"look for values far from all others, or scale the data (standardise=True)."
-        )
-    flow.load_state_dict(held.weights)
-    for row in history:
-        if row["step"] in held.losses:
-            row["validation"] = held.losses[row["step"]]
-    return Learned(history, run.steps, held.best_step)
+    return Learned([dict(row) for row in run.history], run.steps, run.steps if run.best_step is None else run.best_step)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cflow.divergence.divergence import Divergence
+from cflow.fields.contract import as_field
 from cflow.registry import register
 
-__all__ = ["Analytic", "closed_form", "no_closed_form"]
+__all__ = ["Analytic"]
 
 
 @register("divergence.Analytic")
@@ -51,25 +51,4 @@ class Analytic(Divergence):
 
     def __call__(self, f, t, x, probe, *args):
         """Evaluates the field and its divergence."""
-        return *closed_form(f, t, x, *args), None
-
-
-def closed_form(f: Callable, t: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    """Asks ``f`` for its value and its divergence in closed form.
-
-    Raises:
-        TypeError: if ``f`` has none.
-    """
-    method = getattr(f, "value_and_divergence", None)
-    if method is None:
-        name = getattr(f, "__name__", type(f).__name__)
-        raise no_closed_form(name, "it has no method value_and_divergence, or replaced the forward that it belongs to")
-    return method(t, x, *args)
-
-
-def no_closed_form(name: str, reason: str) -> TypeError:
-    """Makes the error for what has no divergence in closed form."""
-    return TypeError(
-        f"divergence.Analytic: {name} gives no divergence in closed form ({reason}); take divergence.Exact() or "
-        f"divergence.Hutchinson(), or a field with that method, such as fields.MLP."
-    )
+        return *as_field(f).value_and_divergence(t, x, *args), None

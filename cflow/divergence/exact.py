@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from cflow.arguments import check_integer
 from cflow.divergence.divergence import Divergence
 from cflow.divergence.products import enter, evaluate, gradients, product
 from cflow.registry import register
@@ -54,13 +55,9 @@ class Exact(Divergence):
     exact: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.chunk is not None and (
-            isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1
-        ):
-            raise ValueError(
-                f"Exact(chunk={self.chunk!r}): products are taken in chunks of at least one; pass a positive integer, "
-                f"or None to have it chosen by size."
-            )
+        if self.chunk is not None:
+            why = "products are taken in chunks of at least one; pass a positive integer, or None to choose by size."
+            check_integer("Exact", "chunk", self.chunk, 1, why)
 
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Draws nothing: the unit vectors are no choice."""

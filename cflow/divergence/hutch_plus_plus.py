@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cflow.arguments import check_integer
 from cflow.divergence.hutchinson import rademacher
 from cflow.divergence.sketched import Sketched, each_column
 from cflow.registry import register
@@ -55,11 +56,8 @@ class HutchPlusPlus(Sketched):
     products: int
 
     def __post_init__(self):
-        if isinstance(self.products, bool) or not isinstance(self.products, int) or self.products < 3:
-            raise ValueError(
-                f"HutchPlusPlus(products={self.products!r}): a sketch, its basis and a probe take a product each; pass "
-                f"an integer >= 3, or take Hutchinson(probes=...)."
-            )
+        why = "a sketch, its basis and a probe take a product each; pass 3 or more, or take Hutchinson(probes=...)."
+        check_integer("HutchPlusPlus", "products", self.products, 3, why)
 
     @property
     def count(self) -> int:

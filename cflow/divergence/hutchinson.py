@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cflow.arguments import check_integer
 from cflow.divergence.divergence import Estimator
 from cflow.registry import register
 
@@ -63,8 +64,7 @@ class Hutchinson(Estimator):
                 f"Hutchinson(law={self.law!r}): not a law of probes known here; pass 'rademacher' or 'gaussian', and "
                 f"the number of probes as probes=...."
             )
-        if isinstance(self.probes, bool) or not isinstance(self.probes, int) or self.probes < 1:
-            raise ValueError(f"Hutchinson(probes={self.probes!r}): an estimate needs a probe; pass an integer >= 1.")
+        check_integer("Hutchinson", "probes", self.probes, 1, "an estimate needs a probe; pass an integer >= 1.")
 
     @property
     def count(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.divergence.sketched import Sketched, each_column
 from cflow.registry import register
 
@@ -56,8 +57,7 @@ class XTrace(Sketched):
     products: int
 
     def __post_init__(self):
-        odd = isinstance(self.products, bool) or not isinstance(self.products, int) or self.products % 2
-        if odd or self.products < 4:
+        if not is_integer(self.products, 4) or self.products % 2:
             raise ValueError(
                 f"XTrace(products={self.products!r}): every vector takes two products, and a vector is probe for the "
                 f"others; pass an even integer >= 4."

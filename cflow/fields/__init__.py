@@ -3,6 +3,7 @@
 from cflow.fields.adapt import Adapted
 from cflow.fields.base import NULL, Field
 from cflow.fields.concat_squash import ConcatSquash
+from cflow.fields.contract import FieldContract, as_field
 from cflow.fields.dit import DiT
 from cflow.fields.embedding import ContextEmbedding, SinusoidalTime
 from cflow.fields.end_time import EndTime
@@ -11,6 +12,7 @@ from cflow.fields.mmdit import MMDiT
 from cflow.fields.potential import Potential
 from cflow.fields.second_time import two_times
 from cflow.fields.unet import UNet
+from cflow.fields.wrapper import FieldWrapper
 
 __all__ = [
     "MLP",
@@ -21,9 +23,12 @@ __all__ = [
     "DiT",
     "EndTime",
     "Field",
+    "FieldContract",
+    "FieldWrapper",
     "MMDiT",
     "Potential",
     "SinusoidalTime",
     "UNet",
+    "as_field",
     "two_times",
 ]

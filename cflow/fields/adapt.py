@@ -27,7 +27,7 @@ class Adapted(Field):
         event_shape: the shape of one sample.
         context_shape: the shape of one context; None where the network takes none.
         null: the context of "no condition": a number, or a tensor of shape ``context_shape``.
-        outputs: how many heads the network returns, ``[B, outputs, *event_shape]`` where there is more than one.
+        outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event_shape]`` for more than one.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; context ``[B, *context_shape]`` -> like ``x``.
 

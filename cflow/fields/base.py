@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cflow.shapes import as_shape
+from cflow.arguments import check_integer
+from cflow.fields.contract import FieldContract
+from cflow.shapes import as_shape, pattern, shown
 
 __all__ = ["NULL", "Field", "check_outputs", "is_null", "null_like"]
 
@@ -34,7 +36,7 @@ def is_null(context: Tensor) -> Tensor:
     return (context.float() < 0.1 * NULL).any(-1, keepdim=True)
 
 
-class Field(nn.Module):
+class Field(FieldContract, nn.Module):
     """Holds what every field promises; networks derive from it and call :meth:`check` first in ``forward``.
 
     A field is called ``field(t, x, context=None, *, s=None)`` and returns a tensor like ``x``. It draws no random
@@ -49,13 +51,7 @@ class Field(nn.Module):
     ``context_shape`` is None; ``s`` as ``t``, for fields with ``two_times = True`` only: such a field gives the average
     velocity from ``t`` to ``s``, and without ``s`` the velocity at ``t``, which is that for ``s = t``.
 
-    Attributes:
-        event_shape: the shape of one sample.
-        context_shape: the shape of one context, ``()`` for class labels, None for an unconditional field.
-        classes: how many class labels there are; 0 when the context is no label.
-        two_times: whether the field reads ``s``.
-        outputs: how many heads it returns: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for paths
-            that learn a velocity and a score (``paths.BrownianBridge``).
+    Attributes and further methods, with their defaults: those of :class:`cflow.fields.FieldContract`.
 
     Example:
         >>> class Linear(Field):
@@ -69,18 +65,16 @@ class Field(nn.Module):
         torch.Size([4, 3])
     """
 
-    two_times = False
     outputs = 1
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         if "forward" in vars(cls) and "value_and_divergence" not in vars(cls):
-            cls.value_and_divergence = None
+            cls.value_and_divergence = FieldContract.value_and_divergence
 
     def __init__(self, event_shape: int | Sequence[int], context_shape: int | Sequence[int] | None = None):
         super().__init__()
         self.event_shape, self.context_shape = as_shape(event_shape), as_shape(context_shape)
-        self.classes = 0
 
     def check(
         self, t: Tensor | float, x: Tensor, context: Tensor | None = None, s: Tensor | float | None = None
@@ -97,10 +91,10 @@ class Field(nn.Module):
                 f"{name}(t, x, s=...): this field reads one time (two_times is False), so a second time s means "
                 f"nothing to it; leave s out, or use a field that was built for two times."
             )
-        if x.dim() == 0 or x.shape[1:] != self.event_shape:
+        if x.dim() == 0 or (self.event_shape is not ... and x.shape[1:] != self.event_shape):
             raise ValueError(
                 f"{name}(t, x) with x of shape {list(x.shape)}: this field was built for one batch dimension and "
-                f"events of shape {tuple(self.event_shape)}; pass x of shape [B, {_listed(self.event_shape)}]."
+                f"events of shape {tuple(self.event_shape)}; pass x of shape {pattern(self.event_shape, 'B')}."
             )
         if not isinstance(t, Tensor):
             t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
@@ -113,18 +107,18 @@ class Field(nn.Module):
                     f"shared by all or one per sample; pass {key} of shape [] or [{x.shape[0]}]."
                 )
         if context is None:
-            if self.context_shape is not None:
+            if self.context_shape is not None and self.context_shape is not ...:
                 raise ValueError(
                     f"{name}(t, x) without context: this field was built with context_shape="
-                    f"{tuple(self.context_shape)} and cannot guess a condition; pass context of shape "
-                    f"{[x.shape[0], *self.context_shape]}, or field.null_context(context) for no condition."
+                    f"{shown(self.context_shape)} and cannot guess a condition; pass context of shape "
+                    f"{pattern(self.context_shape, str(x.shape[0]))}, or field.null_context(context) for no condition."
                 )
         elif self.context_shape is None:
             raise ValueError(
                 f"{name}(t, x, context) with a context of shape {list(context.shape)}: this field is unconditional and "
                 f"would ignore it; leave the context out, or build the field with classes=... or context=...."
             )
-        else:
+        elif isinstance(context, Tensor) and self.context_shape is not ...:
             if context.shape != x.shape[:1] + self.context_shape:
                 raise ValueError(
                     f"{name}(t, x, context) with a context of shape {list(context.shape)}: x holds {x.shape[0]} "
@@ -160,13 +154,6 @@ class Field(nn.Module):
 
 
 def check_outputs(name: str, outputs: int) -> None:
-    """Raises unless the number of heads is a positive integer."""
-    if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
-        raise ValueError(
-            f"{name}(outputs={outputs!r}): a network returns one head or more; pass 1 for a velocity, 2 for a velocity "
-            f"and a score."
-        )
-
-
-def _listed(shape: torch.Size) -> str:
-    return ", ".join(map(str, shape))
+    """Raises unless the number of outputs is a positive integer."""
+    why = "a network returns one output or more; pass 1 for a velocity, 2 for a velocity and a score."
+    check_integer(name, "outputs", outputs, 1, why)

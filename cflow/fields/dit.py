@@ -67,7 +67,7 @@ class DiT(Field):
             them to the tokens.
         two_times: whether the field also reads ``s`` and gives the average velocity between the two times (and the
             velocity itself where ``s`` is left out). Weights of a field of one time fit: what is new starts at zero.
-        outputs: how many heads the network returns, ``[B, outputs, *event]`` where there is more than one.
+        outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event]`` where there is more than one.
 
     Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context
     ``[B, context]`` -> like ``x``.

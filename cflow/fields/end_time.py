@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cflow.divergence.analytic import closed_form
-from cflow.fields.base import Field
+from cflow.fields.contract import Forwarding, as_field
 from cflow.fields.embedding import shared_time
+from cflow.fields.wrapper import FieldWrapper
 from cflow.registry import register
 
 __all__ = ["EndTime", "Lengthened"]
 
 
-class Lengthened:
+class Lengthened(Forwarding):
     """A field over ``[1 - length, 1]`` in the time of [0, 1]: ``length * field(1 - length * (1 - t), x, context)``."""
 
     def __init__(self, field, length: Tensor | float):
@@ -26,7 +26,7 @@ class Lengthened:
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Computes the field and its divergence in closed form (``divergence.Analytic``)."""
-        v, divergence = closed_form(self.field, self._time(t), x, context)
+        v, divergence = as_field(self.field).value_and_divergence(self._time(t), x, context)
         return self.length * v, self.length * divergence
 
     def _time(self, t: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Lengthened:
 
 
 @register("fields.EndTime")
-class EndTime(Field):
+class EndTime(FieldWrapper):
     r"""Learns over how long a stretch of time its field is integrated.
 
     .. math:: v(t, x) = T \, f\bigl(1 - T (1 - t), x\bigr), \qquad T = e^\theta > 0
@@ -53,7 +53,7 @@ class EndTime(Field):
 
     Raises:
         ValueError: if ``initial`` is not positive, or the field reads two times.
-        TypeError: if the field is no :class:`Field`.
+        TypeError: if the field does not tell its shapes.
 
     Source: Grathwohl et al., FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, 2018,
     arXiv:1810.01367, where the end time is among the parameters.
@@ -67,8 +67,8 @@ class EndTime(Field):
         torch.Size([4, 2])
     """
 
-    def __init__(self, field: Field, initial: float = 1.0):
-        if not isinstance(field, Field):
+    def __init__(self, field: nn.Module, initial: float = 1.0):
+        if as_field(field).event_shape is ...:
             raise TypeError(
                 f"EndTime(field={type(field).__name__}): a field tells the shapes of its events and contexts; derive "
                 f"from fields.Field, or wrap the network as fields.Adapted(...)."
@@ -77,24 +77,19 @@ class EndTime(Field):
             raise ValueError(
                 f"EndTime(initial={initial}): a stretch of time has a positive length; pass a number such as 1.0."
             )
-        if field.two_times:
+        if as_field(field).two_times:
             raise ValueError(
                 f"EndTime(field={type(field).__name__}): this field gives averages between two times, which are not "
                 f"integrated; pass a field of one time."
             )
-        super().__init__(field.event_shape, field.context_shape)
-        self.field, self.initial = field, initial
-        self.classes, self.outputs = field.classes, field.outputs
+        super().__init__(field)
+        self.initial = initial
         self.logarithm = nn.Parameter(torch.tensor(math.log(initial)))
 
     @property
     def length(self) -> Tensor:
         """The length of the stretch of time, ``T``."""
         return self.logarithm.exp()
-
-    def null_context(self, context: Tensor) -> Tensor:
-        """Gives the field's context of "no condition"."""
-        return self.field.null_context(context)
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)

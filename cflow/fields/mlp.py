@@ -33,7 +33,7 @@ class MLP(Field):
         classes: the number of class labels, where the context is a label; 0 for none.
         activation: one of silu, gelu, tanh, softplus, mish.
         time_width: how many sines and cosines the time becomes; also the width of the embedding.
-        outputs: how many heads the network returns; 2 for paths that learn a velocity and a score.
+        outputs: how many tensors like ``x`` the network returns; 2 for paths that learn a velocity and a score.
         two_times: whether the field also reads ``s``, and gives average velocities between two times; see
             :func:`cflow.fields.two_times`.
 
@@ -117,7 +117,7 @@ class MLP(Field):
         if self.outputs != 1:
             raise ValueError(
                 f"MLP(outputs={self.outputs}).value_and_divergence: only a map from x to x's shape has a divergence, "
-                f"and this network returns {self.outputs} heads; take divergence.Exact() or divergence.Hutchinson()."
+                f"and this network returns {self.outputs} outputs; take divergence.Exact() or divergence.Hutchinson()."
             )
         t = self.check(t, x, context)
         h, slopes = x.to(self.output.weight.dtype), []

@@ -137,7 +137,7 @@ class Patches(nn.Module):
     """Cuts images into tokens that know where they are, and makes images of tokens again.
 
     Shapes: images ``[B, channels, size, size]`` -> tokens ``[B, (size / patch)^2, width]``, and back to ``[B, *event]``
-    or, with several heads, ``[B, outputs, *event]``.
+    or, with several outputs, ``[B, outputs, *event]``.
     """
 
     def __init__(self, channels: int, size: int, patch: int, width: int, outputs: int, heads: int, positions: str):

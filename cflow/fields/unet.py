@@ -103,7 +103,7 @@ class UNet(Field):
         heads: of every attention.
         classes: the number of class labels, where the context is a label; 0 for none.
         context: the width of a continuous context vector; 0 for none.
-        outputs: how many heads the network returns, ``[B, outputs, *event]`` where there is more than one.
+        outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event]`` where there is more than one.
         two_times: whether the field also reads ``s``, and gives average velocities between two times; see
             :func:`cflow.fields.two_times`.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.flow import Flow
 from cflow.shapes import as_shape
 
@@ -71,7 +72,7 @@ def to_arviz(
             f"to_arviz: the first dimension counts the draws, one or more and as many everywhere; here they are "
             f"{draws}; pass tensors of shape [draws, *event]."
         )
-    if isinstance(chains, bool) or not isinstance(chains, int) or chains < 1 or count % chains:
+    if not is_integer(chains, 1) or count % chains:
         raise ValueError(
             f"to_arviz(chains={chains!r}): {count} draws are split into chains of one length; pass a divisor of "
             f"{count}, or draw a multiple of {chains}."

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import cflow
+from cflow.arguments import check_integer
 from cflow.continuous import ContinuousFlow
 from cflow.data import Dequantise, Logit
 from cflow.divergence import Analytic
@@ -196,8 +197,9 @@ PARTS = {"network": Network, "sampler": Sampler, "log_prob": LogProb}
 
 def _trace(flow, what, solver, guidance, batch) -> tuple[torch.export.ExportedProgram, Part]:
     """Traces a part and compares the program with it."""
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise ValueError(f"export(batch={batch!r}): a batch is counted; pass an integer of 1 or more, or None for any.")
+    if batch is not None:
+        why = "a batch is counted; pass an integer of 1 or more, or None for any."
+        check_integer("export", "batch", batch, 1, why)
     part = _part(flow, what, solver, guidance)
     sizes = (3, 7) if batch is None else (batch,)
     dynamic = None

@@ -15,6 +15,7 @@ from cflow.io import CONFIG, TENSORS
 from cflow.io import load as load_folder
 from cflow.io import save as save_folder
 from cflow.registry import configuration
+from cflow.shapes import shown
 
 __all__ = ["card", "load", "push"]
 
@@ -126,9 +127,10 @@ def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None)
     kind = "flow-matching" if isinstance(flow, cflow.ContinuousFlow) else "normalizing-flow"
     facts = {"class": type(flow).__name__, "parameters": f"{sum(each.numel() for each in flow.parameters()):,}"}
     if isinstance(flow, cflow.BaseFlow):
-        facts["event shape"] = flow.event_shape if isinstance(flow.event_shape, dict) else tuple(flow.event_shape)
+        facts["event shape"] = shown(flow.event_shape)
         classes = flow.classes
-        facts["context"] = f"a label, 0 to {classes - 1}" if classes else _shown(flow.context_shape)
+        reads = "none" if flow.context_shape is None else shown(flow.context_shape)
+        facts["context"] = f"a label, 0 to {classes - 1}" if classes else reads
         facts["likelihood"] = flow.likelihood
         facts["transforms"] = ", ".join(type(each).__name__ for each in flow.transform) or "none"
         told = (
@@ -152,11 +154,7 @@ def _use(flow: nn.Module) -> str:
         return "x = flow.sample((16,))"
     if flow.classes:
         return "x = flow.sample((16,), context=torch.tensor(0))"
-    return f"x = flow.sample((16,), context=torch.zeros({_shown(flow.context_shape)}))"
-
-
-def _shown(shape) -> str:
-    return "none" if shape is None else str(shape if isinstance(shape, dict) else tuple(shape))
+    return f"x = flow.sample((16,), context=torch.zeros({shown(flow.context_shape)}))"
 
 
 def _table(rows: Mapping) -> list[str]:

@@ -13,12 +13,12 @@ from cflow.metrics.classifier import classifier_two_sample
 from cflow.metrics.discrepancy import energy_distance, mmd
 from cflow.metrics.estimate import Estimate
 from cflow.metrics.frechet import frechet_distance
-from cflow.metrics.weighting import Importance, importance
 from cflow.metrics.interpolation import ot_interpolation
 from cflow.metrics.likelihood import bits_per_dim
 from cflow.metrics.neighbours import nearest_distances
 from cflow.metrics.transport import normalised_path_energy, path_energy, straightness, transport_cost
 from cflow.metrics.wasserstein import sliced_wasserstein2, wasserstein1, wasserstein2
+from cflow.metrics.weighting import Importance, importance
 
 __all__ = [
     "Calibration",

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cflow.metrics.estimate import Estimate, mean_estimate
 from cflow.metrics.wasserstein import wasserstein2
+from cflow.shapes import rows
 
 __all__ = ["normalised_path_energy", "path_energy", "straightness", "transport_cost"]
 
@@ -44,7 +45,7 @@ def straightness(trajectory: Tensor, times: Tensor) -> Estimate:
     """
     times = (times - times[0]) / (times[-1] - times[0]) if len(times) > 1 else times
     velocity, widths = _velocity("straightness", trajectory, times)
-    displacement = (trajectory[-1] - trajectory[0]).flatten(1)
+    displacement = rows(trajectory[-1] - trajectory[0])
     return mean_estimate(((displacement - velocity).square().sum(-1) * widths[:, None]).sum(0))
 
 
@@ -76,7 +77,7 @@ def transport_cost(x0: Tensor, x1: Tensor, power: float = 2.0) -> Estimate:
         )
     if power < 1:
         raise ValueError(f"transport_cost(power={power}): costs that a reflow lowers are convex; pass 1 or more, or 2.")
-    return mean_estimate((x1 - x0).detach().flatten(1).double().norm(dim=1) ** power)
+    return mean_estimate(rows((x1 - x0).detach()).double().norm(dim=1) ** power)
 
 
 def normalised_path_energy(kinetic_energy: Tensor, x0: Tensor, x1: Tensor) -> Estimate:

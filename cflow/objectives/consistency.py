@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import is_integer
+
 from ..paths import Path
 from ..paths.path import mean_square
 from ..registry import register
@@ -59,7 +61,7 @@ class ConsistencyFlowMatching(FlowMatching):
         delta: float = 1e-2, alpha: float = 1e-5,
     ):  # fmt: skip
         super().__init__(coupling, times, weight, condition_dropout)
-        if not isinstance(segments, int) or segments < 1 or not 0 < delta < 1 / max(segments, 1) or not alpha >= 0:
+        if not is_integer(segments, 1) or not 0 < delta < 1 / max(segments, 1) or not alpha >= 0:
             raise ValueError(
                 f"ConsistencyFlowMatching(segments={segments}, delta={delta}, alpha={alpha}): there is one segment or "
                 f"more, delta is positive and shorter than one, and alpha is not negative; the defaults are 1, "

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cflow.shapes import mean_rows
+
 from ..registry import register
-from ..shapes import rows
 
 __all__ = ["FeatureError", "Huber", "PseudoHuber", "Square"]
 
@@ -18,7 +19,7 @@ class Square(nn.Module):
     """Averages squares: ``|a - b|^2 / D``, ``[B]``."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return rows((a - b).square()).mean(1)
+        return mean_rows((a - b).square())
 
 
 @register("objectives.Huber")
@@ -42,7 +43,7 @@ class Huber(nn.Module):
         self.delta = delta
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return 2 * rows(torch.nn.functional.huber_loss(a, b, reduction="none", delta=self.delta)).mean(1)
+        return 2 * mean_rows(torch.nn.functional.huber_loss(a, b, reduction="none", delta=self.delta))
 
 
 @register("objectives.PseudoHuber")
@@ -73,7 +74,7 @@ class PseudoHuber(nn.Module):
         self.c = c
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (rows((a - b).square()).mean(1) + self.c**2).sqrt() - self.c
+        return (mean_rows((a - b).square()) + self.c**2).sqrt() - self.c
 
 
 @register("objectives.FeatureError")
@@ -102,5 +103,5 @@ class FeatureError(nn.Module):
         self.network, self.pixel = network.requires_grad_(False), pixel
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        features = rows((self.network(a) - self.network(b)).square()).mean(1)
-        return features + self.pixel * rows((a - b).square()).mean(1)
+        features = mean_rows((self.network(a) - self.network(b)).square())
+        return features + self.pixel * mean_rows((a - b).square())

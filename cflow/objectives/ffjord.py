@@ -96,6 +96,8 @@ class FFJORD(MaximumLikelihood):
         ['jacobian', 'kinetic', 'nats', 'nfe', 'rejected']
     """
 
+    draws = True
+
     def __init__(
         self,
         divergence: Divergence | None = None,

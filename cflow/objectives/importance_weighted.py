@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from cflow.modes import evaluating
+
 from ..registry import register
 from ..shapes import expand_like
-from .variational import LatentBatch, Variational, along, drawn, evaluation
+from .variational import LatentBatch, Variational, along, drawn
 
 __all__ = ["AlphaDivergence", "DoublyReparameterised", "ForwardKL"]
 
@@ -95,7 +97,7 @@ class AlphaDivergence(_Weighted):
     def loss(self, flow: nn.Module, batch: LatentBatch) -> Tensor:
         z, context = self.accept(flow, batch)
         order = 1 - self.alpha
-        with evaluation(flow):
+        with evaluating(flow):
             x = drawn(flow, z, context)
             log_q = along(flow, x, context)
         powers = order * (self.target(x, context) - log_q).reshape(-1, self.samples)
@@ -185,7 +187,7 @@ class ForwardKL(_Weighted):
                 "ForwardKL: log_joint has parameters that require a gradient, and no model is learned by the forward "
                 "divergence of its own posterior; freeze them, or train both by DoublyReparameterised(log_joint)."
             )
-        with evaluation(flow):
+        with evaluating(flow):
             with torch.set_grad_enabled(self.path and torch.is_grad_enabled()):
                 x = drawn(flow, z, context)
                 log_p = self.target(x, context)

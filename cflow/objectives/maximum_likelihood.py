@@ -54,6 +54,7 @@ class MaximumLikelihood(Objective):
     """
 
     teaches = "density"
+    draws = False
     plans = False  # preparation is a few operations
 
     def __init__(self, condition_dropout: float = 0.0):

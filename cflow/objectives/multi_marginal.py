@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from .. import registry
 from ..couplings import OptimalTransport
-from ..shapes import expand_like, on_tensors, rows
+from ..shapes import expand_like, mean_rows, on_tensors
 from ..times import Stratified
 from .objective import Objective, check_objects
 
@@ -151,7 +151,7 @@ class MultiMarginal(Objective):
                 f"data; build the flow with path=None."
             )
         error = flow.predict(batch.t, batch.xt, batch.context) - batch.target
-        loss = rows(error.square()).mean(1)
+        loss = mean_rows(error.square())
         return loss if self.weight is None else loss * self.weight(batch.t)
 
     def chains(self, x: Tensor, context=None, generator=None) -> Tensor:

@@ -45,6 +45,9 @@ class Objective(nn.Module):
     condition_dropout: float = 0.0
     """The share of items that are trained without their condition."""
 
+    draws: ClassVar[bool] = True
+    """Whether the loss of an item is random (times, noise, probes), so that one evaluation of it says little."""
+
     members: int | None = None
     """How many samples an item of the data holds: ``None`` for one, ``[B, *event]``; 2 for given pairs of a base and a
     data sample, ``[B, 2, *event]``; and so on. 0 for none: the flow's own draws do, ``x`` is ``[B, 0]``, and the data

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import check_integer
+
 from ..couplings import Paired
 from ..registry import register
 from ..times import Uniform
@@ -96,8 +98,8 @@ class Distillation(Reflow):
         solver=None, guidance=None,
     ):  # fmt: skip
         super().__init__(None, error, None, condition_dropout)
-        if not isinstance(evaluations, int) or evaluations < 1:
-            raise ValueError(f"Distillation(evaluations={evaluations}): a sample takes one evaluation or more; pass 1.")
+        why = "a sample takes one evaluation or more; pass 1."
+        check_integer("Distillation", "evaluations", evaluations, 1, why)
         if teacher is not None and not hasattr(teacher, "transport"):
             raise TypeError(
                 f"Distillation(teacher={type(teacher).__name__}): a teacher carries samples along; pass the whole "

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import is_integer
+
 from ..paths.path import mean_square
 from ..registry import register
 from ..shapes import expand_like
@@ -53,7 +55,7 @@ class Shortcut(TwoTimes):
         share: float = 0.25, guidance: float = 1.0, power: float = 0.0,
     ):  # fmt: skip
         super().__init__(coupling, times, weight, condition_dropout, share=share, guidance=guidance, power=power)
-        if not isinstance(steps, int) or steps < 2 or steps & (steps - 1):
+        if not is_integer(steps, 2) or steps & (steps - 1):
             raise ValueError(f"Shortcut(steps={steps}): steps are halved again and again; pass a power of two, as 128.")
         self.steps = steps
 

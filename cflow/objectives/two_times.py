@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..fields import as_field
 from ..paths import Path
 from ..paths.path import mean_square
 from ..shapes import expand_like, on_tensors
@@ -126,7 +127,7 @@ class TwoTimes(FlowMatching):
     def _path(self, flow: nn.Module) -> Path:
         path, name = super()._path(flow), type(self).__name__
         self._check_velocity(path)
-        if not getattr(flow.field, "two_times", False):
+        if not as_field(flow.field).two_times:
             raise ValueError(
                 f"{name}: {type(flow.field).__name__} reads one time, and an average velocity belongs to two; build it "
                 f"with two_times=True, or make fields.two_times(flow.field) of a trained one."

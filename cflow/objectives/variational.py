@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from cflow.arguments import is_integer
+from cflow.modes import evaluating
+
 from ..flow import BaseInvertibleFlow
 from ..registry import register
-from ..shapes import on_tensors, rows
+from ..shapes import on_tensors, sum_rows
 from .objective import Objective, check_objects
 
 __all__ = ["LatentBatch", "PathDerivative", "ReverseKL", "Variational"]
@@ -66,7 +68,7 @@ class Variational(Objective):
         check_objects(type(self).__name__, "lambda x: -0.5 * x.square().sum(1)", log_joint=log_joint)
         if log_joint is None:
             raise TypeError(f"{type(self).__name__}(log_joint=None): there is no target; pass a function of x.")
-        if not isinstance(samples, int) or isinstance(samples, bool):
+        if not is_integer(samples):
             raise TypeError(f"{type(self).__name__}(samples={samples!r}): this is a whole number, such as 8.")
         if samples < self.least:
             why = "" if self.least == 1 else ", and weights are relative to one another"
@@ -216,7 +218,7 @@ class PathDerivative(Variational):
 
     def loss(self, flow: nn.Module, batch: LatentBatch) -> Tensor:
         z, context = self.accept(flow, batch)
-        with evaluation(flow):
+        with evaluating(flow):
             x = drawn(flow, z, context)
             log_q = along(flow, x, context)
         return (log_q - self.target(x, context)).reshape(-1, self.samples).mean(1)
@@ -237,16 +239,4 @@ def along(flow: BaseInvertibleFlow, x: Tensor, context: Tensor | None) -> Tensor
     log_q = flow.log_prob(point, context)
     (slope,) = torch.autograd.grad(log_q.sum(), point)
     # The difference is zero: it carries the slope.
-    return log_q.detach() + rows((x - point.detach()) * slope).sum(1)
-
-
-@contextmanager
-def evaluation(flow: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode for a while."""
-    modes = [(part, part.training) for part in flow.modules()]
-    flow.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    return log_q.detach() + sum_rows((x - point.detach()) * slope)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cflow.shapes import Value, rows
+from cflow.shapes import Value, mean_rows, sum_rows
 
 __all__ = ["Path", "PathSample", "VelocityPath"]
 
@@ -179,9 +179,9 @@ class VelocityPath(Path):
 def mean_square(error: Tensor, mask: Tensor | None) -> Tensor:
     """Averages squares per item, ``[B, ...] -> [B]``, over the entries that the mask marks."""
     if mask is None:
-        return rows(error.square()).mean(1)
+        return mean_rows(error.square())
     mask = mask.expand_as(error).to(error.dtype)
-    return rows(error.square() * mask).sum(1) / rows(mask).sum(1).clamp(min=1)
+    return sum_rows(error.square() * mask) / sum_rows(mask).clamp(min=1)
 
 
 def first_time(holds: Callable[[Tensor], Tensor], bounds: Sequence[float] = (0.0, 1.0)) -> float:

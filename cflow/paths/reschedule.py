@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..fields.wrapper import FieldWrapper
 from ..registry import register
 from ..shapes import expand_like
 from .affine import AffinePath
@@ -13,7 +14,7 @@ __all__ = ["Rescheduled"]
 
 
 @register("paths.Rescheduled")
-class Rescheduled(nn.Module):
+class Rescheduled(FieldWrapper):
     r"""Answers on ``path`` what a field trained on ``trained`` knows.
 
     Two affine paths with the same ends pass through the same marginals up to scale: with :math:`\tau` the time at which
@@ -36,12 +37,15 @@ class Rescheduled(nn.Module):
     two_times = False
 
     def __init__(self, field: nn.Module, trained: AffinePath, path: AffinePath):
-        super().__init__()
-        self.field, self.trained, self.path = field, trained, path
+        super().__init__(field)
+        self.trained, self.path = trained, path
         self._check_ends()
-        self.event_shape = getattr(field, "event_shape", None)
-        self.context_shape, self.classes = getattr(field, "context_shape", None), getattr(field, "classes", 0)
-        self.interval = self._interval()
+        self._between = self._interval()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The times at which both paths, in their own time, are well conditioned."""
+        return self._between
 
     def _check_ends(self) -> None:
         """Two paths share their ends' distributions only where they stop equally far from them."""
@@ -53,10 +57,6 @@ class Rescheduled(nn.Module):
                     f"Rescheduled({self.trained!r} -> {self.path!r}): {name} differs by {float(gap):.2g} at an end, so "
                     f"the two paths join different distributions; choose a path with the same ends (sigma_min)."
                 )
-
-    def null_context(self, context: Tensor) -> Tensor:
-        """Gives the context of "no condition", as the inner field defines it."""
-        return self.field.null_context(context)
 
     def _interval(self) -> tuple[float, float]:
         """Maps the trained interval to the new path's time; an open end stays open."""

@@ -8,16 +8,22 @@ from .calibration_plots import calibration
 from .corner_plots import corner
 from .curves import training
 from .density_plots import densities, density
+from .figure import BLUE, GREY, ORANGE, new_figure, save
 from .image_grids import image_trajectories, images
 from .plane import scatter, scatters, trajectories
 
 __all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
     "calibration",
     "corner",
     "densities",
     "density",
     "image_trajectories",
     "images",
+    "new_figure",
+    "save",
     "scatter",
     "scatters",
     "training",

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cflow.fields.contract import as_field
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
 from cflow.solvers.fixed import FixedGrid, through
@@ -62,7 +63,7 @@ class FlowMap(FixedGrid):
                 f"FlowMap.solve(quadratures={list(quadratures)}): a whole step says nothing of what lies within it, a "
                 f"log-determinant least of all; ask for densities with an ODE solver such as Dopri5()."
             )
-        if not getattr(f, "two_times", False):
+        if not as_field(f).two_times:
             raise ValueError(
                 "FlowMap.solve: the field reads one time and gives a velocity, not the average over a step; solve with "
                 "Euler(steps=...) or Heun(steps=...), or train a field of two times (objectives.MeanFlow, say)."

@@ -5,22 +5,30 @@ what they are given, and draw from fixed generators.
 """
 
 from cflow.solvers.conformance import check_solver
+from cflow.testing.bases import check_base
 from cflow.testing.bijections import check_bijection, check_univariate
 from cflow.testing.couplings import check_coupling
+from cflow.testing.divergences import check_divergence
+from cflow.testing.fields import check_field
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
 from cflow.testing.objectives import check_objective
 from cflow.testing.paths import GaussianField, check_path
+from cflow.testing.times import check_times
 
 __all__ = [
     "GaussianBridgeField",
     "GaussianField",
+    "check_base",
     "check_bijection",
     "check_coupling",
+    "check_divergence",
+    "check_field",
     "check_flow",
     "check_interpolant",
     "check_objective",
     "check_path",
     "check_solver",
+    "check_times",
     "check_univariate",
 ]

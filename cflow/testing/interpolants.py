@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow import bases
 from cflow.continuous import ContinuousFlow
+from cflow.fields import Field
 from cflow.paths import Interpolant
 from cflow.paths.interpolant import SCORED
 from cflow.registry import register
@@ -18,7 +19,7 @@ __all__ = ["GaussianBridgeField", "check_interpolant"]
 
 
 @register("testing.GaussianBridgeField")
-class GaussianBridgeField(nn.Module):
+class GaussianBridgeField(Field):
     r"""The optimal network on an interpolant between two independent normals, each entry alike.
 
     .. math:: x_t \sim \mathcal N(\mu_t, v_t), \quad \mu_t = \alpha m_1 + \sigma m_0, \quad
@@ -36,13 +37,9 @@ class GaussianBridgeField(nn.Module):
                  [-1.3333]]])
     """
 
-    two_times = False
-
     def __init__(self, path: Interpolant, event_shape=1, source=(-1.0, 0.8), target=(0.7, 0.5)):
-        super().__init__()
-        self.path, self.source, self.target = path, source, target
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
-        self.context_shape, self.outputs = None, path.outputs
+        super().__init__(event_shape)
+        self.path, self.source, self.target, self.outputs = path, source, target, path.outputs
         self.register_buffer("scale", torch.ones(()))
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +58,7 @@ class GaussianBridgeField(nn.Module):
         return drift, gamma * gap, -gap
 
     def forward(self, t: Tensor, x: Tensor, context=None, *, s=None) -> Tensor:
+        t = self.check(t, x, context, s)
         drift, noise, score = self.parts(t, x)
         velocity = drift + expand_like(self.path.gamma.slope(t), x) * noise
         match self.path.predict:

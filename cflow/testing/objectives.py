@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from cflow.modes import evaluating
 from cflow.record import Teaches, TrainingEntry
 from cflow.registry import outline
 from cflow.testing.checks import demand
@@ -58,14 +59,10 @@ def check_objective(objective, flow, x: Tensor | int | None = None, context: Ten
     demand(all(each is None or bool(each.isfinite().all()) for each in gradients), f"{name}: gradients are finite")
     _unchanged(before, flow, objective, f"{name}: a loss")
 
-    modes = [(part, part.training) for part in flow.modules()]
-    flow.eval()
-    quiet = _state(flow), _state(objective)
-    with torch.no_grad():
+    with evaluating(flow), torch.no_grad():
+        quiet = _state(flow), _state(objective)
         draw()
-    _unchanged(quiet, flow, objective, f"{name}: a loss in evaluation mode, without gradients,")
-    for part, mode in modes:
-        part.training = mode
+        _unchanged(quiet, flow, objective, f"{name}: a loss in evaluation mode, without gradients,")
 
     demand(torch.equal(draw(copy.deepcopy(objective)), loss), f"{name}: a copy is the same objective")
     _check_prepared(objective, flow, x, context, name)

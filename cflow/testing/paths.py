@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from cflow import bases
 from cflow.continuous import ContinuousFlow
+from cflow.fields import Field
 from cflow.paths import AffinePath
 from cflow.registry import register
-from cflow.shapes import as_shape, expand_like, rows
+from cflow.shapes import expand_like, rows
 from cflow.solvers import Dopri5
 from cflow.testing.checks import close, demand
 
@@ -17,7 +18,7 @@ __all__ = ["GaussianField", "check_path"]
 
 
 @register("testing.GaussianField")
-class GaussianField(nn.Module):
+class GaussianField(Field):
     r"""Answers what a perfect network would, for data :math:`\mathcal N(m, s^2)` and a standard normal base.
 
     .. math:: \mathbb E[x_1 | x_t] = m + \frac{\alpha s^2 (x_t - \alpha m)}{\alpha^2 s^2 + \sigma^2}, \qquad
@@ -32,12 +33,9 @@ class GaussianField(nn.Module):
         1.0
     """
 
-    two_times = False
-
     def __init__(self, path: AffinePath, event_shape=1, mean: float = 0.0, std: float = 1.0):
-        super().__init__()
-        self.path, self.event_shape, self.context_shape = path, as_shape(event_shape), None
-        self.mean, self.std = mean, std
+        super().__init__(event_shape)
+        self.path, self.mean, self.std = path, mean, std
         self.scale = nn.Parameter(torch.ones(()))  # a parameter, so that dtype and gradients are like a network's
 
     def ends(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +44,7 @@ class GaussianField(nn.Module):
         return self.mean + alpha * self.std**2 * ratio, sigma * ratio
 
     def forward(self, t: Tensor, x: Tensor, context=None, *, s=None) -> Tensor:
+        t = self.check(t, x, context, s)
         return self.scale * self.path.express(*self.ends(t, x), t)
 
     def _spread(self, t: Tensor) -> Tensor:

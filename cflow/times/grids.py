@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from cflow.arguments import check_integer
 from cflow.times.law import Times
 from cflow.times.nested import shift_times
 
@@ -76,8 +77,7 @@ def quantile_grid(steps: int, law: Times) -> tuple[float, ...]:
 
 def _grid(name: str, steps: int, time: Callable[[float], float]) -> tuple[float, ...]:
     """Lays ``time(i / steps)`` between exact ends, and makes sure that every step goes forward."""
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"{name}(steps={steps!r}): a grid has a whole number of steps, one at least; pass 1 or more.")
+    check_integer(name, "steps", steps, 1, "a grid has a whole number of steps, one at least; pass 1 or more.")
     grid = (0.0, *(time(i / steps) for i in range(1, steps)), 1.0)
     if not all(a < b for a, b in itertools.pairwise(grid)):
         raise ValueError(

@@ -16,6 +16,9 @@ class Times(ABC):
     A law gives ``icdf(u)``, increasing from 0 to 1, and ``log_density(t)`` (minus infinity outside [0, 1]), both
     elementwise. ``uniforms`` says how the u are drawn, which is where stratified and antithetic draws differ. Draws are
     made in float32 at least and rounded to ``dtype`` at the end.
+
+    Raises:
+        TypeError: if times are asked for in a dtype that is not floating.
     """
 
     def __call__(
@@ -27,6 +30,11 @@ class Times(ABC):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise TypeError(
+                f"{type(self).__name__}()({count}, dtype={dtype}): times lie between 0 and 1, and {dtype} holds the "
+                f"ends alone; pass a floating dtype, such as that of the base samples, or none for torch.float32."
+            )
         u = self.uniforms(count, generator, device, torch.promote_types(dtype, torch.float32))
         # Never exactly 0 or 1, where a law with a singular inverse has no time to give.
         epsilon = torch.finfo(u.dtype).eps

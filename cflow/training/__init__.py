@@ -5,8 +5,8 @@ from cflow.training.ema import EMA
 from cflow.training.fitting import Run, fit
 from cflow.training.pairs import Pairs, generate_pairs
 from cflow.training.processes import is_main
-from cflow.training.straightening import distill, reflow
 from cflow.training.schedules import Constant, Cosine, Polynomial
+from cflow.training.straightening import distill, reflow
 
 __all__ = [
     "EMA",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import check_integer
+from cflow.modes import evaluating
 from cflow.shapes import rows
 from cflow.solvers import (
     DEIS,
@@ -95,9 +97,7 @@ def fit_bespoke(
         iterations=iterations,
     )  # fmt: skip
     reference = Dopri5(rtol=1e-5, atol=1e-5) if reference is None else reference
-    modes = [(module, module.training) for module in flow.modules()]
-    flow.eval()
-    try:
+    with evaluating(flow):
         device = next(flow.parameters()).device
         generator = torch.Generator(device=device).manual_seed(seed)
         pairs, held = (
@@ -128,9 +128,6 @@ def fit_bespoke(
                 if loss < found and distance <= error_before:
                     best, found, error = candidate, loss, distance
         return replace(best, error=error, error_before=error_before)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @dataclass
@@ -292,8 +289,7 @@ def _check(flow, context, lr: float, **counts: int) -> None:
             f"a cflow.ContinuousFlow."
         )
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"fit_bespoke({name}={count!r}): this is counted; pass an integer of at least 1.")
+        check_integer("fit_bespoke", name, count, 1, "this is counted; pass an integer of at least 1.")
     if not 0 < lr < math.inf:
         raise ValueError(f"fit_bespoke(lr={lr}): a learning rate is a positive number; 2e-2 is the default.")
     if (flow.context_shape is None) != (context is None):

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cflow import registry
+from cflow.arguments import is_integer
+from cflow.shapes import shown
 from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
 from cflow.training.options import Options
@@ -29,10 +31,10 @@ def check_presence(flow: Any, objective: Any, data: Any, what: str) -> None:
                 f"(x, context), a Dataset or a loader."
             )
     elif data is None and conditional:
-        shown = ", ".join(["N", *map(str, flow.context_shape)])
+        sizes = ", ".join(["N", *map(str, flow.context_shape)])
         raise ValueError(
-            f"fit({what}=None): this flow is conditional (context_shape={_shown(flow.context_shape)}), and what {name} "
-            f"learns depends on the contexts; pass these, of shape [{shown}], as {what}."
+            f"fit({what}=None): this flow is conditional (context_shape={shown(flow.context_shape)}), and what {name} "
+            f"learns depends on the contexts; pass these, of shape [{sizes}], as {what}."
         )
     elif data is not None and not conditional:
         raise ValueError(
@@ -97,7 +99,7 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
     if flow.context_shape is not None:
         if context is None:
             raise ValueError(
-                f"fit({what}=x): this flow is conditional (context_shape={_shown(flow.context_shape)}) and the data "
+                f"fit({what}=x): this flow is conditional (context_shape={shown(flow.context_shape)}) and the data "
                 f"have no context; pass a pair (x, context)."
             )
         contexts = _check_shape(context, flow.context_shape, f"{pair}: the context", "[N", None, "reads contexts")
@@ -132,14 +134,10 @@ def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None, u
         what = "a base sample and a data sample" if members == 2 else f"{members} samples"
         held = "" if members is None else f" (the objective takes items that hold {what} each)"
         raise ValueError(
-            f"{who} has shape {tuple(x.shape)}, and the flow {use} of shape {_shown(shape)}; pass a tensor of "
+            f"{who} has shape {tuple(x.shape)}, and the flow {use} of shape {shown(shape)}; pass a tensor of "
             f"shape {', '.join([lead, *map(str, wanted)])}]{held}."
         )
     return len(x)
-
-
-def _shown(shape: Any) -> Any:
-    return {name: tuple(part) for name, part in shape.items()} if isinstance(shape, dict) else tuple(Size(shape))
 
 
 def check_options(flow: Any, objective: Any, validation: Any, options: Options) -> None:
@@ -150,8 +148,8 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
         ("schedule", options.schedule, ("__call__",), "training.Cosine(warmup=100)"),
     ):
         if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
-            shown = f"the class {value.__name__}" if isinstance(value, type) else repr(type(value).__name__)
-            raise TypeError(f"fit({name}=...) is {shown}, not what is wanted there; pass an object such as {example}.")
+            given = f"the class {value.__name__}" if isinstance(value, type) else repr(type(value).__name__)
+            raise TypeError(f"fit({name}=...) is {given}, not what is wanted there; pass an object such as {example}.")
     if options.ema is not None and not isinstance(options.ema, EMA):
         raise TypeError(f"fit(ema={options.ema!r}): pass training.EMA(decay=0.999), or None for no averaging.")
     counts = ["steps", "batch_size", "validate_every", "accumulate", "pool", "checkpoint_every", "keep", "log_every"]
@@ -162,7 +160,7 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
     given += [] if options.prefetch is None else ["prefetch"]
     for name in (*counts, *given):
         value = getattr(options, name)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_integer(value):
             raise TypeError(f"fit({name}={value!r}): this is a whole number, not a {type(value).__name__}.")
     for name in counts:
         if getattr(options, name) < 1:
@@ -213,8 +211,8 @@ def settings_of(flow: Any, objective: Any, source: Any, options: Options) -> dic
     settings["betas"] = list(options.betas)
     settings["ema"] = None if options.ema is None else asdict(options.ema)
     # A function of the user's has no readable form: its name must do.
-    shown = repr(options.schedule) if hasattr(options.schedule, "__dataclass_fields__") else None
-    settings["schedule"] = shown or getattr(options.schedule, "__qualname__", type(options.schedule).__qualname__)
+    said = repr(options.schedule) if hasattr(options.schedule, "__dataclass_fields__") else None
+    settings["schedule"] = said or getattr(options.schedule, "__qualname__", type(options.schedule).__qualname__)
     settings["flow"], settings["objective"] = registry.outline(flow), registry.outline(objective)
     settings["parameters"] = [
         [name, str(each.dtype), list(each.shape)]

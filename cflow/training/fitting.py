@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cflow.modes import modes_kept
 from cflow.training.batches import batches_of
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State, check_settings
@@ -168,8 +169,8 @@ def fit(
             or that the objective has no use for; for a loader with ``across_processes``; for a folder with checkpoints
             when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
         FloatingPointError: where the loss or a gradient is not finite, or a validation (with ``patience``: none of
-            them is); the weights stay as they were before that
-            step. On the CPU it is raised at the step, on an accelerator at the next row, validation or checkpoint.
+            them is); the weights stay as they were before that step. On the CPU it is raised at the step, on an
+            accelerator at the next row, validation or checkpoint.
         KeyboardInterrupt: at Ctrl-C or SIGTERM, after a checkpoint of the last complete step.
         RuntimeError: on processes that stop because another one failed; the message says which and how.
 
@@ -193,11 +194,10 @@ def fit(
     processes = _processes(options)
     with processes.together():
         sharded = wants_sharding(processes.accelerator)
-        source = batches_of(
-            data, batch_size, seed, processes.rank, processes.world, across_processes, objective.members
-        )
         check_presence(flow, objective, data, "data")
-        check_data(flow, objective, source, "data", drops_last=True, processes=processes.world)
+        rank, world = processes.rank, processes.world
+        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.members)
+        check_data(flow, objective, source, "data", drops_last=True, processes=world)
         judged = _judged(flow, objective, validation, processes, options)
         settings = settings_of(flow, objective, source, options)
 
@@ -261,11 +261,10 @@ def _run(loop: Loop, resumed_from: int | None) -> bool:
     begun, trained_before, entry = loop.step, flow.trained_by, loop.objective.entry()
     if resumed_from is None or trained_before[-1:] != (entry,):  # else noted when the run began
         flow.record(loop.objective)
-    modes = [(part, part.training) for part in flow.modules()]
-    flow.train()
     bar = _bar(loop) if options.progress and processes.is_main else None
     try:
-        with loop.interrupt.listening():
+        with modes_kept(flow), loop.interrupt.listening():
+            flow.train()
             stopped = loop.run(bar)
         processes.together_out = True
     except KeyboardInterrupt:
@@ -274,8 +273,6 @@ def _run(loop: Loop, resumed_from: int | None) -> bool:
         loop.tracker.close()
         if bar is not None:
             bar.close()
-        for part, mode in modes:
-            part.training = mode
         if loop.step == begun and loop.step < options.steps:  # it has failed before anything was learned
             flow.trained_by = trained_before
         if loop.average is not None:

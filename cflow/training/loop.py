@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from cflow.modes import evaluating
 from cflow.training.batches import LoaderBatches, RawBatch
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State
@@ -285,7 +286,8 @@ class Loop:
         with evaluating(self.flow), average:
             with self.processes.together(), self.trained.gathered(), torch.no_grad():
                 if callable(self.validation):
-                    row = {"validation": self.processes.mean_of(float(self.validation(self.flow)))}
+                    looked = torch.tensor(float(self.validation(self.flow)), dtype=torch.float64)
+                    row = {"validation": float(self.processes.mean(looked))}
                 else:
                     row = self._over_validation()
             if self.best is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cflow.couplings import paired
+from cflow.modes import evaluating
 from cflow.registry import outline
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.streams import PAIRS, generator_for
@@ -147,9 +148,7 @@ def generate_pairs(
         sizes = _shards(num, shard)
         mine = [index for index in range(len(sizes)) if index % processes.world == processes.rank]
         waiting = [index for index in mine if not _file(folder, index).is_file()]
-        modes = [(part, part.training) for part in flow.modules()]
-        flow.eval()
-        try:
+        with evaluating(flow):
             bar = _bar(len(mine), len(mine) - len(waiting), progress and processes.is_main)
             for index in waiting:
                 start = index * shard
@@ -160,9 +159,6 @@ def generate_pairs(
                 _write(_file(folder, index), tensors)
                 bar.update()
             bar.close()
-        finally:
-            for part, mode in modes:
-                part.training = mode
     return Pairs(folder)
 
 

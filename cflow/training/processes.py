@@ -25,6 +25,7 @@ class Processes:
     """
 
     def __init__(self, accelerator: Any, group_was_there: bool) -> None:
+        self.accelerator = accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
         self.several = self.world > 1

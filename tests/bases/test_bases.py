@@ -5,34 +5,13 @@ import numpy
 import pytest
 import scipy.stats
 import torch
+from base_members import members, name
 from torch import nn
 
 from cflow.bases import Mixture, Normal, StudentT, Uniform
 from cflow.registry import configuration
 
 ALARM = 1e-4  # every KS test below fails for one seed in 10,000 when the law is right
-
-
-def members():
-    ones = torch.ones(2, 3)
-    return [
-        Normal(4),
-        Normal(()),
-        Normal((2, 3), loc=1.5, scale=0.5),
-        Normal((2, 3), loc=torch.arange(3.0), scale=2 * ones),
-        Uniform((2, 3), low=-1.0, high=torch.tensor([1.0, 2.0, 3.0])),
-        Uniform(()),
-        Mixture(torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.0, 4.0]]), scales=0.5),
-        Mixture(torch.stack([ones, -ones]), scales=torch.tensor([0.5, 2.0]), weights=torch.tensor([1.0, 3.0])),
-        Mixture(torch.tensor([-1.0, 1.0]), scales=torch.tensor([0.5, 2.0])),
-        StudentT(3, df=3.0),
-        StudentT((2, 3), df=torch.tensor([1.0, 4.0, 30.0]), loc=1.0, scale=0.5),
-        StudentT((), df=2.0),
-    ]
-
-
-def name(base):
-    return f"{type(base).__name__}{tuple(base.event_shape)}"
 
 
 each = pytest.mark.parametrize("base", members(), ids=name)

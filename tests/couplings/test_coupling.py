@@ -194,3 +194,24 @@ def test_data_that_are_no_pairs_are_refused():
         paired(torch.zeros(5, 3), torch.zeros(5, 3).double())
     with pytest.raises(ValueError, match="same number of rows"):
         paired(torch.zeros(5, 3), torch.zeros(4, 3))
+
+
+DISTANT = [
+    OptimalTransport(),
+    ConditionalOT(),
+    Sinkhorn(),
+    Unbalanced(),
+    Partial(0.5),
+]
+
+
+@pytest.mark.parametrize("coupling", DISTANT, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_distances_between_integers_are_refused(coupling, dtype, generator):
+    x = torch.randint(0, 2, (6, 3), generator=generator)
+    labels = torch.arange(6) % 2
+    with pytest.raises(TypeError, match=rf"{type(coupling).__name__}\(x1 of {dtype}\).*x1.float\(\)"):
+        coupling(x.float(), x.to(dtype), labels, generator=generator)
+    with pytest.raises(TypeError, match=r"x0.float\(\) where the integers are quantities"):
+        coupling(x.to(dtype), x.float(), labels, generator=generator)
+    assert coupling(x.float(), 1.0 + x, labels, generator=generator)[0].dtype == torch.float32

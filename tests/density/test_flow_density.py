@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import cflow
 from cflow import bases, discrete, fields, paths
 from cflow.density import FLOWS, FlowDensity
-from cflow.density.learning import HeldOut, Rows, Settings, WeightedBatches
+from cflow.density.learning import HeldOut, Rows, WeightedBatches
 from cflow.objectives import MaximumLikelihood
 
 SMALL = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 12, "check_every": 4, "random_state": 0}
@@ -119,11 +119,10 @@ def test_integer_weights_are_repeated_rows_in_units_and_held_out_loss(moons):
         one, other = (getattr(each.flow_.transform[0], name) for each in (weighted, repeated))
         assert torch.allclose(one, other, rtol=1e-12)
     flow, x = discrete.maf(2, layers=1), torch.from_numpy(moons).float()
-    plan = Settings(1, 1, 1e-3, 0.0, 0.1, 1, 1, "cpu", 0)
     counts = torch.from_numpy(counts)
     weights = counts.double() * len(counts) / counts.sum()
-    one = HeldOut(Rows(x, None, weights), MaximumLikelihood(), plan).loss(flow)
-    other = HeldOut(Rows(x.repeat_interleave(counts, 0)), MaximumLikelihood(), plan).loss(flow)
+    one = HeldOut(Rows(x, None, weights), MaximumLikelihood(), 0)(flow)
+    other = HeldOut(Rows(x.repeat_interleave(counts, 0)), MaximumLikelihood(), 0)(flow)
     assert one == pytest.approx(other, rel=1e-6)
     scores = weighted.score_samples(moons)
     assert weighted.score(moons, sample_weight=counts.numpy()) == pytest.approx(np.average(scores, weights=counts))

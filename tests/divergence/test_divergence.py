@@ -1,22 +1,12 @@
 import pytest
 import torch
+from divergence_members import BY_PRODUCTS
 from torch import nn
 from torch.nn import functional as F
 
 from cflow.divergence import Exact, Hutchinson, HutchPlusPlus, XTrace
 from cflow.registry import configuration, lookup
 from cflow.solvers import RK4, Dopri5
-
-DIVERGENCES = [
-    Exact(),
-    Exact(chunk=1),
-    Exact(chunk=2),
-    Hutchinson(),
-    Hutchinson(probes=3),
-    Hutchinson("gaussian", 2),
-    HutchPlusPlus(products=4),
-    XTrace(products=4),
-]
 
 
 class Convolutions(nn.Module):
@@ -128,7 +118,7 @@ def test_the_generator_decides_the_probe():
         assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("divergence", BY_PRODUCTS, ids=str)
 def test_gradients_reach_x_arguments_and_parameters(float64, generator, divergence):
     x, c = (torch.randn(2, 3, generator=generator).requires_grad_() for _ in range(2))
     matrix = torch.randn(3, 3, generator=generator).requires_grad_()
@@ -160,7 +150,7 @@ def test_gradients_of_networks_are_right(float64, generator, index, divergence):
     torch.testing.assert_close((slope * direction).sum(), (values[1] - values[0]) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("divergence", BY_PRODUCTS, ids=str)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_values_are_the_same_and_nothing_is_left_behind(generator, divergence, mode):
     f = Perceptron(3)
@@ -185,7 +175,7 @@ def test_arguments_made_in_inference_mode_enter_the_graph(generator):
         torch.testing.assert_close(div, (torch.cos(x * c) * c).sum(1))
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("divergence", BY_PRODUCTS, ids=str)
 def test_x_among_the_arguments_is_a_constant(float64, generator, divergence):
     x = torch.randn(4, 3, generator=generator).requires_grad_()
     probe = divergence.begin(x, generator)
@@ -194,7 +184,7 @@ def test_x_among_the_arguments_is_a_constant(float64, generator, divergence):
         torch.testing.assert_close(div.detach(), torch.full((4,), 6.0))
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("divergence", BY_PRODUCTS, ids=str)
 @pytest.mark.parametrize("outside", [True, False])
 def test_a_field_that_ignores_x_has_no_divergence(divergence, outside):
     shift = torch.ones(3, requires_grad=True)
@@ -207,7 +197,7 @@ def test_a_field_that_ignores_x_has_no_divergence(divergence, outside):
         assert torch.equal(frobenius.detach(), torch.zeros(4))
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("divergence", BY_PRODUCTS, ids=str)
 @pytest.mark.parametrize("shape", [(0, 3), (0, 2, 4, 4), (2, 0), (3, 1), (5,)])
 def test_odd_shapes(divergence, shape):
     x = torch.ones(shape)

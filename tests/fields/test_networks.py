@@ -2,30 +2,13 @@
 
 import pytest
 import torch
+from field_members import NETWORKS
 from torch import nn
 
-from cflow.fields import MLP, NULL, Adapted, ConcatSquash, DiT, MMDiT, Potential, UNet
+from cflow.fields import MLP, NULL, Adapted, ConcatSquash, Potential, UNet
 from cflow.registry import build, configuration
 
-FIELDS = {
-    "mlp": lambda: MLP(3, hidden=(16, 8)),
-    "mlp with classes": lambda: MLP(3, hidden=(16, 8), classes=4),
-    "mlp with context": lambda: MLP(3, hidden=(16, 8), context=2),
-    "concat squash": lambda: ConcatSquash(3, hidden=(16, 8)),
-    "concat squash with classes": lambda: ConcatSquash(3, hidden=(16, 8), classes=4, skip=True),
-    "concat squash with context": lambda: ConcatSquash(3, hidden=(16, 8), context=2),
-    "potential": lambda: Potential(3, width=8, layers=3),
-    "potential with classes": lambda: Potential(3, width=8, classes=4),
-    "potential with context": lambda: Potential(3, width=8, layers=1, context=2),
-    "unet": lambda: UNet(2, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(4,)),
-    "unet with classes": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=2, classes=4),
-    "unet with context": lambda: UNet(1, 4, width=8, multipliers=(1, 2), heads=2, blocks=1, attention=(), context=2),
-    "dit": lambda: DiT(1, 4, patch=2, width=8, depth=1, heads=2, positions="sincos"),
-    "dit with classes": lambda: DiT(1, 4, patch=2, width=8, depth=2, heads=1, classes=4),
-    "dit with context": lambda: DiT(2, 4, patch=2, width=8, depth=1, heads=2, context=2),
-    "mmdit with context": lambda: MMDiT(1, 4, tokens=2, token_width=3, patch=2, width=8, depth=2, heads=2),
-}
-CONDITIONAL = [name for name in FIELDS if "with" in name]
+CONDITIONAL = [name for name in NETWORKS if "with" in name]
 
 
 @pytest.fixture
@@ -33,7 +16,7 @@ def make(generator, float64):
     """Builds a field by name, every parameter moved so that no layer is zero, and inputs for it."""
 
     def built(name, batch=3):
-        field = FIELDS[name]()
+        field = NETWORKS[name]()
         with torch.no_grad():
             for parameter in field.parameters():
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -48,7 +31,7 @@ def make(generator, float64):
     return built
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_result_is_like_x_for_every_dtype(name, make, batch):
     field, t, x, context = make(name, batch)
@@ -64,16 +47,16 @@ def test_result_is_like_x_for_every_dtype(name, make, batch):
             assert (rough - exact).norm() < tolerance * exact.norm()
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_an_untrained_field_stands_still(name):
-    field = FIELDS[name]()
+    field = NETWORKS[name]()
     context = None
     if field.context_shape is not None:
         context = torch.zeros(2, *field.context_shape, dtype=torch.long if field.classes else None)
     assert (field(0.3, torch.ones(2, *field.event_shape), context) == 0).all()
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_shared_time_may_be_given_in_every_form(name, make):
     field, _, x, context = make(name)
     expected = field(torch.full((3,), 0.3), x, context)
@@ -82,7 +65,7 @@ def test_a_shared_time_may_be_given_in_every_form(name, make):
     assert (field(torch.tensor(0.9), x, context) - expected).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_samples_do_not_see_each_other(name, make):
     field, t, x, context = make(name)
     batch = field(t, x, context)
@@ -91,7 +74,7 @@ def test_samples_do_not_see_each_other(name, make):
         torch.testing.assert_close(alone[0], batch[row])
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_reach_every_parameter(name, make):
     field, t, x, context = make(name)
     if context is not None:
@@ -102,7 +85,7 @@ def test_gradients_reach_every_parameter(name, make):
         assert parameter.grad.any(), key
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_divergence_agrees_in_reverse_and_forward_mode(name, make):
     field, t, x, context = make(name)
     x.requires_grad_()
@@ -125,7 +108,7 @@ def test_divergence_agrees_in_reverse_and_forward_mode(name, make):
     assert set(still) <= {"output.bias", "slope", "condition.null", "null", "patches.output.bias", "embedding.null"}
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_derivative_in_time_is_that_of_differences(name, make):
     field, t, x, context = make(name)
     _, tangent = torch.func.jvp(lambda t: field(t, x, context), (t,), (torch.ones_like(t),))
@@ -177,7 +160,7 @@ def test_no_condition_is_recognised_in_low_precision(dtype, make):
     torch.testing.assert_close(field(t, x, low), field(t, x, field.null_context(context)))
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "with context" in name])
 def test_a_nan_in_a_context_is_no_missing_condition(name, make):
     field, t, x, context = make(name)
     context[1, 0] = torch.nan
@@ -186,7 +169,7 @@ def test_a_nan_in_a_context_is_no_missing_condition(name, make):
     assert result[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if "with context" in name])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "with context" in name])
 def test_gradients_of_a_null_context_are_finite(name, make):
     field, t, x, context = make(name)
     null = field.null_context(context).requires_grad_()
@@ -202,7 +185,7 @@ def test_a_missing_context_is_refused(name, make):
         field(t, x)
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if "with" not in name])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "with" not in name])
 def test_a_context_too_many_is_refused(name, make):
     field, t, x, _ = make(name)
     with pytest.raises(ValueError, match="unconditional"):
@@ -211,7 +194,7 @@ def test_a_context_too_many_is_refused(name, make):
         field.null_context(torch.zeros(3, 2))
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_wrong_shapes_are_refused(name, make):
     field, t, x, context = make(name)
     for wrong in (x[0], x[None], x[:, :-1]):
@@ -228,7 +211,7 @@ def test_wrong_shapes_are_refused(name, make):
             field(t, x, context[:1])
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if "with classes" in name])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "with classes" in name])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_labels_that_are_no_integers_are_refused(name, dtype, make):
     field, t, x, context = make(name)
@@ -239,7 +222,7 @@ def test_labels_that_are_no_integers_are_refused(name, dtype, make):
     torch.testing.assert_close(field(t, x, context.to(torch.uint8)), field(t, x, context))
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_field_is_rebuilt_from_its_configuration(name, make):
     field, t, x, context = make(name)
     again = build(type(field), configuration(field))
@@ -248,7 +231,7 @@ def test_a_field_is_rebuilt_from_its_configuration(name, make):
     assert configuration(again) == configuration(field)
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if "with classes" in name])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "with classes" in name])
 def test_networks_run_under_autocast(name, make):
     field, t, x, context = make(name)
     field, t, x = field.float(), t.float(), x.float()
@@ -260,7 +243,7 @@ def test_networks_run_under_autocast(name, make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_compile_without_a_graph_break(name, make):
     field, t, x, context = make(name)
     compiled = torch.compile(field, fullgraph=True, backend="aot_eager")

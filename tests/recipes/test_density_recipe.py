@@ -137,7 +137,7 @@ def test_a_run_goes_on_where_it_stopped(recipe, tmp_path):
 
 def test_the_protocol_of_the_paper(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.plot, "corner", lambda *_, **__: None)  # drawn by the other tests
-    monkeypatch.setattr(recipe, "calibration", lambda *_, **__: None)
+    monkeypatch.setattr(recipe.plot, "calibration", lambda *_, **__: None)
     rng = np.random.default_rng(0)
     values = np.stack([*(rng.integers(0, 9, 2000) for _ in range(5)), rng.integers(0, 1440, 2000)], 1).astype(float)
     np.save("power.npy", values)

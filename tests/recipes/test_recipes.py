@@ -1,5 +1,6 @@
 """The recipes run as a user runs them, shortened; what they leave behind is complete."""
 
+import ast
 import json
 import os
 import subprocess
@@ -20,6 +21,16 @@ def run(recipe, folder, *options, check=True):
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.py")), ids=lambda each: each.stem)
+def test_recipes_import_what_users_import(recipe):
+    for node in ast.walk(ast.parse(recipe.read_text())):
+        named = [node.module] if isinstance(node, ast.ImportFrom) else []
+        named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in named:
+            parts = name.split(".")
+            assert parts[0] != "cflow" or len(parts) == 1 or (len(parts) == 2 and parts[1] in cflow.__all__), name
 
 
 def weights(folder):

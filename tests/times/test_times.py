@@ -7,37 +7,14 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from time_members import NESTED, PLAIN
 
 from cflow import times
 from cflow.registry import configuration
-from cflow.times import Antithetic, Beta, CosMap, Ends, LogitNormal, Mode, Shifted, Stratified, Times, Uniform
+from cflow.times import Antithetic, Beta, CosMap, LogitNormal, Mode, Shifted, Stratified, Times, Uniform
 
 ALARM = 1e-4  # every KS test below fails for one seed in 10,000 when the law is right
 
-PLAIN = [
-    Uniform(),
-    LogitNormal(),
-    LogitNormal(0.5, 0.8),
-    Mode(1.29),
-    Mode(-0.9),
-    CosMap(),
-    Ends(4.0),
-    Ends(0.1),
-    Beta(1.0, 1.5),
-    Beta(2.0, 1.0),
-    Beta(0.6, 2.5),
-    Shifted(Uniform(), 3.0),
-    Shifted(LogitNormal(0.3, 1.2), 0.4),
-]
-NESTED = [
-    Stratified(),
-    Stratified(LogitNormal(-0.5, 1.0)),
-    Antithetic(),
-    Antithetic(Beta(0.6, 2.5)),
-    Antithetic(Stratified(CosMap())),
-    Shifted(Stratified(), 2.0),
-    Stratified(Shifted(CosMap(), 2.0)),
-]
 each = pytest.mark.parametrize("law", PLAIN + NESTED, ids=repr)
 
 

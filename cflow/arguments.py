@@ -1,0 +1,36 @@
+"""Checks of arguments that are counted."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+__all__ = ["check_integer", "is_integer"]
+
+
+def is_integer(value: Any, least: int | None = None, *, numpy: bool = False) -> bool:
+    """Tells whether a value is a whole number, ``least`` or more; ``True`` and ``False`` are none.
+
+    NumPy's integers count with ``numpy=True`` only: what is written to a file is Python's own.
+
+    Example:
+        >>> is_integer(3, 1), is_integer(0, 1), is_integer(True), is_integer(3.0)
+        (True, False, False, False)
+    """
+    kind = numbers.Integral if numpy else int
+    return isinstance(value, kind) and not isinstance(value, bool) and (least is None or value >= least)
+
+
+def check_integer(owner: str, name: str, value: Any, least: int, advice: str, *, numpy: bool = False) -> None:
+    """Raises a ValueError unless a value is a whole number, ``least`` or more.
+
+    The error is ``owner(name=value): advice``; the advice says why the argument is counted and what to pass.
+
+    Example:
+        >>> check_integer("Heun", "steps", 0, 1, "a solve takes a step or more; pass 20.")
+        Traceback (most recent call last):
+        ...
+        ValueError: Heun(steps=0): a solve takes a step or more; pass 20.
+    """
+    if not is_integer(value, least, numpy=numpy):
+        raise ValueError(f"{owner}({name}={value!r}): {advice}")

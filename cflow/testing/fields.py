@@ -1,0 +1,248 @@
+"""Conformance of fields, by what they return and by its derivatives."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Size, Tensor, nn
+
+from cflow.fields import as_field
+from cflow.shapes import on_tensors, rows, sum_rows
+from cflow.testing.checks import close, demand
+from cflow.testing.copies import check_copies, draws_nothing
+
+__all__ = ["check_field"]
+
+BATCH = 4
+
+
+def check_field(
+    field: nn.Module, context=None, *, event_shape=None, saved: bool = True, null: bool = True, trained: bool = True
+) -> None:
+    """Checks a field: shapes and dtypes, rows that know nothing of each other, no random numbers, the context that
+    means "no condition", a second time, derivatives against differences, gradients of every parameter, the divergence
+    in closed form against autograd's where there is one, copies and saved files.
+
+    Args:
+        field: the network; a copy is tested, in float64, with zero-initialised parameters made random.
+        context: contexts for four samples; random ones of ``field.context_shape`` where none are given.
+        event_shape: of one sample, for a network that does not say.
+        saved: whether the field can be saved (one that holds a function cannot).
+        null: whether "no condition" is known to a conditional field.
+        trained: whether every parameter is to be reached by a gradient.
+
+    Raises:
+        AssertionError: naming the property that fails.
+
+    Example:
+        >>> from cflow.fields import MLP
+        >>> check_field(MLP(2, hidden=(8,), classes=3))
+    """
+    field = copy.deepcopy(field).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            if parameter.numel() and not parameter.any():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    known = as_field(field)
+    _check_attributes(known)
+    event = Size(known.event_shape if event_shape is None else event_shape)
+    low, high = known.interval
+    x = torch.randn(BATCH, *event, generator=generator, dtype=torch.float64)
+    t = low + (high - low) * (0.1 + 0.8 * torch.rand(BATCH, generator=generator, dtype=torch.float64))
+    if context is None and known.context_shape is not ...:
+        context = _contexts(known.context_shape, known.classes, generator)
+
+    _check_results(field, t, x, context)
+    _check_rows(field, t, x, context)
+    if context is not None:
+        _check_context(field, t, x, context, null)
+    _check_second_time(field, t, x, context)
+    _check_derivatives(field, t, x, context)
+    if trained:
+        _check_gradients(field, t, x, context, null)
+    check_copies(field, lambda each: each(t, x, context).detach(), "field", saved)
+    _check_single_precision(field, t, x, context)
+    _check_divergence(field, t, x, context)
+
+
+def _check_attributes(field) -> None:
+    demand(field.event_shape is ... or isinstance(field.event_shape, Size | dict), "event_shape is a torch.Size")
+    shape, classes = field.context_shape, field.classes
+    demand(shape in (None, ...) or isinstance(shape, Size | dict), "context_shape is None or a torch.Size")
+    demand(isinstance(classes, int) and classes >= 0, "classes counts the labels, 0 for none")
+    demand(not classes or shape in (Size(()), ...), "a class label has the context_shape ()")
+    demand(
+        field.outputs is ... or (isinstance(field.outputs, int) and field.outputs >= 1),
+        "outputs counts what is returned",
+    )
+    demand(isinstance(field.two_times, bool), "two_times is a bool")
+    low, high = field.interval
+    demand(0 <= low < high <= 1, "interval is a stretch of [0, 1]")
+
+
+def _contexts(shape, classes: int, generator):
+    if shape is None:
+        return None
+    if isinstance(shape, dict):
+        return {name: _contexts(part, 0, generator) for name, part in shape.items()}
+    if classes:
+        return torch.arange(BATCH) % classes
+    return torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
+
+
+def _head(context, taken):
+    return on_tensors(lambda part: part[taken], context)
+
+
+def _cast(context, dtype: torch.dtype):
+    return on_tensors(lambda part: part.to(dtype) if part.is_floating_point() else part, context)
+
+
+def _check_results(field, t: Tensor, x: Tensor, context) -> None:
+    known = as_field(field)
+    shape = x.shape[1:] if known.outputs in (1, ...) else (known.outputs, *x.shape[1:])
+    given = copy.deepcopy((t, x, context))
+    with torch.no_grad():
+        value = draws_nothing(lambda: field(t, x, context), "a call")
+        demand(value.shape == (len(x), *shape), f"the result has shape {(len(x), *shape)}, not {tuple(value.shape)}")
+        demand(value.dtype == torch.float64, f"float64 stays float64, not {value.dtype}")
+        demand(value.isfinite().all(), "the result is finite")
+        for before, after in zip(given, (t, x, context)):
+            parts = [(before, after)] if not isinstance(before, dict) else [(before[k], after[k]) for k in before]
+            demand(all(a is b or torch.equal(a, b) for a, b in parts), "the inputs are left as they were")
+        demand(torch.equal(field(t, x, context), value), "the same call gives the same value")
+        for count in (0, 1):
+            few = field(t[:count], x[:count], _head(context, slice(count)))
+            demand(few.shape == (count, *shape), f"a batch of {count} has shape {(count, *shape)}")
+            demand(few.dtype == torch.float64, f"and so it does in a batch of {count}")
+        for at in as_field(field).interval:
+            end = field(torch.full_like(t, at), x, context)
+            demand(end.isfinite().all(), f"the result is finite at t = {at}, the end of the interval")
+
+
+def _check_single_precision(field, t: Tensor, x: Tensor, context) -> None:
+    with torch.no_grad():
+        value = field(t, x, context)
+        rough = copy.deepcopy(field).float()(t.float(), x.float(), _cast(context, torch.float32))
+        demand(rough.dtype == torch.float32, f"in float32 the result is float32, not {rough.dtype}")
+        gap = float((rough - value).norm() / value.norm().clamp(min=1e-3))
+        demand(gap < 1e-3, f"float32 gives the same result to rounding: relative gap {gap:.3g}")
+
+
+def _check_rows(field, t: Tensor, x: Tensor, context) -> None:
+    with torch.no_grad():
+        value = field(t, x, context)
+        scale = 1e-10 * (1 + float(value.abs().max()))
+        for i in range(len(x)):
+            alone = field(t[i : i + 1], x[i : i + 1], _head(context, slice(i, i + 1)))
+            close(alone[0], value[i], scale, "a sample alone and among others has one result")
+        shared = field(t[:1].expand(len(x)), x, context)
+        close(field(t[0], x, context), shared, scale, "a time [] is shared by all samples")
+
+
+def _check_context(field, t: Tensor, x: Tensor, context, null: bool) -> None:
+    known = as_field(field)
+    if known.context_shape is not ...:
+        _refused(lambda: field(t, x), "a missing context is an error, not a guess")
+    if not null:
+        _refused(lambda: known.null_context(context), "no condition is refused where it is not known")
+        return
+    given = copy.deepcopy(context)
+    empty = draws_nothing(lambda: known.null_context(context), "null_context")
+    pairs = [(context, empty)] if torch.is_tensor(context) else [(context[key], empty[key]) for key in context]
+    for old, new in pairs:
+        demand(new.shape == old.shape and new.dtype == old.dtype, "no condition has shape and dtype of a context")
+    reverse = lambda value: on_tensors(lambda part: part.flip(0), value)
+    again = (known.null_context(reverse(context)), known.null_context(empty))
+    alike = lambda a, b: torch.equal(a, b) if torch.is_tensor(a) else all(torch.equal(a[key], b[key]) for key in a)
+    demand(all(alike(empty, each) for each in again), "no condition is the same whatever the context was")
+    demand(alike(context, given), "null_context leaves the context as it was")
+    if known.classes:
+        labels = (empty < 0) | (empty >= known.classes)
+        demand(labels.all(), f"no condition is none of the labels 0 to {known.classes - 1}")
+    with torch.no_grad():
+        bare, told = field(t, x, empty), field(t, x, context)
+        demand(bare.isfinite().all(), "the result without a condition is finite")
+        apart = rows(bare - told).abs().amax(1)
+        demand((apart > 1e-9).all(), "the result with a condition differs from that without one")
+        mixed = on_tensors(lambda old, new: torch.cat([old[:2], new[2:]]), context, empty)
+        value = field(t, x, mixed)
+        close(value, torch.cat([told[:2], bare[2:]]), 1e-9, "rows with and without a condition may be mixed")
+
+
+def _check_second_time(field, t: Tensor, x: Tensor, context) -> None:
+    s = t + 0.5 * (as_field(field).interval[1] - t)
+    if not as_field(field).two_times:
+        _refused(lambda: field(t, x, context, s=s), "a field of one time refuses a second one")
+        return
+    with torch.no_grad():
+        now = field(t, x, context)
+        close(field(t, x, context, s=t), now, 1e-10, "without s the field gives the velocity, that for s = t")
+        step = field(t, x, context, s=s)
+        demand(step.shape == now.shape and step.dtype == now.dtype, "with s the result has the same shape and dtype")
+        demand((step - now).abs().max() > 1e-9, "the second time is read")
+
+
+def _check_derivatives(field, t: Tensor, x: Tensor, context) -> None:
+    """Compares the slope along a random direction with a difference: rounding below float64 shows as noise in it."""
+    generator, size = torch.Generator().manual_seed(1), 1e-5
+    direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    point = x.clone().requires_grad_()
+    value = field(t, point, context)
+    weights = torch.randn(value.shape, generator=generator, dtype=x.dtype)
+    (slope,) = torch.autograd.grad((weights * value).sum(), point, materialize_grads=True)
+    with torch.no_grad():
+        ahead, behind = (field(t, x + sign * size * direction, context) for sign in (1, -1))
+        difference = sum_rows(weights * (ahead - behind)) / (2 * size)
+        along = sum_rows(slope * direction)
+    # Differences of float64 are right to 1e-10 over the step; of float32, to 1e-2.
+    close(along, difference, 1e-5 * (1 + float(along.abs().max())), "the derivative in x is that of differences")
+
+
+def _check_gradients(field, t: Tensor, x: Tensor, context, null: bool) -> None:
+    known, parameters = as_field(field), {k: p for k, p in field.named_parameters() if p.requires_grad}
+    if not parameters:
+        return
+    calls = [field(t, x, context)]
+    if context is not None and null:
+        calls.append(field(t, x, known.null_context(context)))
+    if known.two_times:
+        calls.append(field(t, x, context, s=t + 0.1))
+    generator = torch.Generator().manual_seed(2)
+    total = sum((torch.randn(v.shape, generator=generator, dtype=v.dtype) * v).sum() for v in calls)
+    demand(total.requires_grad, "the result depends on the parameters by a graph")
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    missing = [name for name, each in zip(parameters, gradients) if each is None or not each.any()]
+    demand(not missing, f"no gradient reaches {missing[:3]}")
+    demand(all(each.isfinite().all() for each in gradients), "gradients are finite")
+
+
+def _check_divergence(field, t: Tensor, x: Tensor, context) -> None:
+    known = as_field(field)
+    if known.outputs not in (1, ...):
+        return
+    try:
+        value, trace = known.value_and_divergence(t, x, context)
+    except TypeError:  # no closed form is known
+        return
+    close(value, field(t, x, context), 1e-10, "value_and_divergence gives the value of a call")
+    demand(trace.shape == x.shape[:1], f"the divergence has shape {tuple(x.shape[:1])}, not {tuple(trace.shape)}")
+    point = x.clone().requires_grad_()
+    flat = rows(field(t, point, context))
+    slopes = [torch.autograd.grad(flat[:, d].sum(), point, retain_graph=True)[0] for d in range(flat.shape[1])]
+    exact = sum(rows(slope)[:, d] for d, slope in enumerate(slopes))
+    close(trace, exact, 1e-9 * (1 + float(exact.abs().max())), "the divergence is the trace that autograd gives")
+    rough = as_field(copy.deepcopy(field).float()).value_and_divergence(
+        t.float(), x.float(), _cast(context, torch.float32)
+    )[1]
+    demand(rough.dtype == torch.float32, "in float32 the divergence is float32")
+
+
+def _refused(call, message: str) -> None:
+    try:
+        call()
+    except (TypeError, ValueError):
+        return
+    raise AssertionError(message)

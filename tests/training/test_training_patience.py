@@ -1,0 +1,82 @@
+"""Early stopping: which weights are kept, when a run ends, and that a resumed run knows both."""
+
+import math
+
+import pytest
+import torch
+from training_standins import SmallMatching, data, small_flow, train
+
+from cflow import training
+
+
+def watched(losses, seen=None):
+    """A validation that gives one number after the other, and keeps the weights that it was shown."""
+    left = iter(losses)
+
+    def validation(flow):
+        if seen is not None:
+            seen.append({name: value.clone() for name, value in flow.state_dict().items()})
+        assert not flow.training
+        assert not torch.is_grad_enabled()
+        return next(left)
+
+    return validation
+
+
+def same(flow, state):
+    return all(torch.equal(value, state[name]) for name, value in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("ema", [None, training.EMA(0.9)])
+def test_the_best_weights_are_kept_and_the_run_ends(ema):
+    seen = []
+    losses = [5.0, 4.0, 2.0, 3.0, 3.0, 1.0]  # before the first step, then every two steps
+    flow, run = train(steps=40, validation=watched(losses, seen), validate_every=2, patience=2, ema=ema, log_every=2)
+    assert (run.stopped, run.steps, run.best_step) == (True, 8, 4)
+    assert same(flow, seen[2])  # of the average, where there is one
+    assert [row["validation"] for row in run.history] == losses[1:5]
+
+
+def test_the_untrained_flow_may_be_the_best():
+    start = small_flow().state_dict()
+    flow, run = train(steps=6, validation=watched([0.0, 1.0, 1.0, 1.0]), validate_every=2, patience=9, ema=None)
+    assert (run.stopped, run.steps, run.best_step) == (False, 6, 0)
+    assert same(flow, start)
+
+
+def test_one_number_that_is_none_is_no_improvement_and_all_are_an_error():
+    _, run = train(steps=6, validation=watched([math.nan, math.inf, 3.0, math.nan]), validate_every=2, patience=9)
+    assert run.best_step == 4
+    with pytest.raises(FloatingPointError, match="none of the validation losses up to step 4 is a finite number"):
+        train(steps=6, validation=watched([math.nan] * 9), validate_every=2, patience=2)
+
+
+def test_data_are_watched_too_and_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
+    held = data(60)
+    settings = {"validation": held, "validate_every": 3, "patience": 3, "steps": 45, "lr": 0.05}
+    whole, run = train(**settings)
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(step, flow):
+        if step == 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(out=tmp_path, callbacks=[interrupt], **settings)
+    again, resumed = train(out=tmp_path, resume=True, **settings)
+    assert (resumed.resumed_from, resumed.best_step, resumed.steps) == (7, run.best_step, run.steps)
+    assert same(again, whole.state_dict())
+    # A run that has ended is taken up again as it ended.
+    if run.stopped:
+        third, ended = train(out=tmp_path, resume=True, **settings)
+        assert (ended.steps, ended.best_step) == (run.steps, run.best_step)
+        assert same(third, whole.state_dict())
+
+
+def test_patience_needs_something_to_watch():
+    with pytest.raises(ValueError, match="what is to improve is the validation loss"):
+        training.fit(small_flow(), SmallMatching(), data(), steps=2, patience=3)
+    with pytest.raises(ValueError, match=r"patience=0"):
+        train(patience=0, validation=data())
