@@ -22,6 +22,7 @@ name                order    calls of the field              step
 ``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
 ``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
 ``CudaGraph``       another solver's, without noise          replayed from a CUDA graph
+``Wrapper``         another solver's                         the same, for solvers around solvers
 ==================  =======  ==============================  ========================================
 """
 
@@ -37,11 +38,13 @@ from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multist
 from cflow.solvers.names import METHODS, by_name
 from cflow.solvers.odeint import odeint, odeint_adjoint
 from cflow.solvers.picard import Picard
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats, Status, Tolerance
-from cflow.solvers.solver import Problem, Solver
+from cflow.solvers.solver import Solver
 from cflow.solvers.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
 from cflow.solvers.tableau import Tableau
 from cflow.solvers.torchdiffeq import TorchDiffEq
+from cflow.solvers.wrapper import Wrapper
 
 __all__ = [
     "DEIS",
@@ -82,6 +85,7 @@ __all__ = [
     "TorchDiffEq",
     "Tsit5",
     "UniPC",
+    "Wrapper",
     "by_name",
     "check_solver",
     "odeint",

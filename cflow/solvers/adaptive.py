@@ -12,12 +12,14 @@ from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
+from cflow.solvers.attempts import Attempts
 from cflow.solvers.controllers import PID
-from cflow.solvers.gradients import Backprop, Gradient, without_graph
+from cflow.solvers.gradients import NO_ADJOINT, Backprop, Gradient, check_gradient, without_graph
 from cflow.solvers.joint import Joint
 from cflow.solvers.per_sample import PerSample
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Tolerance, check_tolerances
-from cflow.solvers.solver import Problem, Solver
+from cflow.solvers.solver import Solver
 from cflow.solvers.state import like_rows, per_row, split
 from cflow.solvers.tableau import Tableau
 from cflow.solvers.uploads import upload
@@ -127,23 +129,39 @@ class Adaptive(Solver):
                     f"{name}(parts={{{key!r}: {bound!r}}}): a bound is an object; pass Tolerance(1e-3, 1e-3), say, or "
                     f"None to leave the part out of step control."
                 )
-        for option, kind, example in (("controller", PID, "PID(0.4, 0.3)"), ("gradient", Gradient, "Checkpointed()")):
-            if not isinstance(getattr(self, option), kind):
-                raise TypeError(
-                    f"{name}({option}={getattr(self, option)!r}): options are objects; pass solvers.{example}, say."
-                )
+        if not isinstance(self.controller, PID):
+            raise TypeError(
+                f"{name}(controller={self.controller!r}): options are objects; pass solvers.PID(0.4, 0.3), say."
+            )
+        check_gradient(name, self.gradient, {"equation": NO_ADJOINT})
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Steps every sample from ``t0`` to ``t1``; gradients flow through the accepted steps."""
-        problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
+    why_no_graph = None
+
+    @property
+    def step_tolerance(self) -> Tolerance:
+        """The tolerance by which steps are accepted."""
+        return Tolerance(self.rtol, self.atol)
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether the batch takes one step for all."""
+        return not self.per_sample
+
+    def attempts(self, problem: Problem) -> Attempts:
+        """Begins a solve by attempts on tensors that stay where they are."""
+        self.check_interval(problem)
+        return Attempts(self, problem)
+
+    def _check(self, problem: Problem) -> None:
+        self.bounds(problem)
+
+    def _solve(self, problem: Problem) -> Solution:
+        """Steps every sample to the end; gradients flow through the accepted steps."""
         bounds = self.bounds(problem)
-        if problem.t0 == problem.t1 or problem.batch == 0:
+        if problem.batch == 0:
             return problem.nothing()
         self.check_interval(problem)
-        tape = self.gradient.begin(problem, params)
+        tape = self.gradient.begin(problem)
         with without_graph(tape):
             solution = (PerSample if self.per_sample else Joint)(self, problem, bounds, tape).solution()
         return solution.require_success() if self.on_failure == "raise" else solution

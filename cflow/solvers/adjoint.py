@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from cflow.autocasting import autocast, autocast_state
 from cflow.solvers.parameters import refuse_strangers, wanted_parameters
-from cflow.solvers.solver import Problem
+from cflow.solvers.problem import Problem
 from cflow.solvers.state import gather, like_rows
 from cflow.solvers.tableau import Tableau, stages_of
 
@@ -53,12 +53,12 @@ class Step:
 class Tape:
     """Keeps the steps of a solve that runs without a graph, and joins its results to the graph afterwards."""
 
-    def __init__(self, problem: Problem, params: Sequence[Tensor] | None):
+    def __init__(self, problem: Problem):
         self.problem, self.steps = problem, []
         leaves, self.structure = pytree.tree_flatten(problem.args)
         self.wanted = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
         self.leaves = leaves
-        self.params = wanted_parameters(problem, params)
+        self.params = wanted_parameters(problem)
 
     def mark(self, slot: int, tableau: Tableau, y: list[Tensor], t: Tensor, rows: Tensor | None = None) -> None:
         """Records that an output is the state between two steps: as a step of no length."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cflow.registry import configuration, register
-from cflow.solvers.fixed import FixedGrid, Outputs, finished
+from cflow.solvers.fixed import FixedGrid, Outputs
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
-from cflow.solvers.solver import Problem, Solver
+from cflow.solvers.solver import Solver
 from cflow.solvers.uploads import upload
 
 __all__ = ["Bespoke"]
@@ -115,19 +116,22 @@ class Bespoke(Solver):
             interval=tuple(interval),
         )
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Goes once over the interval; gradients flow through every operation."""
-        if quadratures:
+    why_no_graph = None
+
+    @property
+    def fitted_times(self) -> tuple[float, ...]:
+        """The times of the calls."""
+        return self.times
+
+    def _check(self, problem: Problem) -> None:
+        if problem.tolerances:
             raise ValueError(
-                f"Bespoke.solve(quadratures={sorted(quadratures)}): the fitted weights are right for samples alone, "
-                f"not for integrals along the way; take Dopri5 or Heun for these (flow.sample goes without them)."
+                f"Bespoke.solve(quadratures={sorted(problem.tolerances)}): the fitted weights are right for samples "
+                f"alone, not for integrals along the way; take Dopri5 or Heun for these (flow.sample needs none)."
             )
-        problem = Problem(self, f, y0, t0, t1, args, None, manifold, at)
-        if problem.t0 == problem.t1:
-            return problem.nothing()
+
+    def _solve(self, problem: Problem) -> Solution:
+        """Goes once over the interval; gradients flow through every operation."""
         if (problem.t0, problem.t1) != self.interval:
             raise ValueError(
                 f"Bespoke.solve(t0={problem.t0}, t1={problem.t1}): this solver was fitted from {self.interval[0]} to "
@@ -151,7 +155,7 @@ class Bespoke(Solver):
                 if weight:
                     y = [torch.add(part, each, alpha=weight) for part, each in zip(y, slope)]
         outputs.keep(problem.t1, y)
-        return finished(problem, len(self.times), y, [], outputs)
+        return problem.finished(y, steps=len(self.times), outputs=outputs.kept)
 
     def write(self, path: str | os.PathLike) -> Path:
         """Writes the solver to a JSON file, for :meth:`read` and ``cflow sample --solver``."""

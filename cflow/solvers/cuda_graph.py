@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,24 +13,21 @@ from torch.utils import _pytree as pytree
 
 from cflow.autocasting import autocast, autocast_state
 from cflow.registry import register
-from cflow.solvers.adaptive import Adaptive
-from cflow.solvers.bespoke import Bespoke
 from cflow.solvers.captured import Captured, CapturedGrid, CapturedSteps
-from cflow.solvers.fixed import FixedGrid
 from cflow.solvers.parameters import held_by
-from cflow.solvers.picard import Picard
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats
-from cflow.solvers.solver import Solver, read_outputs, read_time
-from cflow.solvers.state import on_tensors, split
-from cflow.solvers.stochastic import StochasticGrid
+from cflow.solvers.solver import Solver
+from cflow.solvers.state import on_tensors, split, tensors_of
 from cflow.solvers.uploads import keeping_uploads
+from cflow.solvers.wrapper import Wrapper
 
 __all__ = ["CudaGraph"]
 
 
 @register("solvers.CudaGraph")
 @dataclass(frozen=True, repr=False)
-class CudaGraph(Solver):
+class CudaGraph(Wrapper):
     r"""Replays a solver's solves from CUDA graphs, so that a step costs no time on the host.
 
     The first solve of its kind is run twice to warm up, then captured. From then on inputs are copied in, all kernels
@@ -80,29 +77,18 @@ class CudaGraph(Solver):
         ValueError: CudaGraph.solve: y0 is on cpu, and only a GPU's kernels can be captured; take Euler(steps=32) ...
     """
 
-    solver: Solver
     capacity: int = 8
 
+    gradient = None
+    why_no_graph = "it is captured already, in graphs that live in this process"
+
     def __post_init__(self):
+        super().__post_init__()
         inner = self.solver
-        if isinstance(inner, type) or not isinstance(inner, Solver):
-            raise TypeError(
-                f"CudaGraph({inner!r}): it replays the solves of another solver; pass one, such as "
-                f"CudaGraph(solvers.Euler(steps=32))."
-            )
-        why = None
-        if isinstance(inner, CudaGraph):
-            why = "it is captured already"
-        elif isinstance(inner, StochasticGrid):
-            why = "its noise comes from a generator that the call names, and a replay would not see which"
-        elif isinstance(inner, Picard):
-            why = "it reads on the host, after each round, how far it has come"
-        elif not isinstance(inner, FixedGrid | Bespoke | Adaptive):
-            why = "whether it reads on the host between its steps is not known"
-        if why:
+        if inner.why_no_graph is not None:
             raise ValueError(
-                f"CudaGraph({inner!r}): {why}; take that solver itself, or CudaGraph around a method on a fixed grid "
-                f"such as Heun, or an adaptive one such as Dopri5."
+                f"CudaGraph({inner!r}): {inner.why_no_graph}; take that solver itself, or CudaGraph around a method on "
+                f"a fixed grid such as Heun, or an adaptive one such as Dopri5."
             )
         if isinstance(self.capacity, bool) or not isinstance(self.capacity, int) or self.capacity < 1:
             raise ValueError(
@@ -114,7 +100,7 @@ class CudaGraph(Solver):
         """Copies and pickles the options alone: graphs stay with the memory that they were captured in."""
         return type(self), (self.solver, self.capacity)
 
-    def around(self, solver: Solver) -> CudaGraph:
+    def around(self, solver: Solver) -> Self:
         """Gives the same around another solver; the two share their graphs."""
         other = replace(self, solver=solver)
         object.__setattr__(other, "_graphs", self._graphs)
@@ -129,37 +115,32 @@ class CudaGraph(Solver):
         """Drops all graphs, with their memory."""
         self._graphs.drop(0)
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Replays the solve from ``t0`` to ``t1``, after capturing the first of its kind; nothing is drawn."""
-        inner, parts, args = self.solver, split(y0, y0), tuple(args)
-        t0, t1 = read_time("CudaGraph", "t0", t0), read_time("CudaGraph", "t1", t1)
-        at = None if at is None else read_outputs("CudaGraph", at, t0, t1)
-        options = {"quadratures": dict(quadratures or {}), "at": at, "path": path, "manifold": manifold}
-        device = parts[0].device if parts else torch.device("cpu")
-        self._refuse(f, parts, args, params, device)
-        if isinstance(inner, Adaptive) and any(t not in (t0, t1) for t in at or ()):
+    def _check(self, problem: Problem) -> None:
+        self._refuse(problem)
+        ends = (problem.t0, problem.t1)
+        if self.solver.step_tolerance is not None and any(t not in ends for t in problem.at or ()):
             raise ValueError(
-                f"CudaGraph.solve(at={at}): which steps pass an output time is read attempt by attempt in an adaptive "
-                f"solve; ask for the ends alone, take {inner!r} itself, or CudaGraph around a fixed grid."
+                f"CudaGraph.solve(at={problem.at}): which steps pass an output time is read attempt by attempt in an "
+                f"adaptive solve; ask for the ends alone, take {self.solver!r} itself, or CudaGraph around a fixed "
+                f"grid."
             )
-        if t0 == t1 or not parts[0].shape[:1].numel():  # there is no work to capture
-            return inner.solve(f, y0, t0, t1, args=args, **options)
-        with _alone(device):
-            key = lambda: self._key(f, y0, t0, t1, args, options, device)
-            captured = self._graphs.find(key())
-            if captured is None:
-                captured = self._capture(f, y0, t0, t1, args, options, device)
-                self._graphs.keep(key(), captured)
-            solution = captured(y0, args)
-        solution = _copied(solution)
-        return solution.require_success() if getattr(inner, "on_failure", None) == "raise" else solution
+        super()._check(problem)
 
-    def _refuse(self, f, parts: list[Tensor], args: tuple, params, device: torch.device) -> None:
+    def _solve(self, problem: Problem) -> Solution:
+        """Replays the solve, after capturing the first of its kind; nothing is drawn."""
+        if problem.batch == 0:  # there is no work to capture
+            return super()._solve(problem)
+        with _alone(problem.device):
+            captured = self._graphs.find(self._key(problem))
+            if captured is None:
+                captured = self._capture(problem)
+                self._graphs.keep(self._key(problem), captured)
+            solution = captured(problem.like, problem.args)
+        return _copied(solution)
+
+    def _refuse(self, problem: Problem) -> None:
         """Raises for what no graph can hold."""
-        leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        parts, leaves, device = split(problem.like, problem.like), tensors_of(problem.args), problem.device
         why = _machine.why_not(device)
         if why:
             raise ValueError(f"CudaGraph.solve: y0 is on {device}, and {why}; take {self.solver!r} itself there.")
@@ -169,7 +150,12 @@ class CudaGraph(Solver):
                 f"CudaGraph.solve: a tensor of shape {list(stray.shape)} is on {stray.device} and y0 on {device}; a "
                 f"graph lives on one device, so move both there."
             )
-        groups = {"y0": parts, "args": leaves, "params": params or (), "what f refers to": held_by(f)[0]}
+        groups = {
+            "y0": parts,
+            "args": leaves,
+            "params": problem.params or (),
+            "what f refers to": held_by(problem.f)[0],
+        }
         needed = [name for name, group in groups.items() if any(each.requires_grad for each in group)]
         dual = torch.autograd.forward_ad._current_level >= 0
         if dual or (needed and torch.is_grad_enabled()):
@@ -179,16 +165,18 @@ class CudaGraph(Solver):
                 f"flow.sample does), or take {self.solver!r} itself to differentiate."
             )
 
-    def _key(self, f, y0, t0, t1, args, options, device) -> tuple:
+    def _key(self, problem: Problem) -> tuple:
         """Lists all that must be the same for a replay to give what the solve would."""
-        leaves, structure = pytree.tree_flatten((y0, args))
+        leaves, structure = pytree.tree_flatten((problem.like, problem.args))
         shown = [(each.shape, each.dtype) if isinstance(each, Tensor) else each for each in leaves]
         # The order of quadratures is that of the solution's.
-        options = [tuple(value.items()) if isinstance(value, Mapping) else value for value in options.values()]
-        return (self.solver, f, t0, t1, structure, shown, options, device, _mode(device), _held(f, device))
+        options = [problem.t0, problem.t1, problem.at, problem.path, *problem.tolerances.items()]
+        device = problem.device
+        return (self.solver, problem.f, structure, shown, options, device, _mode(device), _held(problem.f, device))
 
-    def _capture(self, f, y0, t0, t1, args, options, device) -> Captured:
+    def _capture(self, problem: Problem) -> Captured:
         """Captures a solve."""
+        f, device = problem.f, problem.device
 
         def record(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
             _machine.warm_up(function, device)
@@ -210,10 +198,11 @@ class CudaGraph(Solver):
                 )
             return recorded
 
-        kind = CapturedSteps if isinstance(self.solver, Adaptive) else CapturedGrid
+        kind = CapturedGrid if self.solver.step_tolerance is None else CapturedSteps
+        options = {"quadratures": problem.tolerances, "path": problem.path, "at": problem.at}
         uploads: dict[tuple, Tensor] = {}
         with keeping_uploads(uploads):
-            captured = kind(record, self.solver, f, y0, t0, t1, args, **options)
+            captured = kind(record, self.solver, f, problem.like, problem.t0, problem.t1, problem.args, **options)
         captured.uploads = uploads  # which the graph reads
         return captured
 

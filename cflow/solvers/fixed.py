@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from torch import Tensor
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
 from cflow.solvers.adjoint import Output, Step
-from cflow.solvers.gradients import Backprop, Gradient, without_graph
-from cflow.solvers.solution import Solution, Stats
-from cflow.solvers.solver import Problem, Solver
+from cflow.solvers.gradients import NO_ADJOINT, Backprop, Gradient, check_gradient, without_graph
+from cflow.solvers.problem import Problem
+from cflow.solvers.solution import Solution
+from cflow.solvers.solver import Solver
 from cflow.solvers.tableau import Combination, Tableau, stages_of
 from cflow.solvers.uploads import upload
 
@@ -49,6 +51,8 @@ class FixedGrid(Solver):
     gradient: Gradient = field(default=Backprop(), kw_only=True, repr=False)
 
     tableau: ClassVar[Tableau]
+    refused_gradients: ClassVar[Mapping[str, str]] = {"equation": NO_ADJOINT}  # why, by what a mode goes through
+    why_no_graph = None
 
     def __post_init__(self):
         name = type(self).__name__
@@ -58,11 +62,7 @@ class FixedGrid(Solver):
                 f"of the three; pass the number of steps, {name}(steps=20), of calls of the field, {name}(nfe=20), or "
                 f"the times between them, {name}(grid=(0.0, 0.3, 1.0))."
             )
-        if isinstance(self.gradient, type) or not isinstance(self.gradient, Gradient):
-            raise TypeError(
-                f"{name}(gradient={self.gradient!r}): how gradients pass is an option object; pass Backprop() or "
-                f"Checkpointed()."
-            )
+        check_gradient(name, self.gradient, self.refused_gradients)
         for what, value in (("steps", self.steps), ("nfe", self.nfe)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 calls = "steps" if what == "steps" else "calls of the field"
@@ -99,21 +99,19 @@ class FixedGrid(Solver):
         inside = [t for t in self.grid if min(t0, t1) < t < max(t0, t1)]
         return [t0, *(inside if t0 < t1 else reversed(inside)), t1]
 
+    def on(self, nodes: Sequence[float]) -> Self:
+        """Gives the same solver on a grid of other times."""
+        return replace(self, steps=None, nfe=None, grid=tuple(sorted(set(nodes))))
+
     def layout(self, problem: Problem) -> list[float]:
         """Lays the grid of a problem, through its output times."""
         nodes = self.nodes(problem.t0, problem.t1)
         return through(nodes, problem.at) if problem.at else nodes
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
+    def _solve(self, problem: Problem) -> Solution:
         """Walks the grid from ``t0`` to ``t1``; gradients flow as ``gradient`` says."""
-        problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
-        if problem.t0 == problem.t1:
-            return problem.nothing()
         nodes = self.layout(problem)
-        tape = self.gradient.begin(problem, params)
+        tape = self.gradient.begin(problem)
         outputs = Outputs(problem.at)
         outputs.keep(nodes[0], problem.y0)
         with without_graph(tape):
@@ -124,7 +122,7 @@ class FixedGrid(Solver):
                 y, integrals = self._walk(problem, nodes, times, outputs, tape)
         if tape is not None:
             y, integrals, outputs.kept = tape.attach(y, integrals, outputs.kept)
-        return finished(problem, len(nodes) - 1, y, integrals, outputs)
+        return problem.finished(y, integrals, len(nodes) - 1, outputs.kept)
 
     def _plain(self, problem: Problem, nodes, times, outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
         """Walks a state of one tensor without integrals: in a small network's step, little else is left to save."""
@@ -182,14 +180,6 @@ class Outputs:
         while len(self.kept) < len(self.times) and self.times[len(self.kept)] == t:
             self.kept.append(y)
         return range(first, len(self.kept))
-
-
-def finished(problem: Problem, steps: int, y: list[Tensor], integrals: list[Tensor], outputs: Outputs) -> Solution:
-    """Builds the solution of a walk that took every step of its grid for all samples."""
-    taken = torch.full((problem.batch,), steps, dtype=torch.int64, device=problem.device)
-    reached = torch.full((problem.batch,), problem.t1, dtype=problem.dtype, device=problem.device)
-    stats = Stats(problem.calls, problem.rows, taken, taken.clone(), torch.zeros_like(taken), reached)
-    return problem.solution(y, integrals, stats, problem.status(y, integrals), outputs.kept)
 
 
 def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, h: float) -> list[Tensor]:

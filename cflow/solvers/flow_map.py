@@ -10,10 +10,9 @@ from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
-from cflow.solvers.fixed import FixedGrid, through
-from cflow.solvers.gradients import Backprop
+from cflow.solvers.fixed import FixedGrid
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
-from cflow.solvers.solver import read_outputs, read_time
 from cflow.solvers.tableau import Tableau
 from cflow.solvers.uploads import upload
 
@@ -51,18 +50,17 @@ class FlowMap(FixedGrid):
 
     tableau: ClassVar[Tableau] = tableaus.EULER
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Walks the grid from ``t0`` to ``t1``."""
-        t0, t1 = read_time("FlowMap", "t0", t0), read_time("FlowMap", "t1", t1)
-        if quadratures:
+    takes_whole_steps = True
+    refused_gradients = dict.fromkeys(("steps", "equation"), "few steps need no checkpoints; leave it at Backprop().")
+
+    def _check(self, problem: Problem) -> None:
+        t0, t1 = problem.t0, problem.t1
+        if problem.tolerances:
             raise ValueError(
-                f"FlowMap.solve(quadratures={list(quadratures)}): a whole step says nothing of what lies within it, a "
-                f"log-determinant least of all; ask for densities with an ODE solver such as Dopri5()."
+                f"FlowMap.solve(quadratures={list(problem.tolerances)}): a whole step says nothing of what lies within "
+                f"it, a log-determinant least of all; ask for densities with an ODE solver such as Dopri5()."
             )
-        if not getattr(f, "two_times", False):
+        if not getattr(problem.f, "two_times", False):
             raise ValueError(
                 "FlowMap.solve: the field reads one time and gives a velocity, not the average over a step; solve with "
                 "Euler(steps=...) or Heun(steps=...), or train a field of two times (objectives.MeanFlow, say)."
@@ -72,16 +70,10 @@ class FlowMap(FixedGrid):
                 f"FlowMap.solve(t0={t0}, t1={t1}): average velocities are learned for steps towards the data; go back "
                 f"with an ODE solver such as Dopri5()."
             )
-        if not isinstance(self.gradient, Backprop):
-            raise ValueError(
-                f"FlowMap(gradient={self.gradient!r}): few steps need no checkpoints; leave it at Backprop()."
-            )
-        nodes = self.nodes(t0, t1)
-        nodes = through(nodes, read_outputs("FlowMap", at, t0, t1)) if at is not None else nodes
-        return super().solve(
-            _Steps(f, nodes), y0, t0, t1, args=args, params=params, manifold=manifold, path=path, generator=generator,
-            at=at,
-        )  # fmt: skip
+
+    def _solve(self, problem: Problem) -> Solution:
+        problem.f = _Steps(problem.f, self.layout(problem))
+        return super()._solve(problem)
 
 
 class _Steps:

@@ -4,7 +4,7 @@ A solver that takes ``gradient=`` asks it for a tape before the first step. ``No
 recorded. Otherwise the solver runs without a graph, appends a :class:`~cflow.solvers.adjoint.Step` per step, and at
 the end has its results joined to the graph by :meth:`Tape.attach`::
 
-    tape = self.gradient.begin(problem, params)
+    tape = self.gradient.begin(problem)
     with without_graph(tape):
         ...
         if tape is not None:
@@ -17,25 +17,28 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers.adjoint import Tape
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import check_tolerances
-from cflow.solvers.solver import Problem
 
-__all__ = ["Backprop", "Checkpointed", "ContinuousAdjoint", "Gradient", "without_graph"]
+__all__ = ["NO_ADJOINT", "Backprop", "Checkpointed", "ContinuousAdjoint", "Gradient", "check_gradient", "without_graph"]
 
 
 class Gradient(ABC):
     """Says how a solver makes its result differentiable; step sizes and times are constants in all of them."""
 
+    through: ClassVar[Literal["operations", "steps", "equation"]] = "steps"
+    """What is differentiated: all operations of a solve, its steps taken again, or an equation of its own."""
+
     @abstractmethod
-    def begin(self, problem: Problem, params: Sequence[Tensor] | None) -> Tape | None:
+    def begin(self, problem: Problem) -> Tape | None:
         """Gives the tape that a solve must keep, or None when it is to run as usual."""
 
 
@@ -57,7 +60,9 @@ class Backprop(Gradient):
         2.25
     """
 
-    def begin(self, problem, params):
+    through = "operations"
+
+    def begin(self, problem):
         """Gives None: there is nothing to record."""
         return None
 
@@ -101,9 +106,9 @@ class Checkpointed(Gradient):
         torch.Size([2, 2])
     """
 
-    def begin(self, problem, params):
+    def begin(self, problem):
         """Gives a tape where gradients are enabled."""
-        return Tape(problem, params) if torch.is_grad_enabled() else None
+        return Tape(problem) if torch.is_grad_enabled() else None
 
 
 @register("solvers.ContinuousAdjoint")
@@ -139,12 +144,28 @@ class ContinuousAdjoint(Gradient):
     def __post_init__(self):
         check_tolerances("ContinuousAdjoint", *(1.0 if each is None else each for each in (self.rtol, self.atol)))
 
-    def begin(self, problem, params):
+    through = "equation"
+
+    def begin(self, problem):
         """Refuses: our own steps have an exact gradient at the same price."""
-        raise ValueError(
-            f"{problem.owner}(gradient={self!r}): this solver has no continuous adjoint, since the gradient of its own "
-            f"steps is exact at the same price; pass gradient=Checkpointed(), or solve by TorchDiffEq(method, ...)."
+        raise ValueError(f"{problem.owner}(gradient={self!r}): {NO_ADJOINT}")
+
+
+NO_ADJOINT = (
+    "this solver has no continuous adjoint, since the gradient of its own steps is exact at the same price; pass "
+    "gradient=Checkpointed(), or solve by TorchDiffEq(method, ..., gradient=ContinuousAdjoint())."
+)
+
+
+def check_gradient(owner: str, gradient: Gradient, refused: Mapping[str, str]) -> None:
+    """Raises for what is no gradient mode, and for one that goes through what ``refused`` gives a reason against."""
+    if not isinstance(gradient, Gradient):
+        raise TypeError(
+            f"{owner}(gradient={gradient!r}): how gradients pass is an option object; pass solvers.Backprop() or "
+            f"solvers.Checkpointed()."
         )
+    if gradient.through in refused:
+        raise ValueError(f"{owner}(gradient={gradient!r}): {refused[gradient.through]}")
 
 
 def without_graph(tape: Tape | None):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers.coefficients import LogSNR, Noise, Plain, Row, Step, adams_weights, multistep_rows
-from cflow.solvers.fixed import FixedGrid, Outputs, finished
-from cflow.solvers.gradients import Backprop
+from cflow.solvers.fixed import FixedGrid, Outputs
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
-from cflow.solvers.solver import Problem
 from cflow.solvers.uploads import upload
 
 __all__ = ["DEIS", "AdamsBashforth", "DPMSolverPP2M", "Multistep", "UniPC"]
@@ -37,30 +37,35 @@ class Multistep(FixedGrid):
     is read from the device. Gradients pass through the graph of all operations (``gradient=Backprop()`` alone).
     """
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.gradient, Backprop):
-            raise ValueError(
-                f"{type(self).__name__}(gradient={self.gradient!r}): other modes take a step again from the state "
-                f"that it began with, and here it depends on the slopes of earlier steps too; pass "
-                f"gradient=Backprop(), or take a Runge-Kutta method such as Heun."
-            )
+    refused_gradients = dict.fromkeys(
+        ("steps", "equation"),
+        "other modes take a step again from the state that it began with, and here it depends on the slopes of earlier "
+        "steps too; pass gradient=Backprop(), or take a Runge-Kutta method such as Heun.",
+    )
+    _plans: ClassVar[dict[tuple[float, ...], list[Step]] | None] = None  # those kept for a tracer, by nodes
 
     @abstractmethod
     def plan(self, nodes: list[float], path) -> list[Step]:
         """Computes the coefficients of every step."""
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Walks the grid from ``t0`` to ``t1``; gradients flow through every operation."""
-        problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
-        nodes = [problem.t0] if problem.t0 == problem.t1 else self.layout(problem)
-        self._check_path(path, problem)
-        if problem.t0 == problem.t1:
-            return problem.nothing()
-        plan = self.plan(nodes, path)
+    def for_tracing(self) -> Self:
+        """Gives the same solver with a memory of its coefficients: a trace has no numbers to compute them from."""
+        other = copy.copy(self)
+        object.__setattr__(other, "_plans", {})
+        return other
+
+    def _planned(self, nodes: list[float], path) -> list[Step]:
+        """Gives the coefficients of every step, from the memory where there is one."""
+        if self._plans is None:
+            return self.plan(nodes, path)
+        if tuple(nodes) not in self._plans:
+            self._plans[tuple(nodes)] = self.plan(nodes, path)
+        return self._plans[tuple(nodes)]
+
+    def _solve(self, problem: Problem) -> Solution:
+        """Walks the grid; gradients flow through every operation."""
+        nodes = self.layout(problem)
+        plan = self._planned(nodes, problem.path)
         times = upload(nodes[:-1], problem.dtype, problem.device)
         times = times.unsqueeze(1).expand(-1, problem.batch).unbind(0)
         masses = adams_weights(nodes, self._accuracy()) if problem.tolerances else []
@@ -79,14 +84,11 @@ class Multistep(FixedGrid):
                 integrals = [add(*pair) for pair in zip(integrals, g)] if n else [each * masses[0] for each in g]
             y = after
         outputs.keep(nodes[-1], y)
-        return finished(problem, len(nodes) - 1, y, integrals, outputs)
+        return problem.finished(y, integrals, len(nodes) - 1, outputs.kept)
 
     def _accuracy(self) -> int:
         """Gives the order of the quadratures."""
         return getattr(self, "order", 2)
-
-    def _check_path(self, path, problem: Problem) -> None:
-        """Raises where the coefficients cannot be had from the path."""
 
     def _check_order(self, orders: tuple[int, ...]) -> None:
         name, order = type(self).__name__, self.order
@@ -100,8 +102,8 @@ class Multistep(FixedGrid):
 class _OnAffinePath(Multistep):
     """A multistep method that reads the schedule of an affine path."""
 
-    def _check_path(self, path, problem):
-        name = type(self).__name__
+    def _check(self, problem):
+        name, path = type(self).__name__, problem.path
         if path is None:
             raise ValueError(
                 f"{name}.solve(path=None): its coefficients come from the weights alpha and sigma of an affine path, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 
 from cflow.solvers import tableau as tableaus
 from cflow.solvers import torchdiffeq as adapter
-from cflow.solvers.adaptive import Adaptive
-from cflow.solvers.fixed import RK4, FixedGrid, Heun
+from cflow.solvers.adaptive import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
+from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
 from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
-from cflow.solvers.multistep import Multistep
-from cflow.solvers.names import METHODS
+from cflow.solvers.picard import Picard
 from cflow.solvers.solver import Solver
-from cflow.solvers.stochastic import StochasticGrid
 from cflow.solvers.tableau import Tableau
 
 __all__ = ["odeint", "odeint_adjoint"]
@@ -179,7 +177,7 @@ def _odeint(owner, f, y0, t, rtol, atol, method, options, gradient, params):
         return tuple(_like(owner, slope, part).unsqueeze(0) for slope, part in zip(slopes, y0))
 
     solution = solver.solve(field, start, times[0], times[-1], at=times[1:-1], params=params)
-    if not isinstance(solver, FixedGrid):
+    if solver.nodes(times[0], times[-1]) is None:
         solution.require_success()
     along = [solution.trajectory] if single else solution.trajectory
     ends = [solution.y] if single else solution.y
@@ -235,11 +233,12 @@ class _ThreeEighths(FixedGrid):
     tableau: ClassVar[Tableau] = tableaus.THREE_EIGHTHS
 
 
-_OWN: dict[str, type[Solver]] = {
-    name: solver
-    for name, solver in METHODS.items()
-    if issubclass(solver, Adaptive | FixedGrid) and not issubclass(solver, StochasticGrid | Multistep)
-} | {"heun2": Heun, "heun3": _Heun3, "rk4": _ThreeEighths, "rk4_classic": RK4}
+_CONTROLLED: dict[str, type[Adaptive]] = {"bosh3": Bosh3, "dopri5": Dopri5, "dopri8": Dopri8, "tsit5": Tsit5}
+_GRIDDED: dict[str, type[FixedGrid]] = {
+    "euler": Euler, "heun": Heun, "heun2": Heun, "heun3": _Heun3, "midpoint": Midpoint, "picard": Picard,
+    "ralston": Ralston, "rk4": _ThreeEighths, "rk4_classic": RK4,
+}  # fmt: skip
+_OWN = {*_CONTROLLED, *_GRIDDED}
 _FOREIGN = tuple(name for name in adapter.METHODS if name not in _OWN)
 _CONTROL = {"first_step": "first_step", "min_step": "dt_min", "max_step": "dt_max", "max_num_steps": "max_steps"}
 
@@ -254,22 +253,21 @@ def _solver(owner, method, rtol, atol, options, gradient, f, y0, times) -> Solve
         if method in adapter.FIXED and not options.keys() & {"step_size", "grid_constructor"}:
             options["grid_constructor"] = lambda f, y0, t: t
         return adapter.TorchDiffEq(method, rtol, atol, gradient=gradient, options=options)
-    kind = _OWN[method]
-    known = tuple(_CONTROL) if issubclass(kind, Adaptive) else ("step_size", "grid_constructor")
+    known = tuple(_CONTROL) if method in _CONTROLLED else ("step_size", "grid_constructor")
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
             f"{owner}(method={method!r}, options={options}): the method has no option {unknown[0]!r}; it takes "
             f"{', '.join(known)}."
         )
-    if issubclass(kind, Adaptive):
+    if method in _CONTROLLED:
         # torchdiffeq knows no limit, and takes a step that cannot be shorter whatever its error.
         settings = {"max_steps": 2**31 - 1, "on_dt_min": "accept"} | {_CONTROL[k]: v for k, v in options.items()}
-        return kind(rtol=rtol, atol=atol, gradient=gradient, **settings)
-    return replace(kind(1, gradient=gradient), **_grid(owner, options, f, y0, times))
+        return _CONTROLLED[method](rtol=rtol, atol=atol, gradient=gradient, **settings)
+    return _GRIDDED[method](grid=_grid(owner, options, f, y0, times), gradient=gradient)
 
 
-def _grid(owner: str, options: dict[str, Any], f: Callable, y0, times: list[float]) -> dict[str, Any]:
+def _grid(owner: str, options: dict[str, Any], f: Callable, y0, times: list[float]) -> tuple[float, ...]:
     """Lays the grid that the options ask for, or through the times alone."""
     if len(options) == 2:
         raise ValueError(
@@ -291,5 +289,5 @@ def _grid(owner: str, options: dict[str, Any], f: Callable, y0, times: list[floa
         nodes = [float(node) for node in laid]
     else:
         nodes = times
-    inside = sorted({node for node in nodes if min(first, last) < node < max(first, last)})
-    return {"steps": None, "grid": tuple(inside)} if inside else {}
+    inside = {node for node in nodes if min(first, last) < node < max(first, last)}
+    return tuple(sorted({first, *inside, last}))

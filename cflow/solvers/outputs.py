@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cflow.solvers.adjoint import Tape
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats
-from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows
 from cflow.solvers.tableau import Tableau
 from cflow.solvers.uploads import upload

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cflow.solvers.solver import Problem
+from cflow.solvers.problem import Problem
 
 __all__ = ["held_by", "parameters_of", "refuse_strangers", "wanted_parameters"]
 
@@ -80,9 +80,9 @@ def _search(thing: Any, tensors: list[Tensor], plain: list[Plain], seen: set[int
         _search(each, tensors, plain, seen)
 
 
-def wanted_parameters(problem: Problem, params: Sequence[Tensor] | None) -> list[Tensor]:
-    """Lists the parameters that require gradients, each once; those that ``f`` refers to unless told."""
-    params = parameters_of(problem.f) if params is None else params
+def wanted_parameters(problem: Problem) -> list[Tensor]:
+    """Lists the parameters that require gradients, each once; those that ``f`` refers to unless some were given."""
+    params = parameters_of(problem.f) if problem.params is None else problem.params
     params = list({id(each): each for each in params if each.requires_grad}.values())
     for each in params:
         if each.grad_fn is not None and _reaches(each, params):

@@ -11,8 +11,8 @@ from torch import Tensor
 from cflow.solvers.adjoint import Output, Step, Tape
 from cflow.solvers.controllers import LEAST
 from cflow.solvers.outputs import Trajectory
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats, Status
-from cflow.solvers.solver import Problem
 from cflow.solvers.stages import STRETCH, Attempt, Stages
 from cflow.solvers.state import gather, like_rows
 from cflow.solvers.uploads import upload

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from cflow.registry import register
-from cflow.solvers.fixed import FixedGrid, Outputs, finished
-from cflow.solvers.gradients import Backprop
+from cflow.solvers.fixed import FixedGrid, Outputs
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
-from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows, on_tensors, per_row
 
 __all__ = ["Picard"]
@@ -59,40 +58,39 @@ class Picard(FixedGrid):
     window: int | None = None
     tolerance: float = 1e-3
 
+    why_no_graph = "it reads on the host, after each round, how far it has come"
+    refused_gradients = dict.fromkeys(
+        ("steps", "equation"),
+        "the rounds are not steps that could be taken again; pass gradient=Backprop(), or take Euler.",
+    )
+
     def __post_init__(self):
         super().__post_init__()
-        # A flow may ask for a single step, where a path's ends leave no more of the grid.
-        steps = math.inf if self.steps == 1 else self.steps or self.nfe or math.inf
+        steps = self.steps or self.nfe or math.inf
         window = 16 if self.window is None else self.window
         if self.window is not None and (
             isinstance(window, bool) or not isinstance(window, int) or not 2 <= window <= steps
         ):
+            advice = f"pass window={min(16, steps)}, or " if steps > 1 else ""
             raise ValueError(
                 f"Picard(window={window!r}): a window holds at least 2 steps of the grid and no more than all "
-                f"({steps}); pass window={min(16, steps)}, or take Euler to go one by one."
+                f"({steps}); {advice}take Euler to go one by one."
             )
         if not 0 <= self.tolerance < math.inf:
             raise ValueError(
                 f"Picard(tolerance={self.tolerance}): states agree up to a distance of zero or more; pass 1e-3, say."
             )
-        if not isinstance(self.gradient, Backprop):
+
+    def _check(self, problem: Problem) -> None:
+        if problem.tolerances:
             raise ValueError(
-                f"Picard(gradient={self.gradient!r}): the rounds are not steps that could be taken again; pass "
-                f"gradient=Backprop(), or take Euler."
+                f"Picard.solve(quadratures={sorted(problem.tolerances)}): integrals would need the final slopes, which "
+                f"are not evaluated again; take Euler, or Dopri5 for a log-density."
             )
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Moves a window over the grid from ``t0`` to ``t1``; one host read per round."""
-        if quadratures:
-            raise ValueError(
-                f"Picard.solve(quadratures={sorted(quadratures)}): integrals would need the final slopes, which are "
-                f"not evaluated again; take Euler, or Dopri5 for a log-density."
-            )
-        problem = Problem(self, f, y0, t0, t1, args, None, manifold, at)
-        if problem.t0 == problem.t1 or problem.batch == 0:
+    def _solve(self, problem: Problem) -> Solution:
+        """Moves a window over the grid; one host read per round."""
+        if problem.batch == 0:
             return problem.nothing()
         nodes = self.layout(problem)
         count, batch = len(nodes) - 1, problem.batch
@@ -136,7 +134,7 @@ class Picard(FixedGrid):
             width = min(window, count - position)
             # What enters the window is guessed to be where the last of it stands.
             guess = [_slide(each[done:], each[-1], width) for each in states]
-        return finished(problem, count, start, [], outputs)
+        return problem.finished(start, steps=count, outputs=outputs.kept)
 
 
 def _slide(kept: Tensor, last: Tensor, width: int) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Tolerance
-from cflow.solvers.solver import Problem
 from cflow.solvers.state import like_rows, per_row
 from cflow.solvers.tableau import Combination, Tableau, stages_of
 from cflow.solvers.uploads import upload

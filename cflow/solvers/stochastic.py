@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from cflow.registry import register
-from cflow.solvers.fixed import FixedGrid, Outputs, finished
-from cflow.solvers.gradients import Backprop
+from cflow.solvers.fixed import FixedGrid, Outputs
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
-from cflow.solvers.solver import Problem
 from cflow.solvers.state import split
 
 __all__ = ["EulerMaruyama", "Fading", "StochasticGrid", "StochasticHeun"]
@@ -90,14 +89,17 @@ class StochasticGrid(FixedGrid):
 
     diffusion: float | Callable[[float], float] = Fading()
 
+    needs_score = True
+    why_no_graph = "it draws noise at every step, from a generator that the call names, and a graph would not see which"
+    refused_gradients = dict.fromkeys(
+        ("steps", "equation"),
+        "taking a step again would need its noise again, which is not kept; pass gradient=Backprop(), or take an ODE "
+        "solver.",
+    )
+
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        if not isinstance(self.gradient, Backprop):
-            raise ValueError(
-                f"{name}(gradient={self.gradient!r}): taking a step again would need its noise again, which is not "
-                f"kept; pass gradient=Backprop(), or take an ODE solver."
-            )
         if isinstance(self.diffusion, type) or not (
             callable(self.diffusion) or (isinstance(self.diffusion, int | float) and 0 <= self.diffusion < math.inf)
         ):
@@ -116,16 +118,16 @@ class StochasticGrid(FixedGrid):
             )
         return value
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Walks the grid from ``t0`` to ``t1``; gradients flow through every operation. One draw of noise per step."""
-        if quadratures:
+    def _check(self, problem: Problem) -> None:
+        if problem.tolerances:
             raise ValueError(
-                f"{type(self).__name__}.solve(quadratures={sorted(quadratures)}): integrals along a random path are "
-                f"not those of the flow; take an ODE solver for them."
+                f"{type(self).__name__}.solve(quadratures={sorted(problem.tolerances)}): integrals along a random path "
+                f"are not those of the flow; take an ODE solver for them."
             )
+
+    def _solve(self, problem: Problem) -> Solution:
+        """Walks the grid; gradients flow through every operation. One draw of noise per step."""
+        f, y0, generator = problem.f, problem.like, problem.generator
         scores: list[list[Tensor]] = []
 
         def velocity(t, y, *rest):
@@ -145,9 +147,7 @@ class StochasticGrid(FixedGrid):
             scores.append(score)
             return answer[0]
 
-        problem = Problem(self, velocity, y0, t0, t1, args, None, manifold, at)
-        if problem.t0 == problem.t1:
-            return problem.nothing()
+        problem.f = velocity
         nodes = self.layout(problem)
         g = [self.strength(node) for node in nodes]
         times = torch.tensor(nodes, dtype=problem.dtype, device=problem.device)
@@ -170,7 +170,7 @@ class StochasticGrid(FixedGrid):
         for node, (start, end) in enumerate(itertools.pairwise(nodes)):
             y = self._step(node, end - start, y, g, drift, noise)
             outputs.keep(end, y)
-        return finished(problem, len(nodes) - 1, y, [], outputs)
+        return problem.finished(y, steps=len(nodes) - 1, outputs=outputs.kept)
 
     @abstractmethod
     def _step(self, node: int, h: float, y: list[Tensor], g: list[float], drift, noise) -> list[Tensor]:

@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 from cflow.autocasting import autocast, autocast_state
 from cflow.registry import register
 from cflow.solvers.fixed import through
-from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
+from cflow.solvers.gradients import Backprop, Gradient, check_gradient
 from cflow.solvers.parameters import refuse_strangers, wanted_parameters
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats, Tolerance, check_tolerances
-from cflow.solvers.solver import Problem, Solver
+from cflow.solvers.solver import Solver
 
 __all__ = ["TorchDiffEq"]
 
@@ -25,6 +26,10 @@ ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")
 FIXED = ("euler", "explicit_adams", "fixed_adams", "heun2", "heun3", "implicit_adams", "midpoint", "rk4")
 METHODS = (*ADAPTIVE, *FIXED, "scipy_solver")
 
+_NO_STEPS = (
+    "the exact gradient takes every step again, and torchdiffeq keeps no record of them; pass ContinuousAdjoint() or "
+    "Backprop(), or take a solver of our own, such as Dopri8(gradient=Checkpointed())."
+)
 _CONTROL = ("dfactor", "dtype", "first_step", "ifactor", "jump_t", "max_num_steps", "max_step", "min_step", "norm",
             "safety", "step_t")  # fmt: skip
 _GRID = ("grid_constructor", "perturb", "step_size")
@@ -86,18 +91,8 @@ class TorchDiffEq(Solver):
 
     def _check_gradient(self) -> None:
         mode = self.gradient
-        if isinstance(mode, Checkpointed):
-            raise ValueError(
-                f"TorchDiffEq({self.method!r}, gradient=Checkpointed()): the exact gradient takes every step again, "
-                f"and torchdiffeq keeps no record of them; pass ContinuousAdjoint() or Backprop(), or take a solver of "
-                f"our own, such as Dopri8(gradient=Checkpointed())."
-            )
-        if isinstance(mode, type) or not isinstance(mode, Backprop | ContinuousAdjoint):
-            raise TypeError(
-                f"TorchDiffEq({self.method!r}, gradient={mode!r}): how gradients pass is an option object; pass "
-                f"Backprop() or ContinuousAdjoint()."
-            )
-        back = getattr(mode, "method", None)
+        check_gradient("TorchDiffEq", mode, {"steps": _NO_STEPS})
+        back = mode.method if mode.through == "equation" else None
         if back is not None and (back not in METHODS or (back in FIXED and self.method not in FIXED)):
             raise ValueError(
                 f"TorchDiffEq({self.method!r}, gradient={mode!r}): the adjoint cannot be solved by {back!r}, which "
@@ -126,15 +121,18 @@ class TorchDiffEq(Solver):
                 f"options={{'step_size': 0.05}} or a 'grid_constructor', one of the two."
             )
 
-    def solve(
-        self, f, y0, t0, t1, *, args=(), params=None, quadratures=None, manifold=None, path=None, generator=None,
-        at=None,
-    ) -> Solution:  # fmt: skip
-        """Solves the batch as one system from ``t0`` to ``t1``."""
-        problem = Problem(self, f, y0, t0, t1, args, quadratures, manifold, at)
-        if problem.t0 == problem.t1 or problem.batch == 0:
+    shares_steps = True
+
+    @property
+    def step_tolerance(self) -> Tolerance | None:
+        """The tolerance by which steps are accepted; None for the methods that walk a grid."""
+        return None if self.method in FIXED else Tolerance(self.rtol, self.atol)
+
+    def _solve(self, problem: Problem) -> Solution:
+        """Solves the batch as one system."""
+        if problem.batch == 0:
             return problem.nothing()
-        run = _Run(self, problem, params)
+        run = _Run(self, problem)
         times = list(dict.fromkeys([problem.t0, *(problem.at or ()), problem.t1]))
         results = run.integrate(times)
         parts, integrals = run.at(results, -1)
@@ -150,23 +148,23 @@ class TorchDiffEq(Solver):
 class _Run:
     """One call of torchdiffeq: the state as a tuple of parts, integrals, and arguments that want a gradient."""
 
-    def __init__(self, solver: TorchDiffEq, problem: Problem, params):
+    def __init__(self, solver: TorchDiffEq, problem: Problem):
         self.solver, self.problem = solver, problem
         self.accepted = self.rejected = 0
         leaves, self.structure = pytree.tree_flatten(problem.args)
         enabled = torch.is_grad_enabled()
-        self.continuous = enabled and isinstance(solver.gradient, ContinuousAdjoint)
+        self.continuous = enabled and solver.gradient.through == "equation"
         wanted = [self.continuous and isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
         self.leaves, self.wanted = leaves, wanted
-        self.params = wanted_parameters(problem, params) if self.continuous else []
+        self.params = wanted_parameters(problem) if self.continuous else []
         self.integrals = self._begin()
         # An argument that stands still in the state gets its gradient from the adjoint as the start of the state does;
         # as a parameter of the adjoint it would be differentiated through what it was computed from as well.
         still = [leaf for leaf, want in zip(leaves, wanted) if want]
         self.start = (*problem.y0, *self.integrals, *still)
         differentiable = any(tensor.requires_grad for tensor in (*self.start, *self.params))
-        if enabled and solver.method == "scipy_solver" and isinstance(solver.gradient, Backprop):
-            self.params = wanted_parameters(problem, params)
+        if enabled and solver.method == "scipy_solver" and solver.gradient.through == "operations":
+            self.params = wanted_parameters(problem)
             inputs = (*problem.y0, *self.params, *(leaf for leaf in leaves if isinstance(leaf, Tensor)))
             if any(tensor.requires_grad for tensor in inputs):
                 raise ValueError(

@@ -15,11 +15,11 @@ from cflow.solvers import (
     Euler,
     Heun,
     Midpoint,
+    Problem,
     Ralston,
 )
 from cflow.solvers.adjoint import Output, Step
 from cflow.solvers.gradients import without_graph
-from cflow.solvers.solver import Problem
 
 
 @pytest.mark.parametrize(("method", "stages"), [(Euler, 1), (Midpoint, 2), (Ralston, 2), (RK4, 4)])
@@ -172,8 +172,8 @@ def test_rows_at_rest_and_rows_that_are_missing_pass_their_cotangent_on():
     results = []
     for gradient in (Checkpointed(), Backprop()):
         solver = Heun(1, gradient=gradient)
-        problem = Problem(solver, f, y0, 0.0, 1.0, (context,), {"q": None}, None, None)
-        tape = gradient.begin(problem, None)
+        problem = Problem(solver, f, y0, 0.0, 1.0, args=(context,), quadratures={"q": None})
+        tape = gradient.begin(problem)
         with without_graph(tape):
             parts, integrals, outputs = walk(problem, tape)
         if tape is not None:
@@ -187,8 +187,8 @@ def test_rows_at_rest_and_rows_that_are_missing_pass_their_cotangent_on():
 def test_a_row_at_rest_where_the_field_is_not_finite_does_not_spoil_its_cotangent():
     y0 = torch.tensor([[0.0], [-1.0]], dtype=torch.float64, requires_grad=True)
     f = lambda t, y: torch.sqrt(y)  # finite at zero, where its slope is not; not a number below
-    problem = Problem(Heun(1), f, y0, 0.0, 1.0, (), None, None, None)
-    tape = Checkpointed().begin(problem, None)
+    problem = Problem(Heun(1), f, y0, 0.0, 1.0)
+    tape = Checkpointed().begin(problem)
     times = [torch.zeros(2, dtype=torch.float64)] * 2
     tape.steps.append(Step(Heun.tableau, [y0.detach()], times, torch.tensor([0.0, 0.0], dtype=torch.float64)))
     (y,), _, _ = tape.attach([y0.detach().clone()], [], [])

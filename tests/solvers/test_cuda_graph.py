@@ -15,6 +15,7 @@ from recorder import Again, Crossings
 
 from cflow import ContinuousFlow, bases, fields, guidance, paths
 from cflow.divergence import Exact, Hutchinson
+from cflow.dynamics import Dynamics
 from cflow.solvers import (
     RK4,
     AdamsBashforth,
@@ -35,7 +36,6 @@ from cflow.solvers.captured import CapturedGrid, CapturedSteps
 from cflow.solvers.conformance import SOLVER_CHECKS
 from cflow.solvers.parameters import held_by
 from cflow.solvers.uploads import keeping_uploads
-from cflow.transport import _integrand
 
 
 @pytest.mark.parametrize("solver", [*GRIDS, *ADAPTIVE], ids=repr)
@@ -251,7 +251,8 @@ def test_nothing_goes_between_host_and_device(solver, monkeypatch):
     f = flow.velocity_field()
     names = {} if isinstance(solver, Bespoke) else {"ladj": Tolerance(), "kinetic": None}
     if names:
-        f, _, _ = _integrand(flow, torch.ones(4, 2, device="meta"), None, True, ("kinetic",), Exact(), None)
+        x = torch.ones(4, 2, device="meta")
+        f = Dynamics.of(flow, solver, Exact(), x, None, ("ladj", "kinetic")).f
     found = []
 
     def record(function):
@@ -265,7 +266,7 @@ def test_nothing_goes_between_host_and_device(solver, monkeypatch):
     kind = CapturedSteps if isinstance(solver, Adaptive) else CapturedGrid
     args = (None, None) if names else (None,)
     with keeping_uploads(uploads):
-        kind(record, solver, f, y0, 0.0, end, args, quadratures=names, at=[0.0, end], path=path, manifold=None)
+        kind(record, solver, f, y0, 0.0, end, args, quadratures=names, at=[0.0, end], path=path)
     assert uploads
     assert found == [[]] * len(found)
     with Crossings() as crossings:  # and a copy would be seen

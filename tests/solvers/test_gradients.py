@@ -178,14 +178,16 @@ def test_a_divergence_inside_the_field():
 
 
 def test_modes_that_a_solver_does_not_have_are_refused():
-    with pytest.raises(TypeError, match=r"pass Backprop\(\) or Checkpointed\(\)"):
+    with pytest.raises(TypeError, match=r"pass solvers.Backprop\(\) or solvers.Checkpointed\(\)"):
         Euler(3, gradient=Checkpointed)
     with pytest.raises(TypeError, match="option object"):
         Euler(3, gradient="checkpointed")
     with pytest.raises(ValueError, match="needs its noise again|need its noise again"):
         EulerMaruyama(3, gradient=Checkpointed())
     with pytest.raises(ValueError, match="no continuous adjoint.*TorchDiffEq"):
-        Euler(3, gradient=ContinuousAdjoint()).solve(lambda t, y: -y, torch.ones(1), 0.0, 1.0)
+        Euler(3, gradient=ContinuousAdjoint())
+    with pytest.raises(ValueError, match="no continuous adjoint.*TorchDiffEq"):
+        Dopri5(gradient=ContinuousAdjoint())
     with pytest.raises(ValueError, match="rtol=-1"):
         ContinuousAdjoint(rtol=-1.0)
 

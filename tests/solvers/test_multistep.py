@@ -58,6 +58,9 @@ class OnPath:
     def __init__(self, solver, path):
         self.solver, self.path = solver, path
 
+    def __getattr__(self, name):
+        return getattr(self.solver, name)
+
     def solve(self, f, *args, **kwargs):
         return self.solver.solve(f, *args, path=self.path, **kwargs)
 

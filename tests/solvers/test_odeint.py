@@ -213,4 +213,4 @@ def test_every_method_of_ours_that_needs_no_schedule_is_named():
     from cflow.solvers import Adaptive
     from cflow.solvers.odeint import _OWN
 
-    assert {name for name, kind in METHODS.items() if issubclass(kind, Adaptive)} <= _OWN.keys()
+    assert {name for name, kind in METHODS.items() if issubclass(kind, Adaptive)} <= _OWN

@@ -41,6 +41,9 @@ class Tampered:
     def __init__(self, solver, after=lambda solution: solution, before=lambda f: f):
         self.solver, self.after, self.before = solver, after, before
 
+    def __getattr__(self, name):
+        return getattr(self.solver, name)
+
     def solve(self, f, *args, **kwargs):
         return self.after(self.solver.solve(self.before(f), *args, **kwargs))
 

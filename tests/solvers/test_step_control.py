@@ -251,7 +251,7 @@ def test_options_out_of_range_are_refused(options, message):
 def test_objects_are_wanted_for_options():
     with pytest.raises(TypeError, match=r"pass solvers\.PID\(0\.4, 0\.3\), say"):
         Dopri5(controller="pi")
-    with pytest.raises(TypeError, match=r"pass solvers\.Checkpointed\(\), say"):
+    with pytest.raises(TypeError, match=r"pass solvers\.Backprop\(\) or solvers\.Checkpointed\(\)"):
         Dopri5(gradient="checkpointed")
     for options, message in (({"integral": 0.0}, "without an integral"), ({"grow": 0.5}, "by one above")):
         with pytest.raises(ValueError, match=message):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cflow.registry import replace
-from cflow.solvers.adaptive import Adaptive
 from cflow.solvers.conformance import accuracy, safety
-from cflow.solvers.conformance.subject import Subject
-from cflow.solvers.fixed import FixedGrid
+from cflow.solvers.conformance.subject import Subject, options
 from cflow.solvers.solver import Solver
 
 __all__ = ["SOLVER_CHECKS", "check_solver"]
@@ -38,13 +36,13 @@ def check_solver(
         >>> from cflow.solvers import Heun
         >>> check_solver(Heun(10), checks=["order", "batch"])
     """
-    if isinstance(solver, FixedGrid):
+    make, known = solver, options(solver)
+    if {"steps", "grid", "nfe"} <= known:
         make, adaptive = (lambda steps: replace(solver, steps=int(steps), grid=None, nfe=None)), False
-    elif isinstance(solver, Adaptive):
+    elif {"rtol", "atol", "max_steps"} <= known:
         make, adaptive = (lambda tolerance: replace(solver, rtol=tolerance, atol=tolerance)), True
-    else:
-        make = solver
-    order = getattr(getattr(solver, "tableau", None), "order", None) if order is None else order
+    if order is None and hasattr(solver, "tableau"):
+        order = solver.tableau.order
     if order is None or adaptive is None:
         raise ValueError(
             f"check_solver({solver!r}, order={order}, adaptive={adaptive}): what to expect of this solver is not "

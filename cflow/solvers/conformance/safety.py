@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 
 from cflow.solvers.conformance.operations import Operations
-from cflow.solvers.conformance.subject import Subject, ones, require
-from cflow.solvers.gradients import Checkpointed
+from cflow.solvers.conformance.subject import Subject, ones, options, require
 from cflow.solvers.solution import Status
 
 __all__ = ["failures", "gradients", "host_reads", "memory", "second_derivatives"]
@@ -77,7 +76,7 @@ def failures(subject: Subject) -> None:
         (burst.y - exact)[[0, 2]].abs().max() < 1e-2 and abs(burst.stats.reached[1].item() - 0.5) < 1e-2,
         "failures: a singularity in one sample spoils the others, or is stepped over",
     )
-    if hasattr(solver, "max_steps") and not subject.joint:
+    if "max_steps" in options(solver) and not subject.joint:
         rates = torch.tensor([[1.0], [300.0]], dtype=torch.float64)
         decay, start = (lambda t, y, rate: -rate * y), ones(2, 1)
         easy, hard = subject.make(1e-6).solve(decay, start, 0.0, 1.0, args=(rates,)).stats.steps.tolist()
@@ -120,7 +119,7 @@ def second_derivatives(subject: Subject) -> None:
     y0 = torch.tensor([[0.3, -0.2], [0.1, 0.7]], dtype=torch.float64, requires_grad=True)
     network = _Network()
     solve = lambda y0, weight: solver.solve(lambda t, y: torch.tanh(y @ weight), y0, 0.0, 1.0, params=(weight,)).y
-    if isinstance(getattr(solver, "gradient", None), Checkpointed):
+    if solver.gradient is not None and solver.gradient.through == "steps":
         (slope,) = torch.autograd.grad(solve(y0, network.weight).sum(), y0, create_graph=True)
         try:
             torch.autograd.grad(slope.sum(), y0)

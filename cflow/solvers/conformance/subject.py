@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cflow.solvers.solver import Solver
 
-__all__ = ["Subject", "ones", "require", "riccati", "tangent"]
+__all__ = ["Subject", "ones", "options", "require", "riccati", "tangent"]
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Subject:
     @property
     def joint(self) -> bool:
         """Whether the samples of a batch share their steps."""
-        return not getattr(self.usual, "per_sample", True)
+        return self.usual.shares_steps
 
     @property
     def usual(self) -> Solver:
@@ -34,6 +35,11 @@ class Subject:
     def error(self, solver: Solver, t0: float = 0.0, t1: float = 1.0) -> float:
         """Measures the largest error at the end of the reference problem."""
         return (solver.solve(riccati, tangent(t0), t0, t1).y - tangent(t1)).abs().max().item()
+
+
+def options(solver: Any) -> set[str]:
+    """Lists the options of a solver by which it can be made again with others."""
+    return {each.name for each in fields(solver)} if is_dataclass(solver) else set()
 
 
 def require(holds, message: str) -> None:
