@@ -61,7 +61,7 @@ def test_batches_are_replayed_from_graphs(runs, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent / "solvers")
     from recorder import Machine  # in the place of a GPU
 
-    from cflow.solvers import cuda_graph
+    from cflow.solvers.capture import cuda_graph
 
     monkeypatch.setattr(cuda_graph, "_machine", machine := Machine())
     arguments = ["sample", str(runs / "toys"), "--num", "10", "--batch", "4", "--seed", "3", "--output"]

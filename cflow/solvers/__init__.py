@@ -26,24 +26,23 @@ name                order    calls of the field              step
 ==================  =======  ==============================  ========================================
 """
 
-from cflow.solvers.adaptive import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
-from cflow.solvers.bespoke import Bespoke
-from cflow.solvers.conformance import check_solver
-from cflow.solvers.controllers import PID
-from cflow.solvers.cuda_graph import CudaGraph
-from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
-from cflow.solvers.flow_map import FlowMap
-from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
-from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
+from cflow.solvers.adaptive.controllers import PID
+from cflow.solvers.adaptive.methods import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
+from cflow.solvers.capture.cuda_graph import CudaGraph
+from cflow.solvers.gradients.modes import Backprop, Checkpointed, ContinuousAdjoint, Gradient
+from cflow.solvers.grid.bespoke import Bespoke
+from cflow.solvers.grid.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
+from cflow.solvers.grid.flow_map import FlowMap
+from cflow.solvers.grid.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
+from cflow.solvers.grid.picard import Picard
+from cflow.solvers.grid.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
 from cflow.solvers.names import METHODS, by_name
-from cflow.solvers.odeint import odeint, odeint_adjoint
-from cflow.solvers.picard import Picard
 from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats, Status, Tolerance
 from cflow.solvers.solver import Solver
-from cflow.solvers.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
 from cflow.solvers.tableau import Tableau
-from cflow.solvers.torchdiffeq import TorchDiffEq
+from cflow.solvers.torchdiffeq.adapter import TorchDiffEq
+from cflow.solvers.torchdiffeq.call import odeint, odeint_adjoint
 from cflow.solvers.wrapper import Wrapper
 
 __all__ = [
@@ -87,7 +86,6 @@ __all__ = [
     "UniPC",
     "Wrapper",
     "by_name",
-    "check_solver",
     "odeint",
     "odeint_adjoint",
 ]

@@ -14,7 +14,7 @@ from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Tolerance
 
 if TYPE_CHECKING:
-    from cflow.solvers.gradients import Gradient
+    from cflow.solvers.gradients.modes import Gradient
 
 __all__ = ["Solver", "check_is_solver"]
 

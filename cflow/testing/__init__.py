@@ -4,12 +4,12 @@ Each raises an ``AssertionError`` that names the property which fails. They run 
 what they are given, and draw from fixed generators.
 """
 
-from cflow.solvers.conformance import check_solver
 from cflow.testing.bijections import check_bijection, check_univariate
 from cflow.testing.couplings import check_coupling
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
 from cflow.testing.paths import GaussianField, check_path
+from cflow.testing.solvers import check_solver
 
 __all__ = [
     "GaussianBridgeField",

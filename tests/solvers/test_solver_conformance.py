@@ -14,10 +14,10 @@ from cflow.solvers import (
     Midpoint,
     Ralston,
     Tsit5,
-    check_solver,
 )
-from cflow.solvers.conformance import SOLVER_CHECKS
 from cflow.solvers.solution import Status
+from cflow.testing import check_solver
+from cflow.testing.solvers import SOLVER_CHECKS
 
 MEMBERS = {
     **{type(each).__name__: each for each in (Euler(5), Midpoint(5), Heun(5), Ralston(5), RK4(5))},
