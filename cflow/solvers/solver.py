@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ class Solver(ABC):
     """
 
     gradient: Gradient | None = None
-    needs_score: ClassVar[bool] = False
-    takes_whole_steps: ClassVar[bool] = False
+    needs_score: bool = False
+    takes_whole_steps: bool = False
     fitted_times: tuple[float, ...] | None = None
     step_tolerance: Tolerance | None = None
     shares_steps: bool = False

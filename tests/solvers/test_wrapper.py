@@ -187,6 +187,7 @@ def test_graphs_hold_what_is_behind_a_wrapper(kind, predict, machine, generator)
             assert isinstance(bare, dict)
             assert equal(bare, outer)
             assert equal(bare, outcome(flow, graph, x, 0.0, 1.0))
+        assert graph.captures == 1
     for refused in (EulerMaruyama(3), Picard(4), CudaGraph(Euler(2)), TorchDiffEq("dopri5")):
         with pytest.raises(ValueError, match="take that solver itself"):
             CudaGraph(kind(refused))
