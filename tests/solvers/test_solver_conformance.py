@@ -14,6 +14,7 @@ from cflow.solvers import (
     Midpoint,
     Ralston,
     Tsit5,
+    Wrapper,
 )
 from cflow.solvers.solution import Status
 from cflow.testing import check_solver
@@ -33,6 +34,12 @@ MEMBERS = {
 @pytest.mark.parametrize("check", SOLVER_CHECKS)
 def test_solver_conforms(solver, check):
     check_solver(solver, checks=[check])
+
+
+@pytest.mark.parametrize("check", SOLVER_CHECKS)
+def test_a_wrapper_conforms_as_what_it_wraps(check):
+    check_solver(lambda steps: Wrapper(Heun(int(steps))), order=2, adaptive=False, checks=[check])
+    check_solver(lambda bound: Wrapper(Dopri5(bound, bound)), order=5, adaptive=True, checks=[check])
 
 
 class Tampered:

@@ -255,6 +255,13 @@ def test_on_keeps_what_a_wrapper_holds():
     assert graph.on([0.0, 0.5])._graphs is graph._graphs
 
 
+@pytest.mark.parametrize("kind", [Passing, Duck])
+def test_a_wrapper_is_written_in_the_form_of_fitted_solvers(kind):
+    assert Bespoke.of(kind(Heun(2))) == Bespoke.of(Heun(2))
+    with pytest.raises(ValueError, match="lays no grid, so it has no weights"):
+        Bespoke.of(kind(Dopri5()))
+
+
 @pytest.mark.parametrize("solver", [Dopri5(), INSIDE, TorchDiffEq("dopri5")], ids=repr)
 def test_a_solver_without_a_grid_cannot_be_put_on_one(solver):
     assert solver.nodes(0.0, 1.0) is None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cflow.registry import configuration, register
-from cflow.solvers.grid.fixed import FixedGrid, Outputs
+from cflow.solvers.grid.fixed import Outputs
 from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
 from cflow.solvers.solver import Solver
@@ -91,13 +91,20 @@ class Bespoke(Solver):
             )
 
     @classmethod
-    def of(cls, solver: FixedGrid, *, path=None, interval: Sequence[float] = (0.0, 1.0)) -> Bespoke:
+    def of(cls, solver: Solver, *, path=None, interval: Sequence[float] = (0.0, 1.0)) -> Bespoke:
         """Writes a solver with a fixed grid in this form.
 
         It is run on velocities that are unit vectors, so that each state shows its weights.
+
+        Raises:
+            ValueError: for a solver that lays no grid.
         """
-        calls = len(solver.nodes(*interval)) - 1
-        calls *= solver.calls_per_step()
+        if solver.nodes(*interval) is None:
+            raise ValueError(
+                f"Bespoke.of({solver!r}): this solver lays no grid, so it has no weights to write down; pass a method "
+                f"on a fixed grid, such as Heun(steps=4)."
+            )
+        calls = solver.solve(lambda t, y: 0 * y, torch.ones(1, 1, dtype=torch.float64), *interval, path=path).stats.nfe
         unit = torch.eye(calls + 1, dtype=torch.float64)
         rows: list[list[float]] = []
         times: list[float] = []
