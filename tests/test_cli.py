@@ -61,7 +61,7 @@ def test_batches_are_replayed_from_graphs(runs, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent / "solvers")
     from recorder import Machine  # in the place of a GPU
 
-    from cflow.solvers import cuda_graph
+    from cflow.solvers.capture import cuda_graph
 
     monkeypatch.setattr(cuda_graph, "_machine", machine := Machine())
     arguments = ["sample", str(runs / "toys"), "--num", "10", "--batch", "4", "--seed", "3", "--output"]
@@ -111,7 +111,10 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "toys", "--output", "toys/metrics.json/x.npy"), "metrics.json"),
         (("sample", "toys", "--solver", "dopri5", "--steps", "3"), "steps"),
         (("sample", "toys", "--cuda-graph"), "only a GPU's kernels can be captured"),
-        (("sample", "toys", "--cuda-graph", "--steps", "2", "--diffusion", "1"), "its noise comes from a generator"),
+        (
+            ("sample", "toys", "--cuda-graph", "--steps", "2", "--diffusion", "1"),
+            "it draws noise at every step",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(runs, arguments, message, capsys, monkeypatch):

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from cflow.data import Dequantise, Logit
 from cflow.divergence import Analytic
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import outline
-from cflow.solvers import Adaptive, Bespoke, CudaGraph, FixedGrid, Multistep, Picard, Solver, StochasticGrid
+from cflow.solvers import Solver
 from cflow.transport import transport
 
 __all__ = ["ENDINGS", "PARTS", "program", "save"]
@@ -268,7 +267,7 @@ def _part(flow, what: str, solver, guidance) -> Part:
             f"a graph cannot; export the flow without its transform, or call flow.log_prob."
         )
     if continuous and what != "network":
-        given["solver"] = _on_a_grid(flow.solver if solver is None else solver)
+        given["solver"] = _traceable(flow.solver if solver is None else solver)
     module = copy.deepcopy(PARTS[what](flow, **given)).eval().requires_grad_(False)
     inputs = [("x", flow.event_shape, flow.dtype)]
     if what == "sampler":
@@ -281,37 +280,17 @@ def _part(flow, what: str, solver, guidance) -> Part:
     return Part(module, inputs, {"network": "v", "sampler": "x", "log_prob": "log_prob"}[what], given)
 
 
-def _on_a_grid(solver: Solver) -> Solver:
-    """Refuses solvers that a graph cannot hold; gives multistep methods a memory of their coefficients."""
-    why = None
-    if isinstance(solver, Adaptive):
+def _traceable(solver: Solver) -> Solver:
+    """Refuses solvers that a graph cannot hold; gives the others in their form for tracing."""
+    why = solver.why_no_graph
+    if why is None and solver.step_tolerance is not None:
         why = "it chooses its steps by the values on the way, and a graph holds one number of steps"
-    elif isinstance(solver, StochasticGrid):
-        why = "it draws noise at every step, and a graph draws none"
-    elif isinstance(solver, CudaGraph):
-        why = "its graphs live in this process"
-    elif isinstance(solver, Picard) or not isinstance(solver, FixedGrid | Bespoke):
-        why = "it looks at the values on the way"
-    if why:
+    if why is not None:
         raise ValueError(
             f"export(solver={solver!r}): {why}; pass a solver on a fixed grid, such as solvers.Heun(steps=16) or "
             f"UniPC(steps=8), or one that training.fit_bespoke made."
         )
-    return _remembering(solver) if isinstance(solver, Multistep) else solver
-
-
-def _remembering(solver: Multistep) -> Multistep:
-    """Gives the same solver with a memory of its coefficients: a trace has no numbers to compute them from."""
-    plans = {}
-
-    class Remembering(type(solver)):
-        def plan(self, nodes, path):
-            if tuple(nodes) not in plans:
-                plans[tuple(nodes)] = super().plan(nodes, path)
-            return plans[tuple(nodes)]
-
-    Remembering.__name__ = type(solver).__name__
-    return Remembering(**{each.name: getattr(solver, each.name) for each in fields(solver)})
+    return solver.for_tracing()
 
 
 def _example(part: Part, size: int) -> tuple[Tensor, ...]:

@@ -16,7 +16,8 @@ from ..continuous import ContinuousFlow
 from ..divergence import Divergence, Hutchinson
 from ..fields.end_time import Lengthened
 from ..registry import register
-from ..solvers import Checkpointed, ContinuousAdjoint, Dopri5, FixedGrid, Solution, Solver, StochasticGrid, TorchDiffEq
+from ..solvers import Checkpointed, Dopri5, Solution, Solver
+from ..solvers.solver import check_is_solver
 from .maximum_likelihood import LikelihoodBatch, MaximumLikelihood
 
 __all__ = ["FFJORD", "FFJORDBatch"]
@@ -115,12 +116,12 @@ class FFJORD(MaximumLikelihood):
         self._check_options()
 
     def _check_options(self) -> None:
-        for name, value, kind, example in (
-            ("divergence", self.divergence, Divergence, "divergence.Hutchinson()"),
-            ("solver", self.solver, Solver, "solvers.RK4(steps=8)"),
-        ):
-            if not isinstance(value, kind):
-                raise TypeError(f"FFJORD({name}={value!r}): options are objects; pass one such as {example}.")
+        if not isinstance(self.divergence, Divergence):
+            raise TypeError(
+                f"FFJORD(divergence={self.divergence!r}): options are objects; pass one such as "
+                f"divergence.Hutchinson()."
+            )
+        check_is_solver("FFJORD: solver", self.solver)
         for name in ("kinetic", "jacobian"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -138,22 +139,15 @@ class FFJORD(MaximumLikelihood):
                 f"FFJORD(divergence={self.divergence!r}, jacobian={self.jacobian}): this divergence comes without the "
                 f"Jacobian's norm, which the regulariser weighs; pass divergence.Hutchinson(), or jacobian=0."
             )
-        mode = getattr(self.solver, "gradient", None)
-        if mode is None:
+        if self.solver.gradient is None:
             raise ValueError(
                 f"FFJORD(solver={self.solver!r}): training needs the gradient of a solve, and this solver has no "
                 f"gradient= to choose; pass a solver that has, such as solvers.Dopri5() or solvers.RK4(steps=8)."
             )
-        if isinstance(self.solver, StochasticGrid):
+        if self.solver.needs_score:
             raise ValueError(
                 f"FFJORD(solver={self.solver!r}): this solver simulates noise, and the log-density is carried along "
                 f"the flow's ODE; pass a solver such as solvers.Dopri5() or solvers.RK4(steps=8)."
-            )
-        if isinstance(mode, ContinuousAdjoint) and not isinstance(self.solver, TorchDiffEq):
-            raise ValueError(
-                f"FFJORD(solver={self.solver!r}): this solver has no continuous adjoint, since the gradient of its own "
-                f"steps is exact at the same price; pass gradient=Checkpointed(), or "
-                f"solvers.TorchDiffEq('dopri5', gradient=ContinuousAdjoint())."
             )
 
     @property
@@ -211,9 +205,10 @@ class FFJORD(MaximumLikelihood):
     def _check_success(self, solution: Solution) -> None:
         """Raises where a sample was not carried to the base.
 
-        A fixed grid fails by numbers that are not finite, which the loss shows by itself: no accelerator waits for it.
+        Without error control a solve fails by numbers that are not finite, which the loss shows by itself: no
+        accelerator waits for it.
         """
-        if isinstance(self.solver, FixedGrid) and solution.status.device.type != "cpu":
+        if self.solver.step_tolerance is None and solution.status.device.type != "cpu":
             return
         try:
             solution.require_success()

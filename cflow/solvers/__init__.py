@@ -22,26 +22,28 @@ name                order    calls of the field              step
 ``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
 ``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
 ``CudaGraph``       another solver's, without noise          replayed from a CUDA graph
+``Wrapper``         another solver's                         the same, for solvers around solvers
 ==================  =======  ==============================  ========================================
 """
 
-from cflow.solvers.adaptive import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
-from cflow.solvers.bespoke import Bespoke
-from cflow.solvers.conformance import check_solver
-from cflow.solvers.controllers import PID
-from cflow.solvers.cuda_graph import CudaGraph
-from cflow.solvers.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
-from cflow.solvers.flow_map import FlowMap
-from cflow.solvers.gradients import Backprop, Checkpointed, ContinuousAdjoint, Gradient
-from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
+from cflow.solvers.adaptive.controllers import PID
+from cflow.solvers.adaptive.methods import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
+from cflow.solvers.capture.cuda_graph import CudaGraph
+from cflow.solvers.gradients.modes import Backprop, Checkpointed, ContinuousAdjoint, Gradient
+from cflow.solvers.grid.bespoke import Bespoke
+from cflow.solvers.grid.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
+from cflow.solvers.grid.flow_map import FlowMap
+from cflow.solvers.grid.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, Multistep, UniPC
+from cflow.solvers.grid.picard import Picard
+from cflow.solvers.grid.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
 from cflow.solvers.names import METHODS, by_name
-from cflow.solvers.odeint import odeint, odeint_adjoint
-from cflow.solvers.picard import Picard
+from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Stats, Status, Tolerance
-from cflow.solvers.solver import Problem, Solver
-from cflow.solvers.stochastic import EulerMaruyama, Fading, StochasticGrid, StochasticHeun
+from cflow.solvers.solver import Solver
 from cflow.solvers.tableau import Tableau
-from cflow.solvers.torchdiffeq import TorchDiffEq
+from cflow.solvers.torchdiffeq.adapter import TorchDiffEq
+from cflow.solvers.torchdiffeq.call import odeint, odeint_adjoint
+from cflow.solvers.wrapper import Wrapper
 
 __all__ = [
     "DEIS",
@@ -82,8 +84,8 @@ __all__ = [
     "TorchDiffEq",
     "Tsit5",
     "UniPC",
+    "Wrapper",
     "by_name",
-    "check_solver",
     "odeint",
     "odeint_adjoint",
 ]

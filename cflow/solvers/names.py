@@ -6,13 +6,13 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from cflow.solvers.adaptive import Bosh3, Dopri5, Dopri8, Tsit5
-from cflow.solvers.fixed import RK4, Euler, Heun, Midpoint, Ralston
-from cflow.solvers.flow_map import FlowMap
-from cflow.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, UniPC
-from cflow.solvers.picard import Picard
+from cflow.solvers.adaptive.methods import Bosh3, Dopri5, Dopri8, Tsit5
+from cflow.solvers.grid.fixed import RK4, Euler, Heun, Midpoint, Ralston
+from cflow.solvers.grid.flow_map import FlowMap
+from cflow.solvers.grid.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, UniPC
+from cflow.solvers.grid.picard import Picard
+from cflow.solvers.grid.stochastic import EulerMaruyama, StochasticHeun
 from cflow.solvers.solver import Solver
-from cflow.solvers.stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = ["METHODS", "by_name"]
 

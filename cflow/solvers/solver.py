@@ -1,26 +1,77 @@
-"""The contract of a solver, and what every solver does with its arguments before the first step."""
+"""The contract of a solver: what it is called with, what it says about itself, and what a new one has to write."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from cflow.solvers.solution import Solution, Stats, Status, Tolerance
-from cflow.solvers.state import join, per_row, split, stack
+from cflow.solvers.problem import Problem
+from cflow.solvers.solution import Solution, Tolerance
 
-__all__ = ["Problem", "Solver"]
+if TYPE_CHECKING:
+    from cflow.solvers.gradients.modes import Gradient
+
+__all__ = ["Solver", "check_is_solver"]
 
 
 class Solver(ABC):
-    """Integrates ``dy/dt = f(t, y, *args)`` from ``t0`` to ``t1``, sample by sample of a batch."""
+    """Integrates ``dy/dt = f(t, y, *args)`` from ``t0`` to ``t1``, sample by sample of a batch.
+
+    A method writes :meth:`_solve`, which computes the solution of a :class:`Problem`, and :meth:`_check` where it
+    refuses something. :meth:`solve` is final: it reads and checks what all solvers are given. What others need to know
+    of a solver is told by the attributes and methods below, never by its class, so that a solver around another one
+    (:class:`Wrapper`, or any object that forwards attributes) is used as the one inside.
+
+    Attributes:
+        gradient: how gradients pass through a solve, an option object; None where there is no choice, and training
+            through the solver is refused.
+        needs_score: whether ``f`` gives a pair ``(velocity, score)``, as an SDE with the marginals of a flow needs. No
+            integrals are defined along its paths.
+        takes_whole_steps: whether ``f`` is asked for the average velocity of a whole step, ``f(t, y, *args, s=...)``.
+            No closed form stands in for such a step.
+        fitted_times: the times of all calls of ``f``, where they were fitted to one flow; such a solver goes over all
+            of its interval or not at all. None otherwise.
+        step_tolerance: the tolerance by which steps are accepted; integrals that count, such as a log-determinant, are
+            held to it as well. None without error control: such a solve fails by numbers that are not finite alone.
+        shares_steps: whether samples of a batch take common steps, so that a result depends on the others.
+        why_no_graph: why no CUDA graph or traced program can hold the solve, or for a solver with error control some
+            of its attempts (see :meth:`attempts`); None where one can.
+
+    Example:
+        >>> class Leapfrog(Solver):  # y'' = -y, in one state of positions and speeds
+        ...     def _solve(self, problem):
+        ...         (y,), h = problem.y0, (problem.t1 - problem.t0) / 100
+        ...         t = torch.zeros(problem.batch)
+        ...         for _ in range(100):
+        ...             half = y + torch.tensor([0.0, h / 2]) * problem(t, [y])[0][0]
+        ...             y = half + torch.tensor([h, 0.0]) * problem(t, [half])[0][0]
+        ...             y = y + torch.tensor([0.0, h / 2]) * problem(t, [y])[0][0]
+        ...         return problem.finished([y])
+        >>> turn = lambda t, y: torch.stack((y[:, 1], -y[:, 0]), 1)
+        >>> Leapfrog().solve(turn, torch.tensor([[1.0, 0.0]]), 0.0, torch.pi).y
+        tensor([[-1.0000e+00,  ...]])
+    """
+
+    gradient: Gradient | None = None
+    needs_score: bool = False
+    takes_whole_steps: bool = False
+    fitted_times: tuple[float, ...] | None = None
+    step_tolerance: Tolerance | None = None
+    shares_steps: bool = False
+    why_no_graph: str | None = "whether it looks at values between its steps is not known"
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "solve" in vars(cls):
+            raise TypeError(
+                f"class {cls.__name__}: it defines solve(), which reads and checks the arguments in the same way for "
+                f"every solver; define _solve(self, problem) -> Solution instead, and _check(self, problem) to refuse."
+            )
 
     def __repr__(self) -> str:
         """Shows the options that differ from their defaults."""
@@ -30,7 +81,7 @@ class Solver(ABC):
         defaults = {each.name: each.default for each in fields(self)}
         return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in told if v != defaults[n])})"
 
-    @abstractmethod
+    @final
     def solve(
         self,
         f: Callable,
@@ -56,6 +107,7 @@ class Solver(ABC):
                 (clone what a CUDA graph returns).
             y0: a tensor, or a nested tuple, list or dict of tensors, all with the same first dimension ``B``.
                 States in half precision are kept in float32 between evaluations, shown to ``f`` and returned in theirs.
+            t0, t1: the two ends; where they are equal, nothing is evaluated and ``y0`` is returned.
             args: more arguments of ``f``. The first dimension of every tensor in them is the batch, whose rows a
                 solver may drop; whatever varies with the sample goes here, never through a closure.
             params: tensors to which gradients must flow besides ``y0`` and ``args``. Solvers that backpropagate
@@ -70,205 +122,65 @@ class Solver(ABC):
         Raises:
             ValueError: if an argument cannot be honoured.
         """
+        problem = Problem(
+            self, f, y0, t0, t1, args=args, params=params, quadratures=quadratures, manifold=manifold, path=path,
+            generator=generator, at=at,
+        )  # fmt: skip
+        self._check(problem)
+        return problem.nothing() if problem.t0 == problem.t1 else self._solve(problem)
 
+    @abstractmethod
+    def _solve(self, problem: Problem) -> Solution:
+        """Computes the solution of a problem whose interval has a length."""
 
-class Problem:
-    """Holds a solve's checked arguments and calls ``f`` on the flat list of the state's tensors, counting the calls."""
+    def _check(self, problem: Problem) -> None:  # noqa: B027 (most solvers refuse nothing)
+        """Raises where the solver cannot honour a problem, also one whose interval has no length."""
 
-    def __init__(self, solver, f, y0, t0, t1, args, quadratures, manifold, at):
-        self.owner, self.gradient = type(solver).__name__, getattr(solver, "gradient", None)
-        if manifold is not None:
-            raise ValueError(
-                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver adds tangents to points as in "
-                f"flat space and would leave the manifold; pass a geodesic solver, or manifold=None to integrate in "
-                f"the ambient space."
-            )
-        self.f, self.like, self.args = f, y0, tuple(args)
-        self.t0, self.t1 = read_time(self.owner, "t0", t0), read_time(self.owner, "t1", t1)
-        self.at = None if at is None else read_outputs(self.owner, at, self.t0, self.t1)
-        self.tolerances = dict(quadratures or {})
-        for name, bound in self.tolerances.items():
-            if bound is not None and not (hasattr(bound, "rtol") and hasattr(bound, "atol")):
-                raise TypeError(
-                    f"{self.owner}.solve(quadratures={{{name!r}: {bound!r}}}): a bound is an object; pass "
-                    f"Tolerance(1e-5, 1e-5), say, or None to leave the integral out of step control."
-                )
-        parts = split(y0, y0)
-        self._check(parts)
-        self.batch, self.device = parts[0].shape[0], parts[0].device
-        self.dtype = torch.float32
-        for part in parts:
-            self.dtype = torch.promote_types(self.dtype, part.dtype)
-        self.shown = [part.dtype for part in parts]
-        self.y0 = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
-        self.converts = any(part.dtype != shown for part, shown in zip(self.y0, self.shown))
-        self.single = isinstance(y0, Tensor)
-        self.calls = self.rows = 0
+    def nodes(self, t0: float, t1: float) -> list[float] | None:
+        """Gives the times from ``t0`` to ``t1``, both included, between which it steps; None without a fixed grid."""
+        return None
 
-    def _check(self, parts: list[Tensor]) -> None:
-        """Raises unless the state and every tensor of ``args`` are rows of one batch."""
-        if not parts:
-            raise ValueError(f"{self.owner}.solve: the state holds no tensor; pass at least one.")
-        for part in parts:
-            if not part.dtype.is_floating_point:
-                raise ValueError(
-                    f"{self.owner}.solve: a state of dtype {part.dtype} has no real derivative; pass floating point "
-                    f"tensors (a complex state as its real and imaginary parts)."
-                )
-        arguments = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
-        for name, tensors in (("y0", parts), ("args", arguments)):
-            for tensor in tensors:
-                if tensor.dim() == 0 or parts[0].dim() == 0 or tensor.shape[0] != parts[0].shape[0]:
-                    raise ValueError(
-                        f"{self.owner}.solve: a tensor of shape {list(tensor.shape)} in {name} beside a state of shape "
-                        f"{list(parts[0].shape)}: the first dimension of every tensor is the batch; expand it, or, if "
-                        f"it is shared by the samples, let f hold it."
-                    )
+    def on(self, nodes: Sequence[float]) -> Solver:
+        """Gives the same solver on a grid of other times, which increase or decrease; the ends of a solve are added.
 
-    def __call__(
-        self, t: Tensor, parts: list[Tensor], args: tuple | None = None, integrals: bool = True
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names.
-
-        Where no integral counts at a stage (``integrals=False``), an ``f`` that can give its derivative for less, by a
-        method ``alone``, is asked for that, and the integrands are None.
+        Raises:
+            ValueError: where the solver has no fixed grid (:meth:`nodes` gives None).
         """
-        if self.converts:
-            parts_shown = [part.to(shown) for part, shown in zip(parts, self.shown)]
-        else:
-            parts_shown = parts
-        y = parts_shown[0] if self.single else join(parts_shown, self.like)
-        alone = None if integrals or not self.tolerances else getattr(self.f, "alone", None)
-        result = (self.f if alone is None else alone)(t, y, *(self.args if args is None else args))
-        integrands = [None] * len(self.tolerances)
-        if self.tolerances and alone is None:
-            result, integrands = self._integrands(result, t)
-        if self.single and isinstance(result, Tensor):
-            slopes = [result]
-        else:
-            slopes = split(result, self.like, "what f returned")
-        if self.calls == 0:
-            self._check_first(slopes, parts)
-        self.calls += 1
-        self.rows += t.shape[0]
-        for index, part in enumerate(parts):
-            if slopes[index].dtype is not part.dtype:
-                slopes[index] = slopes[index].to(part.dtype)
-        return slopes, integrands
-
-    @property
-    def plain(self) -> bool:
-        """Whether the state is one tensor, kept in its own dtype, and nothing is integrated beside it."""
-        return self.single and not self.converts and not self.tolerances
-
-    def slope(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Gives ``f`` of a plain state: what calling does, with less around it; the first call is checked.
-
-        The caller adds to ``calls`` and ``rows`` what it makes of it, but for the first.
-        """
-        f, args, dtype, first = self.f, self.args, self.dtype, [True]
-
-        def slope(t: Tensor, y: Tensor) -> Tensor:
-            if first:
-                first.clear()
-                return self(t, [y])[0][0]
-            k = f(t, y, *args)
-            return k if k.dtype is dtype else k.to(dtype)
-
-        return slope
-
-    def _check_first(self, slopes: list[Tensor], parts: list[Tensor]) -> None:
-        for slope, part in zip(slopes, parts):
-            if slope.shape != part.shape:
-                raise ValueError(
-                    f"{self.owner}.solve: f returned a derivative of shape {list(slope.shape)} for a state of shape "
-                    f"{list(part.shape)}; a derivative has the shape of what it moves, so return that shape."
-                )
-
-    def _integrands(self, result: Any, t: Tensor) -> tuple[Any, list[Tensor]]:
-        """Parts what ``f`` returned into the derivative and the named integrands, in the names' order."""
-        names = list(self.tolerances)
-        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
-            raise ValueError(
-                f"{self.owner}.solve(quadratures={names}): f returned a {type(result).__name__} without integrands; "
-                f"return (dy, {{name: value}}) with exactly these names."
-            )
-        slopes, values = result
-        if values.keys() != self.tolerances.keys():
-            raise ValueError(
-                f"{self.owner}.solve(quadratures={names}): f returned the integrands {sorted(map(str, values))}; "
-                f"return exactly the names asked for."
-            )
-        integrands = []
-        for name in names:
-            value = values[name]
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"{self.owner}.solve: f returned the integrand {name!r} as a {type(value).__name__}; return a "
-                    f"tensor with one value or one vector per sample, [B] or [B, k]."
-                )
-            if value.dim() not in (1, 2) or value.shape[0] != t.shape[0]:
-                raise ValueError(
-                    f"{self.owner}.solve: f returned the integrand {name!r} of shape {list(value.shape)} for a batch "
-                    f"of {t.shape[0]}; return one value or one vector per sample, [B] or [B, k]."
-                )
-            integrands.append(value.to(torch.promote_types(value.dtype, self.dtype)))
-        return slopes, integrands
-
-    def status(self, parts: list[Tensor], integrals: list[Tensor], status: Tensor | None = None) -> Tensor:
-        """Marks samples whose result is not finite and that are not marked otherwise, without reading them."""
-        finite = torch.stack([torch.isfinite(per_row(value)).all(1) for value in (*parts, *integrals)]).all(0)
-        if status is None:
-            status = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
-        return torch.where((status == Status.SUCCESS) & ~finite, int(Status.NON_FINITE), status)
-
-    def restore(self, parts: list[Tensor]) -> Any:
-        """Puts parts back into the structure and the dtypes of ``y0``."""
-        return join([part.to(shown) for part, shown in zip(parts, self.shown)], self.like)
-
-    def solution(self, parts, integrals, stats: Stats, status: Tensor, outputs: list[list[Tensor]]) -> Solution:
-        """Builds the solution from the parts at the end and at the output times."""
-        trajectory = None if self.at is None else self.restore(stack(outputs, parts))
-        names = dict(zip(self.tolerances, integrals))
-        return Solution(self.restore(parts), names, stats, status, trajectory)
-
-    def nothing(self) -> Solution:
-        """Builds the solution of an interval of no length or an empty batch: no call of ``f``, integrals of zero."""
-        zeros = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
-        reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
-        stats = Stats(0, 0, zeros, zeros.clone(), zeros.clone(), reached)
-        integrals = [torch.zeros(self.batch, dtype=self.dtype, device=self.device) for _ in self.tolerances]
-        solution = self.solution(self.y0, integrals, stats, zeros.clone(), [self.y0] * len(self.at or ()))
-        solution.y = self.like
-        return solution
-
-
-def read_time(owner: str, name: str, value: float | Tensor) -> float:
-    """Reads an end of the interval as a Python float."""
-    if isinstance(value, Tensor):
-        if value.dim() != 0 or (value.requires_grad and torch.is_grad_enabled()):
-            raise ValueError(
-                f"{owner}.solve({name}=tensor of shape {list(value.shape)}, requires_grad={value.requires_grad}): the "
-                f"ends of the interval are shared by the batch and constants of the solve; pass a Python float (for "
-                f"ends that vary or are learned, scale the field by the interval's length)."
-            )
-        value = value.item()
-    if not math.isfinite(value):
-        raise ValueError(f"{owner}.solve({name}={value}): an infinite interval cannot be stepped over; pass a number.")
-    return float(value)
-
-
-def read_outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> list[float]:
-    """Reads the output times and checks that they lie in the interval and follow its direction."""
-    times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
-    if isinstance(at, Tensor) and at.is_floating_point():
-        # An end in the tensor's own precision is the end.
-        ends = dict(zip(torch.tensor([t0, t1], dtype=at.dtype).tolist(), (t0, t1)))
-        times = [ends.get(t, t) for t in times]
-    forward = [t if t1 >= t0 else -t for t in (t0, *times, t1)]
-    if any(not later >= earlier for earlier, later in itertools.pairwise(forward)):
         raise ValueError(
-            f"{owner}.solve(at={times}): from t0={t0} to t1={t1} the state passes only times between the two, in that "
-            f"order; sort the times in the direction of integration and keep them inside."
+            f"{type(self).__name__}.on(...): this solver lays no grid beforehand, so it cannot be put on another one; "
+            f"take a solver such as Heun(grid=(0.0, 0.3, 1.0))."
         )
-    return times
+
+    def attempts(self, problem: Problem) -> Any:
+        """Begins a solve that CUDA graphs hold by attempts: see :class:`cflow.solvers.adaptive.attempts.Attempts`.
+
+        It is asked of solvers that have a ``step_tolerance`` and whose ``why_no_graph`` is None.
+        """
+        raise ValueError(
+            f"{type(self).__name__}.attempts(...): this solver does not say how a CUDA graph holds its attempts; take "
+            f"a solver on a fixed grid such as Heun, or an adaptive one such as Dopri5."
+        )
+
+    def for_tracing(self) -> Solver:
+        """Gives the same solver for ``torch.export``: what is computed on the host is kept from the first solve on."""
+        return self
+
+
+CONTRACT = tuple(name for name in vars(Solver) if not name.startswith("_"))
+
+
+def check_is_solver(what: str, value: Any) -> None:
+    """Raises unless an object derives from :class:`Solver`, or forwards all that a solver says of itself.
+
+    Raises:
+        TypeError: naming the first attribute that is missing.
+    """
+    if isinstance(value, Solver):
+        return
+    missing = next((name for name in CONTRACT if not hasattr(value, name)), None)
+    if missing is not None or isinstance(value, type):
+        why = "" if isinstance(value, type) or not hasattr(value, "solve") else f", which has no {missing!r}"
+        raise TypeError(
+            f"{what}={value!r} is a {type(value).__name__}{why}; options are objects, such as solvers.Heun(steps=20), "
+            f"and a solver of your own derives from solvers.Solver, or from solvers.Wrapper around another."
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["gather", "join", "like_rows", "per_row", "split", "stack"]
+__all__ = ["gather", "join", "like_rows", "per_row", "split", "stack", "tensors_of"]
 
 
 def split(tree: Any, like: Any, name: str = "the state") -> list[Tensor]:
@@ -66,6 +66,11 @@ def stack(outputs: list[list[Tensor]], parts: list[Tensor]) -> list[Tensor]:
 def on_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Applies a function to every tensor of a nested structure and leaves everything else as it is."""
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Lists the tensors of a nested structure."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def gather(tree: Any, rows: Tensor) -> Any:

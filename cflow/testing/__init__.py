@@ -4,7 +4,6 @@ Each raises an ``AssertionError`` that names the property which fails. They run 
 what they are given, and draw from fixed generators.
 """
 
-from cflow.solvers.conformance import check_solver
 from cflow.testing.bases import check_base
 from cflow.testing.bijections import check_bijection, check_univariate
 from cflow.testing.couplings import check_coupling
@@ -14,6 +13,7 @@ from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
 from cflow.testing.objectives import check_objective
 from cflow.testing.paths import GaussianField, check_path
+from cflow.testing.solvers import check_solver
 from cflow.testing.times import check_times
 
 __all__ = [

@@ -11,7 +11,7 @@ import torch
 from cflow import registry
 from cflow.objectives import Distillation, Reflow
 from cflow.paths import Linear
-from cflow.solvers import Dopri5, Euler, FlowMap
+from cflow.solvers import Dopri5, Euler
 from cflow.training.fitting import fit
 from cflow.training.pairs import Pairs
 
@@ -139,7 +139,7 @@ def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
         student = registry.replace(student, path=Linear())
     elif not student.path.straight:
         student = student.with_path(Linear(predicts))
-    if isinstance(student.solver, FlowMap):
+    if student.solver.takes_whole_steps:
         student.solver = Dopri5(rtol=1e-5, atol=1e-6)
     data = None
     if pairs is not None:

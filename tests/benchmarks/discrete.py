@@ -17,7 +17,7 @@ import torch
 from discrete_peers import KINDS, makers, unsettled
 
 from cflow import discrete
-from cflow.solvers.conformance.operations import Operations
+from cflow.testing.solvers.operations import Operations
 
 SIZES = {  # features, hidden, batches
     "small": (16, (64, 64), (64, 1024)),

@@ -19,7 +19,7 @@ from solver_peers import Counted, medians, ode, torchdiffeq, torchdyn, torchode,
 from solver_precision import precision
 
 from cflow import solvers
-from cflow.solvers.conformance.operations import Operations
+from cflow.testing.solvers.operations import Operations
 
 # The cost of a step
 

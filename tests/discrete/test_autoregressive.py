@@ -6,7 +6,7 @@ from torch import nn
 
 from cflow import discrete
 from cflow.discrete.masked import MaskedConditioner, levels_of
-from cflow.solvers.conformance.operations import Operations
+from cflow.testing.solvers.operations import Operations
 
 DAG = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], dtype=torch.bool)
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd.functional import jacobian
 
 from cflow.discrete import RationalQuadratic
-from cflow.solvers.conformance.operations import Operations
+from cflow.testing.solvers.operations import Operations
 
 EPS = torch.finfo(torch.float32).eps
 

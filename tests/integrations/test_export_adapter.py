@@ -150,7 +150,7 @@ def test_what_is_beside_a_file_tells_how_to_run_it(tmp_path):
         (torch.nn.Linear(2, 2), {}, "only a bijective flow"),
         (mlp(), {}, "it chooses its steps by the values on the way"),
         (mlp(), {"what": "sampler", "solver": solvers.EulerMaruyama(4)}, "it draws noise"),
-        (mlp(), {"what": "sampler", "solver": solvers.Picard(steps=4)}, "looks at the values"),
+        (mlp(), {"what": "sampler", "solver": solvers.Picard(steps=4)}, "reads on the host, after each round"),
         (mlp(), {"what": "sampler", "solver": solvers.CudaGraph(solvers.Euler(4))}, "live in this process"),
         (mlp(), {"what": "network", "solver": solvers.Euler(4)}, "has no use for it"),
         (mlp(), {"what": "network", "batch": 0}, "an integer of 1 or more"),

@@ -5,8 +5,8 @@ from cflow.solvers import (
     DEIS,
     DPMSolverPP2M,
     UniPC,
-    cuda_graph,
 )
+from cflow.solvers.capture import cuda_graph
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cflow.solvers.conformance.operations import READS, Operations
+from cflow.testing.solvers.operations import READS, Operations
 
 
 class Crossings(TorchDispatchMode):

@@ -31,7 +31,7 @@ def test_a_wrong_option_is_answered_with_the_right_ones():
 
 def test_a_solver_shows_what_was_chosen():
     class Bare(Solver):
-        def solve(self, *args, **options):
+        def _solve(self, problem):
             return None
 
     assert repr(Dopri5()) == "Dopri5()"

@@ -14,10 +14,11 @@ from cflow.solvers import (
     Midpoint,
     Ralston,
     Tsit5,
-    check_solver,
+    Wrapper,
 )
-from cflow.solvers.conformance import SOLVER_CHECKS
 from cflow.solvers.solution import Status
+from cflow.testing import check_solver
+from cflow.testing.solvers import SOLVER_CHECKS
 
 MEMBERS = {
     **{type(each).__name__: each for each in (Euler(5), Midpoint(5), Heun(5), Ralston(5), RK4(5))},
@@ -35,11 +36,20 @@ def test_solver_conforms(solver, check):
     check_solver(solver, checks=[check])
 
 
+@pytest.mark.parametrize("check", SOLVER_CHECKS)
+def test_a_wrapper_conforms_as_what_it_wraps(check):
+    check_solver(lambda steps: Wrapper(Heun(int(steps))), order=2, adaptive=False, checks=[check])
+    check_solver(lambda bound: Wrapper(Dopri5(bound, bound)), order=5, adaptive=True, checks=[check])
+
+
 class Tampered:
     """A solver of the package whose result or whose field is changed on the way: the suite must see it."""
 
     def __init__(self, solver, after=lambda solution: solution, before=lambda f: f):
         self.solver, self.after, self.before = solver, after, before
+
+    def __getattr__(self, name):
+        return getattr(self.solver, name)
 
     def solve(self, f, *args, **kwargs):
         return self.after(self.solver.solve(self.before(f), *args, **kwargs))

@@ -1,0 +1,1 @@
+"""Solves that CUDA graphs hold and replay."""

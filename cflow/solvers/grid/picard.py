@@ -1,0 +1,142 @@
+"""Parallel in time: many steps of a grid at once, corrected until they agree with the walk."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow.registry import register
+from cflow.solvers.grid.fixed import FixedGrid, Outputs
+from cflow.solvers.problem import Problem
+from cflow.solvers.solution import Solution
+from cflow.solvers.state import like_rows, on_tensors, per_row
+
+__all__ = ["Picard"]
+
+
+@register("solvers.Picard")
+@dataclass(frozen=True, repr=False)
+class Picard(FixedGrid):
+    r"""Walks Euler's grid in parallel: a window of steps is evaluated at once and iterated to a fixed point.
+
+    .. math:: x_{n+j}^{(k+1)} = x_n + \sum_{i < j} h_{n+i} \, f(t_{n+i}, x_{n+i}^{(k)}), \qquad 1 \le j \le w
+
+    After each round the window moves on to the first state that changed by more than ``tolerance``, per entry in the
+    root mean square, in some sample of the batch: the slopes up to it are known, so a round is one step at least. With
+    ``tolerance=0`` the result is that of ``Euler`` on the same grid, up to rounding (batched products of matrices may
+    round otherwise); the difference falls with the tolerance.
+
+    It is for small batches on a device that is idle while it steps: a round costs one call of ``f`` with ``window``
+    times the rows and one host read. ``stats.nfe`` counts the rounds, which come one after the other, and
+    ``stats.evaluations`` the rows: more than Euler's. Where the batch fills the device already, Euler is faster. A
+    sample that is not finite is not waited for. Gradients pass through the graph of the rounds; take Euler to train.
+
+    Args:
+        steps, nfe, grid: as in :class:`FixedGrid`; ``nfe`` counts the steps, at most as many rounds are needed.
+        window: w, the number of steps evaluated at once, 2 or more; 16, or the whole of a shorter grid, unless given.
+        tolerance: change of a state below which it counts as final, in its own units.
+
+    Raises:
+        ValueError: if the window is less than 2 or longer than the grid's ``steps``, the tolerance is negative,
+            quadratures are asked for, or ``gradient`` is another mode than ``Backprop()``.
+
+    Source: Shih et al., Parallel Sampling of Diffusion Models, 2023, arXiv:2305.16317, algorithm 1 (with one tolerance
+    for all times).
+
+    Example:
+        >>> solution = Picard(100, window=25, tolerance=1e-4).solve(lambda t, y: -y, torch.ones(1, 1), 0.0, 1.0)
+        >>> solution.y.item(), solution.stats.nfe < 40
+        (0.366..., True)
+    """
+
+    _: KW_ONLY
+    window: int | None = None
+    tolerance: float = 1e-3
+
+    why_no_graph = "it reads on the host, after each round, how far it has come"
+    refused_gradients = dict.fromkeys(
+        ("steps", "equation"),
+        "the rounds are not steps that could be taken again; pass gradient=Backprop(), or take Euler.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        steps = self.steps or self.nfe or math.inf
+        window = 16 if self.window is None else self.window
+        if self.window is not None and (
+            isinstance(window, bool) or not isinstance(window, int) or not 2 <= window <= steps
+        ):
+            advice = f"pass window={min(16, steps)}, or " if steps > 1 else ""
+            raise ValueError(
+                f"Picard(window={window!r}): a window holds at least 2 steps of the grid and no more than all "
+                f"({steps}); {advice}take Euler to go one by one."
+            )
+        if not 0 <= self.tolerance < math.inf:
+            raise ValueError(
+                f"Picard(tolerance={self.tolerance}): states agree up to a distance of zero or more; pass 1e-3, say."
+            )
+
+    def _check(self, problem: Problem) -> None:
+        if problem.tolerances:
+            raise ValueError(
+                f"Picard.solve(quadratures={sorted(problem.tolerances)}): integrals would need the final slopes, which "
+                f"are not evaluated again; take Euler, or Dopri5 for a log-density."
+            )
+
+    def _solve(self, problem: Problem) -> Solution:
+        """Moves a window over the grid; one host read per round."""
+        if problem.batch == 0:
+            return problem.nothing()
+        nodes = self.layout(problem)
+        count, batch = len(nodes) - 1, problem.batch
+        times = torch.tensor(nodes, dtype=problem.dtype, device=problem.device)
+        lengths = torch.tensor(
+            [b - a for a, b in itertools.pairwise(nodes)], dtype=problem.dtype, device=problem.device
+        )
+        outputs, position = Outputs(problem.at), 0
+        outputs.keep(nodes[0], problem.y0)
+        window = 16 if self.window is None else self.window
+        width = min(window, count)
+        start = problem.y0
+        guess = [part.unsqueeze(0).expand(width, *part.shape) for part in start]  # of the states after each step
+        repeated: dict[int, tuple[Any, ...]] = {}
+        while True:
+            if width not in repeated:
+                repeat = lambda each, width=width: each.expand(width, *each.shape).reshape(-1, *each.shape[1:])
+                repeated[width] = on_tensors(repeat, problem.args)
+            where = times[position : position + width].repeat_interleave(batch)
+            points = [torch.cat((part.unsqueeze(0), each[:-1])) for part, each in zip(start, guess)]
+            slopes, _ = problem(where, [each.flatten(0, 1) for each in points], repeated[width])
+            h = lengths[position : position + width]
+            change = torch.zeros(width, batch, dtype=problem.dtype, device=problem.device)
+            states = []
+            for part, slope, before in zip(start, slopes, guess):
+                moves = like_rows(h, before).to(part.dtype) * slope.reshape(before.shape)
+                after = part + moves.cumsum(0)
+                squares = per_row((after - before).detach().flatten(0, 1)).square().mean(1)
+                change = torch.maximum(change, squares.reshape(width, batch).sqrt().to(problem.dtype))
+                states.append(after)
+            # A state is final where all states before it are: its slopes have been taken there.
+            settled = (change > self.tolerance).any(1).logical_not().cumprod(0).sum()
+            done = min(int(settled) + 1, width)
+            for index in range(done):
+                if nodes[position + index + 1] in outputs.times:
+                    outputs.keep(nodes[position + index + 1], [each[index] for each in states])
+            position += done
+            start = [each[done - 1] for each in states]
+            if position == count:
+                break
+            width = min(window, count - position)
+            # What enters the window is guessed to be where the last of it stands.
+            guess = [_slide(each[done:], each[-1], width) for each in states]
+        return problem.finished(start, steps=count, outputs=outputs.kept)
+
+
+def _slide(kept: Tensor, last: Tensor, width: int) -> Tensor:
+    """Fills a window up with its last state."""
+    return torch.cat((kept, last.unsqueeze(0).expand(width - len(kept), *last.shape)))

@@ -1,0 +1,249 @@
+"""What every solver does with a solve's arguments before the first step, and how it calls the function."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from cflow.solvers.solution import Solution, Stats, Status
+from cflow.solvers.state import join, per_row, split, stack
+
+__all__ = ["Problem"]
+
+
+class Problem:
+    """Holds a solve's checked arguments, and calls ``f`` on the flat list of the state's tensors, counting the calls.
+
+    What :meth:`cflow.solvers.Solver.solve` was given is here under the same names; ``like`` is ``y0`` as it was given,
+    ``y0`` the list of its tensors (in float32 where they are narrower), ``tolerances`` the quadratures' by name. What a
+    method needs besides: ``batch``, ``device``, the ``dtype`` of time, and :meth:`solution` or :meth:`nothing`, which
+    put the result together.
+
+    Attributes:
+        f: the function; a solver may put another one in its place before the first call.
+        t0, t1: the ends, two Python numbers; ``at``: the output times between them, or None.
+        owner: the solver's name, for messages.
+        calls, rows: how often ``f`` was called so far, and on how many rows.
+    """
+
+    def __init__(
+        self, solver, f: Callable, y0: Any, t0: float | Tensor, t1: float | Tensor, *, args: Sequence[Any] = (),
+        params: Sequence[Tensor] | None = None, quadratures: Mapping[str, Any] | None = None, manifold: Any = None,
+        path: Any = None, generator: torch.Generator | None = None, at: Sequence[float] | Tensor | None = None,
+    ):  # fmt: skip
+        self.owner, self.gradient = type(solver).__name__, solver.gradient
+        if manifold is not None:
+            raise ValueError(
+                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver adds tangents to points as in "
+                f"flat space and would leave the manifold; pass a geodesic solver, or manifold=None to integrate in "
+                f"the ambient space."
+            )
+        self.f, self.like, self.args, self.params = f, y0, tuple(args), params
+        self.path, self.manifold, self.generator = path, manifold, generator
+        self.t0, self.t1 = _time(self.owner, "t0", t0), _time(self.owner, "t1", t1)
+        self.at = None if at is None else _outputs(self.owner, at, self.t0, self.t1)
+        self.tolerances = dict(quadratures or {})
+        for name, bound in self.tolerances.items():
+            if bound is not None and not (hasattr(bound, "rtol") and hasattr(bound, "atol")):
+                raise TypeError(
+                    f"{self.owner}.solve(quadratures={{{name!r}: {bound!r}}}): a bound is an object; pass "
+                    f"Tolerance(1e-5, 1e-5), say, or None to leave the integral out of step control."
+                )
+        parts = split(y0, y0)
+        self._check(parts)
+        self.batch, self.device = parts[0].shape[0], parts[0].device
+        self.dtype = torch.float32
+        for part in parts:
+            self.dtype = torch.promote_types(self.dtype, part.dtype)
+        self.shown = [part.dtype for part in parts]
+        self.y0 = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+        self.converts = any(part.dtype != shown for part, shown in zip(self.y0, self.shown))
+        self.single = isinstance(y0, Tensor)
+        self.calls = self.rows = 0
+
+    def _check(self, parts: list[Tensor]) -> None:
+        """Raises unless the state and every tensor of ``args`` are rows of one batch."""
+        if not parts:
+            raise ValueError(f"{self.owner}.solve: the state holds no tensor; pass at least one.")
+        for part in parts:
+            if not part.dtype.is_floating_point:
+                raise ValueError(
+                    f"{self.owner}.solve: a state of dtype {part.dtype} has no real derivative; pass floating point "
+                    f"tensors (a complex state as its real and imaginary parts)."
+                )
+        arguments = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+        for name, tensors in (("y0", parts), ("args", arguments)):
+            for tensor in tensors:
+                if tensor.dim() == 0 or parts[0].dim() == 0 or tensor.shape[0] != parts[0].shape[0]:
+                    raise ValueError(
+                        f"{self.owner}.solve: a tensor of shape {list(tensor.shape)} in {name} beside a state of shape "
+                        f"{list(parts[0].shape)}: the first dimension of every tensor is the batch; expand it, or, if "
+                        f"it is shared by the samples, let f hold it."
+                    )
+
+    def __call__(
+        self, t: Tensor, parts: list[Tensor], args: tuple | None = None, integrals: bool = True
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names.
+
+        Where no integral counts at a stage (``integrals=False``), an ``f`` that can give its derivative for less, by a
+        method ``alone``, is asked for that, and the integrands are None.
+        """
+        if self.converts:
+            parts_shown = [part.to(shown) for part, shown in zip(parts, self.shown)]
+        else:
+            parts_shown = parts
+        y = parts_shown[0] if self.single else join(parts_shown, self.like)
+        alone = None if integrals or not self.tolerances else getattr(self.f, "alone", None)
+        result = (self.f if alone is None else alone)(t, y, *(self.args if args is None else args))
+        integrands = [None] * len(self.tolerances)
+        if self.tolerances and alone is None:
+            result, integrands = self._integrands(result, t)
+        if self.single and isinstance(result, Tensor):
+            slopes = [result]
+        else:
+            slopes = split(result, self.like, "what f returned")
+        if self.calls == 0:
+            self._check_first(slopes, parts)
+        self.calls += 1
+        self.rows += t.shape[0]
+        for index, part in enumerate(parts):
+            if slopes[index].dtype is not part.dtype:
+                slopes[index] = slopes[index].to(part.dtype)
+        return slopes, integrands
+
+    @property
+    def plain(self) -> bool:
+        """Whether the state is one tensor, kept in its own dtype, and nothing is integrated beside it."""
+        return self.single and not self.converts and not self.tolerances
+
+    def slope(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Gives ``f`` of a plain state: what calling does, with less around it; the first call is checked.
+
+        The caller adds to ``calls`` and ``rows`` what it makes of it, but for the first.
+        """
+        f, args, dtype, first = self.f, self.args, self.dtype, [True]
+
+        def slope(t: Tensor, y: Tensor) -> Tensor:
+            if first:
+                first.clear()
+                return self(t, [y])[0][0]
+            k = f(t, y, *args)
+            return k if k.dtype is dtype else k.to(dtype)
+
+        return slope
+
+    def _check_first(self, slopes: list[Tensor], parts: list[Tensor]) -> None:
+        for slope, part in zip(slopes, parts):
+            if slope.shape != part.shape:
+                raise ValueError(
+                    f"{self.owner}.solve: f returned a derivative of shape {list(slope.shape)} for a state of shape "
+                    f"{list(part.shape)}; a derivative has the shape of what it moves, so return that shape."
+                )
+
+    def _integrands(self, result: Any, t: Tensor) -> tuple[Any, list[Tensor]]:
+        """Parts what ``f`` returned into the derivative and the named integrands, in the names' order."""
+        names = list(self.tolerances)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+            raise ValueError(
+                f"{self.owner}.solve(quadratures={names}): f returned a {type(result).__name__} without integrands; "
+                f"return (dy, {{name: value}}) with exactly these names."
+            )
+        slopes, values = result
+        if values.keys() != self.tolerances.keys():
+            raise ValueError(
+                f"{self.owner}.solve(quadratures={names}): f returned the integrands {sorted(map(str, values))}; "
+                f"return exactly the names asked for."
+            )
+        integrands = []
+        for name in names:
+            value = values[name]
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{self.owner}.solve: f returned the integrand {name!r} as a {type(value).__name__}; return a "
+                    f"tensor with one value or one vector per sample, [B] or [B, k]."
+                )
+            if value.dim() not in (1, 2) or value.shape[0] != t.shape[0]:
+                raise ValueError(
+                    f"{self.owner}.solve: f returned the integrand {name!r} of shape {list(value.shape)} for a batch "
+                    f"of {t.shape[0]}; return one value or one vector per sample, [B] or [B, k]."
+                )
+            integrands.append(value.to(torch.promote_types(value.dtype, self.dtype)))
+        return slopes, integrands
+
+    def status(self, parts: list[Tensor], integrals: Sequence[Tensor], status: Tensor | None = None) -> Tensor:
+        """Marks samples whose result is not finite and that are not marked otherwise, without reading them."""
+        finite = torch.stack([torch.isfinite(per_row(value)).all(1) for value in (*parts, *integrals)]).all(0)
+        if status is None:
+            status = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        return torch.where((status == Status.SUCCESS) & ~finite, int(Status.NON_FINITE), status)
+
+    def restore(self, parts: list[Tensor]) -> Any:
+        """Puts parts back into the structure and the dtypes of ``y0``."""
+        return join([part.to(shown) for part, shown in zip(parts, self.shown)], self.like)
+
+    def solution(self, parts, integrals, stats: Stats, status: Tensor, outputs: Sequence[list[Tensor]]) -> Solution:
+        """Builds the solution from the parts at the end and at the output times."""
+        trajectory = None if self.at is None else self.restore(stack(outputs, parts))
+        names = dict(zip(self.tolerances, integrals))
+        return Solution(self.restore(parts), names, stats, status, trajectory)
+
+    def finished(
+        self,
+        parts: list[Tensor],
+        integrals: Sequence[Tensor] = (),
+        steps: int = 1,
+        outputs: Sequence[list[Tensor]] = (),
+    ) -> Solution:
+        """Builds the solution of a method that took the same number of steps for all samples, none of them twice."""
+        taken = torch.full((self.batch,), steps, dtype=torch.int64, device=self.device)
+        reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
+        stats = Stats(self.calls, self.rows, taken, taken.clone(), torch.zeros_like(taken), reached)
+        return self.solution(parts, integrals, stats, self.status(parts, integrals), outputs)
+
+    def nothing(self) -> Solution:
+        """Builds the solution of an interval of no length or an empty batch: no call of ``f``, integrals of zero."""
+        zeros = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
+        stats = Stats(0, 0, zeros, zeros.clone(), zeros.clone(), reached)
+        integrals = [torch.zeros(self.batch, dtype=self.dtype, device=self.device) for _ in self.tolerances]
+        solution = self.solution(self.y0, integrals, stats, zeros.clone(), [self.y0] * len(self.at or ()))
+        solution.y = self.like
+        return solution
+
+
+def _time(owner: str, name: str, value: float | Tensor) -> float:
+    """Reads an end of the interval as a Python float."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or (value.requires_grad and torch.is_grad_enabled()):
+            raise ValueError(
+                f"{owner}.solve({name}=tensor of shape {list(value.shape)}, requires_grad={value.requires_grad}): the "
+                f"ends of the interval are shared by the batch and constants of the solve; pass a Python float (for "
+                f"ends that vary or are learned, scale the field by the interval's length)."
+            )
+        value = value.item()
+    if not math.isfinite(value):
+        raise ValueError(f"{owner}.solve({name}={value}): an infinite interval cannot be stepped over; pass a number.")
+    return float(value)
+
+
+def _outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> list[float]:
+    """Reads the output times and checks that they lie in the interval and follow its direction."""
+    times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
+    if isinstance(at, Tensor) and at.is_floating_point():
+        # An end in the tensor's own precision is the end.
+        ends = dict(zip(torch.tensor([t0, t1], dtype=at.dtype).tolist(), (t0, t1)))
+        times = [ends.get(t, t) for t in times]
+    forward = [t if t1 >= t0 else -t for t in (t0, *times, t1)]
+    if any(not later >= earlier for earlier, later in itertools.pairwise(forward)):
+        raise ValueError(
+            f"{owner}.solve(at={times}): from t0={t0} to t1={t1} the state passes only times between the two, in that "
+            f"order; sort the times in the direction of integration and keep them inside."
+        )
+    return times

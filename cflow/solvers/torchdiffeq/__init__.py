@@ -1,0 +1,1 @@
+"""The library torchdiffeq: its methods behind the contract of a solver, and its call answered by our solvers."""

@@ -1,0 +1,88 @@
+"""A solver around a solver: whatever it does not change is told and done by the one inside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cflow.registry import register
+from cflow.solvers.problem import Problem
+from cflow.solvers.solution import Solution
+from cflow.solvers.solver import Solver, check_is_solver
+
+__all__ = ["Wrapper"]
+
+
+def _forwarded(name: str) -> property:
+    """Makes an attribute that is read from the solver inside."""
+    return property(lambda self: getattr(self.solver, name), doc=f"The ``{name}`` of the solver inside.")
+
+
+@register("solvers.Wrapper")
+@dataclass(frozen=True, repr=False)
+class Wrapper(Solver):
+    """Solves by another solver; a subclass changes what goes in or comes out, and is otherwise used as that one.
+
+    Everything that a solver says of itself (see :class:`Solver`) is forwarded here, in one place. ``on`` puts the inner
+    solver on another grid and gives a wrapper of the same kind around it, made by :meth:`around`: a shallow copy, so
+    what the two shall share is kept in a list, a dict or another object.
+
+    Raises:
+        TypeError: if ``solver`` is no solver.
+
+    Example:
+        >>> import torch
+        >>> from cflow import solvers
+        >>> class Counting(solvers.Wrapper):
+        ...     calls = []
+        ...     def _solve(self, problem):
+        ...         solution = super()._solve(problem)
+        ...         self.calls.append(solution.stats.nfe)
+        ...         return solution
+        >>> counting = Counting(solvers.Heun(steps=20))
+        >>> counting.solve(lambda t, y: -y, torch.ones(1, 1), 0.0, 1.0).y.item(), counting.calls
+        (0.36803..., [40])
+    """
+
+    solver: Solver
+
+    gradient = _forwarded("gradient")
+    needs_score = _forwarded("needs_score")
+    takes_whole_steps = _forwarded("takes_whole_steps")
+    fitted_times = _forwarded("fitted_times")
+    step_tolerance = _forwarded("step_tolerance")
+    shares_steps = _forwarded("shares_steps")
+    why_no_graph = _forwarded("why_no_graph")
+
+    def __post_init__(self):
+        check_is_solver(f"{type(self).__name__}: solver", self.solver)
+
+    def around(self, solver: Solver) -> Self:
+        """Gives the same wrapper around another solver."""
+        other = copy.copy(self)
+        object.__setattr__(other, "solver", solver)
+        return other
+
+    def nodes(self, t0: float, t1: float) -> list[float] | None:
+        """Gives the grid of the solver inside."""
+        return self.solver.nodes(t0, t1)
+
+    def on(self, nodes: Sequence[float]) -> Self:
+        """Gives the same wrapper around the inner solver on a grid of other times."""
+        return self.around(self.solver.on(nodes))
+
+    def attempts(self, problem: Problem) -> Any:
+        """Begins the inner solver's attempts."""
+        return self.solver.attempts(problem)
+
+    def for_tracing(self) -> Self:
+        """Gives the same wrapper around the inner solver's form for tracing."""
+        return self.around(self.solver.for_tracing())
+
+    def _check(self, problem: Problem) -> None:
+        self.solver._check(problem)
+
+    def _solve(self, problem: Problem) -> Solution:
+        return self.solver._solve(problem)

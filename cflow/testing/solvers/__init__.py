@@ -1,0 +1,76 @@
+"""What every solver of ordinary differential equations must do, as a suite that any implementation can be run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cflow.registry import replace
+from cflow.solvers.solver import Solver
+from cflow.testing.solvers import accuracy, safety
+from cflow.testing.solvers.subject import Subject, options
+
+__all__ = ["SOLVER_CHECKS", "check_solver"]
+
+
+def check_solver(
+    solver: Solver | Callable[[float], Solver],
+    *,
+    order: int | None = None,
+    adaptive: bool | None = None,
+    checks: Sequence[str] | None = None,
+) -> None:
+    """Checks that a solver honours the contract of :class:`cflow.solvers.Solver`; takes about a second on a CPU.
+
+    Args:
+        solver: a solver of this package, or a function that makes one from the number of steps (fixed grids) or from
+            the tolerance, relative and absolute (adaptive).
+        order: the order of convergence; read from the tableau where there is one.
+        adaptive: whether steps follow a tolerance; known for solvers of this package.
+        checks: names from ``SOLVER_CHECKS`` to run alone.
+
+    Raises:
+        AssertionError: naming the property that fails and by how much.
+        ValueError: if ``order`` or ``adaptive`` is missing or a check is unknown.
+
+    Example:
+        >>> from cflow.solvers import Heun
+        >>> check_solver(Heun(10), checks=["order", "batch"])
+    """
+    make, known = solver, options(solver)
+    if {"steps", "grid", "nfe"} <= known:
+        make, adaptive = (lambda steps: replace(solver, steps=int(steps), grid=None, nfe=None)), False
+    elif {"rtol", "atol", "max_steps"} <= known:
+        make, adaptive = (lambda tolerance: replace(solver, rtol=tolerance, atol=tolerance)), True
+    if order is None and hasattr(solver, "tableau"):
+        order = solver.tableau.order
+    if order is None or adaptive is None:
+        raise ValueError(
+            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): what to expect of this solver is not "
+            f"known; pass a function that makes it from its steps or its tolerance, with order= and adaptive=."
+        )
+    unknown = set(checks or ()) - SOLVER_CHECKS.keys()
+    if unknown:
+        raise ValueError(
+            f"check_solver(checks={checks}): no check {sorted(unknown)}; there are {', '.join(SOLVER_CHECKS)}."
+        )
+    subject = Subject(make, order, adaptive)
+    for name in checks or SOLVER_CHECKS:
+        SOLVER_CHECKS[name](subject)
+
+
+SOLVER_CHECKS: dict[str, Callable[[Subject], None]] = {
+    "order": accuracy.order,
+    "interval": accuracy.interval,
+    "round trip": accuracy.round_trip,
+    "batch": accuracy.batch,
+    "structures": accuracy.structures,
+    "quadratures": accuracy.quadratures,
+    "quadrature control": accuracy.quadrature_control,
+    "outputs": accuracy.outputs,
+    "gradients": safety.gradients,
+    "second derivatives": safety.second_derivatives,
+    "failures": safety.failures,
+    "sizes": accuracy.sizes,
+    "host reads": safety.host_reads,
+    "memory": safety.memory,
+}

@@ -1,0 +1,54 @@
+"""Solvers are known by what they say of themselves: nothing asks what class one is."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import cflow
+from cflow import solvers
+
+HOUSE = Path(cflow.__file__).parent
+RECIPES = HOUSE.parent / "recipes"
+CLASSES = {
+    name
+    for name in solvers.__all__
+    if inspect.isclass(getattr(solvers, name))
+    and issubclass(getattr(solvers, name), solvers.Solver)
+    and name != "Solver"
+}
+
+
+def asked(source: str) -> set[str]:
+    """Lists the solver classes that some code asks after."""
+    found = set()
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", None) in ("isinstance", "issubclass"):
+            names = {getattr(each, "id", getattr(each, "attr", None)) for each in ast.walk(call.args[1])}
+            found |= names & CLASSES
+    return found
+
+
+def test_the_search_finds_what_it_looks_for():
+    assert asked("isinstance(solver, FixedGrid | solvers.Bespoke) and not issubclass(kind, (Adaptive, int))") == {
+        "FixedGrid", "Bespoke", "Adaptive",
+    }  # fmt: skip
+    assert {"Adaptive", "CudaGraph", "FixedGrid", "Wrapper"} <= CLASSES
+
+
+@pytest.mark.parametrize("folder", [HOUSE, RECIPES], ids=["cflow", "recipes"])
+def test_no_room_asks_for_the_class_of_a_solver(folder):
+    if not folder.is_dir():
+        pytest.skip("only the package is installed here")
+    found = {str(file): asked(file.read_text(encoding="utf-8")) for file in folder.rglob("*.py")}
+    assert found
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+def test_no_solver_writes_the_arguments_of_a_solve_out_again():
+    kinds, todo = set(), [solvers.Solver]
+    while todo:
+        kinds.add(kind := todo.pop())
+        todo += kind.__subclasses__()
+    assert {kind.__name__ for kind in kinds if "solve" in vars(kind)} == {"Solver"}
