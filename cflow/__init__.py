@@ -8,6 +8,7 @@ Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batc
 
 from . import (
     bases,
+    bijections,
     couplings,
     data,
     discrete,
@@ -41,6 +42,7 @@ __all__ = [
     "InvertibleFlow",
     "StandardisedContext",
     "bases",
+    "bijections",
     "couplings",
     "data",
     "discrete",

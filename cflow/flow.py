@@ -10,18 +10,19 @@ import copy
 import difflib
 import itertools
 import math
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from .bijections.compose import Compose
+from .bijections.map import Likelihood, Map
 from .distribution import FlowDistribution
-from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, unflatten
+from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, shown, unflatten
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
-
-Likelihood = Literal["exact", "estimate", "bound", "none"]
 
 
 @runtime_checkable
@@ -73,19 +74,58 @@ class BaseFlow(nn.Module):
     are the keywords its methods take beside the protocol's (a solver, a guidance); a misspelt one is refused by name.
 
     Args:
-        event_shape: shape of one event, or a dict of shapes.
+        model_shape: shape of what is modelled inside, or a dict of shapes: one event's, unless a transform changes it.
         context_shape: shape of what the flow is conditioned on; ``None`` for an unconditional flow.
-        transform: data transforms, from the data inwards: a sequence of modules with ``encode(x, *, generator)``
-            and ``decode(u)``, each returning ``(value, ladj)``.
+        transform: maps from the data to what is modelled (:mod:`cflow.bijections`), from the data inwards; kept as a
+            ``Compose``.
+
+    Raises:
+        TypeError: for a transform that is no ``bijections.Map``.
+        ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, event_shape, context_shape=None, transform=()):
+    def __init__(self, model_shape, context_shape=None, transform: Map | Sequence[Map] = ()):
         super().__init__()
-        self.event_shape = as_shape(event_shape)
         self.context_shape = as_shape(context_shape)
-        self.transform = nn.ModuleList(transform)
+        self._carry(transform, as_shape(model_shape))
+
+    def _carry(self, transform: Map | Sequence[Map], model_shape: Shape) -> None:
+        """Keeps the transforms as one chain, after a look at whether it leads to what is modelled."""
+        name = type(self).__name__
+        for each in [transform] if isinstance(transform, Map) else transform:
+            if not isinstance(each, Map):
+                raise TypeError(
+                    f"{name}(transform={type(each).__qualname__}): a transform is a bijections.Map, with encode and "
+                    "decode that return (value, contribution); see bijections.Standardise, Logit and Dequantise."
+                )
+        if not isinstance(transform, Map):
+            transform = Compose(*transform, event_shape=None if len(transform) else model_shape)
+        elif not isinstance(transform, Compose):
+            transform = Compose(transform)
+        if transform.latent_shape != model_shape:
+            raise ValueError(
+                f"{name}(transform=...): the transforms give events of shape {shown(transform.latent_shape)}, and the "
+                f"flow takes {shown(model_shape)}; build both for the same shape."
+            )
+        if transform.context_shape not in (None, self.context_shape):
+            own = "no context" if self.context_shape is None else f"contexts of shape {shown(self.context_shape)}"
+            raise ValueError(
+                f"{name}(transform=...): a transform reads a context of shape {shown(transform.context_shape)}, and "
+                f"the flow reads {own}; build both for the same context."
+            )
+        self.transform = transform
+
+    @property
+    def event_shape(self) -> Shape:
+        """The shape of one data point."""
+        return self.transform.event_shape
+
+    @property
+    def model_shape(self) -> Shape:
+        """The shape of what is modelled: of the data after the transforms, and of the base's samples."""
+        return self.transform.latent_shape
 
     # What a subclass says
 
@@ -129,7 +169,7 @@ class BaseFlow(nn.Module):
         """
         self._check(options, "log_prob")
         x, context, batch = self._enter(x, context, "log_prob")
-        u, ladj = self.preprocess(x, generator=generator)
+        u, ladj = self.preprocess(x, context, generator=generator)
         return (self._log_prob(u, context, generator, **options) + ladj).reshape(batch)
 
     def log_prob_estimate(
@@ -157,7 +197,7 @@ class BaseFlow(nn.Module):
         self._check(options, "sample")
         context, batch = self._count(shape, context, "sample")
         u = self._sample(math.prod(batch), context, generator, **options)
-        return unflatten(self.postprocess(u)[0], batch)
+        return unflatten(self.postprocess(u, context, generator=generator)[0], batch)
 
     @torch.no_grad()
     def sample_and_log_prob(
@@ -167,8 +207,8 @@ class BaseFlow(nn.Module):
         self._check(options, "sample_and_log_prob")
         context, batch = self._count(shape, context, "sample_and_log_prob")
         u = self._sample(math.prod(batch), context, generator, **options)
-        x, _ = self.postprocess(u)
-        again, ladj = self.preprocess(x, generator=generator)
+        x, _ = self.postprocess(u, context, generator=generator)
+        again, ladj = self.preprocess(x, context, generator=generator)
         return unflatten(x, batch), (self._log_prob(again, context, generator, **options) + ladj).reshape(batch)
 
     def forward(self, context: Value | None = None) -> FlowDistribution:
@@ -182,52 +222,40 @@ class BaseFlow(nn.Module):
 
     # Transforms of the data
 
-    def with_transform(self, *transform: nn.Module):
+    def with_transform(self, *transform: Map):
         """Gives a flow over transformed data: ``transform`` maps data to what the flow models, first one first.
 
         The new flow shares its networks with this one; transforms it already had stay innermost. Log-densities are
-        those of the original data: the transforms' log-determinants are added.
+        those of the original data: the transforms' contributions are added. A transform may read the flow's context,
+        may be learned (by objectives whose loss is a likelihood), and may change the shape: ``event_shape`` is then the
+        data's, and ``model_shape`` what is modelled inside.
+
+        Raises:
+            TypeError: for what is no ``bijections.Map``.
+            ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
 
         Example:
             >>> import torch, cflow
             >>> from cflow import bases, fields
-            >>> from cflow.data import Standardise
+            >>> from cflow.bijections import Standardise
             >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2))
             >>> metres = flow.with_transform(Standardise(2, loc=100.0, scale=5.0))
             >>> metres.sample((3,)).shape
             torch.Size([3, 2])
         """
-        for each in transform:
-            if not (callable(getattr(each, "encode", None)) and callable(getattr(each, "decode", None))):
-                raise TypeError(
-                    f"with_transform({type(each).__qualname__}): a transform has encode(x) and decode(u), each "
-                    "returning (value, ladj); see cflow.data.Standardise, Logit and Dequantise."
-                )
-        # A shallow copy: parameters and networks are the same objects, only the list of transforms is new.
+        # A shallow copy: parameters and networks are the same objects, only the chain of transforms is new.
         flow = copy.copy(self)
         flow._modules = dict(self._modules)
-        flow.transform = nn.ModuleList((*transform, *self.transform))
+        flow._carry((*transform, *self.transform.maps), self.model_shape)
         return flow
 
-    def preprocess(self, x: Value, *, generator=None) -> tuple[Value, Tensor | float]:
-        """Carries data ``[B, *event]`` to what the flow models: ``(u, ladj [B])``."""
-        ladj = 0.0
-        for each in self.transform:
-            x, change = each.encode(x, generator=generator)
-            ladj = ladj + change
-        return x, ladj
+    def preprocess(self, x: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
+        """Carries data ``[B, *event]`` to what the flow models: ``(u [B, *model], contribution [B])``."""
+        return self.transform.encode(x, context, generator=generator) if len(self.transform) else (x, 0.0)
 
-    def postprocess(self, u: Value) -> tuple[Value, Tensor | float]:
-        """Carries what the flow models back to data: ``(x, ladj [B])``."""
-        ladj = 0.0
-        for each in reversed(self.transform):
-            u, change = each.decode(u)
-            ladj = ladj + change
-        return u, ladj
-
-    @property
-    def _transform_is_exact(self) -> bool:
-        return all(getattr(each, "likelihood", "exact") == "exact" for each in self.transform)
+    def postprocess(self, u: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
+        """Carries what the flow models back to data: ``(x [B, *event], contribution [B])``."""
+        return self.transform.decode(u, context, generator=generator) if len(self.transform) else (u, 0.0)
 
     # The door: shapes checked, one batch dimension inside
 
@@ -268,9 +296,11 @@ class BaseFlow(nn.Module):
         device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
         return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
 
-    def _enter(self, x: Value, context: Value | None, method: str, shape: Shape | None = None) -> tuple:
+    def _enter(
+        self, x: Value, context: Value | None, method: str, shape: Shape | None = None, name: str = "x"
+    ) -> tuple:
         """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
-        shape, name = (self.event_shape, "x") if shape is None else (shape, "z")
+        shape = self.event_shape if shape is None else shape
         own = batch_of(x, shape, f"flow.{method}: {name}")
         batch = broadcast(f"flow.{method}", own, self._context(context, method))
         if context is not None:
@@ -298,8 +328,8 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def latent_shape(self) -> Size:
-        """The shape of one latent, ``z``: the event's, unless a subclass says otherwise."""
-        return self.event_shape
+        """The shape of one latent, ``z``: that of what is modelled, unless a subclass says otherwise."""
+        return self.model_shape
 
     def _encode(self, x: Tensor, context: Tensor | None, generator, **options) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__qualname__} does not define _encode.")
@@ -309,13 +339,13 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def has_rsample(self) -> bool:
-        return all(getattr(each, "has_rsample", True) for each in self.transform)
+        return self.transform.has_rsample
 
     @property
     def likelihood(self) -> Likelihood:
         if not getattr(self.base, "has_density", True):
             return "none"
-        return "exact" if self._transform_is_exact else "bound"
+        return self.transform.likelihood
 
     def _log_prob(self, x: Tensor, context: Tensor | None, generator, **options) -> Tensor:
         z, ladj = self._encode(x, context, generator, **options)
@@ -329,7 +359,7 @@ class BaseInvertibleFlow(BaseFlow):
         """Carries data to the latent space: ``(z [*batch, *latent], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
         self._check(options, "encode")
         x, context, batch = self._enter(x, context, "encode")
-        u, outer = self.preprocess(x, generator=generator)
+        u, outer = self.preprocess(x, context, generator=generator)
         z, ladj = self._encode(u, context, generator, **options)
         return unflatten(z, batch), (ladj + outer).reshape(batch)
 
@@ -337,9 +367,9 @@ class BaseInvertibleFlow(BaseFlow):
         """Carries latents to the data space: ``(x [*batch, *event], ladj [*batch])``, ``ladj = log|det dx/dz|``."""
         self._check(options, "decode")
         self._needs_bijection("decode")
-        z, context, batch = self._enter(z, context, "decode", self.latent_shape)
+        z, context, batch = self._enter(z, context, "decode", self.latent_shape, "z")
         u, ladj = self._decode(z, context, generator, **options)
-        x, outer = self.postprocess(u)
+        x, outer = self.postprocess(u, context, generator=generator)
         return unflatten(x, batch), (ladj + outer).reshape(batch)
 
     def rsample(self, shape=(), context: Tensor | None = None, *, generator=None, **options) -> Tensor:
@@ -347,7 +377,8 @@ class BaseInvertibleFlow(BaseFlow):
         self._check(options, "rsample")
         self._needs_bijection("rsample")
         context, batch = self._count(shape, context, "rsample")
-        return unflatten(self.postprocess(self._sample(math.prod(batch), context, generator, **options))[0], batch)
+        u = self._sample(math.prod(batch), context, generator, **options)
+        return unflatten(self.postprocess(u, context, generator=generator)[0], batch)
 
     def rsample_and_log_prob(
         self, shape=(), context: Tensor | None = None, *, generator=None, **options
@@ -358,7 +389,7 @@ class BaseInvertibleFlow(BaseFlow):
         context, batch = self._count(shape, context, "rsample_and_log_prob")
         z = self.cast(self.base.sample((math.prod(batch),), generator=generator))
         u, ladj = self._decode(z, context, generator, **options)
-        x, outer = self.postprocess(u)
+        x, outer = self.postprocess(u, context, generator=generator)
         return unflatten(x, batch), (self.base.log_prob(z) - ladj - outer).reshape(batch)
 
     @torch.no_grad()
@@ -367,17 +398,18 @@ class BaseInvertibleFlow(BaseFlow):
     ) -> tuple[Tensor, Tensor]:
         """Draws samples and gives their log-density, both from one pass. Builds no graph.
 
-        Where a transform rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
+        Where a map rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
         """
         self._check(options, "sample_and_log_prob")
-        if self.has_rsample and self._transform_is_exact:
+        if self.has_rsample and self.likelihood != "bound":
             return self.rsample_and_log_prob(shape, context, generator=generator, **options)
         return super().sample_and_log_prob(shape, context, generator=generator, **options)
 
     def _needs_bijection(self, method: str) -> None:
         if not self.has_rsample:
-            names = ", ".join(type(each).__name__ for each in self.transform)
+            names = {type(each).__name__ for each in self.modules() if isinstance(each, Map) and not each.has_rsample}
             raise ValueError(
-                f"flow.{method}: the transforms ({names}) round to integers, so samples have no gradient and no "
-                f"Jacobian; use flow.sample and flow.log_prob, or the flow without its transform."
+                f"flow.{method}: {', '.join(sorted(names - {'Compose'}))} rounds or loses something on the way to the "
+                f"data, so samples have no gradient and no Jacobian; use flow.sample and flow.log_prob, or a flow "
+                f"without it."
             )

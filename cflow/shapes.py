@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Size, Tensor
 
-__all__ = ["as_shape", "batch_of", "broadcast", "expand_like", "flatten", "on_tensors", "rows", "unflatten"]
+__all__ = ["as_shape", "batch_of", "broadcast", "expand_like", "flatten", "on_tensors", "rows", "shown", "unflatten"]
 
 Shape = Size | dict[str, Size]
 Value = Tensor | dict[str, Tensor]
@@ -92,6 +92,11 @@ def on_tensors(function: Callable, *values: Value | None) -> Value | None:
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes ``[]`` or ``[B]`` so that it multiplies ``x [B, *event]`` row by row."""
     return coefficient if coefficient.dim() == 0 else coefficient.reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def shown(shape: Shape) -> list | dict:
+    """Gives a shape as messages show it."""
+    return {name: shown(part) for name, part in shape.items()} if isinstance(shape, dict) else list(shape)
 
 
 def rows(value: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Size, Tensor, nn
 
-from .flow import BaseInvertibleFlow, Likelihood
+from .bijections.map import Likelihood, Map, weakest
+from .flow import BaseInvertibleFlow
 from .registry import register
 
 __all__ = ["StandardisedContext"]
@@ -21,7 +22,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     Args:
         flow: the conditional flow inside.
-        context_transform: a transform of one context, such as ``data.Standardise.fit(contexts)``.
+        context_transform: a transform of one context, such as ``bijections.Standardise.fit(contexts)``.
         transform: data transforms; see :meth:`with_transform`.
 
     Shapes: as the inner flow's.
@@ -31,14 +32,14 @@ class StandardisedContext(BaseInvertibleFlow):
 
     Example:
         >>> import torch
-        >>> from cflow import data, discrete
-        >>> kelvin = data.Standardise(1, loc=290.0, scale=8.0)
+        >>> from cflow import bijections, discrete
+        >>> kelvin = bijections.Standardise(1, loc=290.0, scale=8.0)
         >>> flow = StandardisedContext(discrete.maf(2, context=1), kelvin)
         >>> flow.log_prob(torch.zeros(2), torch.tensor([290.0])).shape
         torch.Size([])
     """
 
-    def __init__(self, flow: BaseInvertibleFlow, context_transform: nn.Module, transform=()):
+    def __init__(self, flow: BaseInvertibleFlow, context_transform: Map, transform=()):
         if flow.context_shape is None or tuple(flow.context_shape) != tuple(context_transform.event_shape):
             shape = None if flow.context_shape is None else tuple(flow.context_shape)
             raise ValueError(
@@ -66,7 +67,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     @property
     def likelihood(self) -> Likelihood:
-        return "bound" if self.flow.likelihood == "exact" and not self._transform_is_exact else self.flow.likelihood
+        return weakest(self.flow.likelihood, self.transform.likelihood)
 
     @property
     def has_rsample(self) -> bool:
@@ -86,6 +87,7 @@ class StandardisedContext(BaseInvertibleFlow):
         return self.flow.encode(x, self._inner(context), generator=generator, **options)
 
     def _decode(self, z: Tensor, context: Tensor, generator, *, ladj: bool = True, **options):
-        u, inner = self.flow._decode(z, self._inner(context), generator, ladj=ladj, **options)
-        x, outer = self.flow.postprocess(u)
+        context = self._inner(context)
+        u, inner = self.flow._decode(z, context, generator, ladj=ladj, **options)
+        x, outer = self.flow.postprocess(u, context, generator=generator)
         return x, inner + outer if ladj else None

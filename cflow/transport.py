@@ -217,7 +217,7 @@ def _cross(flow, f, x, t, s, tau, args, names, density):
     if density:
         size = flow.path.alpha if max(t, s) > flow.interval[1] else flow.path.norm
         factor = size(there) / size(here)
-        change = math.prod(flow.event_shape) * factor.log()
+        change = math.prod(flow.model_shape) * factor.log()
         ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
         return x * factor, ladj, 0
     point, calls = x, 1 if tau == t else 2

@@ -9,7 +9,7 @@ import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from torch import Tensor
 
-from cflow.data import Standardise
+from cflow.bijections import Standardise
 from cflow.density.flows import make_flow, objective_of
 from cflow.density.inputs import seed_of
 from cflow.density.learning import CHUNK, Rows, Settings, learn

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cflow.discrete.bijection import Bijection, Cost
+from cflow.bijections import Bijection, Cost
 from cflow.discrete.inverses import Incremental, Jacobi
 from cflow.discrete.masked import MaskedConditioner
 from cflow.discrete.univariate import Univariate
@@ -95,12 +95,12 @@ class Autoregressive(Bijection):
         rank = torch.tensor(order, device="cpu").argsort()
         return rank[:, None] > rank[None]
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, context = self.accept(x, context, "encode")
         z, ladj = self.univariate.encode(x, self.conditioner(x, context))
         return z, ladj.sum(-1)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
         return self.inverse.decode(self, z, context)
 

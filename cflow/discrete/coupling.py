@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cflow.discrete.bijection import Bijection, Cost
+from cflow.bijections import Bijection, Cost
 from cflow.discrete.conditioner import Conditioner
 from cflow.discrete.univariate import Univariate
 from cflow.registry import register
@@ -87,10 +87,10 @@ class Coupling(Bijection):
             )
         self.hidden = tuple(hidden)
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         return self._apply_to(x, context, "encode")
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         return self._apply_to(z, context, "decode")
 
     def cost(self) -> Cost:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cflow.discrete.bijection import Bijection, Cost
+from cflow.bijections import Bijection, Cost
 from cflow.discrete.conditioner import Conditioner
 from cflow.discrete.univariate import Univariate
 from cflow.registry import register
@@ -61,12 +61,12 @@ class Elementwise(Bijection):
         else:
             self.raw = nn.Parameter(torch.zeros(features, univariate.size))
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, context = self.accept(x, context, "encode")
         z, ladj = self.univariate.encode(x, self._raw(x, context))
         return z, ladj.sum(-1)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
         x, ladj = self.univariate.decode(z, self._raw(z, context))
         return x, ladj.sum(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, softplus
 
-from cflow.discrete.matrices import without_autocast
+from cflow.bijections.matrices import without_autocast
 from cflow.discrete.mixture import check_logistics, invert_mixture, logit_mixture, spread
 from cflow.discrete.polynomials import ONE
 from cflow.discrete.quadrature import legendre, real

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.matrices import without_autocast
+from cflow.bijections import Bijection
+from cflow.bijections.matrices import without_autocast
 from cflow.discrete.rootfinding import invert
 from cflow.registry import register
 
@@ -67,13 +67,13 @@ class Planar(Bijection):
         self.u, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(1))
         self.weight = nn.Parameter(torch.zeros(2 * features + 1, context)) if context else None
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, context = self.accept(x, context, "encode")
         w, push, b, product = self._parts(x, context)
         a = (x * w).sum(-1) + b
         return x + push * torch.tanh(a)[:, None], log_slope(a, product)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
         w, push, b, product = self._parts(z, context)
         a, ladj = undo_push((z * w).sum(-1) + b, product)

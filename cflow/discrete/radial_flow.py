@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cflow.discrete.bijection import Bijection
+from cflow.bijections import Bijection
 from cflow.discrete.planar_flow import parameters_of, positive
 from cflow.registry import register
 
@@ -58,14 +58,14 @@ class Radial(Bijection):
         self.raw_reach, self.raw_pull = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         self.weight = nn.Parameter(torch.zeros(features + 2, context)) if context else None
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, context = self.accept(x, context, "encode")
         center, reach, pull = self._parts(x, context)
         away = x - center
         r = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
         return center + away * ((r + pull) / (r + reach)), self._ladj(r, reach, pull)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
         center, reach, pull = self._parts(z, context)
         away = z - center

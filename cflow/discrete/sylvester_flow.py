@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.matrices import orthonormal, without_autocast
+from cflow.bijections import Bijection
+from cflow.bijections.matrices import orthonormal, without_autocast
 from cflow.discrete.planar_flow import excess, log_slope, parameters_of, undo_push
 from cflow.registry import register
 
@@ -66,7 +66,7 @@ class Sylvester(Bijection):
         self.b = nn.Parameter(torch.zeros(directions))
         self.weight = nn.Parameter(torch.zeros(directions, context)) if context else None
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, context = self.accept(x, context, "encode")
         with without_autocast(x):
             basis, outer, inner, b, raw = self._parts(x, context)
@@ -74,7 +74,7 @@ class Sylvester(Bijection):
             z = torch.addmm(x, torch.tanh(a) @ outer.t(), basis.t())
             return z, log_slope(a, raw).sum(-1)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
         with without_autocast(z):
             basis, outer, inner, b, raw = self._parts(z, context)

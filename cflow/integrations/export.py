@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import cflow
 from cflow.continuous import ContinuousFlow
-from cflow.data import Dequantise, Logit
 from cflow.divergence import Analytic
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import outline
@@ -172,7 +171,7 @@ class Sampler(nn.Module):
             u = transport(self.flow, z, 0.0, 1.0, context, None, solver=self.solver, guidance=self.guidance).y
         else:
             u, _ = self.flow._decode(z, context, None, ladj=False)
-        return self.flow.postprocess(u)[0]
+        return self.flow.postprocess(u, context)[0]
 
 
 class LogProb(nn.Module):
@@ -185,7 +184,7 @@ class LogProb(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if not isinstance(self.flow, ContinuousFlow):
             return self.flow.log_prob(x, context)
-        u, outer = self.flow.preprocess(x)
+        u, outer = self.flow.preprocess(x, context)
         options = {"ladj": True, "solver": self.solver, "divergence": Analytic()}
         solution = transport(self.flow, u, 1.0, 0.0, context, None, **options)
         return self.flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer
@@ -259,7 +258,7 @@ def _part(flow, what: str, solver, guidance) -> Part:
         )
     if what == "log_prob":
         flow._check({}, what)  # whether it has a density
-    looking = [type(each).__name__ for each in flow.transform if isinstance(each, Dequantise | Logit)]
+    looking = [type(each).__name__ for each in flow.transform.maps if each.reads_values]
     if what == "log_prob" and looking:
         raise ValueError(
             f"export(what='log_prob'): the transform {looking[0]} looks at its values, whether they are in range, and "
@@ -268,7 +267,7 @@ def _part(flow, what: str, solver, guidance) -> Part:
     if continuous and what != "network":
         given["solver"] = _on_a_grid(flow.solver if solver is None else solver)
     module = copy.deepcopy(PARTS[what](flow, **given)).eval().requires_grad_(False)
-    inputs = [("x", flow.event_shape, flow.dtype)]
+    inputs = [("x", flow.model_shape if what == "network" else flow.event_shape, flow.dtype)]
     if what == "sampler":
         inputs = [("z", flow.latent_shape, flow.dtype)]
     if what == "network":
@@ -317,14 +316,15 @@ def _example(part: Part, size: int) -> tuple[Tensor, ...]:
     flow = part.module.flow
     generator = torch.Generator(device=flow.device).manual_seed(size)
     inputs = []
+    context = None if flow.context_shape is None else torch.zeros(size, *flow.context_shape, device=flow.device)
     for name, shape, dtype in part.inputs:
         if name == "t":
             value = torch.linspace(0, 1, size, device=flow.device)
         elif name == "context":
-            value = torch.zeros(size, *shape, device=flow.device)
+            value = context
         else:
             value = flow.base.sample((size,), generator=generator).reshape(size, *shape)
-            value = flow.postprocess(value)[0] if part.output == "log_prob" else value
+            value = flow.postprocess(value, context)[0] if part.output == "log_prob" else value
         inputs.append(value.to(dtype))
     return tuple(inputs)
 
@@ -333,7 +333,7 @@ def _described(flow, what: str, part: Part, batch: int | None) -> dict:
     """Says in plain values what a file computes."""
     show = lambda shape: ["batch" if batch is None else batch, *shape]
     name = lambda dtype: str(dtype).removeprefix("torch.")
-    output = torch.Size() if what == "log_prob" else flow.event_shape
+    output = {"log_prob": torch.Size(), "network": flow.model_shape}.get(what, flow.event_shape)
     description = {
         "format": "cflow export 1",
         "what": what,

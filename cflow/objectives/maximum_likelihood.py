@@ -14,7 +14,7 @@ __all__ = ["LikelihoodBatch", "MaximumLikelihood"]
 
 @dataclass
 class LikelihoodBatch:
-    """Data carried to what the flow models, ``u [B, *event]``, with the log-determinant ``ladj`` of getting there."""
+    """Data carried through the transforms up to the first that is trained, ``u``, with the contribution ``ladj``."""
 
     u: Tensor
     ladj: Tensor | float
@@ -28,9 +28,9 @@ class MaximumLikelihood(Objective):
     .. math:: L = -\mathbb E_{x} \log p_\theta(x \mid c)
 
     The loss is in nats per item, of the data as measured: the log-determinants of the flow's transforms are part of
-    it, so it compares with any other density of the same data. Where a transform dequantises, the loss is the negative
-    of a lower bound. A continuous flow is solved as it is evaluated, by its own solver and divergence: for other ones
-    in training, and for what keeps solves short, take :class:`FFJORD`.
+    it, so it compares with any other density of the same data, and what is learned in the transforms is trained. Where
+    a transform dequantises, the loss is the negative of a lower bound. A continuous flow is solved as it is evaluated,
+    by its own solver and divergence: for other ones in training, and for what keeps solves short, take :class:`FFJORD`.
 
     Shapes: returns ``[B]``. Cost: one ``log_prob`` of the flow.
 
@@ -46,16 +46,39 @@ class MaximumLikelihood(Objective):
     """
 
     plans = False  # preparation is a few operations
+    trains_transform = True
 
-    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> tuple[Tensor, Tensor | float]:
-        return flow.preprocess(x, generator=generator)
+    def preprocess(
+        self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None
+    ) -> tuple[Tensor, Tensor | float]:
+        """Carries data through the transforms up to the first that training changes; the loss goes on from there."""
+        fixed = flow.transform.trained_from
+        if fixed == len(flow.transform):
+            return flow.preprocess(x, context, generator=generator)
+        if fixed:
+            return flow.transform[:fixed].encode(x, context, generator=generator)
+        return (x if x.is_floating_point() else x.to(flow.dtype)), 0.0
 
     def prepare(self, base: nn.Module, x: tuple, context: Tensor | None = None, generator=None) -> LikelihoodBatch:
         return LikelihoodBatch(*x, context)
 
-    def loss(self, flow: nn.Module, batch: LikelihoodBatch) -> Tensor:
+    def loss(self, flow: nn.Module, batch: LikelihoodBatch, *, generator=None) -> Tensor:
         self._check_density(flow)
-        return -(flow._log_prob(batch.u, batch.context, None) + batch.ladj)
+        u, ladj = self._modelled(flow, batch, generator)
+        return -(flow._log_prob(u, batch.context, generator) + ladj)
+
+    def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
+        context = flow.cast(context)
+        x = self.preprocess(flow, flow.cast(x), context, generator)
+        return self.loss(flow, self.prepare(flow.base, x, context, generator), generator=generator)
+
+    def _modelled(self, flow: nn.Module, batch: LikelihoodBatch, generator=None) -> tuple[Tensor, Tensor | float]:
+        """Carries a batch through the transforms that training changes, with gradients."""
+        fixed = flow.transform.trained_from
+        if fixed == len(flow.transform):
+            return batch.u, batch.ladj
+        u, ladj = flow.transform[fixed:].encode(batch.u, batch.context, generator=generator)
+        return u, batch.ladj + ladj
 
     def _check_density(self, flow: nn.Module) -> None:
         if flow.likelihood == "none":

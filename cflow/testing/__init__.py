@@ -5,7 +5,7 @@ what they are given, and draw from fixed generators.
 """
 
 from cflow.solvers.conformance import check_solver
-from cflow.testing.bijections import check_bijection, check_univariate
+from cflow.testing.bijections import check_bijection, check_surjection, check_univariate
 from cflow.testing.couplings import check_coupling
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
@@ -20,5 +20,6 @@ __all__ = [
     "check_interpolant",
     "check_path",
     "check_solver",
+    "check_surjection",
     "check_univariate",
 ]

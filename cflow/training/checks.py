@@ -87,7 +87,8 @@ def check_data(
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
     """Raises where the shapes of a batch are not those of the flow."""
     without_x = objective.members == 0
-    count = len(x) if without_x else _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", objective.members)
+    event = flow.model_shape if objective.in_model_space else flow.event_shape
+    count = len(x) if without_x else _check_shape(x, event, f"fit({what}=...)", "[N", objective.members)
     pair = f"fit({what}=contexts)" if without_x else f"fit({what}=(x, context))"
     if flow.context_shape is None and context is not None:
         raise ValueError(
@@ -173,6 +174,7 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
         raise ValueError(f"fit(lr={options.lr}, clip={options.clip}): both are positive (clip may be None).")
     if options.precision not in ("no", "bf16"):
         raise ValueError(f"fit(precision={options.precision!r}): there is no such precision; choose 'no' or 'bf16'.")
+    objective.check_transform(flow)
     if options.resume and options.out is None:
         raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")
     if not any(each.requires_grad for part in (flow, objective) for each in _parameters(part)):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from cflow import training
+from cflow.bijections import Compose
 from cflow.objectives import Objective
 from cflow.registry import register
 
@@ -30,7 +31,7 @@ class SmallFlow(nn.Module):
         super().__init__()
         self.dropout, self.width = dropout, width
         self.event_shape, self.context_shape = torch.Size([2]), None
-        self.base = SmallBase()
+        self.base, self.transform = SmallBase(), Compose(event_shape=2)
         self.net = nn.Sequential(
             nn.Linear(3, width), nn.BatchNorm1d(width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 2)
         )
@@ -39,7 +40,7 @@ class SmallFlow(nn.Module):
         reference = next(self.parameters())
         return value if value is None else value.to(reference.device, reference.dtype)
 
-    def preprocess(self, x, *, generator=None):
+    def preprocess(self, x, context=None, *, generator=None):
         return x, 0.0
 
 
@@ -67,6 +68,7 @@ class Regression(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.event_shape, self.context_shape, self.base = torch.Size([2]), torch.Size([3]), None
+        self.transform = Compose(event_shape=2)
         self.map = nn.Linear(3, 2, dtype=dtype)
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
@@ -75,7 +77,7 @@ class Regression(nn.Module):
         reference = next(self.parameters())
         return value if value is None else value.to(reference.device, reference.dtype)
 
-    def preprocess(self, x, *, generator=None):
+    def preprocess(self, x, context=None, *, generator=None):
         return x, 0.0
 
 

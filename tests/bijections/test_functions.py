@@ -4,23 +4,23 @@ import pytest
 import torch
 
 import cflow
-from cflow import discrete
+from cflow import bijections, discrete
 from cflow.testing import check_bijection
 
 # name: (bijection of one number, function, its inverse, ends of its range)
 MAPS = {
-    "exp": (discrete.Exp, math.exp, math.log, (0.0, math.inf)),
-    "sigmoid": (discrete.Sigmoid, lambda x: 1 / (1 + math.exp(-x)), lambda z: math.log(z / (1 - z)), (0.0, 1.0)),
+    "exp": (bijections.Exp, math.exp, math.log, (0.0, math.inf)),
+    "sigmoid": (bijections.Sigmoid, lambda x: 1 / (1 + math.exp(-x)), lambda z: math.log(z / (1 - z)), (0.0, 1.0)),
     "softplus": (
-        discrete.Softplus,
+        bijections.Softplus,
         lambda x: math.log1p(math.exp(x)),
         lambda z: math.log(math.expm1(z)),
         (0.0, math.inf),
     ),
-    "tanh": (discrete.Tanh, math.tanh, math.atanh, (-1.0, 1.0)),
-    "arcsinh": (discrete.Arcsinh, math.asinh, math.sinh, (-math.inf, math.inf)),
+    "tanh": (bijections.Tanh, math.tanh, math.atanh, (-1.0, 1.0)),
+    "arcsinh": (bijections.Arcsinh, math.asinh, math.sinh, (-math.inf, math.inf)),
     "leaky": (
-        lambda shape: discrete.LeakyReLU(shape, 0.25),
+        lambda shape: bijections.LeakyReLU(shape, 0.25),
         lambda x: x if x > 0 else x / 4,
         lambda z: z if z > 0 else 4 * z,
         (-math.inf, math.inf),
@@ -84,13 +84,13 @@ def test_ends_are_taken_as_the_last_number_inside_and_what_is_beyond_as_none(nam
 def test_log_derivatives_keep_their_digits_far_out():
     """Against closed forms; naive formulas give log 0 or 1 - 1 there."""
     x = torch.tensor([-300.0, -60.0, 60.0, 300.0], dtype=torch.float64)
-    torch.testing.assert_close(discrete.Tanh(()).encode(x)[1], math.log(4.0) - 2 * x.abs(), rtol=1e-14, atol=0)
-    torch.testing.assert_close(discrete.Sigmoid(()).encode(x)[1], -x.abs(), rtol=1e-14, atol=0)
-    torch.testing.assert_close(discrete.Softplus(()).encode(x)[1], x.clamp(max=0), rtol=1e-14, atol=1e-25)
+    torch.testing.assert_close(bijections.Tanh(()).encode(x)[1], math.log(4.0) - 2 * x.abs(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(bijections.Sigmoid(()).encode(x)[1], -x.abs(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(bijections.Softplus(()).encode(x)[1], x.clamp(max=0), rtol=1e-14, atol=1e-25)
     small = torch.tensor([1e-12, 1e-8], dtype=torch.float64)
-    torch.testing.assert_close(discrete.Softplus(()).decode(small)[0], small.log() + small / 2, rtol=1e-15, atol=0)
+    torch.testing.assert_close(bijections.Softplus(()).decode(small)[0], small.log() + small / 2, rtol=1e-15, atol=0)
     big = torch.tensor([-1e200, 1e200], dtype=torch.float64)
-    torch.testing.assert_close(discrete.Arcsinh(()).encode(big)[1], -big.abs().log(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(bijections.Arcsinh(()).encode(big)[1], -big.abs().log(), rtol=1e-14, atol=0)
 
 
 def test_slopes_at_zero():
@@ -104,31 +104,31 @@ def test_slopes_at_zero():
 def test_a_leaky_unit_needs_a_slope():
     for slope in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="no inverse"):
-            discrete.LeakyReLU(2, slope)
+            bijections.LeakyReLU(2, slope)
 
 
 def test_positive_data_get_the_density_of_a_log_normal(generator):
-    flow = discrete.NormalizingFlow(discrete.Inverse(discrete.Exp(1)), cflow.bases.Normal(1))
+    flow = discrete.NormalizingFlow(bijections.Inverse(bijections.Exp(1)), cflow.bases.Normal(1))
     x = torch.rand(20, 1, generator=generator) * 5 + 0.1
     law = torch.distributions.LogNormal(0.0, 1.0)
     torch.testing.assert_close(flow.log_prob(x), law.log_prob(x).squeeze(1))
 
 
-def test_diagonal_standardises_what_it_was_fitted_to(generator):
+def test_standardise_standardises_what_it_was_fitted_to(generator):
     data = 1e4 + 3 * torch.randn(500, 2, 3, generator=generator)
-    z, ladj = discrete.Diagonal.fit(data).encode(data)
+    z, ladj = bijections.Standardise.fit(data).encode(data)
     torch.testing.assert_close(z.double().mean(0), torch.zeros(2, 3).double(), rtol=0, atol=1e-3)
     torch.testing.assert_close(z.double().var(0, correction=0), torch.ones(2, 3).double(), rtol=1e-3, atol=0)
     wanted = -data.double().std(0, correction=0).log().sum()
     torch.testing.assert_close(ladj, wanted.float().expand(500), rtol=1e-5, atol=1e-5)
-    pooled = discrete.Diagonal.fit(data, pooled=(-1,), learned=True)
+    pooled = bijections.Standardise.fit(data, pooled=(-1,), learned=True)
     assert pooled.loc.shape == pooled.shift.shape == (2, 1)
     check_bijection(pooled, points=data[:5].double())
     with pytest.raises(ValueError, match="constant"):
-        discrete.Diagonal.fit(torch.ones(5, 2))
+        bijections.Standardise.fit(torch.ones(5, 2))
 
 
-def test_diagonal_refuses_what_it_cannot_divide_by():
+def test_standardise_refuses_what_it_cannot_divide_by():
     for loc, scale, message in (
         (0.0, 0.0, "positive"),
         (math.nan, 1.0, "finite"),
@@ -136,11 +136,11 @@ def test_diagonal_refuses_what_it_cannot_divide_by():
         (torch.zeros(1, 1, 2), 1.0, "broadcast"),
     ):
         with pytest.raises(ValueError, match=message):
-            discrete.Diagonal(2, loc, scale)
+            bijections.Standardise(2, loc, scale)
 
 
-def test_diagonal_learns_on_the_scale_of_what_it_was_given():
-    layer = discrete.Diagonal(1, 100.0, 10.0, learned=True)
+def test_standardise_learns_on_the_scale_of_what_it_was_given():
+    layer = bijections.Standardise(1, 100.0, 10.0, learned=True)
     with torch.no_grad():
         layer.log_scale.fill_(math.log(2.0))
         layer.shift.fill_(-1.0)

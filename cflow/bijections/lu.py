@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.matrices import factors, without_autocast
+from cflow.bijections.map import Bijection
+from cflow.bijections.matrices import factors, without_autocast
 from cflow.registry import register
 
 __all__ = ["LULinear"]
 
 
-@register("discrete.LULinear")
+@register("bijections.LULinear")
 class LULinear(Bijection):
     r"""Mixes the features by an invertible matrix, kept as the product of two triangular ones.
 
@@ -31,7 +31,7 @@ class LULinear(Bijection):
 
     Cost: ``encode`` multiplies the factors once and the batch once; ``decode`` is two triangular solves, and no inverse
     is formed. Computed in the dtype of ``x``, also under autocast; what TF32 does is said in
-    :mod:`cflow.discrete.matrices`.
+    :mod:`cflow.bijections.matrices`.
 
     Raises:
         ValueError: if ``features`` is not positive.
@@ -54,7 +54,7 @@ class LULinear(Bijection):
         self.weight = nn.Parameter(torch.zeros(features, features))
         self.shift = nn.Parameter(torch.zeros(features)) if bias else None
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
             lower, upper, ladj = factors(self.weight.to(x.dtype))
@@ -62,7 +62,7 @@ class LULinear(Bijection):
             z = x @ matrix if self.shift is None else torch.addmm(self.shift.to(x.dtype), x, matrix)
         return z, ladj.expand(x.shape[0])
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
             lower, upper, ladj = factors(self.weight.to(z.dtype))

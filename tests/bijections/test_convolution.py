@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from cflow import discrete
+from cflow import bijections
 
 
 def filled(generator, permutation=(2, 0, 1)):
-    layer = discrete.Conv1x1((3, 4, 5), permutation).double()
+    layer = bijections.Conv1x1((3, 4, 5), permutation).double()
     with torch.no_grad():
         for each in layer.parameters():
             each.copy_(torch.randn(each.shape, generator=generator, dtype=each.dtype))
@@ -32,8 +32,8 @@ def test_images_in_any_memory_format_are_mapped_alike(generator):
 
 
 def test_a_single_pixel_is_a_linear_layer(generator):
-    layer = discrete.Conv1x1((4, 1, 1), range(4)).double()
-    linear = discrete.LULinear(4).double()
+    layer = bijections.Conv1x1((4, 1, 1), range(4)).double()
+    linear = bijections.LULinear(4).double()
     with torch.no_grad():
         layer.weight.copy_(torch.randn(4, 4, generator=generator, dtype=torch.float64))
         linear.weight.copy_(layer.weight)
@@ -48,7 +48,7 @@ def test_a_single_pixel_is_a_linear_layer(generator):
 def test_it_starts_by_shuffling_the_channels(generator):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer = discrete.Conv1x1((8, 2, 2))
+        layer = bijections.Conv1x1((8, 2, 2))
     x = torch.randn(3, 8, 2, 2, generator=generator)
     z, ladj = layer.encode(x)
     order = layer.permutation.tolist()
@@ -60,4 +60,4 @@ def test_it_starts_by_shuffling_the_channels(generator):
 @pytest.mark.parametrize(("shape", "order"), [((3, 4), None), (3, None), ((3, 2, 2), [0, 1]), ((2, 2, 2), [0, 1, 2])])
 def test_what_is_no_image_or_no_order_of_its_channels_is_refused(shape, order):
     with pytest.raises(ValueError, match=r"is \(channels|holds every number"):
-        discrete.Conv1x1(shape, order)
+        bijections.Conv1x1(shape, order)

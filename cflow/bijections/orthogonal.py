@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.matrices import apply_reflections, rotation, without_autocast
+from cflow.bijections.map import Bijection
+from cflow.bijections.matrices import apply_reflections, rotation, without_autocast
 from cflow.registry import register
 
 __all__ = ["Householder", "Orthogonal"]
 
 
-@register("discrete.Householder")
+@register("bijections.Householder")
 class Householder(Bijection):
     r"""Mixes the features by a product of reflections.
 
@@ -56,12 +56,12 @@ class Householder(Bijection):
         pairs = torch.randn(-(-reflections // 2), features).repeat_interleave(2, 0)
         self.vectors = nn.Parameter(pairs[:reflections].contiguous())
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
             return apply_reflections(x, self.vectors.to(x.dtype), inverse=False), x.new_zeros(x.shape[0])
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
             return apply_reflections(z, self.vectors.to(z.dtype), inverse=True), z.new_zeros(z.shape[0])
@@ -70,7 +70,7 @@ class Householder(Bijection):
         return f"features={self.features}, reflections={self.reflections}"
 
 
-@register("discrete.Orthogonal")
+@register("bijections.Orthogonal")
 class Orthogonal(Bijection):
     r"""Mixes the features by a rotation.
 
@@ -100,12 +100,12 @@ class Orthogonal(Bijection):
         self.features = features
         self.weight = nn.Parameter(torch.zeros(features, features))
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
             return x @ rotation(self.weight.to(x.dtype)).t(), x.new_zeros(x.shape[0])
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
             return z @ rotation(self.weight.to(z.dtype)), z.new_zeros(z.shape[0])

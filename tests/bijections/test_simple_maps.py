@@ -4,16 +4,16 @@ import copy
 
 import pytest
 import torch
-from members import linears, maps, normalisations, pushes
+from map_members import functions, linears, normalisations, pushes
 
-from cflow import discrete
+from cflow import bijections, discrete
 
 
 def members():
     found = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for group in (linears, normalisations, maps, pushes):
+        for group in (linears, normalisations, functions, pushes):
             for name, bijection, arguments in group():
                 if bijection.event_shape.numel() <= 5:
                     found[name] = bijection.double(), arguments
@@ -25,6 +25,7 @@ def members():
 
 
 MEMBERS = members()
+FINER = bijections.Standardise  # in the dtype of what was measured
 
 
 def points_of(name, count=3):
@@ -41,6 +42,8 @@ def points_of(name, count=3):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_scores_by_vmap_are_those_of_the_batch(name):
     bijection, x, context = points_of(name)
+    if bijection.reads_values:  # which vmap cannot
+        return
 
     def density(row, given):
         z, ladj = bijection.encode(row[None], None if given is None else given[None])
@@ -74,7 +77,7 @@ def test_autocast_changes_nothing(name):
             found = bijection.encode(x.to(dtype), context)
             back = bijection.decode(found[0], context)
         for one, other in zip((*found, *back), (*wanted, *bijection.decode(wanted[0], context))):
-            assert one.dtype == dtype
+            assert one.dtype == (torch.float64 if type(bijection) is FINER else dtype)
             assert torch.equal(one, other)
 
 
@@ -88,22 +91,22 @@ def test_a_cast_in_mid_life_keeps_the_map(name):
     for one, other in zip(single.double().encode(x, context), wanted):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     half = bijection.encode(x.bfloat16(), context)
-    assert half[0].dtype == half[1].dtype == torch.float32
+    assert half[0].dtype == half[1].dtype == (torch.float64 if type(bijection) is FINER else torch.float32)
 
 
 CONSTRUCTORS = [
-    lambda: discrete.Permute([1, 0]),
-    lambda: discrete.Permute.random(3, torch.Generator().manual_seed(0)),
-    lambda: discrete.Permute.reverse(3),
-    lambda: discrete.LULinear(3),
-    lambda: discrete.Householder(3),
-    lambda: discrete.Orthogonal(3),
-    lambda: discrete.LowRank(3, 1),
-    lambda: discrete.Conv1x1((2, 3, 3)),
-    lambda: discrete.ActNorm(3),
-    lambda: discrete.BatchNorm(3),
-    lambda: discrete.Exp(3),
-    lambda: discrete.Diagonal(3, 1.0, 2.0, learned=True),
+    lambda: bijections.Permute([1, 0]),
+    lambda: bijections.Permute.random(3, torch.Generator().manual_seed(0)),
+    lambda: bijections.Permute.reverse(3),
+    lambda: bijections.LULinear(3),
+    lambda: bijections.Householder(3),
+    lambda: bijections.Orthogonal(3),
+    lambda: bijections.LowRank(3, 1),
+    lambda: bijections.Conv1x1((2, 3, 3)),
+    lambda: bijections.ActNorm(3),
+    lambda: bijections.BatchNorm(3),
+    lambda: bijections.Exp(3),
+    lambda: bijections.Standardise(3, 1.0, 2.0, learned=True),
     lambda: discrete.Planar(3, context=1),
     lambda: discrete.Radial(3),
     lambda: discrete.Sylvester(3, 2),

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cflow.discrete.bijection import Bijection
+from cflow.bijections.map import Bijection
 from cflow.registry import register
 
 __all__ = ["Permute", "check_permutation"]
 
 
-@register("discrete.Permute")
+@register("bijections.Permute")
 class Permute(Bijection):
     r"""Puts the features in another, fixed order.
 
@@ -57,11 +57,11 @@ class Permute(Bijection):
         """Turns the order around."""
         return cls(range(features)[::-1])
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         return x.index_select(1, self.permutation), x.new_zeros(x.shape[0])
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         return z.index_select(1, self._back), z.new_zeros(z.shape[0])
 

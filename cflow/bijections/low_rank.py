@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.matrices import without_autocast
+from cflow.bijections.map import Bijection
+from cflow.bijections.matrices import without_autocast
 from cflow.registry import register
 
 __all__ = ["LowRank"]
 
 
-@register("discrete.LowRank")
+@register("bijections.LowRank")
 class LowRank(Bijection):
     r"""Mixes the features by a matrix that is diagonal but for a term of low rank, in time linear in their number.
 
@@ -54,7 +54,7 @@ class LowRank(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.shift = nn.Parameter(torch.zeros(features))
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
             left, right, small, log_scale, shift = self._parts(x.dtype)
@@ -62,7 +62,7 @@ class LowRank(Bijection):
             ladj = log_scale.sum() + torch.linalg.slogdet(small).logabsdet
         return z, ladj.expand(x.shape[0])
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
             left, right, small, log_scale, shift = self._parts(z.dtype)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from cflow import discrete
-from cflow.discrete.matrices import factors, orthonormal, reflections, rotation
+from cflow import bijections
+from cflow.bijections.matrices import factors, orthonormal, reflections, rotation
 
 
 def matrix_of(layer, features):
@@ -21,10 +21,10 @@ def randomise(layer, generator, scale=1.0):
 
 
 STARTS = [
-    discrete.LULinear(4),
-    discrete.Householder(5),
-    discrete.Orthogonal(4),
-    discrete.LowRank(4, 2),
+    bijections.LULinear(4),
+    bijections.Householder(5),
+    bijections.Orthogonal(4),
+    bijections.LowRank(4, 2),
 ]
 
 
@@ -40,7 +40,7 @@ def test_training_starts_at_the_identity_with_gradients(layer, generator):
 
 
 def test_lu_is_the_product_of_its_factors(generator):
-    layer = randomise(discrete.LULinear(5), generator)
+    layer = randomise(bijections.LULinear(5), generator)
     raw = layer.weight.detach()
     lower, upper = raw.tril(-1) + torch.eye(5), raw.triu(1) + raw.diagonal().exp().diag()
     torch.testing.assert_close(matrix_of(layer, 5), lower.double() @ upper, rtol=1e-12, atol=1e-12)
@@ -50,7 +50,7 @@ def test_lu_is_the_product_of_its_factors(generator):
 
 
 def test_solving_beats_the_inverse_of_a_badly_scaled_matrix(generator):
-    layer = discrete.LULinear(6)
+    layer = bijections.LULinear(6)
     with torch.no_grad():
         layer.weight.copy_(torch.diag(torch.tensor([-20.0, 15, -10, 0, 12, 20])))
     x = torch.randn(100, 6, generator=generator)
@@ -59,7 +59,7 @@ def test_solving_beats_the_inverse_of_a_badly_scaled_matrix(generator):
 
 @pytest.mark.parametrize(("features", "count"), [(1, 1), (3, 1), (4, 4), (3, 7), (5, 2)])
 def test_compact_reflections_are_the_product_of_single_ones(features, count, generator):
-    layer = randomise(discrete.Householder(features, count), generator)
+    layer = randomise(bijections.Householder(features, count), generator)
     wanted = torch.eye(features, dtype=torch.float64)
     for v in layer.vectors.detach():
         wanted = wanted @ (torch.eye(features, dtype=torch.float64) - 2 * torch.outer(v, v) / (v @ v))
@@ -97,7 +97,7 @@ def test_a_rotation_is_orthogonal_whatever_the_numbers(scale, roundings, generat
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 def test_low_rank_is_the_matrix_it_says_and_never_singular(scale, generator):
-    layer = randomise(discrete.LowRank(6, 2), generator, scale)
+    layer = randomise(bijections.LowRank(6, 2), generator, scale)
     with torch.no_grad():
         layer.log_scale.div_(scale)
     u, v = layer.left.detach(), layer.right.detach()
@@ -111,10 +111,10 @@ def test_low_rank_is_the_matrix_it_says_and_never_singular(scale, generator):
 
 def test_low_rank_refuses_more_directions_than_features():
     with pytest.raises(ValueError, match="between 1 and the number of features"):
-        discrete.LowRank(3, 4)
+        bijections.LowRank(3, 4)
 
 
-@pytest.mark.parametrize("kind", [discrete.LULinear, discrete.Householder, discrete.Orthogonal])
+@pytest.mark.parametrize("kind", [bijections.LULinear, bijections.Householder, bijections.Orthogonal])
 def test_events_without_features_are_refused(kind):
     with pytest.raises(ValueError, match="at least one"):
         kind(0)

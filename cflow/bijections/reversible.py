@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cflow.autocasting import autocast, autocast_state
-from cflow.discrete.bijection import Bijection, Compose, chain
+from cflow.bijections.compose import Compose, chain
+from cflow.bijections.map import Map
 from cflow.registry import register
 
 __all__ = ["Reversible"]
 
 
-@register("discrete.Reversible")
+@register("bijections.Reversible")
 class Reversible(Compose):
     r"""Chains bijections like :class:`Compose`, in memory that does not grow with their number.
 
@@ -28,7 +29,8 @@ class Reversible(Compose):
 
     Raises:
         RuntimeError: where a gradient is differentiated again (scores of scores, ``vmap(grad)``): use ``Compose``.
-        ValueError: as ``Compose``; and for members whose map changes between calls (``BatchNorm`` in training).
+        ValueError: as ``Compose``; for members that draw (the backward pass would draw anew, and give the gradient of
+            something else) and for surjections; and, in training, for those that depend on the batch (``BatchNorm``).
 
     Source: Gomez et al., The Reversible Residual Network: Backpropagation Without Storing Activations, 2017,
     arXiv:1707.04585; Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039.
@@ -42,19 +44,28 @@ class Reversible(Compose):
         torch.Size([32, 3])
     """
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, context = self.accept(x, context, "encode")
-        return self._run(x, context, [(each.encode, each.decode) for each in self.bijections])
+    def __init__(self, *maps: Map, event_shape=None):
+        for i, each in enumerate(maps):
+            if isinstance(each, Map) and (each.draws or each.likelihood == "bound"):
+                raise ValueError(
+                    f"{type(self).__name__}: item {i} ({type(each).__name__}) draws random numbers or has no inverse, "
+                    f"so the backward pass would not find the input that it had; use Compose."
+                )
+        super().__init__(*maps, event_shape=event_shape)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        x, context = self.accept(x, context, "encode")
+        return self._run(x, context, [(each.encode, each.decode) for each in self.maps])
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
-        return self._run(z, context, [(each.decode, each.encode) for each in reversed(self.bijections)])
+        return self._run(z, context, [(each.decode, each.encode) for each in reversed(self.maps)])
 
     def _run(self, value: Tensor, context: Tensor | None, maps: list) -> tuple[Tensor, Tensor]:
         parameters = [each for each in self.parameters() if each.requires_grad]
         inputs = [value, *([] if context is None else [context]), *parameters]
         if not torch.is_grad_enabled() or not any(each.requires_grad for each in inputs):
-            return chain(value, context, [there for there, _ in maps])
+            return chain(value, context, [(there, False) for there, _ in maps])
         self._refuse_changing()
         # Copies of weights that autocast made without a graph must not be met by a call that wants one.
         torch.clear_autocast_cache()
@@ -64,7 +75,7 @@ class Reversible(Compose):
 
     def _refuse_changing(self) -> None:
         for each in self.modules():
-            if isinstance(each, Bijection) and each.changes and each.training:
+            if isinstance(each, Map) and each.changes and each.training:
                 raise ValueError(
                     f"{type(self).__name__}: the map of {type(each).__name__} depends on the batch in training, so its "
                     f"inverse does not give its input back; use Compose, or ActNorm in its place."
@@ -76,7 +87,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, maps: list, value: Tensor, context: Tensor | None, *parameters: Tensor):
-        result, ladj = chain(value, context, [there for there, _ in maps])
+        result, ladj = chain(value, context, [(there, False) for there, _ in maps])
         result = result.view_as(result)  # an identity's output is its input
         ctx.maps, ctx.autocast = maps, autocast_state(value.device.type)
         ctx.save_for_backward(result, context, *parameters)

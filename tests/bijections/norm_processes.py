@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from cflow import discrete
+from cflow import bijections
 
 
 def rows():
@@ -15,14 +15,14 @@ def rows():
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     mine = rows()[:10] if rank == 0 else rows()[10:]  # unequal parts
     layer.encode(mine)
     # One row on each process: two of them together.
-    pair = discrete.ActNorm(2)
+    pair = bijections.ActNorm(2)
     pair.encode(rows()[rank : rank + 1])
     # What one process has measured reaches the other as a buffer, and neither measures again.
-    told = discrete.ActNorm(2)
+    told = bijections.ActNorm(2)
     told.initialised.fill_(True)
     told.encode(mine)
     torch.save({"whole": layer.state_dict(), "pair": pair.state_dict(), "told": told.loc}, f"{sys.argv[1]}/{rank}.pt")

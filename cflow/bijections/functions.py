@@ -8,7 +8,7 @@ Where a function maps to an interval, its result is kept on the last number insi
 on the ends of the interval are decoded as if they were that number, and numbers beyond give NaN. Nothing inside gives
 an infinity.
 
-    >>> from cflow.discrete import Inverse
+    >>> from cflow.bijections import Inverse
     >>> Inverse(Exp(1)).encode(torch.tensor([[1.0], [7.389056]]))
     (tensor([[0.],
             [2.]]), tensor([ 0., -2.]))
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from cflow.discrete.bijection import Bijection
+from cflow.bijections.map import Bijection
 from cflow.registry import register
 from cflow.shapes import rows
 
@@ -36,11 +36,11 @@ class EntryMap(Bijection):
     Shapes: ``x [B, *event_shape]``, an event of any rank. Cost: a few operations.
     """
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, ladj = self._map(self.accept(x, context, "encode")[0])
         return z, rows(ladj).sum(-1)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, ladj = self._unmap(self.accept(z, context, "decode")[0])
         return x, rows(ladj).sum(-1)
 
@@ -54,7 +54,7 @@ class EntryMap(Bijection):
         return f"{tuple(self.event_shape)}"
 
 
-@register("discrete.Exp")
+@register("bijections.Exp")
 class Exp(EntryMap):
     r"""Maps the line to the positive numbers: :math:`z = e^x`, :math:`\log|\det| = \sum_i x_i`.
 
@@ -77,14 +77,14 @@ class Exp(EntryMap):
         return x, -x
 
 
-@register("discrete.Sigmoid")
+@register("bijections.Sigmoid")
 class Sigmoid(EntryMap):
     r"""Maps the line to the unit interval: :math:`z = 1 / (1 + e^{-x})`.
 
     .. math:: \log|\det| = \sum_i \log \sigma(x_i) + \log \sigma(-x_i)
 
-    ``Inverse(Sigmoid(shape))`` is the logit, for data in the unit interval; for those that reach its ends, and for
-    images, see also :class:`cflow.data.Logit`.
+    ``Inverse(Sigmoid(shape))`` is the logit, for numbers in the unit interval; for data that reach its ends, and that
+    should be refused where they lie outside, see :class:`Logit`.
 
     Example:
         >>> Sigmoid(1).decode(torch.tensor([[0.5], [1.0]]))[0]
@@ -96,15 +96,14 @@ class Sigmoid(EntryMap):
         super().__init__(event_shape)
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _onto(torch.sigmoid(x), 0.0, 1.0), logsigmoid(x) + logsigmoid(-x)
+        return _onto(torch.sigmoid(x), 0.0, 1.0), log_slope_of_sigmoid(x)
 
     def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = _within(z, 0.0, 1.0)
-        left, right = z.log(), torch.log1p(-z)
-        return left - right, -left - right
+        return logit(z.log(), torch.log1p(-z))
 
 
-@register("discrete.Softplus")
+@register("bijections.Softplus")
 class Softplus(EntryMap):
     r"""Maps the line to the positive numbers, as good as linearly above some tens: :math:`z = \log(1 + e^x)`.
 
@@ -128,7 +127,7 @@ class Softplus(EntryMap):
         return z + correction, -correction
 
 
-@register("discrete.Tanh")
+@register("bijections.Tanh")
 class Tanh(EntryMap):
     r"""Maps the line to the interval from -1 to 1: :math:`z = \tanh x`.
 
@@ -153,7 +152,7 @@ class Tanh(EntryMap):
         return 0.5 * (left - right), -left - right
 
 
-@register("discrete.LeakyReLU")
+@register("bijections.LeakyReLU")
 class LeakyReLU(EntryMap):
     r"""Scales what is negative: :math:`z = x` where :math:`x \ge 0`, and :math:`z = \text{slope} \cdot x` elsewhere.
 
@@ -187,7 +186,7 @@ class LeakyReLU(EntryMap):
         return f"{tuple(self.event_shape)}, slope={self.slope}"
 
 
-@register("discrete.Arcsinh")
+@register("bijections.Arcsinh")
 class Arcsinh(EntryMap):
     r"""Draws heavy tails in, as a logarithm does, and leaves small numbers alone.
 
@@ -209,6 +208,16 @@ class Arcsinh(EntryMap):
         log_cosh = -logsigmoid(-2 * z) - z - math.log(2.0)
         largest = math.asinh(torch.finfo(z.dtype).max) * (1 - torch.finfo(z.dtype).eps)
         return torch.sinh(z.clamp(-largest, largest)), log_cosh
+
+
+def logit(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the logit of p with its log-slope, from the logarithms of p and of q = 1 - p."""
+    return log_p - log_q, -log_p - log_q
+
+
+def log_slope_of_sigmoid(x: Tensor) -> Tensor:
+    """Computes the logarithm of the sigmoid's slope, to the last digits far out as well."""
+    return logsigmoid(x) + logsigmoid(-x)
 
 
 def _last_inside(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:

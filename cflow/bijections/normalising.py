@@ -7,23 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.diagonal import Diagonal
+from cflow.bijections.map import Bijection
+from cflow.bijections.standardise import Standardise
 from cflow.registry import register
 from cflow.shapes import as_shape
 
 __all__ = ["ActNorm", "BatchNorm"]
 
 
-@register("discrete.ActNorm")
-class ActNorm(Diagonal):
+@register("bijections.ActNorm")
+class ActNorm(Standardise):
     r"""Shifts and scales every feature, or every channel of images, starting where the first batch says.
 
     .. math:: z = \frac{x - \mu}{\sigma} \, e^{s} + b, \qquad \log|\det| = \sum_i s_i - \log \sigma_i
 
-    Mean and deviation are measured once, by the first call of ``encode`` in training mode, and kept as buffers; s and b
-    are learned from zero. So what is measured needs no place in the optimizer, in a moving average of the weights, or
-    among sharded parameters, and what is learned is of the size of one.
+    A :class:`Standardise` that measures by itself: mean and deviation are those of the first batch that ``encode`` is
+    given in training mode, and kept as buffers; s and b are learned from zero. So what is measured needs no place in
+    the optimizer, in a moving average of the weights, or among sharded parameters, and what is learned is of the size
+    of one. Inside an :class:`Inverse`, where ``decode`` is what data meet, it measures there.
 
     Until it has been measured, and in evaluation and ``decode`` throughout, the layer is used as it is: the identity at
     first. A batch with fewer than two values per feature has no deviation and changes nothing; the next one will be
@@ -52,6 +53,8 @@ class ActNorm(Diagonal):
                 [ 1.,  1.]]), True)
     """
 
+    measures = True
+
     def __init__(self, event_shape: int | Sequence[int]):
         shape = as_shape(event_shape)
         kept = (shape[0], 1, 1) if len(shape) == 3 else shape
@@ -59,10 +62,19 @@ class ActNorm(Diagonal):
         self.register_buffer("initialised", torch.tensor(False))
         self._ready = False  # what the buffer says, on the host
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.training and not self._ready:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        if self.training and not self._ready and not self.turned:
             self._measure(self.accept(x, context, "encode")[0].detach())
         return super().encode(x, context)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        if self.training and not self._ready and self.turned:
+            self._measure(self.accept(z, context, "decode")[0].detach())
+        return super().decode(z, context)
+
+    def accept(self, value: Tensor, context: Tensor | None, method: str) -> tuple[Tensor, Tensor | None]:
+        # A layer among others: what it measured is as exact as the batch, whose dtype it keeps.
+        return Bijection.accept(self, value, context, method)
 
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
@@ -80,8 +92,10 @@ class ActNorm(Diagonal):
         scale = (square / count).sqrt()
         # A constant feature shows a deviation of rounding errors, relative to its size.
         varies = scale.isfinite() & (scale > 16 * torch.finfo(x.dtype).eps * mean.abs())
-        self.scale.copy_(torch.where(varies, scale, 1.0))
-        self.loc.copy_(torch.where(mean.isfinite(), mean, 0.0))
+        scale, mean = torch.where(varies, scale, 1.0), torch.where(mean.isfinite(), mean, 0.0)
+        # Turned, x = loc + scale z is what has mean zero and variance one.
+        self.scale.copy_(1 / scale if self.turned else scale)
+        self.loc.copy_(-mean / scale if self.turned else mean)
         self.initialised.fill_(True)
         self._ready = True
 
@@ -93,7 +107,7 @@ class ActNorm(Diagonal):
         return f"{tuple(self.event_shape)}"
 
 
-@register("discrete.BatchNorm")
+@register("bijections.BatchNorm")
 class BatchNorm(Bijection):
     r"""Brings every feature to mean zero and variance one over the batch, then shifts and scales by learned numbers.
 
@@ -132,6 +146,7 @@ class BatchNorm(Bijection):
     """
 
     changes = True
+    measures = True
 
     def __init__(self, features: int, momentum: float = 0.1, eps: float = 1e-5):
         if features < 1 or not 0 < momentum <= 1 or not eps >= 0:
@@ -145,7 +160,7 @@ class BatchNorm(Bijection):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("variance", torch.ones(features))
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         if self.training and len(x) == 1:
             raise ValueError(
@@ -157,7 +172,7 @@ class BatchNorm(Bijection):
         gain = s - log_deviation
         return torch.addcmul(self.shift.to(x.dtype), x - mean, gain.exp()), gain.sum().expand(x.shape[0])
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         mean, variance = self._running(z.dtype)
         gain = 0.5 * (variance + self.eps).log() - self.log_scale.to(z.dtype)

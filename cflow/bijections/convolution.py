@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from cflow.discrete.bijection import Bijection
-from cflow.discrete.matrices import factors, without_autocast
-from cflow.discrete.permute import check_permutation
+from cflow.bijections.map import Bijection
+from cflow.bijections.matrices import factors, without_autocast
+from cflow.bijections.permute import check_permutation
 from cflow.registry import register
 from cflow.shapes import as_shape
 
 __all__ = ["Conv1x1"]
 
 
-@register("discrete.Conv1x1")
+@register("bijections.Conv1x1")
 class Conv1x1(Bijection):
     r"""Mixes the channels of an image by one invertible matrix at every pixel.
 
@@ -64,7 +64,7 @@ class Conv1x1(Bijection):
         self.weight = nn.Parameter(torch.zeros(channels, channels))
         self.shift = nn.Parameter(torch.zeros(channels))
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
         with without_autocast(x):
             lower, upper, ladj = factors(self.weight.to(x.dtype))
@@ -72,7 +72,7 @@ class Conv1x1(Bijection):
             z = _mix(matrix, x.flatten(2), self.shift.to(x.dtype)[:, None])
         return z.view(x.shape), self._ladj(ladj, x)
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         with without_autocast(z):
             lower, upper, ladj = factors(self.weight.to(z.dtype))

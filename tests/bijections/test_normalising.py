@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import cflow
-from cflow import discrete, training
+from cflow import bijections, discrete, training
 from cflow.testing import check_bijection
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 5, 6)])
 def test_the_first_batch_comes_out_standardised(shape, generator):
-    layer = discrete.ActNorm(shape)
+    layer = bijections.ActNorm(shape)
     x = 7 + 3 * torch.randn(50, *shape, generator=generator)
     z, ladj = layer.encode(x)
     over = (0, 2, 3) if len(shape) == 3 else (0,)
@@ -31,7 +31,7 @@ def test_the_first_batch_comes_out_standardised(shape, generator):
 
 
 def test_only_the_first_batch_in_training_counts(generator):
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     x = 3 + torch.randn(9, 2, generator=generator)
     layer.eval()
     assert torch.equal(layer.encode(x)[0], x)
@@ -46,21 +46,21 @@ def test_only_the_first_batch_in_training_counts(generator):
 
 
 def test_a_batch_without_a_deviation_is_left_to_the_next(generator):
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     x = torch.randn(1, 2, generator=generator)
     assert torch.equal(layer.encode(x)[0], x)
     assert layer.encode(x[:0])[0].shape == (0, 2)
     assert not layer.initialised
     layer.encode(5 * torch.randn(4, 2, generator=generator))
     assert layer.initialised
-    image = discrete.ActNorm((1, 2, 2))
+    image = bijections.ActNorm((1, 2, 2))
     image.encode(torch.randn(1, 1, 2, 2, generator=generator))
     assert image.initialised  # four values per channel
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
 def test_constant_features_are_centred_at_scale_one(value, generator):
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     x = torch.stack((torch.full((33,), value), torch.randn(33, generator=generator)), 1)
     z, ladj = layer.encode(x)
     torch.testing.assert_close(z[:, 0], torch.zeros(33), rtol=0, atol=2e-7 * (1 + value))
@@ -69,21 +69,21 @@ def test_constant_features_are_centred_at_scale_one(value, generator):
 
 
 def test_bad_values_do_not_become_the_scale():
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     layer.encode(torch.tensor([[1.0, math.nan], [3.0, 1.0], [5.0, math.inf]]))
     assert layer.loc.tolist() == [3.0, 0.0]
     assert layer.scale[1] == 1.0
 
 
 def test_what_was_measured_is_saved_and_never_measured_again(tmp_path, generator):
-    layer = discrete.ActNorm(3)
+    layer = bijections.ActNorm(3)
     x = 4 + 2 * torch.randn(20, 3, generator=generator)
     layer.encode(x)
-    fresh = discrete.ActNorm(3)
+    fresh = bijections.ActNorm(3)
     fresh.load_state_dict(layer.state_dict())
     weights = tmp_path / "weights.pt"
     torch.save(layer.state_dict(), weights)
-    read = discrete.ActNorm(3)
+    read = bijections.ActNorm(3)
     read.load_state_dict(torch.load(weights, weights_only=True), assign=True)
     copies = {
         "deepcopy": copy.deepcopy(layer),
@@ -99,15 +99,15 @@ def test_what_was_measured_is_saved_and_never_measured_again(tmp_path, generator
 
 
 def test_an_untouched_copy_still_measures(generator):
-    layer = discrete.ActNorm(1)
+    layer = bijections.ActNorm(1)
     layer.encode(torch.randn(9, 1, generator=generator))
-    layer.load_state_dict(discrete.ActNorm(1).state_dict())
+    layer.load_state_dict(bijections.ActNorm(1).state_dict())
     z, _ = layer.encode(8 + torch.randn(9, 1, generator=generator))
     torch.testing.assert_close(z.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
 
 
 def test_once_measured_no_flag_is_read_and_no_graph_breaks(generator, monkeypatch):
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     x = torch.randn(8, 2, generator=generator)
     layer.encode(x)
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("a value was read from a tensor"))
@@ -119,7 +119,7 @@ def test_once_measured_no_flag_is_read_and_no_graph_breaks(generator, monkeypatc
 
 
 def test_scores_of_single_samples_do_not_measure(generator):
-    layer = discrete.ActNorm(2)
+    layer = bijections.ActNorm(2)
     x = torch.randn(6, 2, generator=generator)
     score = torch.func.vmap(torch.func.grad(lambda row: layer.encode(row[None])[0].square().sum()))
     torch.testing.assert_close(score(x), 2 * x)
@@ -128,7 +128,7 @@ def test_scores_of_single_samples_do_not_measure(generator):
 
 def test_fitting_with_an_average_keeps_what_was_measured(generator):
     data = 1e3 + 50 * torch.randn(64, 2, generator=generator)
-    flow = discrete.NormalizingFlow(discrete.ActNorm(2), cflow.bases.Normal(2))
+    flow = discrete.NormalizingFlow(bijections.ActNorm(2), cflow.bases.Normal(2))
     training.fit(
         flow, cflow.objectives.MaximumLikelihood(), data, steps=3, batch_size=64, ema=training.EMA(0.999, warmup=False)
     )
@@ -162,7 +162,7 @@ def test_two_processes_measure_their_batches_as_one(tmp_path):
 
 
 def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_elsewhere(generator):
-    layer = discrete.BatchNorm(2, momentum=0.25, eps=0.5).double()
+    layer = bijections.BatchNorm(2, momentum=0.25, eps=0.5).double()
     x = 3 + 2 * torch.randn(10, 2, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         layer.log_scale.fill_(0.3)
@@ -181,7 +181,7 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_elsewh
 
 def test_batch_norm_log_determinant_holds_the_statistics_fixed(generator):
     """Each row by itself, the batch's mean and variance as constants: autograd through a frozen copy."""
-    layer = discrete.BatchNorm(3, momentum=1.0).double()
+    layer = bijections.BatchNorm(3, momentum=1.0).double()
     x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     _, ladj = layer.encode(x)
     check_bijection(layer.eval(), points=x)
@@ -189,13 +189,13 @@ def test_batch_norm_log_determinant_holds_the_statistics_fixed(generator):
 
 
 def test_batch_norm_gradients_go_through_the_statistics(generator):
-    layer = discrete.BatchNorm(2).double()
+    layer = bijections.BatchNorm(2).double()
     x = torch.randn(5, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer.encode, x)
 
 
 def test_batch_norm_of_one_or_none(generator):
-    layer = discrete.BatchNorm(2)
+    layer = bijections.BatchNorm(2)
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(ValueError, match="one sample has no variance"):
         layer.encode(torch.zeros(1, 2))
@@ -203,10 +203,10 @@ def test_batch_norm_of_one_or_none(generator):
     assert all(torch.equal(one, other) for one, other in zip(before.values(), layer.state_dict().values()))
     assert layer.eval().encode(torch.zeros(1, 2))[0].shape == (1, 2)
     assert layer.changes
-    assert not discrete.ActNorm(2).changes
+    assert not bijections.ActNorm(2).changes
 
 
 def test_batch_norm_refuses_impossible_arguments():
     for arguments in ({"features": 0}, {"momentum": 0.0}, {"momentum": 1.1}, {"eps": -1.0}):
         with pytest.raises(ValueError, match="momentum lies in"):
-            discrete.BatchNorm(**{"features": 2, **arguments})
+            bijections.BatchNorm(**{"features": 2, **arguments})
