@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from .bijections.compose import Compose
-from .bijections.map import Likelihood, Map
+from .bijections.map import Likelihood, Map, weakest
 from .distribution import FlowDistribution
 from .shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, shown, unflatten
 
@@ -339,13 +339,17 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def has_rsample(self) -> bool:
-        return self.transform.has_rsample
+        return all(each.has_rsample for each in self._maps())
 
     @property
     def likelihood(self) -> Likelihood:
         if not getattr(self.base, "has_density", True):
             return "none"
-        return self.transform.likelihood
+        return weakest(*[each.likelihood for each in self._maps()])
+
+    def _maps(self) -> tuple[Map, ...]:
+        """Gives the maps on the way from the data to the base."""
+        return (self.transform,)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, generator, **options) -> Tensor:
         z, ladj = self._encode(x, context, generator, **options)

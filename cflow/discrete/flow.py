@@ -8,7 +8,6 @@ from torch import Size, Tensor
 
 from cflow.bases import Base
 from cflow.bijections import Map
-from cflow.bijections.map import Likelihood, weakest
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import register
 from cflow.shapes import as_shape
@@ -81,13 +80,8 @@ class NormalizingFlow(BaseInvertibleFlow):
     def latent_shape(self) -> Size:
         return self.bijection.latent_shape
 
-    @property
-    def likelihood(self) -> Likelihood:
-        return weakest(super().likelihood, self.bijection.likelihood)
-
-    @property
-    def has_rsample(self) -> bool:
-        return super().has_rsample and self.bijection.has_rsample
+    def _maps(self) -> tuple[Map, ...]:
+        return self.transform, self.bijection
 
     def cost(self) -> FlowCost:
         """Says how many network passes ``log_prob``, ``sample`` and ``sample_and_log_prob`` take.
