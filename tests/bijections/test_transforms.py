@@ -116,7 +116,7 @@ def test_transforms_read_the_context_of_the_flow(kind, generator):
     for method in ("sample", "rsample"):
         shifted = getattr(flow, method)((3,), context, generator=seeded())
         torch.testing.assert_close(shifted, getattr(plain, method)((3,), context, generator=seeded()) + context)
-    z, ladj = flow.encode(x, context)
+    z, _ = flow.encode(x, context)
     torch.testing.assert_close(flow.decode(z, context)[0], x, rtol=1e-4, atol=1e-4)
     check_flow(flow, context[0], density=False)
     if kind == "continuous":
