@@ -26,16 +26,7 @@ from cflow.bijections import (
     Standardise,
     Tanh,
 )
-from cflow.discrete.autoregressive import Autoregressive
-from cflow.discrete.conditioner import Conditioner
-from cflow.discrete.coupling import Coupling
-from cflow.discrete.elementwise import Elementwise
 from cflow.discrete.flow import FlowCost, NormalizingFlow
-from cflow.discrete.inverses import Incremental, Jacobi
-from cflow.discrete.mixture import MixtureLogistic
-from cflow.discrete.monotone import IntegratedNetwork, SigmoidalNetwork
-from cflow.discrete.planar_flow import Planar
-from cflow.discrete.polynomials import Bernstein, SumOfSquares
 from cflow.discrete.presets import (
     PRESETS,
     bpf,
@@ -53,11 +44,22 @@ from cflow.discrete.presets import (
     sylvester,
     unaf,
 )
-from cflow.discrete.radial_flow import Radial
-from cflow.discrete.rational_quadratic import RationalQuadratic
-from cflow.discrete.splines import CubicSpline, LinearSpline, QuadraticSpline
-from cflow.discrete.sylvester_flow import Sylvester
-from cflow.discrete.univariate import Additive, Affine, Univariate
+from cflow.discrete.pushes import Planar, Radial, Sylvester
+from cflow.discrete.structure import Autoregressive, Conditioner, Coupling, Elementwise, Incremental, Jacobi
+from cflow.discrete.univariate import (
+    Additive,
+    Affine,
+    Bernstein,
+    CubicSpline,
+    IntegratedNetwork,
+    LinearSpline,
+    MixtureLogistic,
+    QuadraticSpline,
+    RationalQuadratic,
+    SigmoidalNetwork,
+    SumOfSquares,
+    Univariate,
+)
 
 __all__ = [
     "PRESETS",

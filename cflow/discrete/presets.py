@@ -15,18 +15,20 @@ from torch import nn
 
 from cflow.bases import Normal
 from cflow.bijections import Bijection, Compose, Inverse, LULinear, Orthogonal
-from cflow.discrete.autoregressive import Autoregressive
-from cflow.discrete.coupling import Coupling
-from cflow.discrete.elementwise import Elementwise
 from cflow.discrete.flow import NormalizingFlow
-from cflow.discrete.mixture import MixtureLogistic
-from cflow.discrete.monotone import IntegratedNetwork, SigmoidalNetwork
-from cflow.discrete.planar_flow import Planar
-from cflow.discrete.polynomials import Bernstein, SumOfSquares
-from cflow.discrete.radial_flow import Radial
-from cflow.discrete.rational_quadratic import RationalQuadratic
-from cflow.discrete.sylvester_flow import Sylvester
-from cflow.discrete.univariate import Additive, Affine, Univariate
+from cflow.discrete.pushes import Planar, Radial, Sylvester
+from cflow.discrete.structure import Autoregressive, Coupling, Elementwise
+from cflow.discrete.univariate import (
+    Additive,
+    Affine,
+    Bernstein,
+    IntegratedNetwork,
+    MixtureLogistic,
+    RationalQuadratic,
+    SigmoidalNetwork,
+    SumOfSquares,
+    Univariate,
+)
 
 __all__ = ["PRESETS"]
 

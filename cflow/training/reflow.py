@@ -160,7 +160,7 @@ def _joined(sets: list[Pairs], flow, name: str):
             )
         if each.x.shape[2:] != flow.model_shape or (each.context is None) != (flow.context_shape is None):
             raise ValueError(
-                f"{name}(pairs={each!r}): the flow models events of shape {tuple(flow.model_shape)}, its context is "
+                f"{name}(pairs={each!r}): the flow's events are {tuple(flow.model_shape)} inside and its context "
                 f"{flow.context_shape}; pass pairs that this flow, or one of the same shapes, has made."
             )
     x = torch.cat([each.x for each in sets])

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from cflow.discrete.knots import Spline, affine, pick, within
-from cflow.discrete.rational_quadratic import solve
+from cflow.discrete.univariate.knots import Spline, affine, pick, within
+from cflow.discrete.univariate.rational_quadratic import solve
 from cflow.registry import register
 
 __all__ = ["CubicSpline", "LinearSpline", "QuadraticSpline"]

@@ -10,7 +10,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from cflow.bijections import Bijection
 from cflow.bijections.matrices import without_autocast
-from cflow.discrete.rootfinding import invert
+from cflow.discrete.univariate.rootfinding import invert
 from cflow.registry import register
 
 __all__ = ["Planar"]

@@ -1,13 +1,16 @@
 """A fused kernel for the rational-quadratic spline: one pass over memory forward, one backward.
 
 Not yet run on a GPU: it has been checked on a CPU, through Triton's interpreter, against the eager arithmetic of
-:class:`~cflow.discrete.RationalQuadratic`. Until it has been measured there it is used only where it is asked for.
+:class:`~cflow.discrete.RationalQuadratic`. Until it has been measured there it is used only where it is asked for, by
+``RationalQuadratic(kernel="triton")``.
 
 One program maps a block of entries. It reads each entry's ``3 bins - 1`` raw numbers once, keeps softmax, knots and
 slopes in registers, and writes two numbers; the backward pass reads the same again instead of having saved anything.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -32,27 +35,35 @@ def fused(family, value: Tensor, raw: Tensor, *, inverse: bool = False) -> tuple
     """Maps as ``family.encode`` does, or with ``inverse`` as ``family.decode``, in one kernel.
 
     Gradients of first order only: for second derivatives, ``torch.func`` transforms, float64, other tails or a CPU, use
-    the family's own methods.
+    ``kernel="eager"``.
 
     Shapes: ``value [...]``, ``raw [..., 3 bins - 1]``, both float32 on a device that Triton knows.
 
     Raises:
         ImportError: where Triton is not installed.
-        ValueError: for another dtype, tails other than ``"linear"``, or shapes that do not fit.
+        ValueError: for another dtype, a CPU (unless ``TRITON_INTERPRET=1`` was set before Triton was imported), tails
+            other than ``"linear"``, or shapes that do not fit.
 
     Source: Durkan et al., Neural Spline Flows, 2019, arXiv:1906.04032.
     """
     if triton is None:
-        raise ImportError("fused(...): Triton is not installed; pip install triton, or call family.encode.")
+        raise ImportError(
+            "RationalQuadratic(kernel='triton'): Triton is not installed; pip install triton, or set kernel='eager'."
+        )
     if value.dtype != torch.float32 or raw.dtype != torch.float32 or family.tails != "linear":
         raise ValueError(
-            f"fused({value.dtype}, {raw.dtype}, tails={family.tails!r}): the kernel is for float32 and linear tails; "
-            f"call family.encode or family.decode instead."
+            f"RationalQuadratic(kernel='triton') of {value.dtype} and {raw.dtype}, tails={family.tails!r}: the kernel "
+            f"is for float32 and linear tails; set kernel='eager'."
+        )
+    if value.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            "RationalQuadratic(kernel='triton') of tensors on a CPU: Triton compiles for GPUs; move the flow to one, "
+            "or set kernel='eager'."
         )
     if raw.shape != (*value.shape, family.size):
         raise ValueError(
-            f"fused(value {list(value.shape)}, raw {list(raw.shape)}): one entry takes {family.size} raw numbers; pass "
-            f"raw of shape {[*value.shape, family.size]}."
+            f"RationalQuadratic(kernel='triton') of value {list(value.shape)} and raw {list(raw.shape)}: one entry "
+            f"takes {family.size} raw numbers; pass raw of shape {[*value.shape, family.size]}."
         )
     numbers = (family.bins, family.bound, family.minimum_bin, family.minimum_slope, inverse)
     return torch.ops.cflow.spline(value.contiguous(), raw.contiguous(), *numbers)

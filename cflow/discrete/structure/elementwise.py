@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cflow.bijections import Bijection, Cost
-from cflow.discrete.conditioner import Conditioner
-from cflow.discrete.univariate import Univariate
+from cflow.discrete.structure.conditioner import Conditioner
+from cflow.discrete.univariate.family import Univariate
 from cflow.registry import register
 
 __all__ = ["Elementwise"]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, softplus
 
 from cflow.bijections.matrices import without_autocast
-from cflow.discrete.mixture import check_logistics, invert_mixture, logit_mixture, spread
-from cflow.discrete.polynomials import ONE
-from cflow.discrete.quadrature import legendre, real
-from cflow.discrete.rootfinding import invert
-from cflow.discrete.univariate import Univariate, soft_clamp
+from cflow.discrete.univariate.family import Univariate, soft_clamp
+from cflow.discrete.univariate.mixture import check_logistics, invert_mixture, logit_mixture, spread
+from cflow.discrete.univariate.polynomials import ONE
+from cflow.discrete.univariate.quadrature import legendre, real
+from cflow.discrete.univariate.rootfinding import invert
 from cflow.fields.mlp import ACTIVATIONS
 from cflow.registry import register
 

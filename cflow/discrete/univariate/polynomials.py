@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from cflow.discrete.quadrature import legendre, real
-from cflow.discrete.rootfinding import invert
-from cflow.discrete.univariate import Univariate
+from cflow.discrete.univariate.family import Univariate
+from cflow.discrete.univariate.quadrature import legendre, real
+from cflow.discrete.univariate.rootfinding import invert
 from cflow.registry import register
 
 __all__ = ["Bernstein", "SumOfSquares"]

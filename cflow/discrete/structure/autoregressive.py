@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cflow.bijections import Bijection, Cost
-from cflow.discrete.inverses import Incremental, Jacobi
-from cflow.discrete.masked import MaskedConditioner
-from cflow.discrete.univariate import Univariate
+from cflow.discrete.structure.inverses import Incremental, Jacobi
+from cflow.discrete.structure.masked import MaskedConditioner
+from cflow.discrete.univariate.family import Univariate
 from cflow.registry import register
 
 __all__ = ["Autoregressive"]

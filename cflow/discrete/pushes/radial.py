@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cflow.bijections import Bijection
-from cflow.discrete.planar_flow import parameters_of, positive
+from cflow.discrete.pushes.planar import parameters_of, positive
 from cflow.registry import register
 
 __all__ = ["Radial"]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cflow.discrete.conditioner import walk
-from cflow.discrete.masked import MaskedConditioner
+from cflow.discrete.structure.conditioner import walk
+from cflow.discrete.structure.masked import MaskedConditioner
 
 __all__ = ["LevelPass"]
 

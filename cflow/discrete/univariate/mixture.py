@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from cflow.discrete.rootfinding import invert
-from cflow.discrete.univariate import Univariate, soft_clamp
+from cflow.discrete.univariate.family import Univariate, soft_clamp
+from cflow.discrete.univariate.rootfinding import invert
 from cflow.registry import register
 
 __all__ = ["MixtureLogistic"]

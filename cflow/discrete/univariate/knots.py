@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cflow.discrete.univariate import Univariate, soft_clamp
+from cflow.discrete.univariate.family import Univariate, soft_clamp
 
 __all__ = ["Spline"]
 

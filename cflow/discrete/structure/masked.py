@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from cflow.discrete.conditioner import ACTIVATIONS, check_hidden, walk, widths
+from cflow.discrete.structure.conditioner import ACTIVATIONS, check_hidden, walk, widths
 
 __all__ = ["MaskedConditioner", "levels_of"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cflow.bijections.matrices import without_autocast
-from cflow.discrete.level_pass import LevelPass
+from cflow.discrete.structure.level_pass import LevelPass
 from cflow.registry import register
 
 __all__ = ["Incremental", "Jacobi"]
