@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import cflow
+from cflow.bijections import Map
 from cflow.continuous import ContinuousFlow
 from cflow.divergence import Analytic
 from cflow.flow import BaseInvertibleFlow
@@ -258,11 +259,12 @@ def _part(flow, what: str, solver, guidance) -> Part:
         )
     if what == "log_prob":
         flow._check({}, what)  # whether it has a density
-    looking = [type(each).__name__ for each in flow.transform.maps if each.reads_values]
+    maps = [each for each in flow.modules() if isinstance(each, Map)]
+    looking = sorted({type(each).__name__ for each in maps if each.reads_values or each.draws} - {"Compose"})
     if what == "log_prob" and looking:
         raise ValueError(
-            f"export(what='log_prob'): the transform {looking[0]} looks at its values, whether they are in range, and "
-            f"a graph cannot; export the flow without its transform, or call flow.log_prob."
+            f"export(what='log_prob'): the map {looking[0]} looks at its values, whether they are in range, or draws, "
+            f"and a graph cannot; export the flow without its transform, or call flow.log_prob."
         )
     if continuous and what != "network":
         given["solver"] = _on_a_grid(flow.solver if solver is None else solver)
