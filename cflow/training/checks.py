@@ -147,7 +147,7 @@ def check_options(flow: Any, objective: Any, options: SimpleNamespace) -> None:
     """Checks the arguments that stand alone; ``options`` holds them by name."""
     for name, value, methods, example in (
         ("flow", flow, ("parameters", "preprocess", "cast"), "cflow.ContinuousFlow(...)"),
-        ("objective", objective, ("prepare", "loss"), "objectives.FlowMatching()"),
+        ("objective", objective, ("prepare", "loss", "check_transform"), "objectives.FlowMatching()"),
         ("schedule", options.schedule, ("__call__",), "training.Cosine(warmup=100)"),
     ):
         if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):

@@ -70,6 +70,12 @@ def test_a_random_log_determinant_makes_an_estimate(place, generator):
         assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("flow", [discrete_flow(2), continuous_flow(2)], ids=["discrete", "continuous"])
+def test_flows_with_maps_that_draw_conform(flow):
+    check_flow(flow.with_transform(RandomTrace(2)))
+    check_flow(flow.with_transform(bijections.Dequantise(2, 8), bijections.Logit(2)))
+
+
 def test_the_likelihoods_of_parts_meet_in_the_weakest():
     noisy, dequantise = (lambda: NoisyDouble(2)), (lambda: bijections.Dequantise(2, 8))
     for flow in (discrete_flow(2), continuous_flow(2)):
