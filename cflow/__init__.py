@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import (
     bases,
+    bijections,
     couplings,
     data,
     discrete,
@@ -49,6 +50,7 @@ __all__ = [
     "StandardisedContext",
     "TrainingEntry",
     "bases",
+    "bijections",
     "couplings",
     "data",
     "density",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import registry
+from .bijections.map import Likelihood, weakest
 from .divergence import Estimator, Exact
 from .fields import as_field
-from .flow import BaseInvertibleFlow, Likelihood
+from .flow import BaseInvertibleFlow
 from .paths import AffinePath, Rescheduled, VelocityPath
 from .shapes import Size, flatten, shown, unflatten
 from .solvers import Dopri5, Solution
@@ -114,10 +115,10 @@ class ContinuousFlow(BaseInvertibleFlow):
             )
         field = as_field(self.field)
         event = field.event_shape
-        if event is not ... and Size(event) != self.event_shape:
+        if event is not ... and Size(event) != self.model_shape:
             raise ValueError(
                 f"ContinuousFlow: the field works on events {tuple(event)} and the base draws "
-                f"{tuple(self.event_shape)}; give both the same shape."
+                f"{tuple(self.model_shape)}; give both the same shape."
             )
         reads = field.context_shape
         if reads not in (..., self.context_shape):
@@ -144,9 +145,7 @@ class ContinuousFlow(BaseInvertibleFlow):
     def likelihood(self) -> Likelihood:
         if self._takes_steps or not getattr(self.base, "has_density", True):
             return "none"
-        if not self._transform_is_exact:
-            return "bound"
-        return "exact" if self.divergence.exact else "estimate"
+        return weakest(self.transform.likelihood, "exact" if self.divergence.exact else "estimate")
 
     @property
     def _takes_steps(self) -> bool:
@@ -169,7 +168,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         A time outside :attr:`interval`, where the prediction's conversion divides by nearly zero, is answered at the
         interval's end.
         """
-        x, context, batch = self._enter(x, context, "velocity")
+        x, context, batch = self._enter(x, context, "velocity", self.model_shape)
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1).clamp(*self.interval)
         return unflatten(self.velocity_field(guidance)(t, x, context), batch)
 
@@ -186,7 +185,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 where ``sigma_t`` is below the path's margin).
         """
         both = VelocityAndScore(self, "score", guidance)
-        x, context, batch = self._enter(x, context, "score")
+        x, context, batch = self._enter(x, context, "score", self.model_shape)
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
         low, high = self.path.score_interval
         low, high = max(low, self.interval[0]), min(high, self.interval[1])
@@ -264,8 +263,9 @@ class ContinuousFlow(BaseInvertibleFlow):
     ) -> Solution:
         r"""Carries points along the flow from time ``t0`` to ``t1`` (model space: transforms are not applied).
 
-        Shapes: ``x [*batch, *event]``; the solution holds ``y [*batch, *event]``, ``quadratures[name] [*batch]``,
-        ``status [*batch]`` and, with ``at``, ``trajectory [len(at), *batch, *event]``.
+        Shapes: ``x [*batch, *model]``; the solution holds ``y [*batch, *model]``, ``quadratures[name] [*batch]``,
+        ``status [*batch]`` and, with ``at``, ``trajectory [len(at), *batch, *model]``. Here ``model`` is
+        ``model_shape``: the event's, unless a transform changes it.
 
         Args:
             ladj: also integrate the divergence: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
@@ -275,14 +275,14 @@ class ContinuousFlow(BaseInvertibleFlow):
 
         Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
         """
-        x, context, batch = self._enter(x, context, "transport")
+        x, context, batch = self._enter(x, context, "transport", self.model_shape)
         solution = transport(
             self, x, t0, t1, context, generator, ladj=ladj, quadratures=quadratures, solver=solver,
             divergence=divergence, guidance=guidance, at=at,
         )  # fmt: skip
         trajectory = solution.trajectory
         if trajectory is not None:
-            trajectory = trajectory.reshape(len(trajectory), *batch, *self.event_shape)
+            trajectory = trajectory.reshape(len(trajectory), *batch, *self.model_shape)
         return Solution(
             y=unflatten(solution.y, batch),
             quadratures={name: unflatten(value, batch) for name, value in solution.quadratures.items()},
@@ -321,13 +321,14 @@ class ContinuousFlow(BaseInvertibleFlow):
         """
         self._check(options, "log_prob_estimate")
         divergence = options.get("divergence") or self.divergence
-        if not (self._transform_is_exact and isinstance(divergence, Estimator) and divergence.count > 1):
-            if self._transform_is_exact and divergence.exact:
+        exact = self.transform.likelihood == "exact"
+        if not (exact and isinstance(divergence, Estimator) and divergence.count > 1):
+            if exact and divergence.exact:
                 value = self.log_prob(x, context, generator=generator, **options)
                 return value, torch.zeros_like(value)
             return super().log_prob_estimate(x, context, draws=draws, generator=generator, **options)
         x, context, batch = self._enter(x, context, "log_prob_estimate")
-        u, outer = self.preprocess(x, generator=generator)
+        u, outer = self.preprocess(x, context, generator=generator)
         solution = transport(self, u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
         self._solved(solution, "log_prob_estimate")
         each = solution.quadratures["ladj_probes"]
@@ -355,13 +356,18 @@ class ContinuousFlow(BaseInvertibleFlow):
                 raise ValueError(f"flow.trajectory(times={times}): a trajectory has two times or more.")
             times = [i / (times - 1) for i in range(times)]
         times = [float(t) for t in times]
-        x, context, batch = self._enter(x, context, "trajectory")
-        if times[0] > times[-1]:
-            x = self.preprocess(x, generator=generator)[0]
+        backwards = times[0] > times[-1]
+        x, context, batch = self._enter(x, context, "trajectory", self.event_shape if backwards else self.model_shape)
+        if backwards:
+            x = self.preprocess(x, context, generator=generator)[0]
         with torch.no_grad():
             solution = self._solved(
                 transport(self, x, times[0], times[-1], context, generator, solver=solver, guidance=guidance, at=times),
                 "trajectory",
             )
-        states = flatten(solution.trajectory, self.event_shape, solution.trajectory.shape[:2])
-        return self.postprocess(states)[0].reshape(len(times), *batch, *self.event_shape)
+        lead = solution.trajectory.shape[:2]
+        states = flatten(solution.trajectory, self.model_shape, lead)
+        if context is not None:
+            context = flatten(context, self.context_shape, lead)
+        states, _ = self.postprocess(states, context, generator=generator)
+        return states.reshape(len(times), *batch, *self.event_shape)

@@ -91,7 +91,7 @@ class Ends:
         here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
         if dynamics.density:
             factor = flow.path.scale_change(here, there, at_data=max(t, s) > flow.interval[1])
-            change = math.prod(flow.event_shape) * factor.log()
+            change = math.prod(flow.model_shape) * factor.log()
             ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
             return x * factor, ladj, 0
         point, calls = x, 1 if tau == t else 2

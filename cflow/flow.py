@@ -10,13 +10,15 @@ import copy
 import difflib
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from .bijections.compose import Compose
+from .bijections.map import Likelihood, Map, weakest
 from .distribution import FlowDistribution
 from .record import TrainingEntry
 from .shapes import (
@@ -30,12 +32,11 @@ from .shapes import (
     flatten,
     on_tensors,
     pattern,
+    shown,
     unflatten,
 )
 
 __all__ = ["BaseFlow", "BaseInvertibleFlow", "Flow", "InvertibleFlow"]
-
-Likelihood = Literal["exact", "estimate", "bound", "none"]
 
 
 @runtime_checkable
@@ -94,12 +95,16 @@ class BaseFlow(nn.Module):
     them; any other keyword is refused by name.
 
     Args:
-        event_shape: shape of one event, or a dict of shapes.
+        model_shape: shape of what is modelled inside, or a dict of shapes: one event's, unless a transform changes it.
         context_shape: shape of what the flow is conditioned on, or a dict of shapes; ``None`` for an unconditional
             flow. In both, a part named ``mask`` is reserved: it marks which members of a set there are (true), its
             shape leads that of what has members, and only what it marks counts in training.
-        transform: data transforms, from the data inwards: a sequence of modules with ``encode(x, *, generator)``
-            and ``decode(u)``, each returning ``(value, ladj)``.
+        transform: maps from the data to what is modelled (:mod:`cflow.bijections`), from the data inwards; kept as a
+            ``Compose``.
+
+    Raises:
+        TypeError: for a transform that is no ``bijections.Map``.
+        ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
     """
 
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -110,12 +115,47 @@ class BaseFlow(nn.Module):
     trained_by: tuple[TrainingEntry, ...] = ()
     """What the flow was trained with, oldest first; see :meth:`record`."""
 
-    def __init__(self, event_shape, context_shape=None, transform=()):
+    def __init__(self, model_shape, context_shape=None, transform: Map | Sequence[Map] = ()):
         super().__init__()
-        self.event_shape = as_shape(event_shape)
         self.context_shape = as_shape(context_shape)
+        self._carry(transform, as_shape(model_shape))
         check_mask(self.event_shape, self.context_shape, type(self).__qualname__)
-        self.transform = nn.ModuleList(transform)
+
+    def _carry(self, transform: Map | Sequence[Map], model_shape: Shape) -> None:
+        """Keeps the transforms as one chain, after a look at whether it leads to what is modelled."""
+        name = type(self).__name__
+        for each in [transform] if isinstance(transform, Map) else transform:
+            if not isinstance(each, Map):
+                raise TypeError(
+                    f"{name}(transform={type(each).__qualname__}): a transform is a bijections.Map, with encode and "
+                    "decode that return (value, contribution); see bijections.Standardise, Logit and Dequantise."
+                )
+        if not isinstance(transform, Map):
+            transform = Compose(*transform, event_shape=None if len(transform) else model_shape)
+        elif not isinstance(transform, Compose):
+            transform = Compose(transform)
+        if transform.latent_shape != model_shape:
+            raise ValueError(
+                f"{name}(transform=...): the transforms give events of shape {shown(transform.latent_shape)}, and the "
+                f"flow takes {shown(model_shape)}; build both for the same shape."
+            )
+        if transform.context_shape not in (None, self.context_shape):
+            own = "no context" if self.context_shape is None else f"contexts of shape {shown(self.context_shape)}"
+            raise ValueError(
+                f"{name}(transform=...): a transform reads a context of shape {shown(transform.context_shape)}, and "
+                f"the flow reads {own}; build both for the same context."
+            )
+        self.transform = transform
+
+    @property
+    def event_shape(self) -> Shape:
+        """The shape of one data point."""
+        return self.transform.event_shape
+
+    @property
+    def model_shape(self) -> Shape:
+        """The shape of what is modelled: of the data after the transforms, and of the base's samples."""
+        return self.transform.latent_shape
 
     # What a subclass says
 
@@ -159,7 +199,7 @@ class BaseFlow(nn.Module):
         """
         self._check(options, "log_prob")
         x, context, batch = self._enter(x, context, "log_prob")
-        u, ladj = self.preprocess(x, generator=generator)
+        u, ladj = self.preprocess(x, context, generator=generator)
         return (self._log_prob(u, context, generator, **options) + ladj).reshape(batch)
 
     def log_prob_estimate(
@@ -187,7 +227,7 @@ class BaseFlow(nn.Module):
         self._check(options, "sample")
         context, batch = self._count(shape, context, "sample")
         u = self._sample(math.prod(batch), context, generator, **options)
-        return unflatten(self.postprocess(u)[0], batch)
+        return unflatten(self.postprocess(u, context, generator=generator)[0], batch)
 
     @torch.no_grad()
     def sample_and_log_prob(
@@ -198,8 +238,8 @@ class BaseFlow(nn.Module):
         context, batch = self._count(shape, context, "sample_and_log_prob")
         mine = lambda method: {name: options[name] for name in options if name in self.options_of(method)}
         u = self._sample(math.prod(batch), context, generator, **mine("sample"))
-        x, _ = self.postprocess(u)
-        again, ladj = self.preprocess(x, generator=generator)
+        x, _ = self.postprocess(u, context, generator=generator)
+        again, ladj = self.preprocess(x, context, generator=generator)
         logp = self._log_prob(again, context, generator, **mine("log_prob"))
         return unflatten(x, batch), (logp + ladj).reshape(batch)
 
@@ -267,52 +307,40 @@ class BaseFlow(nn.Module):
 
     # Transforms of the data
 
-    def with_transform(self, *transform: nn.Module):
+    def with_transform(self, *transform: Map):
         """Gives a flow over transformed data: ``transform`` maps data to what the flow models, first one first.
 
         The new flow shares its networks with this one; transforms it already had stay innermost. Log-densities are
-        those of the original data: the transforms' log-determinants are added.
+        those of the original data: the transforms' contributions are added. A transform may read the flow's context,
+        may be learned (by objectives whose loss is a likelihood), and may change the shape: ``event_shape`` is then the
+        data's, and ``model_shape`` what is modelled inside.
+
+        Raises:
+            TypeError: for what is no ``bijections.Map``.
+            ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
 
         Example:
             >>> import torch, cflow
             >>> from cflow import bases, fields
-            >>> from cflow.data import Standardise
+            >>> from cflow.bijections import Standardise
             >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2))
             >>> metres = flow.with_transform(Standardise(2, loc=100.0, scale=5.0))
             >>> metres.sample((3,)).shape
             torch.Size([3, 2])
         """
-        for each in transform:
-            if not (callable(getattr(each, "encode", None)) and callable(getattr(each, "decode", None))):
-                raise TypeError(
-                    f"with_transform({type(each).__qualname__}): a transform has encode(x) and decode(u), each "
-                    "returning (value, ladj); see cflow.data.Standardise, Logit and Dequantise."
-                )
-        # A shallow copy: parameters and networks are the same objects, only the list of transforms is new.
+        # A shallow copy: parameters and networks are the same objects, only the chain of transforms is new.
         flow = copy.copy(self)
         flow._modules = dict(self._modules)
-        flow.transform = nn.ModuleList((*transform, *self.transform))
+        flow._carry((*transform, *self.transform.maps), self.model_shape)
         return flow
 
-    def preprocess(self, x: Value, *, generator=None) -> tuple[Value, Tensor | float]:
-        """Carries data ``[B, *event]`` to what the flow models: ``(u, ladj [B])``."""
-        ladj = 0.0
-        for each in self.transform:
-            x, change = each.encode(x, generator=generator)
-            ladj = ladj + change
-        return x, ladj
+    def preprocess(self, x: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
+        """Carries data ``[B, *event]`` to what the flow models: ``(u [B, *model], contribution [B])``."""
+        return self.transform.encode(x, context, generator=generator) if len(self.transform) else (x, 0.0)
 
-    def postprocess(self, u: Value) -> tuple[Value, Tensor | float]:
-        """Carries what the flow models back to data: ``(x, ladj [B])``."""
-        ladj = 0.0
-        for each in reversed(self.transform):
-            u, change = each.decode(u)
-            ladj = ladj + change
-        return u, ladj
-
-    @property
-    def _transform_is_exact(self) -> bool:
-        return all(getattr(each, "likelihood", "exact") == "exact" for each in self.transform)
+    def postprocess(self, u: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
+        """Carries what the flow models back to data: ``(x [B, *event], contribution [B])``."""
+        return self.transform.decode(u, context, generator=generator) if len(self.transform) else (u, 0.0)
 
     # The door: shapes checked, one batch dimension inside
 
@@ -369,9 +397,11 @@ class BaseFlow(nn.Module):
         device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
         return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
 
-    def _enter(self, x: Value, context: Value | None, method: str, shape: Shape | None = None) -> tuple:
+    def _enter(
+        self, x: Value, context: Value | None, method: str, shape: Shape | None = None, name: str = "x"
+    ) -> tuple:
         """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
-        shape, name = (self.event_shape, "x") if shape is None else (shape, "z")
+        shape = self.event_shape if shape is None else shape
         own = batch_of(x, shape, f"flow.{method}: {name}")
         batch = broadcast(f"flow.{method}", own, self._context(context, method))
         if context is not None:
@@ -399,8 +429,8 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def latent_shape(self) -> Size:
-        """The shape of one latent, ``z``: the event's, unless a subclass says otherwise."""
-        return self.event_shape
+        """The shape of one latent, ``z``: that of what is modelled, unless a subclass says otherwise."""
+        return self.model_shape
 
     def _encode(self, x: Tensor, context: Tensor | None, generator, **options) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__qualname__} does not define _encode.")
@@ -410,13 +440,17 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def has_rsample(self) -> bool:
-        return all(getattr(each, "has_rsample", True) for each in self.transform)
+        return all(each.has_rsample for each in self._maps())
 
     @property
     def likelihood(self) -> Likelihood:
         if not getattr(self.base, "has_density", True):
             return "none"
-        return "exact" if self._transform_is_exact else "bound"
+        return weakest(*[each.likelihood for each in self._maps()])
+
+    def _maps(self) -> tuple[Map, ...]:
+        """Gives the maps on the way from the data to the base."""
+        return (self.transform,)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, generator, **options) -> Tensor:
         z, ladj = self._encode(x, context, generator, **options)
@@ -430,7 +464,7 @@ class BaseInvertibleFlow(BaseFlow):
         """Carries data to the latent space: ``(z [*batch, *latent], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
         self._check(options, "encode")
         x, context, batch = self._enter(x, context, "encode")
-        u, outer = self.preprocess(x, generator=generator)
+        u, outer = self.preprocess(x, context, generator=generator)
         z, ladj = self._encode(u, context, generator, **options)
         return unflatten(z, batch), (ladj + outer).reshape(batch)
 
@@ -438,9 +472,9 @@ class BaseInvertibleFlow(BaseFlow):
         """Carries latents to the data space: ``(x [*batch, *event], ladj [*batch])``, ``ladj = log|det dx/dz|``."""
         self._check(options, "decode")
         self._needs_bijection("decode")
-        z, context, batch = self._enter(z, context, "decode", self.latent_shape)
+        z, context, batch = self._enter(z, context, "decode", self.latent_shape, "z")
         u, ladj = self._decode(z, context, generator, **options)
-        x, outer = self.postprocess(u)
+        x, outer = self.postprocess(u, context, generator=generator)
         return unflatten(x, batch), (ladj + outer).reshape(batch)
 
     def rsample(self, shape=(), context: Tensor | None = None, *, generator=None, **options) -> Tensor:
@@ -448,7 +482,8 @@ class BaseInvertibleFlow(BaseFlow):
         self._check(options, "rsample")
         self._needs_bijection("rsample")
         context, batch = self._count(shape, context, "rsample")
-        return unflatten(self.postprocess(self._sample(math.prod(batch), context, generator, **options))[0], batch)
+        u = self._sample(math.prod(batch), context, generator, **options)
+        return unflatten(self.postprocess(u, context, generator=generator)[0], batch)
 
     def rsample_and_log_prob(
         self, shape=(), context: Tensor | None = None, *, generator=None, **options
@@ -459,7 +494,7 @@ class BaseInvertibleFlow(BaseFlow):
         context, batch = self._count(shape, context, "rsample_and_log_prob")
         z = self.cast(self.base.sample((math.prod(batch),), generator=generator))
         u, ladj = self._decode(z, context, generator, **options)
-        x, outer = self.postprocess(u)
+        x, outer = self.postprocess(u, context, generator=generator)
         return unflatten(x, batch), (self.base.log_prob(z) - ladj - outer).reshape(batch)
 
     @torch.no_grad()
@@ -468,17 +503,18 @@ class BaseInvertibleFlow(BaseFlow):
     ) -> tuple[Tensor, Tensor]:
         """Draws samples and gives their log-density, both from one pass. Builds no graph.
 
-        Where a transform rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
+        Where a map rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
         """
         self._check(options, "sample_and_log_prob")
-        if self.has_rsample and self._transform_is_exact:
+        if self.has_rsample and self.likelihood != "bound":
             return self.rsample_and_log_prob(shape, context, generator=generator, **options)
         return super().sample_and_log_prob(shape, context, generator=generator, **options)
 
     def _needs_bijection(self, method: str) -> None:
         if not self.has_rsample:
-            names = ", ".join(type(each).__name__ for each in self.transform)
+            names = {type(each).__name__ for each in self.modules() if isinstance(each, Map) and not each.has_rsample}
             raise ValueError(
-                f"flow.{method}: the transforms ({names}) round to integers, so samples have no gradient and no "
-                f"Jacobian; use flow.sample and flow.log_prob, or the flow without its transform."
+                f"flow.{method}: {', '.join(sorted(names - {'Compose'}))} rounds or loses something on the way to the "
+                f"data, so samples have no gradient and no Jacobian; use flow.sample and flow.log_prob, or a flow "
+                f"without it."
             )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Size, Tensor, nn
 
-from cflow.shapes import shown
-
-from .flow import BaseInvertibleFlow, Likelihood
+from .bijections.map import Likelihood, Map, weakest
+from .flow import BaseInvertibleFlow
 from .record import TrainingEntry
 from .registry import register
+from .shapes import shown
 
 __all__ = ["StandardisedContext"]
 
@@ -24,7 +24,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     Args:
         flow: the conditional flow inside.
-        context_transform: a transform of one context, such as ``data.Standardise.fit(contexts)``.
+        context_transform: a transform of one context, such as ``bijections.Standardise.fit(contexts)``.
         transform: data transforms; see :meth:`with_transform`.
 
     Shapes: as the inner flow's.
@@ -34,14 +34,14 @@ class StandardisedContext(BaseInvertibleFlow):
 
     Example:
         >>> import torch
-        >>> from cflow import data, discrete
-        >>> kelvin = data.Standardise(1, loc=290.0, scale=8.0)
+        >>> from cflow import bijections, discrete
+        >>> kelvin = bijections.Standardise(1, loc=290.0, scale=8.0)
         >>> flow = StandardisedContext(discrete.maf(2, context=1), kelvin)
         >>> flow.log_prob(torch.zeros(2), torch.tensor([290.0])).shape
         torch.Size([])
     """
 
-    def __init__(self, flow: BaseInvertibleFlow, context_transform: nn.Module, transform=()):
+    def __init__(self, flow: BaseInvertibleFlow, context_transform: Map, transform=()):
         if flow.context_shape is None or tuple(flow.context_shape) != tuple(context_transform.event_shape):
             raise ValueError(
                 f"StandardisedContext(flow with context_shape={shown(flow.context_shape)}, context_transform of shape "
@@ -89,7 +89,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     @property
     def likelihood(self) -> Likelihood:
-        return "bound" if self.flow.likelihood == "exact" and not self._transform_is_exact else self.flow.likelihood
+        return weakest(self.flow.likelihood, self.transform.likelihood)
 
     @property
     def has_rsample(self) -> bool:
@@ -109,6 +109,7 @@ class StandardisedContext(BaseInvertibleFlow):
         return self.flow.encode(x, self._inner(context), generator=generator, **options)
 
     def _decode(self, z: Tensor, context: Tensor, generator, *, ladj: bool = True, **options):
-        u, inner = self.flow._decode(z, self._inner(context), generator, ladj=ladj, **options)
-        x, outer = self.flow.postprocess(u)
+        context = self._inner(context)
+        u, inner = self.flow._decode(z, context, generator, ladj=ladj, **options)
+        x, outer = self.flow.postprocess(u, context, generator=generator)
         return x, inner + outer if ladj else None

@@ -26,7 +26,7 @@ class Prediction(Forwarding):
 
     def __init__(self, flow):
         self.field, self.path = flow.field, flow.path
-        self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
+        self.event_shape, self.context_shape = flow.model_shape, flow.context_shape
         self.null_context = flow.null_context
         self.outputs = self.wanted = 1 if self.path is None else self.path.outputs
         parameter = next((each for each in self.field.parameters() if each.is_floating_point()), None)

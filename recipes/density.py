@@ -32,7 +32,7 @@ from sklearn.mixture import GaussianMixture
 from tqdm.auto import tqdm
 
 import cflow
-from cflow import data, plot, training
+from cflow import bijections, data, plot, training
 from cflow.density import FLOWS, Comparison, dequantise, make_flow, objective_of
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")
@@ -220,8 +220,8 @@ def train(table: Table, options: Options, out: Path):
         if getattr(options, name) is not None:
             raise ValueError(f"--flow {options.flow} --{name}: this flow has none; leave the latter away.")
     seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
-    units = data.Standardise.fit(seen(table.x)) if table.standardised else None
-    context_units = data.Standardise.fit(seen(table.context)) if table.context is not None else None
+    units = bijections.Standardise.fit(seen(table.x)) if table.standardised else None
+    context_units = bijections.Standardise.fit(seen(table.context)) if table.context is not None else None
     torch.manual_seed(options.seed)  # the network's initial weights
     flow = make_flow(options.flow, len(table.columns), len(table.condition), settings, "density.py")
     objective = objective_of(flow)

@@ -22,7 +22,21 @@ import torch
 import tyro
 
 import cflow
-from cflow import bases, couplings, data, fields, guidance, metrics, objectives, paths, plot, solvers, times, training
+from cflow import (
+    bases,
+    bijections,
+    couplings,
+    data,
+    fields,
+    guidance,
+    metrics,
+    objectives,
+    paths,
+    plot,
+    solvers,
+    times,
+    training,
+)
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -93,7 +107,9 @@ def build(images: data.ImageData, width: int) -> cflow.ContinuousFlow:
         path=paths.Linear(),
         context_shape=() if classes else None,
     )
-    return flow.with_transform(data.Dequantise(images.event_shape, images.levels), data.Rescale(images.event_shape))
+    return flow.with_transform(
+        bijections.Dequantise(images.event_shape, images.levels), bijections.Rescale(images.event_shape)
+    )
 
 
 def held_out(images: data.ImageData, flow):

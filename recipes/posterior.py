@@ -29,7 +29,7 @@ import torch
 import tyro
 
 import cflow
-from cflow import bases, data, discrete, fields, metrics, objectives, paths, plot, solvers, training
+from cflow import bases, bijections, discrete, fields, metrics, objectives, paths, plot, solvers, training
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -139,7 +139,10 @@ def build(options: Options, task, theta: torch.Tensor, width: int):
     """Makes the flow, the objective that trains it, and the solver that is good enough for thousands of densities."""
     features = len(task.names)
     # The prior's box becomes the whole line; from the bounds a little is left, where a logit would be infinite.
-    line = (data.Standardise(features, loc=-task.bound, scale=2 * task.bound), data.Logit(features, alpha=1e-6))
+    line = (
+        bijections.Standardise(features, loc=-task.bound, scale=2 * task.bound),
+        bijections.Logit(features, alpha=1e-6),
+    )
     u = line[1].encode(line[0].encode(theta)[0])[0]
     torch.manual_seed(options.seed)  # the network's initial weights
     if options.flow == "matching":
@@ -149,7 +152,7 @@ def build(options: Options, task, theta: torch.Tensor, width: int):
     else:
         flow = discrete.PRESETS[options.flow](features, context=width, hidden=options.hidden or (64, 64))
         objective, solver = objectives.MaximumLikelihood(), {}
-    return flow.with_transform(*line, data.Standardise.fit(u)), objective, solver
+    return flow.with_transform(*line, bijections.Standardise.fit(u)), objective, solver
 
 
 def targets(options: Options, task, generator):
@@ -194,7 +197,7 @@ def main(options: Options) -> None:
 
     theta = prior(task, options.simulations, generator)
     x = task.simulate(theta, generator)
-    scale = data.Standardise.fit(x)
+    scale = bijections.Standardise.fit(x)
     context = scale.encode(x)[0]
     flow, objective, solver = build(options, task, theta, x.shape[1])
     held = max(1, options.simulations // 20)

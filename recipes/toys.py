@@ -22,7 +22,20 @@ import torch
 import tyro
 
 import cflow
-from cflow import bases, couplings, data, discrete, fields, metrics, objectives, paths, plot, solvers, training
+from cflow import (
+    bases,
+    bijections,
+    couplings,
+    data,
+    discrete,
+    fields,
+    metrics,
+    objectives,
+    paths,
+    plot,
+    solvers,
+    training,
+)
 
 Name = Literal["eight-gaussians", "moons", "s-curve", "checkerboard", "pinwheel", "spirals"]
 COUPLINGS = {
@@ -101,7 +114,7 @@ def main(options: Options) -> None:
         return
     steps = 4000 if options.steps is None else options.steps
 
-    standardise = data.Standardise.fit(train, pooled=(-1,))
+    standardise = bijections.Standardise.fit(train, pooled=(-1,))
     base = bases.Normal(2)
     if options.source is not None:  # in model space, as the data are
         source = data.toys.sample(options.source.replace("-", "_"), options.count, generator=generator)
@@ -235,7 +248,7 @@ def maximise(options: Options, preset: str, out: Path, name: str, train: torch.T
     torch.manual_seed(options.seed)  # the network's initial weights
     network = {} if preset in NO_NETWORK else {"hidden": options.hidden}
     flow = discrete.PRESETS[preset](2, **network)
-    flow = flow.with_transform(data.Standardise.fit(train, pooled=(-1,)))
+    flow = flow.with_transform(bijections.Standardise.fit(train, pooled=(-1,)))
     steps = options.steps if options.steps is not None else 1000 if options.flow == "all" else 4000
     say(f"{preset} on {options.data}: {len(train)} points, {steps} steps; writing to {out}/")
     run = fit(options, flow, objectives.MaximumLikelihood(), train, steps, out)

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 import cflow
-from cflow import bases, couplings, data, fields, metrics, objectives, plot, training
+from cflow import bases, bijections, couplings, data, fields, metrics, objectives, plot, training
 
 COUPLINGS = {"optimal transport": couplings.OptimalTransport(), "independent": couplings.Independent()}
 METHODS = ("flow, optimal transport", "flow, independent", "OT interpolation", "no motion")
@@ -94,7 +94,7 @@ def load(options: Options, generator: torch.Generator) -> data.Snapshots:
         if not 1 <= options.components <= samples[0].shape[1]:
             raise ValueError(f"--components {options.components}: the samples have {samples[0].shape[1]} columns.")
         samples = [each[:, : options.components] for each in samples]
-        whiten = data.Standardise.fit(torch.cat(samples))
+        whiten = bijections.Standardise.fit(torch.cat(samples))
         samples = [whiten.encode(each)[0] for each in samples]
     return data.Snapshots(samples, snapshots.times)
 
@@ -103,7 +103,9 @@ def train(
     snapshots: data.Snapshots, coupling, options: Options, out: Path
 ) -> tuple[cflow.ContinuousFlow, training.Run]:
     """Trains a flow through snapshots with times from 0 to 1."""
-    scale = data.Standardise.fit(torch.cat(snapshots.samples), pooled=(-1,))  # one scale: distances keep their ratios
+    scale = bijections.Standardise.fit(
+        torch.cat(snapshots.samples), pooled=(-1,)
+    )  # one scale: distances keep their ratios
     torch.manual_seed(options.seed)  # the network's initial weights
     flow = cflow.ContinuousFlow(
         fields.MLP(snapshots.event_shape[0], hidden=options.hidden),

@@ -30,7 +30,7 @@ import tyro
 from torch import Tensor, nn
 
 import cflow
-from cflow import bases, data, discrete, fields, plot, solvers, training
+from cflow import bases, bijections, discrete, fields, plot, solvers, training
 from cflow.metrics import Importance, importance
 from cflow.objectives import AlphaDivergence, DoublyReparameterised, ForwardKL, PathDerivative, ReverseKL
 from cflow.plot import BLUE, ORANGE, new_figure, save
@@ -233,7 +233,7 @@ def build(options: Options, model: nn.Module):
     else:
         network = {} if options.flow in NO_NETWORK else {"hidden": options.hidden or (32, 32)}
         flow = discrete.PRESETS[options.flow](features, layers=options.layers, **network)
-    return flow.with_transform(data.Standardise(features, centre.float(), scale.float()))
+    return flow.with_transform(bijections.Standardise(features, centre.float(), scale.float()))
 
 
 def objective_of(options: Options, model: nn.Module):

@@ -7,8 +7,8 @@ from PIL import Image
 
 import cflow
 from cflow import bases, discrete, fields, paths, solvers
+from cflow.bijections import Dequantise, Rescale
 from cflow.cli import main
-from cflow.data import Dequantise, Rescale
 
 
 @pytest.fixture(scope="module")

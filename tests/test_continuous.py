@@ -8,7 +8,7 @@ from torch import nn
 
 import cflow
 from cflow import bases, divergence, fields, guidance, paths, solvers
-from cflow.data import Dequantise, Logit, Rescale
+from cflow.bijections import Dequantise, Logit, Rescale
 from cflow.objectives import FlowMatching
 from cflow.testing import GaussianField, check_flow
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 import cflow
 from cflow import bases, fields, guidance, paths, solvers
-from cflow.data import Standardise
+from cflow.bijections import Standardise
 
 
 def flow_with_everything():

@@ -9,8 +9,8 @@ import torch
 
 import cflow
 from cflow import bases, fields, paths
+from cflow.bijections import Dequantise, Rescale
 from cflow.cli import main
-from cflow.data import Dequantise, Rescale
 
 SMALL = ["--pairs", "64", "--steps", "6", "--solver-steps", "2", "--batch-size", "32", "--samples", "20"]
 

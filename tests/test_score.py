@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, data, discrete, fields, paths
+from cflow import bases, bijections, discrete, fields, paths
 from cflow.cli import main
 from cflow.standardised_context import StandardisedContext
 
@@ -14,9 +14,9 @@ from cflow.standardised_context import StandardisedContext
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
-    plain = discrete.maf(2, layers=1, hidden=(8,)).with_transform(data.Standardise(2, loc=5.0, scale=2.0))
+    plain = discrete.maf(2, layers=1, hidden=(8,)).with_transform(bijections.Standardise(2, loc=5.0, scale=2.0))
     cflow.save(plain, folder / "plain" / "model")
-    units = data.Standardise(1, loc=300.0, scale=10.0)
+    units = bijections.Standardise(1, loc=300.0, scale=10.0)
     cflow.save(
         StandardisedContext(discrete.maf(2, context=1, layers=1, hidden=(8,)), units), folder / "given" / "model"
     )

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, data, discrete, fields, solvers
+from cflow import bases, bijections, discrete, fields, solvers
 from cflow.standardised_context import StandardisedContext
 
 
 @pytest.fixture
 def units():
-    return data.Standardise(2, loc=torch.tensor([290.0, -5.0]), scale=torch.tensor([8.0, 0.5]))
+    return bijections.Standardise(2, loc=torch.tensor([290.0, -5.0]), scale=torch.tensor([8.0, 0.5]))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_context_as_measured_gives_what_the_inner_flow_gives_in_its_units(inne
 
 
 def test_transforms_within_and_outside_count_once(inner, units, generator):
-    shift = data.Standardise(3, loc=1.0, scale=4.0).double()
+    shift = bijections.Standardise(3, loc=1.0, scale=4.0).double()
     x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     context = units.loc.expand(6, 2).double()
     outside = StandardisedContext(inner, units.double()).with_transform(shift)
@@ -48,7 +48,7 @@ def test_transforms_within_and_outside_count_once(inner, units, generator):
     assert torch.allclose(outside.log_prob(x, context), within.log_prob(x, context))
     for one, other in zip(outside.decode(*[x, context]), within.decode(x, context)):
         assert torch.allclose(one, other)
-    assert StandardisedContext(inner.with_transform(data.Dequantise(3, 8)), units).likelihood == "bound"
+    assert StandardisedContext(inner.with_transform(bijections.Dequantise(3, 8)), units).likelihood == "bound"
     assert outside.likelihood == "exact"
     assert outside.has_rsample
 

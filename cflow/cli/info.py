@@ -30,7 +30,7 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
     print(f"{type(flow).__name__} in {folder}: {count:,} parameters, {weights / 2**20:.1f} MiB")
     for name, value in configuration(flow).items():
         if name == "transform":
-            value = ", ".join(type(each).__name__ for each in value) or None
+            value = ", ".join(type(each).__name__ for each in value.maps) or None
         elif isinstance(value, torch.nn.Module):
             arguments = {
                 key: _counted(each) if isinstance(each, torch.nn.ModuleList) else each

@@ -187,12 +187,13 @@ def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tenso
 
 def _picture(flow, pictures: list[tuple[str, Tensor]], reference: Tensor, columns: int, out: Path) -> Path | None:
     """Draws ten samples of each, one row after the other, or all of them in the plane, where events have a picture."""
+    data = lambda x: flow.postprocess(x, labels_of(flow, None, len(x)))[0]  # as they were drawn: every class in turn
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
-        pixels = torch.cat([flow.postprocess(x[:10])[0].float() for _, x in pictures])
+        pixels = torch.cat([data(x[:10]).float() for _, x in pictures])
         low, high = pixels.min(), pixels.max()
         names = [name for name, _ in pictures]
         return plot.images((pixels - low) / (high - low), out / "few-steps.png", columns=10, rows=names)
     if flow.event_shape == (2,):
-        points = {name: flow.postprocess(x)[0] for name, x in pictures}
-        return plot.scatters(points, out / "few-steps.png", reference=flow.postprocess(reference)[0], columns=columns)
+        points = {name: data(x) for name, x in pictures}
+        return plot.scatters(points, out / "few-steps.png", reference=data(reference), columns=columns)
     return None

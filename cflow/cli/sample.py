@@ -111,7 +111,7 @@ def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
     from .. import plot
 
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
-        levels = next((each.levels for each in flow.transform if hasattr(each, "levels")), None)
+        levels = flow.transform.levels
         pixels = x.float() / (levels - 1) if levels else (x.float() + 1) / 2
         columns = len(labels.unique()) if labels is not None else min(len(x), round(len(x) ** 0.5))
         plot.images(pixels.clamp(0, 1), output, columns=columns)

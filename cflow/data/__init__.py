@@ -1,20 +1,14 @@
-"""Data: readers of image and array files, transforms that a flow carries, and two-dimensional toys."""
+"""Data: readers of image and array files, and two-dimensional toys."""
 
 from cflow.data import toys
 from cflow.data.files import read_array, read_idx
 from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
 from cflow.data.snapshots import Snapshots, read_snapshots
 from cflow.data.tables import TableFile, read_table
-from cflow.data.transforms import DataTransform, Dequantise, Logit, Rescale, Standardise
 
 __all__ = [
-    "DataTransform",
-    "Dequantise",
     "ImageData",
-    "Logit",
-    "Rescale",
     "Snapshots",
-    "Standardise",
     "TableFile",
     "cifar10",
     "digits",

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from torch import Tensor
 
 from cflow.arguments import check_integer
-from cflow.data import Standardise
+from cflow.bijections import Standardise
 from cflow.density.flows import make_flow, objective_of
 from cflow.density.inputs import seed_of
 from cflow.density.learning import CHUNK, Rows, Settings, learn

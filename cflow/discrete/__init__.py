@@ -1,25 +1,33 @@
-"""Discrete-time flows: bijections, and what makes a flow of them."""
+"""Discrete-time flows: couplings, autoregressive layers and what else makes a flow of bijections.
 
-from .autoregressive import Autoregressive
-from .bijection import Bijection, Compose, Cost, Inverse
-from .conditioner import Conditioner
-from .convolution import Conv1x1
-from .coupling import Coupling
-from .diagonal import Diagonal
-from .elementwise import Elementwise
-from .flow import FlowCost, NormalizingFlow
-from .inverses import Incremental, Jacobi
-from .low_rank import LowRank
-from .lu import LULinear
-from .maps import Arcsinh, Exp, LeakyReLU, Sigmoid, Softplus, Tanh
-from .mixture import MixtureLogistic
-from .monotone import IntegratedNetwork, SigmoidalNetwork
-from .normalisation import ActNorm, BatchNorm
-from .orthogonal import Householder, Orthogonal
-from .permute import Permute
-from .planar_flow import Planar
-from .polynomials import Bernstein, SumOfSquares
-from .presets import (
+The maps of :mod:`cflow.bijections` with which layers are stacked are shown here as well, the same objects, so that a
+flow is written from one import.
+"""
+
+from cflow.bijections import (
+    ActNorm,
+    Arcsinh,
+    BatchNorm,
+    Bijection,
+    Compose,
+    Conv1x1,
+    Cost,
+    Exp,
+    Householder,
+    Inverse,
+    LeakyReLU,
+    LowRank,
+    LULinear,
+    Orthogonal,
+    Permute,
+    Reversible,
+    Sigmoid,
+    Softplus,
+    Standardise,
+    Tanh,
+)
+from cflow.discrete.flow import FlowCost, NormalizingFlow
+from cflow.discrete.presets import (
     PRESETS,
     bpf,
     flowpp,
@@ -36,12 +44,22 @@ from .presets import (
     sylvester,
     unaf,
 )
-from .radial_flow import Radial
-from .rational_quadratic import RationalQuadratic
-from .reversible import Reversible
-from .splines import CubicSpline, LinearSpline, QuadraticSpline
-from .sylvester_flow import Sylvester
-from .univariate import Additive, Affine, Univariate
+from cflow.discrete.pushes import Planar, Radial, Sylvester
+from cflow.discrete.structure import Autoregressive, Conditioner, Coupling, Elementwise, Incremental, Jacobi
+from cflow.discrete.univariate import (
+    Additive,
+    Affine,
+    Bernstein,
+    CubicSpline,
+    IntegratedNetwork,
+    LinearSpline,
+    MixtureLogistic,
+    QuadraticSpline,
+    RationalQuadratic,
+    SigmoidalNetwork,
+    SumOfSquares,
+    Univariate,
+)
 
 __all__ = [
     "PRESETS",
@@ -59,7 +77,6 @@ __all__ = [
     "Cost",
     "Coupling",
     "CubicSpline",
-    "Diagonal",
     "Elementwise",
     "Exp",
     "FlowCost",
@@ -84,6 +101,7 @@ __all__ = [
     "Sigmoid",
     "SigmoidalNetwork",
     "Softplus",
+    "Standardise",
     "SumOfSquares",
     "Sylvester",
     "Tanh",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Size, Tensor
 
 from cflow.bases import Base
-from cflow.discrete.bijection import Bijection
+from cflow.bijections import Map
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import register
 from cflow.shapes import as_shape
@@ -32,12 +32,14 @@ class NormalizingFlow(BaseInvertibleFlow):
 
     .. math:: \log p(x \mid c) = \log p_0(z) + \log|\det \partial z / \partial x|, \qquad z = \mathrm{encode}(x; c)
 
-    The likelihood is exact. ``sample_and_log_prob`` takes one pass: no conditioner is asked twice.
+    The likelihood is what the bijection's is: exact, unless a map in it has a random log-determinant (an estimate) or
+    is a surjection (a bound; such a flow has no ``decode`` and no ``rsample``). ``sample_and_log_prob`` takes one pass:
+    no conditioner is asked twice.
 
     Args:
         bijection: such as ``discrete.Compose(*layers)``; ``discrete.nsf(6)`` and the other presets make whole flows.
         base: the distribution of latents; its events have the shape of the bijection's latents.
-        event_shape: the shape of an event, for those who want it checked: the bijection's.
+        event_shape: the shape of one data point, for those who want it checked.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
@@ -55,18 +57,18 @@ class NormalizingFlow(BaseInvertibleFlow):
         (torch.Size([3, 4]), torch.Size([3]))
     """
 
-    def __init__(self, bijection: Bijection, base: Base, *, event_shape=None, transform=()):
-        if not isinstance(bijection, Bijection):
+    def __init__(self, bijection: Map, base: Base, *, event_shape=None, transform=()):
+        if not isinstance(bijection, Map):
             raise TypeError(
                 f"NormalizingFlow({type(bijection).__qualname__}, ...): the first argument is a bijection; pass an "
                 f"object such as discrete.Compose(*layers)."
             )
-        if event_shape is not None and as_shape(event_shape) != bijection.event_shape:
-            raise ValueError(
-                f"NormalizingFlow(event_shape={event_shape}): the bijection maps events of shape "
-                f"{list(bijection.event_shape)}; leave event_shape away, or build the bijection for that shape."
-            )
         super().__init__(bijection.event_shape, bijection.context_shape, transform)
+        if event_shape is not None and as_shape(event_shape) != self.event_shape:
+            raise ValueError(
+                f"NormalizingFlow(event_shape={event_shape}): the maps take events of shape "
+                f"{list(self.event_shape)}; leave event_shape away, or build the bijection for that shape."
+            )
         if base.event_shape != bijection.latent_shape:
             raise ValueError(
                 f"NormalizingFlow(base with events of shape {list(base.event_shape)}): the bijection's latents have "
@@ -77,6 +79,9 @@ class NormalizingFlow(BaseInvertibleFlow):
     @property
     def latent_shape(self) -> Size:
         return self.bijection.latent_shape
+
+    def _maps(self) -> tuple[Map, ...]:
+        return self.transform, self.bijection
 
     def cost(self) -> FlowCost:
         """Says how many network passes ``log_prob``, ``sample`` and ``sample_and_log_prob`` take.
@@ -92,7 +97,7 @@ class NormalizingFlow(BaseInvertibleFlow):
         return FlowCost(encode, decode, decode)
 
     def _encode(self, x: Tensor, context: Tensor | None, generator) -> tuple[Tensor, Tensor]:
-        return self.bijection.encode(x, context)
+        return self.bijection.encode(x, context, generator=generator)
 
     def _decode(self, z: Tensor, context: Tensor | None, generator, *, ladj: bool = True) -> tuple[Tensor, Tensor]:
-        return self.bijection.decode(z, context)
+        return self.bijection.decode(z, context, generator=generator)

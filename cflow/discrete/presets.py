@@ -1,8 +1,8 @@
 """Whole flows by the names of their papers, each a few lines.
 
 All take ``(features, context=0, *, layers, ...)`` and stand on a standard normal base. Every layer starts at (or near)
-the identity, so data should be standardised first: ``flow.with_transform(data.Standardise.fit(x))``, or the box of a
-spline misses them. Whatever else is given (``hidden``, ``activation``, ``residual``; ``inverse`` of autoregressive
+the identity, so data should be standardised first (``flow.with_transform(bijections.Standardise.fit(x))``), or the box
+of a spline misses them. Whatever else is given (``hidden``, ``activation``, ``residual``; ``inverse`` of autoregressive
 layers) goes to the layers' networks: see :class:`Coupling` and :class:`Autoregressive`. Coupling flows take two
 features or more; autoregressive ones take one, too.
 """
@@ -14,21 +14,21 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from cflow.bases import Normal
-from cflow.discrete.autoregressive import Autoregressive
-from cflow.discrete.bijection import Bijection, Compose, Inverse
-from cflow.discrete.coupling import Coupling
-from cflow.discrete.elementwise import Elementwise
+from cflow.bijections import Bijection, Compose, Inverse, LULinear, Orthogonal
 from cflow.discrete.flow import NormalizingFlow
-from cflow.discrete.lu import LULinear
-from cflow.discrete.mixture import MixtureLogistic
-from cflow.discrete.monotone import IntegratedNetwork, SigmoidalNetwork
-from cflow.discrete.orthogonal import Orthogonal
-from cflow.discrete.planar_flow import Planar
-from cflow.discrete.polynomials import Bernstein, SumOfSquares
-from cflow.discrete.radial_flow import Radial
-from cflow.discrete.rational_quadratic import RationalQuadratic
-from cflow.discrete.sylvester_flow import Sylvester
-from cflow.discrete.univariate import Additive, Affine, Univariate
+from cflow.discrete.pushes import Planar, Radial, Sylvester
+from cflow.discrete.structure import Autoregressive, Coupling, Elementwise
+from cflow.discrete.univariate import (
+    Additive,
+    Affine,
+    Bernstein,
+    IntegratedNetwork,
+    MixtureLogistic,
+    RationalQuadratic,
+    SigmoidalNetwork,
+    SumOfSquares,
+    Univariate,
+)
 
 __all__ = ["PRESETS"]
 

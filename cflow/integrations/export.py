@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import cflow
 from cflow.arguments import check_integer
+from cflow.bijections import Map
 from cflow.continuous import ContinuousFlow
-from cflow.data import Dequantise, Logit
 from cflow.divergence import Analytic
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import outline
@@ -172,7 +172,7 @@ class Sampler(nn.Module):
             u = transport(self.flow, z, 0.0, 1.0, context, None, solver=self.solver, guidance=self.guidance).y
         else:
             u, _ = self.flow._decode(z, context, None, ladj=False)
-        return self.flow.postprocess(u)[0]
+        return self.flow.postprocess(u, context)[0]
 
 
 class LogProb(nn.Module):
@@ -185,7 +185,7 @@ class LogProb(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if not isinstance(self.flow, ContinuousFlow):
             return self.flow.log_prob(x, context)
-        u, outer = self.flow.preprocess(x)
+        u, outer = self.flow.preprocess(x, context)
         options = {"ladj": True, "solver": self.solver, "divergence": Analytic()}
         solution = transport(self.flow, u, 1.0, 0.0, context, None, **options)
         return self.flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer
@@ -260,16 +260,17 @@ def _part(flow, what: str, solver, guidance) -> Part:
         )
     if what == "log_prob":
         flow._check({}, what)  # whether it has a density
-    looking = [type(each).__name__ for each in flow.transform if isinstance(each, Dequantise | Logit)]
+    maps = [each for each in flow.modules() if isinstance(each, Map)]
+    looking = sorted({type(each).__name__ for each in maps if each.reads_values or each.draws} - {"Compose"})
     if what == "log_prob" and looking:
         raise ValueError(
-            f"export(what='log_prob'): the transform {looking[0]} looks at its values, whether they are in range, and "
-            f"a graph cannot; export the flow without its transform, or call flow.log_prob."
+            f"export(what='log_prob'): the map {looking[0]} looks at its values, whether they are in range, or draws, "
+            f"and a graph cannot; export the flow without its transform, or call flow.log_prob."
         )
     if continuous and what != "network":
         given["solver"] = _traceable(flow.solver if solver is None else solver)
     module = copy.deepcopy(PARTS[what](flow, **given)).eval().requires_grad_(False)
-    inputs = [("x", flow.event_shape, flow.dtype)]
+    inputs = [("x", flow.model_shape if what == "network" else flow.event_shape, flow.dtype)]
     if what == "sampler":
         inputs = [("z", flow.latent_shape, flow.dtype)]
     if what == "network":
@@ -298,14 +299,15 @@ def _example(part: Part, size: int) -> tuple[Tensor, ...]:
     flow = part.module.flow
     generator = torch.Generator(device=flow.device).manual_seed(size)
     inputs = []
+    context = None if flow.context_shape is None else torch.zeros(size, *flow.context_shape, device=flow.device)
     for name, shape, dtype in part.inputs:
         if name == "t":
             value = torch.linspace(0, 1, size, device=flow.device)
         elif name == "context":
-            value = torch.zeros(size, *shape, device=flow.device)
+            value = context
         else:
             value = flow.base.sample((size,), generator=generator).reshape(size, *shape)
-            value = flow.postprocess(value)[0] if part.output == "log_prob" else value
+            value = flow.postprocess(value, context)[0] if part.output == "log_prob" else value
         inputs.append(value.to(dtype))
     return tuple(inputs)
 
@@ -314,7 +316,7 @@ def _described(flow, what: str, part: Part, batch: int | None) -> dict:
     """Says in plain values what a file computes."""
     show = lambda shape: ["batch" if batch is None else batch, *shape]
     name = lambda dtype: str(dtype).removeprefix("torch.")
-    output = torch.Size() if what == "log_prob" else flow.event_shape
+    output = {"log_prob": torch.Size(), "network": flow.model_shape}.get(what, flow.event_shape)
     description = {
         "format": "cflow export 1",
         "what": what,

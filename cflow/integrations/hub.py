@@ -132,7 +132,7 @@ def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None)
         reads = "none" if flow.context_shape is None else shown(flow.context_shape)
         facts["context"] = f"a label, 0 to {classes - 1}" if classes else reads
         facts["likelihood"] = flow.likelihood
-        facts["transforms"] = ", ".join(type(each).__name__ for each in flow.transform) or "none"
+        facts["transforms"] = ", ".join(type(each).__name__ for each in flow.transform.maps) or "none"
         told = (
             (name, value) for name, value in configuration(flow).items() if name in ("field", "base", "path", "solver")
         )

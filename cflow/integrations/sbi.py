@@ -12,8 +12,8 @@ import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalVectorFieldEstimator
 from torch import Size, Tensor, nn
 
+from cflow.bijections import Map, Standardise
 from cflow.continuous import ContinuousFlow
-from cflow.data import DataTransform, Standardise
 from cflow.flow import BaseFlow
 from cflow.objectives import FlowMatching, MaximumLikelihood, Objective
 
@@ -94,7 +94,7 @@ def density_estimator(
     likelihood: bool = False,
     embedding: nn.Module | None = None,
     standardise: bool = True,
-    transform: Sequence[DataTransform] = (),
+    transform: Sequence[Map] = (),
     objective: Objective | None = None,
     **options,
 ) -> Callable[[Tensor, Tensor], FlowEstimator]:
@@ -219,7 +219,7 @@ def _contexts(estimator, condition: Tensor) -> Tensor:
 class _Encode(nn.Module):
     """Applies a transform without its log-determinant, which conditions have no use for."""
 
-    def __init__(self, transform: DataTransform):
+    def __init__(self, transform: Map):
         super().__init__()
         self.transform = transform
 

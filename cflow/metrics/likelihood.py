@@ -15,8 +15,8 @@ def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int
 
     .. math:: -\frac{\log p(x)}{D \log 2} \quad (+ \log_2 L \text{ where } p \text{ is a density on } x / L)
 
-    A flow that carries :class:`cflow.data.Dequantise` gives the log-probability of the integer levels already: leave
-    ``levels`` out. Pass it only where ``log_prob`` is the density of images scaled to [0, 1].
+    A flow that carries :class:`cflow.bijections.Dequantise` gives the log-probability of the integer levels already:
+    leave ``levels`` out. Pass it only where ``log_prob`` is the density of images scaled to [0, 1].
 
     Shapes: ``log_prob [*batch]`` gives ``[*batch]``, lower is better.
 

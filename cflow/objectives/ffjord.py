@@ -162,23 +162,26 @@ class FFJORD(MaximumLikelihood):
     def prepare(self, base: nn.Module, x: tuple, context: Tensor | None = None, generator=None) -> FFJORDBatch:
         batch = super().prepare(base, x, context, generator)
         u = batch.u
-        probe = self.divergence.begin(u, generator)
+        # Where a transform is trained, data are still outside of it; probes are of the shape of what is modelled.
+        inside = u if u.shape[1:] == base.event_shape else u.new_empty((len(u), *base.event_shape))
+        probe = self.divergence.begin(inside, generator)
         length = None
         if self.steer > 0:
             length = 1 + self.steer * (2 * torch.rand((), generator=generator, dtype=u.dtype, device=u.device) - 1)
         return FFJORDBatch(u, batch.ladj, context, batch.drop, probe, length)
 
-    def loss(self, flow: nn.Module, batch: FFJORDBatch) -> Tensor:
+    def loss(self, flow: nn.Module, batch: FFJORDBatch, *, generator=None) -> Tensor:
         self._check_flow(flow)
+        u, outer = self._modelled(flow, batch, generator)
         length = batch.length if flow.training else None
         context = self.dropped(flow, batch.context, batch.drop)
         solution = flow.transport(
-            batch.u, 1.0, 0.0, context, ladj=True, quadratures=self._energies, solver=self.solver,
+            u, 1.0, 0.0, context, ladj=True, quadratures=self._energies, solver=self.solver,
             divergence=self.divergence if batch.probe is None else _Drawn(self.divergence, batch.probe),
             guidance=None if length is None else functools.partial(Lengthened, length=length),
         )  # fmt: skip
         self._check_success(solution)
-        nats = -(flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + batch.ladj)
+        nats = -(flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer)
         # Over its own time a stretch of length T has an energy T times smaller than over [0, 1].
         walked = {name: solution.quadratures[name] / (1.0 if length is None else length) for name in self._energies}
         loss = nats

@@ -109,7 +109,7 @@ class MultiMarginal(Objective):
     def members(self) -> int:
         return len(self.times)
 
-    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
+    def preprocess(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
         """Carries every member to what the flow models, by the flow's transforms."""
         if x.dim() < 2 or x.shape[1] != self.members:
             raise ValueError(
@@ -117,7 +117,8 @@ class MultiMarginal(Objective):
                 f"{self.members} samples; pass a tensor [B, {self.members}, *event] such as data.Snapshots gives."
             )
         count = len(x)
-        u, _ = flow.preprocess(rearrange(x, "b k ... -> (b k) ..."), generator=generator)
+        context = on_tensors(lambda each: each.repeat_interleave(self.members, 0), context)
+        u, _ = flow.preprocess(rearrange(x, "b k ... -> (b k) ..."), context, generator=generator)
         return rearrange(u, "(b k) ... -> b k ...", b=count, k=self.members)
 
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> MultiMarginalBatch:

@@ -53,6 +53,13 @@ class Objective(nn.Module):
     data sample, ``[B, 2, *event]``; and so on. 0 for none: the flow's own draws do, ``x`` is ``[B, 0]``, and the data
     are the contexts alone, or nothing where the flow reads none."""
 
+    trains_transform: bool = False
+    """Whether the loss holds the contributions of the flow's transforms, so that what is learned in them can be trained
+    by it. Where it does not, the transform would shrink the data to a point, and a learned one is refused."""
+
+    in_model_space: bool = False
+    """Whether the data are given as what the flow models, to which transforms are not applied again."""
+
     tells: tuple[str, ...] = ()
     """Names of the numbers that the loss tells beside itself, the same throughout a run."""
 
@@ -84,14 +91,14 @@ class Objective(nn.Module):
             condition_dropout=self.condition_dropout,
         )
 
-    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
+    def preprocess(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
-        if self.members is None:
-            return flow.preprocess(x, generator=generator)[0]
-        if self.members == 0:
+        if self.members == 0 or self.in_model_space:
             return x
+        if self.members is None:
+            return flow.preprocess(x, context, generator=generator)[0]
         x0, x1 = x.unbind(1)
-        x1, _ = flow.preprocess(x1, generator=generator)
+        x1, _ = flow.preprocess(x1, context, generator=generator)
         return torch.stack((x0.to(x1.dtype), x1), 1)
 
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
@@ -121,6 +128,18 @@ class Objective(nn.Module):
     def review(self, history: Sequence[dict[str, Any]]) -> None:
         """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""
 
+    def check_transform(self, flow: nn.Module) -> None:
+        """Raises where the flow's transforms have something to learn that this objective cannot train."""
+        if self.trains_transform:
+            return
+        learned = [name for name, each in flow.transform.named_parameters() if each.requires_grad]
+        if learned:
+            raise ValueError(
+                f"{type(self).__name__}: the flow's transform has parameters to train (transform.{learned[0]}), and a "
+                f"loss without their log-determinant would shrink the data to a point; freeze it by "
+                f"flow.transform.requires_grad_(False), or train by MaximumLikelihood."
+            )
+
     def draw_dropped(self, count: int, generator, device) -> Tensor | None:
         """Draws which items lose their condition, ``[count]`` of bool; None where none do."""
         if self.condition_dropout == 0:
@@ -139,9 +158,15 @@ class Objective(nn.Module):
         return flow.drop_condition(context, drop)
 
     def make_batch(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
-        """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked."""
-        u = self.preprocess(flow, flow.cast(x), generator)
-        return self.prepare(flow.base, u, flow.cast(context), generator)
+        """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked.
+
+        Raises:
+            ValueError: where the flow's transforms have something to learn that this objective cannot train.
+        """
+        self.check_transform(flow)
+        context = flow.cast(context)
+        u = self.preprocess(flow, flow.cast(x), context, generator)
+        return self.prepare(flow.base, u, context, generator)
 
     def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
         return self.loss(flow, self.make_batch(flow, x, context, generator))

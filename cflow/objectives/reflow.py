@@ -49,12 +49,11 @@ class Reflow(RectifiedFlow):
         torch.Size([16])
     """
 
+    in_model_space = True
+
     def __init__(self, times=None, error=None, weight=None, condition_dropout: float = 0.0):
         super().__init__(Uniform() if times is None else times, error, weight, condition_dropout)
         self.coupling = Paired()
-
-    def preprocess(self, flow: nn.Module, x: Tensor, generator=None) -> Tensor:
-        return x
 
 
 @register("objectives.Distillation")
@@ -137,7 +136,7 @@ class Distillation(Reflow):
 
     def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
         if self.teacher is not None:
-            shapes = [(each.event_shape, each.context_shape) for each in (flow, self.teacher)]
+            shapes = [(each.model_shape, each.context_shape) for each in (flow, self.teacher)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"Distillation(teacher=...): the flow's events and contexts are of shapes {shapes[0]}, the "

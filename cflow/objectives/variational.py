@@ -43,7 +43,7 @@ class Variational(Objective):
     ``objective(flow, context=contexts)``.
 
     The flow is a bijection of the target's support: where that is not the whole space, give it a transform onto it
-    (``flow.with_transform(data.Logit(2))``). Outside the support ``log_joint`` is ``-inf``, and so is the bound.
+    (``flow.with_transform(bijections.Logit(2))``). Outside the support ``log_joint`` is ``-inf``, and so is the bound.
 
     Args:
         log_joint: the target, up to a constant.
@@ -59,6 +59,7 @@ class Variational(Objective):
     teaches = "density"
     members = 0
     plans = False  # preparation is one draw
+    trains_transform = True
 
     least: ClassVar[int] = 1  # samples
     exact: ClassVar[bool] = False  # whether an unbiased estimate of the flow's density will not do
@@ -227,7 +228,7 @@ class PathDerivative(Variational):
 def drawn(flow: BaseInvertibleFlow, z: Tensor, context: Tensor | None) -> Tensor:
     """Carries latents to the data space without their log-determinant, ``[N, *event]``."""
     u, _ = flow._decode(z, context, None, ladj=False)
-    return flow.postprocess(u)[0]
+    return flow.postprocess(u, context)[0]
 
 
 def along(flow: BaseInvertibleFlow, x: Tensor, context: Tensor | None) -> Tensor:

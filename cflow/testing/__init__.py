@@ -5,7 +5,7 @@ what they are given, and draw from fixed generators.
 """
 
 from cflow.testing.bases import check_base
-from cflow.testing.bijections import check_bijection, check_univariate
+from cflow.testing.bijections import check_bijection, check_surjection, check_univariate
 from cflow.testing.couplings import check_coupling
 from cflow.testing.divergences import check_divergence
 from cflow.testing.fields import check_field
@@ -29,6 +29,7 @@ __all__ = [
     "check_objective",
     "check_path",
     "check_solver",
+    "check_surjection",
     "check_times",
     "check_univariate",
 ]

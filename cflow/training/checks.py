@@ -89,7 +89,8 @@ def check_data(
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
     """Raises where the shapes of a batch are not those of the flow."""
     without_x = objective.members == 0
-    count = len(x) if without_x else _check_shape(x, flow.event_shape, f"fit({what}=...)", "[N", objective.members)
+    event = flow.model_shape if objective.in_model_space else flow.event_shape
+    count = len(x) if without_x else _check_shape(x, event, f"fit({what}=...)", "[N", objective.members)
     pair = f"fit({what}=contexts)" if without_x else f"fit({what}=(x, context))"
     if flow.context_shape is None and context is not None:
         raise ValueError(
@@ -144,7 +145,7 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
     """Checks the arguments that stand alone."""
     for name, value, methods, example in (
         ("flow", flow, ("parameters", "preprocess", "cast", "record"), "cflow.ContinuousFlow(...)"),
-        ("objective", objective, ("make_batch", "loss", "entry"), "objectives.FlowMatching()"),
+        ("objective", objective, ("make_batch", "loss", "entry", "check_transform"), "objectives.FlowMatching()"),
         ("schedule", options.schedule, ("__call__",), "training.Cosine(warmup=100)"),
     ):
         if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
@@ -177,6 +178,7 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
             f"fit(patience={options.patience}, validation=None): what is to improve is the validation loss; pass "
             f"validation=... as well, or leave patience away."
         )
+    objective.check_transform(flow)
     if options.resume and options.out is None:
         raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")
     if not any(each.requires_grad for part in (flow, objective) for each in _parameters(part)):

@@ -111,7 +111,8 @@ def fit(
     rows, and with ``across_processes`` the same draws.
 
     Args:
-        flow: the flow; it goes to the device that accelerate chooses, or to ``device``.
+        flow: the flow; it goes to the device that accelerate chooses, or to ``device``. What is learned in its
+            transforms is trained as well, by objectives whose loss is a likelihood.
         objective: what is minimised. Its own parameters are trained where they require gradients.
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
             ``(x, context)``, or a loader of batches of these. A dataset whose items make no tensors by torch's own
@@ -166,7 +167,8 @@ def fit(
 
     Raises:
         ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for data that are missing,
-            or that the objective has no use for; for a loader with ``across_processes``; for a folder with checkpoints
+            or that the objective has no use for; for a transform with parameters to train, which a matching loss
+            would collapse; for a loader with ``across_processes``; for a folder with checkpoints
             when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
         FloatingPointError: where the loss or a gradient is not finite, or a validation (with ``patience``: none of
             them is); the weights stay as they were before that step. On the CPU it is raised at the step, on an

@@ -66,10 +66,11 @@ class Loop:
         self.tells: tuple[str, ...] = tuple(getattr(self.objective, "tells", ()))
         self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and what the objective tells, of each step
         self.interrupt = Interrupt(patience=5.0 if self.processes.several else 0.0)
-        base = getattr(self.flow, "base", None)
-        inward = [base, getattr(self.flow, "transform", None)]
-        # A learned base or transform changes with every step: then nothing runs ahead.
-        self.learned = any(each.requires_grad for part in inward if part is not None for each in part.parameters())
+        base, transform = getattr(self.flow, "base", None), self.flow.transform
+        held = [*(() if base is None else base.parameters()), *transform.parameters()]
+        # What the preparation goes through must not change with the steps, or only in line: then nothing runs ahead.
+        self.learned = transform.is_trained or any(each.requires_grad for each in held)
+        self.learned |= self.trained.sharded and bool(held)
         workers = self.options.workers or default_workers(self.device)
         self.workers = workers
         ahead_pays = getattr(self.objective, "plans", True)

@@ -171,7 +171,8 @@ def _shard(flow, count, context, data, seed, index, batch_size, solver, guidance
     if data is None:
         begin = flow.cast(flow.base.sample((count,), generator=generator))
     else:
-        begin = flow.preprocess(flow.cast(data), generator=generator)[0]
+        every = None if context is None else flow.cast(context)
+        begin = flow.preprocess(flow.cast(data), every, generator=generator)[0]
     ends = []
     for first in range(0, count, batch_size):
         here = None if context is None else flow.cast(context[first : first + batch_size])

@@ -158,9 +158,9 @@ def _joined(sets: list[Pairs], flow, name: str):
                 f"{name}(pairs={type(each).__name__}): pairs are read from their folder; pass what "
                 f"training.generate_pairs returned, training.Pairs(folder), or a list of these."
             )
-        if each.x.shape[2:] != flow.event_shape or (each.context is None) != (flow.context_shape is None):
+        if each.x.shape[2:] != flow.model_shape or (each.context is None) != (flow.context_shape is None):
             raise ValueError(
-                f"{name}(pairs={each!r}): the flow's events are {tuple(flow.event_shape)} and its context "
+                f"{name}(pairs={each!r}): the flow's events are {tuple(flow.model_shape)} inside and its context "
                 f"{flow.context_shape}; pass pairs that this flow, or one of the same shapes, has made."
             )
     x = torch.cat([each.x for each in sets])

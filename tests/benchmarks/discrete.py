@@ -156,7 +156,7 @@ def memory(options):
         for kind in (discrete.Compose, discrete.Reversible):
             torch.manual_seed(0)
             flow = discrete.realnvp(16, layers=depth)
-            composed = kind(*flow.bijection.bijections)
+            composed = kind(*flow.bijection.maps)
             unsettled(composed.parameters())
             kept = {}
 

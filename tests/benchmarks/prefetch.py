@@ -15,7 +15,7 @@ import time
 import torch
 
 import cflow
-from cflow import bases, couplings, data, fields, objectives, paths, training
+from cflow import bases, bijections, couplings, data, fields, objectives, paths, training
 from cflow.training.preparation import default_workers
 
 
@@ -28,7 +28,7 @@ def build(width, network="unet"):
         field, x = fields.UNet(1, 8, width=width, attention=()), images.train
     shape = x.shape[1:]
     flow = cflow.ContinuousFlow(field, bases.Normal(shape), path=paths.Linear())
-    return flow.with_transform(data.Dequantise(shape, images.levels), data.Rescale(shape)), x
+    return flow.with_transform(bijections.Dequantise(shape, images.levels), bijections.Rescale(shape)), x
 
 
 def step_time(asked, coupling, steps, **options):

@@ -36,9 +36,9 @@ def recipe():
 
 def fit(method, theta, x, options, task, seconds):
     """Trains as the recipe does, or for as many steps as there is time: (draw, report)."""
-    from cflow import data, training
+    from cflow import bijections, training
 
-    scale = data.Standardise.fit(x)
+    scale = bijections.Standardise.fit(x)
     context = scale.encode(x)[0]
     options.flow = method
 

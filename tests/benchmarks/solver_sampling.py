@@ -23,7 +23,20 @@ import numpy as np
 import torch
 
 import cflow
-from cflow import bases, couplings, data, fields, guidance, metrics, objectives, paths, solvers, times, training
+from cflow import (
+    bases,
+    bijections,
+    couplings,
+    data,
+    fields,
+    guidance,
+    metrics,
+    objectives,
+    paths,
+    solvers,
+    times,
+    training,
+)
 
 CALLS = (4, 8, 16, 32)
 GENERIC = {
@@ -64,7 +77,7 @@ def digits(options):
         shape = images.event_shape
         field = fields.UNet(shape[0], shape[1], width=32, attention=(), classes=10)
         flow = cflow.ContinuousFlow(field, bases.Normal(shape), path=paths.Linear(), context_shape=())
-        flow = flow.with_transform(data.Dequantise(shape, images.levels), data.Rescale(shape))
+        flow = flow.with_transform(bijections.Dequantise(shape, images.levels), bijections.Rescale(shape))
         objective = objectives.FlowMatching(times=times.Stratified(times.Uniform()), condition_dropout=0.1)
         training.fit(
             flow, objective, (images.train, images.train_labels), steps=700, batch_size=128, lr=2e-3, seed=options.seed,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cflow import discrete
-from cflow.discrete.masked import MaskedConditioner, levels_of
+from cflow.discrete.structure.masked import MaskedConditioner, levels_of
 from cflow.testing.solvers.operations import Operations
 
 DAG = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], dtype=torch.bool)

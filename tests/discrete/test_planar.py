@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cflow import discrete
-from cflow.discrete.planar_flow import excess, log_slope, positive, undo_push
+from cflow.discrete.pushes.planar import excess, log_slope, positive, undo_push
 from cflow.testing.bijections import _jacobians as jacobians
 
 STEEP = (-200.0, -40.0, -10.0, -1.0, -0.3, 0.0, 1e-4, 1.0, 5.0, 180.0, 1e4)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cflow.discrete.rootfinding import invert
+from cflow.discrete.univariate.rootfinding import invert
 
 
 def from_slope(function, slope):

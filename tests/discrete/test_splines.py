@@ -6,8 +6,8 @@ import scipy.interpolate
 import torch
 
 from cflow.discrete import CubicSpline, LinearSpline, QuadraticSpline
-from cflow.discrete.knots import within
-from cflow.discrete.splines import _cubic, _rise, _root
+from cflow.discrete.univariate.knots import within
+from cflow.discrete.univariate.splines import _cubic, _rise, _root
 
 EPS = torch.finfo(torch.float32).eps
 FAMILIES = [

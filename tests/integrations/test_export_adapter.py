@@ -9,7 +9,7 @@ import torch
 
 import cflow
 from cflow import bases, discrete, divergence, fields, guidance, paths, solvers
-from cflow.data import Dequantise, Logit, Rescale, Standardise
+from cflow.bijections import Dequantise, Logit, Rescale, Standardise
 from cflow.integrations import export
 
 FRESH = """

@@ -12,7 +12,7 @@ import torch
 
 import cflow
 from cflow import bases, discrete, fields, paths
-from cflow.data import Dequantise, Rescale
+from cflow.bijections import Dequantise, Rescale
 from cflow.integrations import hub
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="an extra: pip install huggingface_hub")

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 import cflow
 from cflow import bases, discrete, fields, paths, solvers
-from cflow.data import Dequantise, Logit
+from cflow.bijections import Dequantise, Logit
 
 pyro = pytest.importorskip("pyro", reason="Pyro is an extra: pip install pyro-ppl")
 

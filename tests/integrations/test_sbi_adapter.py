@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 import cflow
 from cflow import bases, discrete, fields, objectives, paths, solvers
-from cflow.data import Logit, Standardise
+from cflow.bijections import Logit, Standardise
 
 # zuko, which comes with sbi, turns off the argument checks of torch.distributions: on again for all other tests.
 checks = Distribution._validate_args

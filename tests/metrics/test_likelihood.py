@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cflow.data import Dequantise
+from cflow.bijections import Dequantise
 from cflow.metrics import bits_per_dim
 
 

@@ -22,7 +22,7 @@ from ffjord_standins import (
 from torch import nn
 
 import cflow
-from cflow import bases, data, discrete, divergence, fields, objectives, paths, solvers, training
+from cflow import bases, bijections, discrete, divergence, fields, objectives, paths, solvers, training
 
 
 @pytest.mark.parametrize("how", DIVERGENCES)
@@ -79,7 +79,7 @@ def test_the_estimated_norm_is_the_squared_length_of_the_probes_product(generato
 
 
 def test_transforms_are_part_of_the_loss(generator):
-    flow = linear_flow().with_transform(data.Standardise(2, loc=5.0, scale=3.0).double())
+    flow = linear_flow().with_transform(bijections.Standardise(2, loc=5.0, scale=3.0).double())
     x = 5 + 3 * points(generator)
     loss = objectives.FFJORD(divergence.Exact(), solver=solvers.Dopri5(**TIGHT))(flow, x)
     assert torch.allclose(loss, nats_of(flow.field, (x - 5) / 3) + 2 * math.log(3), atol=1e-8)

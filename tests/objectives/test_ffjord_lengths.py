@@ -66,11 +66,11 @@ def test_the_base_end_is_the_random_one(generator, solver):
 def test_lengths_are_uniform_and_one_for_the_batch(generator):
     objective = objectives.FFJORD(steer=0.4)
     x = torch.zeros(3, 2, dtype=torch.float64)
-    drawn = [objective.prepare(None, (x, 0.0), None, generator).length for _ in range(2000)]
+    drawn = [objective.prepare(bases.Normal(2), (x, 0.0), None, generator).length for _ in range(2000)]
     assert all(each.shape == () for each in drawn)
     law = scipy.stats.uniform(0.6, 0.8)
     assert scipy.stats.kstest(torch.stack(drawn).numpy(), law.cdf).pvalue > 1e-4  # fails once in 10,000 seeds
-    assert objectives.FFJORD().prepare(None, (x, 0.0), None, generator).length is None
+    assert objectives.FFJORD().prepare(bases.Normal(2), (x, 0.0), None, generator).length is None
 
 
 @pytest.mark.parametrize("way", ["exact", "analytic"])

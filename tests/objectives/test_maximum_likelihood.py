@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, data, discrete, fields, objectives, paths, training
+from cflow import bases, bijections, discrete, fields, objectives, paths, training
 
 
 def flow_of(features=2, **options):
@@ -15,9 +15,9 @@ def flow_of(features=2, **options):
 
 def test_the_loss_is_the_negative_log_density_of_the_data_as_measured(generator):
     x = 5 + 3 * torch.randn(7, 2, generator=generator)
-    flow = flow_of().with_transform(data.Standardise(2, loc=5.0, scale=3.0))
+    flow = flow_of().with_transform(bijections.Standardise(2, loc=5.0, scale=3.0))
     assert torch.allclose(objectives.MaximumLikelihood()(flow, x), -flow.log_prob(x))
-    bounded = flow_of().with_transform(data.Logit(2))
+    bounded = flow_of().with_transform(bijections.Logit(2))
     x = torch.rand(7, 2, generator=generator)
     assert torch.allclose(objectives.MaximumLikelihood()(bounded, x), -bounded.log_prob(x))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, couplings, data, discrete, divergence, fields, objectives, paths, solvers
+from cflow import bases, bijections, couplings, discrete, divergence, fields, objectives, paths, solvers
 from cflow.testing import check_objective
 
 NORMAL = lambda x: -0.5 * (x - 1).square().sum(1)
@@ -61,7 +61,7 @@ MEMBERS = {
     "MaximumLikelihood": lambda: (objectives.MaximumLikelihood(), discrete.nsf(2, layers=2), rows(6, 2)),
     "MaximumLikelihood of integers": lambda: (
         objectives.MaximumLikelihood(),
-        discrete.maf(2, layers=1).with_transform(data.Dequantise(2, 4)), torch.tensor([[0, 3], [2, 1]]),
+        discrete.maf(2, layers=1).with_transform(bijections.Dequantise(2, 4)), torch.tensor([[0, 3], [2, 1]]),
     ),
     "FFJORD": lambda: (
         objectives.FFJORD(divergence.Hutchinson(), kinetic=0.1, jacobian=0.1, solver=solvers.RK4(steps=2), steer=0.2),
@@ -137,7 +137,7 @@ def test_the_suite_finds_a_mean_in_place_of_losses():
 def test_a_loss_of_steps_leaves_the_density():
     """Validation by another objective, or a look at a loss, is no training: flow and copies stay what they are."""
     flow = continuous()
-    scaled = flow.with_transform(data.Standardise(2, 1.0, 2.0))
+    scaled = flow.with_transform(bijections.Standardise(2, 1.0, 2.0))
     with torch.no_grad():
         objectives.Distillation(1)(scaled.eval(), rows(16, 2, 2))
     assert flow.likelihood == scaled.likelihood == "exact"
@@ -149,7 +149,7 @@ def test_records_are_copied_and_saved_and_not_shared(tmp_path):
     flow.record(objectives.FlowMatching(couplings.OptimalTransport(), condition_dropout=0.1))
     entry = cflow.TrainingEntry("objectives.FlowMatching", "velocity", "couplings.OptimalTransport", False, 0.1)
     copies = [
-        copy.deepcopy(flow), copy.copy(flow), flow.with_transform(data.Standardise(2, 1.0, 2.0)),
+        copy.deepcopy(flow), copy.copy(flow), flow.with_transform(bijections.Standardise(2, 1.0, 2.0)),
         flow.with_path(paths.Cosine()), cflow.load(cflow.save(flow, tmp_path / "model")),
     ]  # fmt: skip
     assert all(each.trained_by == (entry,) for each in copies)

@@ -10,7 +10,7 @@ from torch.distributions import Beta, MultivariateNormal, kl_divergence
 from variational_standins import LOG_Z, NORMAL, Linear, law, mean_gradient, pair, parameters
 
 import cflow
-from cflow import bases, data, discrete, fields, solvers, training
+from cflow import bases, bijections, discrete, fields, solvers, training
 from cflow.divergence import Hutchinson
 from cflow.objectives.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
 from cflow.objectives.variational import PathDerivative, ReverseKL
@@ -165,7 +165,7 @@ def test_transforms_onto_the_support_count(objective, generator):
     flow = (
         discrete.NormalizingFlow(discrete.LULinear(1), bases.Normal(1))
         .double()
-        .with_transform(data.Logit(1, alpha=0.0))
+        .with_transform(bijections.Logit(1, alpha=0.0))
     )
     beta = Beta(torch.tensor(2.0, dtype=F64), torch.tensor(3.0, dtype=F64))
     with torch.no_grad():
@@ -240,7 +240,7 @@ def flow_of(base, *transforms):
     ("flow", "message"),
     [
         (flow_of(bases.Empirical(torch.randn(8, 2))), "likelihood 'none'.*no density.*bases.Normal"),
-        (flow_of(bases.Normal(2), data.Dequantise(2)), "likelihood 'bound'.*leave them away"),
+        (flow_of(bases.Normal(2), bijections.Dequantise(2)), "likelihood 'bound'.*leave them away"),
         (flow_of(bases.Normal(2, loc=nn.Parameter(torch.zeros(2)))), "is learned.*Elementwise"),
     ],
 )

@@ -307,7 +307,7 @@ def test_pairs_are_split_and_only_their_data_end_is_transformed():
     seen = {}
 
     class Shifted(type(small_flow())):
-        def preprocess(self, x, *, generator=None):
+        def preprocess(self, x, context=None, *, generator=None):
             return x - 100, 0.0
 
     class Reflow(SmallMatching):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import cflow
-from cflow import bases, data, fields, guidance, objectives, paths, solvers, training
+from cflow import bases, bijections, fields, guidance, objectives, paths, solvers, training
 from cflow.testing import GaussianField
 
 
@@ -106,7 +106,7 @@ def test_classes_in_turn_and_guidance_within(tmp_path):
 
 
 def test_real_data_carried_back(tmp_path, generator):
-    flow = gaussian().with_transform(data.Standardise(2, loc=5.0, scale=2.0))
+    flow = gaussian().with_transform(bijections.Standardise(2, loc=5.0, scale=2.0))
     x = 5 + 2 * (0.7 + 0.3 * torch.randn(40, 2, generator=generator))
     pairs = training.generate_pairs(flow, 40, tmp_path / "back", data=x, solver=solvers.Dopri5(1e-7, 1e-7))
     x0, x1 = pairs.x.unbind(1)

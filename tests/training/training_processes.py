@@ -15,7 +15,7 @@ from torch import nn
 from training_standins import Regression, SmallMatching, Squares, data, small_flow
 
 import cflow
-from cflow import bases, couplings, fields, objectives, paths, solvers, times, training
+from cflow import bases, bijections, couplings, fields, objectives, paths, solvers, times, training
 
 STEPS, BATCH = 10, 24  # of the global batch
 WAYS = ("ddp", "fsdp")
@@ -31,6 +31,10 @@ def build(objective):
         flow = cflow.ContinuousFlow(
             field, bases.Normal(2), path=None if objective.startswith("Multi") else path, context_shape=()
         )
+    if objective == "FFJORD":  # whose loss trains what is learned in a transform
+        flow = flow.with_transform(bijections.Standardise(2, torch.full((2,), 1.5), learned=True))
+    if objective == "MeanFlow":  # frozen parameters are sharded as well, and data go through them
+        flow = flow.with_transform(bijections.Standardise(2, torch.full((2,), 1.5), learned=True).requires_grad_(False))
     return flow.double()
 
 

@@ -1,0 +1,134 @@
+"""Maps one after the other."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cflow.bijections.map import Cost, Map, weakest
+from cflow.registry import register
+from cflow.shapes import as_shape
+
+__all__ = ["Compose"]
+
+
+@register("bijections.Compose")
+class Compose(Map):
+    """Chains maps: ``encode`` applies them from the first to the last, ``decode`` from the last to the first.
+
+    Every member is given the whole context (those that read none ignore it), and those that draw the generator. What a
+    density behind the chain means is the weakest that a member promises; gradients pass through ``decode`` if they
+    pass through all. Members stay reachable by index, and a slice is a ``Compose`` of the same members.
+
+    Args:
+        maps: the members. Of none, the chain leaves everything as it is.
+        event_shape: the shape of one data point, where there are no members to tell; checked where there are.
+
+    Cost: the sum of the members'.
+
+    Raises:
+        TypeError: for a member that is no :class:`Map`.
+        ValueError: where there are neither members nor an ``event_shape``, the same module is given twice (its weights
+            would be tied in silence), shapes do not follow one another, or two members read contexts of different
+            shapes.
+
+    Example:
+        >>> import torch
+        >>> from cflow.bijections import LULinear, Permute
+        >>> both = Compose(Permute([1, 0]), LULinear(2))
+        >>> both.encode(torch.tensor([[1.0, 2.0]]))[0]
+        tensor([[2., 1.]], grad_fn=...)
+        >>> len(both), both[1]
+        (2, LULinear(features=2))
+    """
+
+    def __init__(self, *maps: Map, event_shape=None):
+        if not maps and event_shape is None:
+            raise ValueError(
+                "Compose(): there is nothing to compose; pass one map or more, or event_shape=... for a chain of none."
+            )
+        _check_members(maps)
+        event = as_shape(event_shape) if event_shape is not None else maps[0].event_shape
+        if maps and event != maps[0].event_shape:
+            raise ValueError(
+                f"Compose(event_shape={list(event)}): the first map ({type(maps[0]).__name__}) takes "
+                f"{list(maps[0].event_shape)}; leave event_shape away."
+            )
+        contexts = {each.context_shape for each in maps} - {None}
+        if len(contexts) > 1:
+            shown = " and ".join(str(list(each)) for each in sorted(contexts))
+            raise ValueError(f"Compose: members read contexts of the shapes {shown}; build all for one context.")
+        super().__init__(
+            event, contexts.pop() if contexts else None, latent_shape=maps[-1].latent_shape if maps else None
+        )
+        self.maps = nn.ModuleList(maps)
+        # Fixed here, so that calls which are compiled have nothing to ask.
+        self.likelihood = weakest(*(each.likelihood for each in maps))
+        self.has_rsample = all(each.has_rsample for each in maps)
+        self.draws, self.changes, self.measures, self.reads_values = (
+            any(getattr(each, name) for each in maps) for name in ("draws", "changes", "measures", "reads_values")
+        )
+        self.takes_integers = bool(maps) and maps[0].takes_integers
+        self.levels = maps[0].levels if maps else None
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        x, context = self.accept(x, context, "encode")
+        return chain(x, context, self._directions("encode"), generator)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        z, context = self.accept(z, context, "decode")
+        return chain(z, context, self._directions("decode"), generator)
+
+    def cost(self) -> Cost:
+        return sum((each.cost() for each in self.maps), Cost())
+
+    @property
+    def trained_from(self) -> int:
+        """The place of the first member that training changes (``len(self)`` where there is none)."""
+        return next((i for i, each in enumerate(self.maps) if each.is_trained), len(self.maps))
+
+    def _directions(self, method: str) -> list:
+        """Lists what to call, in order, each with whether it draws."""
+        maps = self.maps if method == "encode" else reversed(self.maps)
+        return [(getattr(each, method), each.draws) for each in maps]
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: int | slice) -> Map:
+        if not isinstance(index, slice):
+            return self.maps[index]
+        members = self.maps[index]
+        first = range(len(self))[index].start
+        inside = self.event_shape if first == 0 else self.maps[min(first, len(self)) - 1].latent_shape
+        return Compose(*members, event_shape=None if len(members) else inside)
+
+
+def chain(value: Tensor, context: Tensor | None, calls: list, generator=None) -> tuple[Tensor, Tensor]:
+    """Applies maps in turn and adds their contributions; ``calls`` are pairs ``(map, whether it draws)``."""
+    total = None
+    for call, draws in calls:
+        value, part = call(value, context, generator=generator) if draws else call(value, context)
+        total = part if total is None else total + part
+    return value, value.new_zeros(value.shape[0]) if total is None else total
+
+
+def _check_members(maps: tuple[Map, ...]) -> None:
+    """Raises for what is no map, shapes that do not follow, and modules or parameters that belong to two members."""
+    owner: dict[int, int] = {}
+    for i, each in enumerate(maps):
+        if not isinstance(each, Map):
+            raise TypeError(
+                f"Compose(..., {type(each).__qualname__}): item {i} is no bijections.Map; pass objects such as "
+                "discrete.Coupling(discrete.Affine(), features=6), or unpack a list with a star."
+            )
+        if i and each.event_shape != maps[i - 1].latent_shape:
+            raise ValueError(
+                f"Compose: item {i - 1} ({type(maps[i - 1]).__name__}) gives {list(maps[i - 1].latent_shape)} and item "
+                f"{i} ({type(each).__name__}) takes {list(each.event_shape)}; build both for the same shape."
+            )
+        for part in {id(part): part for part in (*each.modules(), *each.parameters())}.values():
+            if owner.setdefault(id(part), i) != i:
+                raise ValueError(
+                    f"Compose: items {owner[id(part)]} and {i} share a {type(part).__qualname__}, so their weights "
+                    "would be tied; build each layer anew, or pass copy.deepcopy(layer)."
+                )

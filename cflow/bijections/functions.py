@@ -1,0 +1,238 @@
+r"""Fixed functions, applied to every entry.
+
+Each is named after what ``encode`` does to data. For the other direction there is ``Inverse``: data that are positive
+are brought to the whole line by ``Inverse(Exp(shape))``, whose ``encode`` is the logarithm, and data in the unit
+interval by ``Inverse(Sigmoid(shape))``, the logit.
+
+Where a function maps to an interval, its result is kept on the last number inside, so that it can be decoded; numbers
+on the ends of the interval are decoded as if they were that number, and numbers beyond give NaN. Nothing inside gives
+an infinity.
+
+    >>> from cflow.bijections import Inverse
+    >>> Inverse(Exp(1)).encode(torch.tensor([[1.0], [7.389056]]))
+    (tensor([[0.],
+            [2.]]), tensor([ 0., -2.]))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from cflow.bijections.map import Bijection
+from cflow.registry import register
+from cflow.shapes import rows
+
+__all__ = ["Arcsinh", "Exp", "LeakyReLU", "Sigmoid", "Softplus", "Tanh"]
+
+
+class EntryMap(Bijection):
+    """Applies one function to every entry; a subclass gives it and its inverse, with log-derivatives.
+
+    Shapes: ``x [B, *event_shape]``, an event of any rank. Cost: a few operations.
+    """
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        z, ladj = self._map(self.accept(x, context, "encode")[0])
+        return z, rows(ladj).sum(-1)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        x, ladj = self._unmap(self.accept(z, context, "decode")[0])
+        return x, rows(ladj).sum(-1)
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__qualname__} does not define _map.")
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__qualname__} does not define _unmap.")
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.event_shape)}"
+
+
+@register("bijections.Exp")
+class Exp(EntryMap):
+    r"""Maps the line to the positive numbers: :math:`z = e^x`, :math:`\log|\det| = \sum_i x_i`.
+
+    For positive data, ``Inverse(Exp(shape))`` takes logarithms.
+
+    Example:
+        >>> Exp(2).encode(torch.tensor([[0.0, 1.0]]))
+        (tensor([[1.0000, 2.7183]]), tensor([1.]))
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__(event_shape)
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        largest = math.log(torch.finfo(x.dtype).max) * (1 - torch.finfo(x.dtype).eps)
+        return _onto(x.clamp(max=largest).exp(), 0.0, math.inf), x
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x = _within(z, 0.0, math.inf).log()
+        return x, -x
+
+
+@register("bijections.Sigmoid")
+class Sigmoid(EntryMap):
+    r"""Maps the line to the unit interval: :math:`z = 1 / (1 + e^{-x})`.
+
+    .. math:: \log|\det| = \sum_i \log \sigma(x_i) + \log \sigma(-x_i)
+
+    ``Inverse(Sigmoid(shape))`` is the logit, for numbers in the unit interval; for data that reach its ends, and that
+    should be refused where they lie outside, see :class:`Logit`.
+
+    Example:
+        >>> Sigmoid(1).decode(torch.tensor([[0.5], [1.0]]))[0]
+        tensor([[ 0.0000],
+                [16.6355]])
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__(event_shape)
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _onto(torch.sigmoid(x), 0.0, 1.0), log_slope_of_sigmoid(x)
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = _within(z, 0.0, 1.0)
+        return logit(z.log(), torch.log1p(-z))
+
+
+@register("bijections.Softplus")
+class Softplus(EntryMap):
+    r"""Maps the line to the positive numbers, as good as linearly above some tens: :math:`z = \log(1 + e^x)`.
+
+    .. math:: \log|\det| = \sum_i \log \sigma(x_i)
+
+    Example:
+        >>> Softplus(1).encode(torch.tensor([[0.0], [100.0]]))[0]
+        tensor([[  0.6931],
+                [100.0000]])
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__(event_shape)
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _onto(-logsigmoid(-x), 0.0, math.inf), logsigmoid(x)
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = _within(z, 0.0, math.inf)
+        correction = (-torch.expm1(-z)).log()
+        return z + correction, -correction
+
+
+@register("bijections.Tanh")
+class Tanh(EntryMap):
+    r"""Maps the line to the interval from -1 to 1: :math:`z = \tanh x`.
+
+    .. math:: \log|\det| = \sum_i \log(1 - \tanh^2 x_i) = \sum_i \log 4 + \log \sigma(2 x_i) + \log \sigma(-2 x_i)
+
+    Example:
+        >>> x, ladj = Tanh(1).decode(Tanh(1).encode(torch.tensor([[3.0], [50.0]]))[0])
+        >>> x
+        tensor([[3.0000],
+                [8.6643]])
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__(event_shape)
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _onto(torch.tanh(x), -1.0, 1.0), math.log(4.0) + logsigmoid(2 * x) + logsigmoid(-2 * x)
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = _within(z, -1.0, 1.0)
+        left, right = torch.log1p(z), torch.log1p(-z)
+        return 0.5 * (left - right), -left - right
+
+
+@register("bijections.LeakyReLU")
+class LeakyReLU(EntryMap):
+    r"""Scales what is negative: :math:`z = x` where :math:`x \ge 0`, and :math:`z = \text{slope} \cdot x` elsewhere.
+
+    Raises:
+        ValueError: if the slope is not positive and finite.
+
+    Example:
+        >>> LeakyReLU(2, slope=0.5).encode(torch.tensor([[-2.0, 2.0]]))
+        (tensor([[-1.,  2.]]), tensor([-0.6931]))
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], slope: float = 0.1):
+        super().__init__(event_shape)
+        if not 0 < slope < math.inf:
+            raise ValueError(
+                f"LeakyReLU(slope={slope}): with a slope of zero or below the function has no inverse; pass a positive "
+                "number such as 0.1."
+            )
+        self.slope = slope
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(x < 0, x * self.slope, x), self._logs(x, math.log(self.slope))
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(z < 0, z / self.slope, z), self._logs(z, -math.log(self.slope))
+
+    def _logs(self, value: Tensor, below: float) -> Tensor:
+        return torch.where(value < 0, below, torch.zeros_like(value))
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.event_shape)}, slope={self.slope}"
+
+
+@register("bijections.Arcsinh")
+class Arcsinh(EntryMap):
+    r"""Draws heavy tails in, as a logarithm does, and leaves small numbers alone.
+
+    .. math:: z = \operatorname{arsinh} x, \qquad
+        \log|\det| = - \sum_i \log \cosh z_i = -\tfrac{1}{2} \sum_i \log(1 + x_i^2)
+
+    Example:
+        >>> Arcsinh(2).encode(torch.tensor([[-1e6, 0.5]]))[0]
+        tensor([[-14.5087,   0.4812]])
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__(event_shape)
+
+    def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.asinh(x), -torch.hypot(x, torch.ones_like(x)).log()
+
+    def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_cosh = -logsigmoid(-2 * z) - z - math.log(2.0)
+        largest = math.asinh(torch.finfo(z.dtype).max) * (1 - torch.finfo(z.dtype).eps)
+        return torch.sinh(z.clamp(-largest, largest)), log_cosh
+
+
+def logit(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the logit of p with its log-slope, from the logarithms of p and of q = 1 - p."""
+    return log_p - log_q, -log_p - log_q
+
+
+def log_slope_of_sigmoid(x: Tensor) -> Tensor:
+    """Computes the logarithm of the sigmoid's slope, to the last digits far out as well."""
+    return logsigmoid(x) + logsigmoid(-x)
+
+
+def _last_inside(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Gives the first and the last number of an open interval; near 0 the smallest that is held in full precision."""
+    kind = torch.finfo(dtype)
+    ends = {0.0: kind.tiny, 1.0: 1 - kind.eps / 2, -1.0: -1 + kind.eps / 2, math.inf: kind.max}
+    return ends[low], ends[high]
+
+
+def _onto(value: Tensor, low: float, high: float) -> Tensor:
+    """Keeps what rounding brought to an end of the interval inside."""
+    return value.clamp(*_last_inside(low, high, value.dtype))
+
+
+def _within(value: Tensor, low: float, high: float) -> Tensor:
+    """Takes the ends of an interval as the last number inside, and what is beyond as no number."""
+    inside = value.clamp(*_last_inside(low, high, value.dtype))
+    return torch.where((value >= low) & (value <= high), inside, math.nan)

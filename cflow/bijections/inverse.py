@@ -1,0 +1,80 @@
+"""A bijection seen from its other side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from cflow.bijections.map import Bijection, Cost, Map
+from cflow.registry import register
+
+__all__ = ["Inverse"]
+
+
+@register("bijections.Inverse")
+class Inverse(Bijection):
+    """Views a bijection from the other side: its ``encode`` is the other's ``decode``. Weights are shared, not copied.
+
+    What measures its first batch in training (:class:`ActNorm`) does so on the side of the data also here: by
+    ``encode`` of this, and never by ``decode``.
+
+    Raises:
+        TypeError: for what is no :class:`Map`.
+        ValueError: for a :class:`Surjection` (or a chain with one), which has no inverse.
+
+    Example:
+        >>> import torch
+        >>> from cflow.bijections import LULinear
+        >>> layer = LULinear(2)
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> bool((Inverse(layer).decode(x)[0] == layer.encode(x)[0]).all())
+        True
+    """
+
+    def __init__(self, bijection: Map):
+        if not isinstance(bijection, Map):
+            raise TypeError(
+                f"Inverse({type(bijection).__qualname__}): this is no bijections.Map; pass an object such as "
+                "bijections.Exp(2)."
+            )
+        if bijection.likelihood == "bound":
+            raise ValueError(
+                f"Inverse({type(bijection).__name__}): a surjection maps many latents to one data point, so it has no "
+                "inverse; take its encode and decode as they are."
+            )
+        super().__init__(bijection.latent_shape, bijection.context_shape, latent_shape=bijection.event_shape)
+        self.bijection = bijection
+        self.likelihood, self.draws, self.has_rsample = bijection.likelihood, bijection.draws, bijection.has_rsample
+        self.changes, self.measures, self.reads_values = bijection.changes, bijection.measures, bijection.reads_values
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        return self._call("decode", x, context, generator)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        return self._call("encode", z, context, generator)
+
+    def cost(self) -> Cost:
+        return Cost(*reversed(self.bijection.cost()))
+
+    def _call(self, method: str, value: Tensor, context: Tensor | None, generator) -> tuple[Tensor, Tensor]:
+        call = getattr(self.bijection, method)
+        options = {"generator": generator} if self.draws else {}
+        if not (self.measures and self.training):
+            return call(value, context, **options)
+        with _turned(self.bijection):
+            return call(value, context, **options)
+
+
+@contextmanager
+def _turned(bijection: Map) -> Iterator[None]:
+    """Tells every map inside, for a while, that its other side is the data's."""
+    members = [each for each in bijection.modules() if isinstance(each, Map)]
+    for each in members:
+        each.turned = not each.turned
+    try:
+        yield
+    finally:
+        for each in members:
+            each.turned = not each.turned

@@ -1,0 +1,96 @@
+"""Flows that draw towards a centre, or push away from it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cflow.bijections import Bijection
+from cflow.discrete.pushes.planar import parameters_of, positive
+from cflow.registry import register
+
+__all__ = ["Radial"]
+
+
+@register("discrete.Radial")
+class Radial(Bijection):
+    r"""Draws towards a centre, or pushes away from it, by an amount that falls off with the distance.
+
+    .. math:: z = x_0 + \frac{r + s}{r + \alpha} (x - x_0), \quad r = \lVert x - x_0 \rVert, \qquad
+        \log|\det| = (D - 1) \log \frac{r + s}{r + \alpha} + \log \frac{r^2 + 2 \alpha r + \alpha s}{(r + \alpha)^2}
+
+    which is :math:`x + \beta (x - x_0) / (\alpha + r)` with :math:`\beta = s - \alpha`; it is invertible where
+    :math:`\alpha, s > 0`. Both are the softplus of a parameter, s in units of :math:`\alpha`, and one where it is zero:
+    the map starts at the identity, with a random centre.
+
+    ``decode`` is as direct as ``encode``: with :math:`R = \lVert z - x_0 \rVert`, r is the positive root of
+    :math:`r^2 + (s - R) r - \alpha R = 0`. Distances alone move, so what is called the closed form in other flows of
+    this kind exists in both directions.
+
+    Args:
+        features: the length of an event, D.
+        context: the width of a context that moves the centre and both raw numbers linearly; 0 for none.
+
+    Shapes: ``x [B, features]``, ``context [B, context]``. Cost: some operations on ``[B, features]``.
+
+    Raises:
+        ValueError: if ``features`` is not positive or ``context`` negative.
+
+    Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770, section 4.1 and
+    appendix A.2.
+
+    Example:
+        >>> layer = Radial(2)
+        >>> z, ladj = layer.encode(torch.ones(3, 2))
+        >>> torch.allclose(z, torch.ones(3, 2)), ladj.shape
+        (True, torch.Size([3]))
+    """
+
+    def __init__(self, features: int, context: int = 0):
+        if features < 1 or context < 0:
+            raise ValueError(
+                f"Radial(features={features}, context={context}): an event has at least one feature, and a context no "
+                "negative width; pass for example Radial(2)."
+            )
+        super().__init__(features, context or None)
+        self.features, self.context = features, context
+        self.center = nn.Parameter(torch.randn(features))
+        self.raw_reach, self.raw_pull = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.zeros(features + 2, context)) if context else None
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        x, context = self.accept(x, context, "encode")
+        center, reach, pull = self._parts(x, context)
+        away = x - center
+        r = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
+        return center + away * ((r + pull) / (r + reach)), self._ladj(r, reach, pull)
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        z, context = self.accept(z, context, "decode")
+        center, reach, pull = self._parts(z, context)
+        away = z - center
+        distance = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
+        # The root as a sum where it is one, and as a quotient where the sum would cancel.
+        half = 0.5 * (distance - pull)
+        product = reach * distance
+        root = (half.square() + product).sqrt()
+        outside = half > 0
+        r = torch.where(outside, half + root, product / torch.where(outside, 1.0, root - half))
+        return center + away * ((r + reach) / (r + pull)), -self._ladj(r, reach, pull)
+
+    def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gives the centre, alpha and s."""
+        raw = parameters_of(value, context, (self.center, self.raw_reach, self.raw_pull), self.weight)
+        center, reach, pull = raw.split([self.features, 1, 1], -1)
+        smallest = torch.finfo(raw.dtype).eps ** 2  # of two zeros there is no quotient
+        reach = positive(reach).clamp(min=smallest)
+        return center, reach, (reach * positive(pull)).clamp(min=smallest * smallest)
+
+    def _ladj(self, r: Tensor, reach: Tensor, pull: Tensor) -> Tensor:
+        whole = r + reach
+        # Quotients first: squares of small numbers would vanish.
+        slope = (r / whole) * ((r + 2 * reach) / whole) + (reach / whole) * (pull / whole)
+        return ((self.features - 1) * ((r + pull) / whole).log() + slope.log()).squeeze(-1)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}" + (f", context={self.context}" if self.context else "")

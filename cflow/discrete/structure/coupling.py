@@ -1,0 +1,124 @@
+"""Coupling layers: some features move, by functions of those that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cflow.bijections import Bijection, Cost
+from cflow.discrete.structure.conditioner import Conditioner
+from cflow.discrete.univariate.family import Univariate
+from cflow.registry import register
+
+__all__ = ["Coupling"]
+
+
+@register("discrete.Coupling")
+class Coupling(Bijection):
+    r"""Moves some features by univariate functions whose shape the other features choose.
+
+    .. math:: z_A = x_A, \qquad z_B = g\bigl(x_B; \theta(x_A, c)\bigr), \qquad
+        \log|\det| = \sum_{i \in B} \log g'(x_i; \theta_i)
+
+    Args:
+        univariate: the family of :math:`g`, such as ``discrete.RationalQuadratic()``.
+        features: the length of an event, 2 or more.
+        context: the width of the context; 0 for none.
+        mask: ``features`` truth values, true for those that move; by default the second half moves.
+        hidden, activation, residual: of the network, see :class:`Conditioner`.
+        network: a network of one's own instead, ``network(x_A [B, stay], context) -> [B, moved * univariate.size]``,
+            all raw numbers of the first moved feature first.
+
+    Shapes: ``x [B, features]``, ``context [B, context]``.
+
+    Cost: one pass of the network in either direction. Halves that are contiguous are cut and joined without a copy
+    of indices.
+
+    Raises:
+        ValueError: if nothing moves or nothing stays, or the network gives another number of raw numbers.
+
+    Source: Dinh et al., Density estimation using Real NVP, 2016, arXiv:1605.08803; Durkan et al., Neural Spline Flows,
+    2019, arXiv:1906.04032.
+
+    Example:
+        >>> from cflow.discrete import Affine
+        >>> layer = Coupling(Affine(), features=3, context=2)
+        >>> z, ladj = layer.encode(torch.randn(5, 3), torch.randn(5, 2))
+        >>> z.shape, ladj.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        univariate: Univariate,
+        features: int,
+        *,
+        context: int = 0,
+        mask: Sequence[bool] | Tensor | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        residual: bool = False,
+        network: nn.Module | None = None,
+    ):
+        super().__init__(features, context or None)
+        self.univariate, self.features, self.context = univariate, features, context
+        self.activation, self.residual = activation, residual
+        moves = [i >= features // 2 for i in range(features)] if mask is None else [bool(each) for each in mask]
+        if len(moves) != features or all(moves) or not any(moves):
+            raise ValueError(
+                f"Coupling(features={features}, mask={moves}): a mask has one truth value per feature, and some move "
+                f"while some stay; for a single feature use discrete.Elementwise."
+            )
+        self.mask = moves
+        stay, moved = ([i for i in range(features) if moves[i] is each] for each in (False, True))
+        self._cut = len(stay) if stay + moved == list(range(features)) else None
+        self._moved_first = moved + stay == list(range(features))
+        index = torch.tensor(stay + moved, device="cpu")
+        self.register_buffer("_index", index, persistent=False)
+        self.register_buffer("_back", index.argsort(), persistent=False)
+        self._sizes = [len(stay), len(moved)]
+        outputs = len(moved) * univariate.size
+        self.network = network
+        if network is None:
+            self.conditioner = Conditioner(
+                len(stay), outputs, context=context, hidden=hidden, activation=activation, residual=residual
+            )
+        self.hidden = tuple(hidden)
+
+    def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        return self._apply_to(x, context, "encode")
+
+    def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
+        return self._apply_to(z, context, "decode")
+
+    def cost(self) -> Cost:
+        return Cost(1, 1)
+
+    def _apply_to(self, value: Tensor, context: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
+        value, context = self.accept(value, context, method)
+        stay, moved = self._split(value)
+        raw = (self.conditioner if self.network is None else self.network)(stay, context)
+        shape = (*moved.shape, self.univariate.size)
+        if raw.shape != (moved.shape[0], shape[1] * shape[2]):
+            raise ValueError(
+                f"Coupling: the network gave raw numbers of shape {list(raw.shape)} for {shape[1]} features that move "
+                f"by {type(self.univariate).__name__} ({shape[2]} numbers each); it must give "
+                f"{[moved.shape[0], shape[1] * shape[2]]}."
+            )
+        moved, ladj = getattr(self.univariate, method)(moved, raw.reshape(shape))
+        return self._join(stay, moved), ladj.sum(-1)
+
+    def _split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self._moved_first:
+            return value.split(self._sizes[::-1], 1)[::-1]
+        if self._cut is None:
+            value = value.index_select(1, self._index)
+        return value.split(self._sizes, 1)
+
+    def _join(self, stay: Tensor, moved: Tensor) -> Tensor:
+        if self._moved_first:
+            return torch.cat((moved, stay), 1)
+        value = torch.cat((stay, moved), 1)
+        return value.index_select(1, self._back) if self._cut is None else value

@@ -1,0 +1,127 @@
+"""Masked networks: which unit may see which feature, and the pass over all features at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from cflow.discrete.structure.conditioner import ACTIVATIONS, check_hidden, walk, widths
+
+__all__ = ["MaskedConditioner", "levels_of"]
+
+
+def levels_of(adjacency: Tensor) -> Tensor:
+    """Gives each feature its level: 0 for those that depend on none, else one more than the highest it depends on.
+
+    Raises:
+        ValueError: if features depend on themselves, be it through others.
+
+    Example:
+        >>> levels_of(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.bool))
+        tensor([0, 1, 1])
+    """
+    level = torch.full((len(adjacency),), -1, dtype=torch.long, device="cpu")
+    for count in range(len(adjacency) + 1):
+        if bool((level >= 0).all()):
+            return level
+        free = (level < 0) & ~(adjacency & (level < 0)).any(1)
+        level[free] = count
+    stuck = (level < 0).nonzero().flatten().tolist()
+    raise ValueError(
+        f"adjacency: the features {stuck} depend on one another in a circle, so there is no order in which to invert; "
+        "row i names the features that feature i depends on, itself never among them."
+    )
+
+
+class MaskedConditioner(nn.Module):
+    r"""Computes each feature's raw numbers from the features it may depend on, all in one pass (MADE).
+
+    Every hidden unit is given a set of features it may see; a weight from unit a to unit b stays where a's set is
+    within b's. Units are sorted by the level of their set, so that what a level needs is a slice of every layer.
+
+    Args:
+        adjacency: ``[features, features]``, row i true for the features that feature i depends on.
+        size: raw numbers per feature.
+        context: the width of the context, which every unit sees; 0 for none.
+        hidden, activation, residual: see :class:`Conditioner`; with residual this is ResMADE.
+
+    Shapes: ``x [B, features]``, ``context [B, context]`` -> ``[B, features, size]``.
+
+    Source: Germain et al., MADE: Masked Autoencoder for Distribution Estimation, 2015, arXiv:1502.03509; Nash and
+    Durkan, Autoregressive Energy Machines, 2019, arXiv:1904.05626 (ResMADE).
+    """
+
+    fixed_buffers = True
+
+    def __init__(
+        self,
+        adjacency: Tensor,
+        size: int,
+        *,
+        context: int = 0,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        residual: bool = False,
+    ):
+        super().__init__()
+        hidden = check_hidden("Autoregressive", hidden, activation, residual)
+        adjacency = adjacency.detach().to("cpu", torch.bool)
+        self.features, self.size, self.context, self.residual = len(adjacency), size, context, residual
+        self.act = ACTIVATIONS[activation]()
+        level = levels_of(adjacency)
+        kinds, kind_levels = _kinds(adjacency, level, bool(context))
+        shapes = widths(context + self.features, self.features * size, hidden, residual)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in shapes)
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+        # The set of features that each unit of every layer's input and output may see, and the level of that set.
+        chosen = [_spread(len(kinds), width) for _, width in shapes[:-1]]
+        owner = torch.arange(self.features, device="cpu").repeat_interleave(size)
+        sets = [torch.eye(self.features, device="cpu").bool(), *(kinds[each] for each in chosen), adjacency[owner]]
+        known = [*(kind_levels[each] for each in chosen), level[owner]]
+        for i, layer in enumerate(self.layers):
+            mask = (~sets[i + 1]).float() @ sets[i].t().float() == 0  # nothing is seen that may not be
+            mask = nn.functional.pad(mask, (context if i == 0 else 0, 0), value=True)
+            self.register_buffer(f"mask{i}", mask.to(layer.weight), persistent=False)
+        # What the pass level by level needs: the features sorted by level, and how many units each level makes known.
+        self.levels = int(level.max()) + 1
+        self.nested = bool((adjacency == (level[:, None] > level)).all())
+        self.counts = [torch.bincount(each, minlength=self.levels).tolist() for each in known]
+        self.feature_counts = torch.bincount(level, minlength=self.levels).tolist()
+        order = level.argsort(stable=True)
+        for name, value in (("level", level), ("order", order), ("back", order.argsort())):
+            self.register_buffer(name, value.to(self.layers[0].weight.device), persistent=False)
+
+    def weights(self, sliced: bool = False) -> list[Tensor]:
+        """Gives the masked weight of every layer.
+
+        In a pass level by level (``sliced``) the mask is in what is not read, where each level sees all levels before.
+        """
+        if sliced and self.nested:
+            return [layer.weight for layer in self.layers]
+        return [layer.weight * getattr(self, f"mask{i}") for i, layer in enumerate(self.layers)]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        weights = self.weights()
+        value = (x if context is None else torch.cat((context, x), -1)).to(weights[0].dtype)
+        layer = lambda i, value: linear(value, weights[i], self.layers[i].bias)
+        return walk(layer, value, self).unflatten(1, (self.features, self.size))
+
+
+def _kinds(adjacency: Tensor, level: Tensor, context: bool) -> tuple[Tensor, Tensor]:
+    """Lists the sets of features that hidden units may see, by level: those of the features, without the empty one
+    where no context gives its units something to compute."""
+    kinds = adjacency.unique(dim=0)
+    levels = torch.where(kinds, level + 1, 0).amax(1) if len(level) else level
+    if not context and len(kinds) > 1:
+        kinds, levels = kinds[levels > 0], levels[levels > 0]
+    order = levels.argsort(stable=True)
+    return kinds[order], levels[order]
+
+
+def _spread(kinds: int, width: int) -> Tensor:
+    """Spreads ``width`` units over the kinds, evenly and in order."""
+    return (torch.arange(width, device="cpu") * kinds).div(width, rounding_mode="floor")
