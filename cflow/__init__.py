@@ -7,17 +7,16 @@ Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batc
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
-from . import (
+from cflow import (
     bases,
     bijections,
     couplings,
     data,
     discrete,
-    divergence,
     fields,
-    guidance,
     integrations,
     metrics,
     objectives,
@@ -27,18 +26,21 @@ from . import (
     times,
     training,
 )
-from .continuous import ContinuousFlow
-from .distribution import FlowDistribution
-from .flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
-from .io import load, save
-from .record import TrainingEntry
-from .registry import register
-from .standardised_context import StandardisedContext
+from cflow.continuous import ContinuousFlow, divergence, guidance
+from cflow.distribution import FlowDistribution
+from cflow.flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
+from cflow.io import load, save
+from cflow.record import TrainingEntry
+from cflow.registry import register
+from cflow.standardised_context import StandardisedContext
 
 if TYPE_CHECKING:
-    from . import density, testing
+    from cflow import density, testing
 
 __version__ = "0.1.0"
+
+# Public names of what lies in the room of continuous flows, also for ``from cflow.divergence import Exact``.
+sys.modules["cflow.divergence"], sys.modules["cflow.guidance"] = divergence, guidance
 
 __all__ = [
     "BaseFlow",

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from .shapes import Value, broadcast
+from cflow.shapes import Value, broadcast
 
 __all__ = ["FlowDistribution"]
 

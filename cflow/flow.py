@@ -17,11 +17,11 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from .bijections.compose import Compose
-from .bijections.map import Likelihood, Map, weakest
-from .distribution import FlowDistribution
-from .record import TrainingEntry
-from .shapes import (
+from cflow.bijections.compose import Compose
+from cflow.bijections.map import Likelihood, Map, weakest
+from cflow.distribution import FlowDistribution
+from cflow.record import TrainingEntry
+from cflow.shapes import (
     Shape,
     Value,
     as_shape,

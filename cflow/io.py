@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from . import registry
+from cflow import registry
 
 __all__ = ["load", "save"]
 

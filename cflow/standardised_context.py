@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Size, Tensor, nn
 
-from .bijections.map import Likelihood, Map, weakest
-from .flow import BaseInvertibleFlow
-from .record import TrainingEntry
-from .registry import register
-from .shapes import shown
+from cflow.bijections.map import Likelihood, Map, weakest
+from cflow.flow import BaseInvertibleFlow
+from cflow.record import TrainingEntry
+from cflow.registry import register
+from cflow.shapes import shown
 
 __all__ = ["StandardisedContext"]
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import sys
 
-from . import bespoke, export, info, reflow, sample, score
-from .app import app
+from cflow.cli import bespoke, export, info, reflow, sample, score
+from cflow.cli.app import app
 
 __all__ = ["main"]
 

@@ -1,6 +1,6 @@
 """``python -m cflow.cli``, where the command ``cflow`` is not on the path."""
 
-from . import main
+from cflow.cli import main
 
 if __name__ == "__main__":
     main()

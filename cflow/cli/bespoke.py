@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from ..io import load
-from .app import app
-from .runs import bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.cli.app import app
+from cflow.cli.runs import bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.io import load
 
 
 @app.command
@@ -35,7 +35,7 @@ def bespoke(
         device: Where to compute, such as cuda.
         output: The .json file; beside the model unless given, where `cflow sample --solver bespoke` finds it.
     """
-    from ..training import fit_bespoke
+    from cflow.training import fit_bespoke
 
     folder = folder_of(run)
     flow = load(folder, device=device_of(device)).eval()

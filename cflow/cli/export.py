@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..io import load
-from .app import app
-from .runs import device_of, folder_of, guidance_of, needs_solver, solver_of
+from cflow.cli.app import app
+from cflow.cli.runs import device_of, folder_of, guidance_of, needs_solver, solver_of
+from cflow.io import load
 
 
 @app.command
@@ -37,7 +37,7 @@ def export(
         batch: Samples in a batch; any number unless given.
         device: Where the file is to run, such as cuda.
     """
-    from ..integrations import export as graphs
+    from cflow.integrations import export as graphs
 
     folder = folder_of(run)
     flow = load(folder, device=device_of(device)).eval()

@@ -10,10 +10,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..io import load
-from ..registry import configuration
-from .app import app
-from .runs import folder_of, report_of
+from cflow.cli.app import app
+from cflow.cli.runs import folder_of, report_of
+from cflow.io import load
+from cflow.registry import configuration
 
 
 @app.command

@@ -11,13 +11,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from .. import metrics, plot
-from ..io import load, save
-from ..solvers import Euler, by_name
-from ..training import Constant, Pairs, distill, generate_pairs, is_main
-from ..training import reflow as straighten
-from .app import app
-from .runs import device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow import metrics, plot
+from cflow.cli.app import app
+from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.io import load, save
+from cflow.solvers import Euler, by_name
+from cflow.training import Constant, Pairs, distill, generate_pairs, is_main
+from cflow.training import reflow as straighten
 
 NOTE = "reflow.json"
 

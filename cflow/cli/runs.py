@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..guidance import ClassifierFree
-from ..solvers import METHODS, Bespoke, by_name
+from cflow.continuous.guidance import ClassifierFree
+from cflow.solvers import METHODS, Bespoke, by_name
 
 __all__ = [
     "bespoke_file", "device_of", "folder_of", "guidance_of", "labels_of", "needs_solver", "report_of",

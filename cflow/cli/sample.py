@@ -10,10 +10,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..io import load
-from ..solvers import CudaGraph
-from .app import app
-from .runs import device_of, folder_of, guidance_of, labels_of, needs_solver, solver_of
+from cflow.cli.app import app
+from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver, solver_of
+from cflow.io import load
+from cflow.solvers import CudaGraph
 
 FORMATS = (".png", ".npy", ".npz", ".csv")
 
@@ -108,7 +108,7 @@ def _write(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
 
 
 def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
-    from .. import plot
+    from cflow import plot
 
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
         levels = flow.transform.levels

@@ -14,10 +14,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..data.tables import Chunk, TableFile
-from ..io import load
-from .app import app
-from .runs import device_of, folder_of, needs_solver, report_of, solver_of
+from cflow.cli.app import app
+from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of
+from cflow.data.tables import Chunk, TableFile
+from cflow.io import load
 
 SHOWN = 20  # bad rows named one by one
 

@@ -20,15 +20,15 @@ All randomness comes from ``generator``; all can be called from several threads 
 not what was asked for.
 """
 
-from .conditional import ConditionalOT
-from .coupling import Coupling
-from .entropic import ConvergenceWarning, Plan
-from .independent import Independent
-from .optimal import OptimalTransport
-from .pairs import Paired, paired
-from .partial import Partial
-from .sinkhorn import Sinkhorn
-from .unbalanced import Unbalanced
+from cflow.couplings.conditional import ConditionalOT
+from cflow.couplings.coupling import Coupling
+from cflow.couplings.entropic import ConvergenceWarning, Plan
+from cflow.couplings.independent import Independent
+from cflow.couplings.optimal import OptimalTransport
+from cflow.couplings.pairs import Paired, paired
+from cflow.couplings.partial import Partial
+from cflow.couplings.sinkhorn import Sinkhorn
+from cflow.couplings.unbalanced import Unbalanced
 
 __all__ = [
     "ConditionalOT",

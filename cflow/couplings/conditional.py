@@ -10,11 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cflow.couplings.costs import check_alike, check_finite, squared_distances
+from cflow.couplings.coupling import Context, check_rows
+from cflow.couplings.optimal import METHODS, OptimalTransport, assignment, simplex
 from cflow.registry import register
-
-from .costs import check_alike, check_finite, squared_distances
-from .coupling import Context, check_rows
-from .optimal import METHODS, OptimalTransport, assignment, simplex
 
 __all__ = ["ConditionalOT"]
 
@@ -76,7 +75,7 @@ class ConditionalOT:
 
     draws_base: ClassVar[bool] = True
     independent: ClassVar[bool] = False
-    plans: ClassVar[bool] = True
+    prepares_ahead: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.weight is not None and not self.weight >= 0:

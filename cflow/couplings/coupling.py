@@ -19,15 +19,15 @@ class Coupling(Protocol):
     """Pairs base samples with data samples.
 
     ``draws_base`` says where ``x0`` comes from: drawn anew for every batch (True), or brought along by the data
-    (False), which then are pairs that ``split`` takes apart. ``plans`` says whether pairing takes time, for which a
-    thread ahead of the step is worth its price. ``independent`` says whether a base sample knows nothing of its data
+    (False), which then are pairs that ``split`` takes apart. ``prepares_ahead`` says whether pairing takes time, for
+    which a thread ahead of the step is worth its price. ``independent`` says whether a base sample knows nothing of its data
     sample, so that scores follow from the velocity. The rows of ``context`` belong to those of ``x1`` and stay with
     them.
     """
 
     draws_base: bool
     independent: bool
-    plans: bool
+    prepares_ahead: bool
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None

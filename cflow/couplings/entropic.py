@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from cflow.arguments import check_integer
-
-from .costs import SquaredDistances, check_alike, squared_distances
-from .coupling import Context, check_rows
+from cflow.couplings.costs import SquaredDistances, check_alike, squared_distances
+from cflow.couplings.coupling import Context, check_rows
 
 __all__ = [
     "ConvergenceWarning",
@@ -168,7 +167,7 @@ class Entropic(ABC):
 
     draws_base: ClassVar[bool] = True
     independent: ClassVar[bool] = False
-    plans: ClassVar[bool] = True
+    prepares_ahead: ClassVar[bool] = True
 
     def __post_init__(self):
         check_settings(type(self).__name__, self.epsilon, self.tolerance, self.max_iterations, self.annealing)

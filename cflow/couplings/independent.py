@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cflow.couplings.coupling import Context, check_rows
 from cflow.registry import register
-
-from .coupling import Context, check_rows
 
 __all__ = ["Independent"]
 
@@ -38,7 +37,7 @@ class Independent:
 
     draws_base: ClassVar[bool] = True
     independent: ClassVar[bool] = True
-    plans: ClassVar[bool] = False
+    prepares_ahead: ClassVar[bool] = False
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None

@@ -8,10 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cflow.couplings.costs import check_alike, check_finite, squared_distances
+from cflow.couplings.coupling import Context, check_rows
 from cflow.registry import register
-
-from .costs import check_alike, check_finite, squared_distances
-from .coupling import Context, check_rows
 
 __all__ = ["OptimalTransport"]
 
@@ -78,7 +77,7 @@ class OptimalTransport:
 
     draws_base: ClassVar[bool] = True
     independent: ClassVar[bool] = False
-    plans: ClassVar[bool] = True
+    prepares_ahead: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.method not in METHODS:

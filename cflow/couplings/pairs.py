@@ -9,9 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cflow.couplings.coupling import Context, check_rows
 from cflow.registry import register
-
-from .coupling import Context, check_rows
 
 __all__ = ["Paired", "paired"]
 
@@ -44,7 +43,7 @@ class Paired:
 
     draws_base: ClassVar[bool] = False
     independent: ClassVar[bool] = False
-    plans: ClassVar[bool] = False
+    prepares_ahead: ClassVar[bool] = False
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Takes pairs ``[B, 2, *event]`` apart into ``x0 [B, *event]`` and ``x1 [B, *event]``."""

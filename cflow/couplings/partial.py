@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cflow.couplings.costs import check_alike, squared_distances
+from cflow.couplings.coupling import Context, check_rows, take_rows
 from cflow.registry import register
-
-from .costs import check_alike, squared_distances
-from .coupling import Context, check_rows, take_rows
 
 __all__ = ["Partial"]
 
@@ -61,7 +60,7 @@ class Partial:
 
     draws_base: ClassVar[bool] = True
     independent: ClassVar[bool] = False
-    plans: ClassVar[bool] = True
+    prepares_ahead: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 < self.mass <= 1:

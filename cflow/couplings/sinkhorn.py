@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cflow.couplings.coupling import Context
+from cflow.couplings.entropic import Entropic, Plan, Scaling, draw_rows, regularisation
 from cflow.registry import register
-
-from .coupling import Context
-from .entropic import Entropic, Plan, Scaling, draw_rows, regularisation
 
 __all__ = ["Sinkhorn"]
 

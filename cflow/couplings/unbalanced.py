@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cflow.couplings.coupling import Context, take_rows
+from cflow.couplings.entropic import RESOLUTION, Entropic, Plan, Scaling, draw_columns, draw_rows, regularisation
 from cflow.registry import register
-
-from .coupling import Context, take_rows
-from .entropic import RESOLUTION, Entropic, Plan, Scaling, draw_columns, draw_rows, regularisation
 
 __all__ = ["Unbalanced"]
 

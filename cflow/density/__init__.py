@@ -5,12 +5,12 @@ rate of false alarms, ``compare`` sets models beside each other on held-out rows
 lattice, which have no density as they are.
 """
 
-from .comparison import Comparison, compare
-from .conditional import ConditionalFlowDensity
-from .density import FlowDensity
-from .flows import FLOWS, make_flow, objective_of
-from .lattice import dequantise
-from .outliers import FlowOutlierDetector
+from cflow.density.comparison import Comparison, compare
+from cflow.density.conditional import ConditionalFlowDensity
+from cflow.density.density import FlowDensity
+from cflow.density.flows import FLOWS, make_flow, objective_of
+from cflow.density.lattice import dequantise
+from cflow.density.outliers import FlowOutlierDetector
 
 __all__ = [
     "FLOWS",

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 import cflow
 from cflow.arguments import check_integer
 from cflow.bijections import Map
-from cflow.continuous import ContinuousFlow
-from cflow.divergence import Analytic
+from cflow.continuous.divergence import Analytic
+from cflow.continuous.flow import ContinuousFlow
+from cflow.continuous.transport import transport
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import outline
 from cflow.solvers import Solver
-from cflow.transport import transport
 
 __all__ = ["ENDINGS", "PARTS", "program", "save"]
 

@@ -13,7 +13,7 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, Conditi
 from torch import Size, Tensor, nn
 
 from cflow.bijections import Map, Standardise
-from cflow.continuous import ContinuousFlow
+from cflow.continuous.flow import ContinuousFlow
 from cflow.flow import BaseFlow
 from cflow.objectives import FlowMatching, MaximumLikelihood, Objective
 

@@ -48,7 +48,7 @@ class Objective(nn.Module):
     draws: ClassVar[bool] = True
     """Whether the loss of an item is random (times, noise, probes), so that one evaluation of it says little."""
 
-    members: int | None = None
+    samples_per_item: int | None = None
     """How many samples an item of the data holds: ``None`` for one, ``[B, *event]``; 2 for given pairs of a base and a
     data sample, ``[B, 2, *event]``; and so on. 0 for none: the flow's own draws do, ``x`` is ``[B, 0]``, and the data
     are the contexts alone, or nothing where the flow reads none."""
@@ -60,11 +60,11 @@ class Objective(nn.Module):
     in_model_space: bool = False
     """Whether the data are given as what the flow models, to which transforms are not applied again."""
 
-    tells: tuple[str, ...] = ()
-    """Names of the numbers that the loss tells beside itself, the same throughout a run."""
+    metric_names: tuple[str, ...] = ()
+    """Names of the numbers that are logged beside the loss, the same throughout a run."""
 
-    told: Mapping[str, Tensor | float] = MappingProxyType({})
-    """What the last loss has told."""
+    metrics: Mapping[str, Tensor | float] = MappingProxyType({})
+    """The numbers logged with the last loss."""
 
     def __init__(self):
         super().__init__()
@@ -72,12 +72,12 @@ class Objective(nn.Module):
         """Which base sample goes with which data sample, where the objective pairs them."""
 
     @property
-    def plans(self) -> bool:
+    def prepares_ahead(self) -> bool:
         """Whether preparation takes long enough to run ahead of the step: what its coupling says, if it has one.
 
         Threads share the interpreter: where preparation is a few draws, a thread for it slows the step down.
         """
-        return True if self.coupling is None else self.coupling.plans
+        return True if self.coupling is None else self.coupling.prepares_ahead
 
     def entry(self) -> TrainingEntry:
         """Says what a flow trained by this objective has learned; the flow keeps it (``flow.record(objective)``)."""
@@ -93,9 +93,9 @@ class Objective(nn.Module):
 
     def preprocess(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
-        if self.members == 0 or self.in_model_space:
+        if self.samples_per_item == 0 or self.in_model_space:
             return x
-        if self.members is None:
+        if self.samples_per_item is None:
             return flow.preprocess(x, context, generator=generator)[0]
         x0, x1 = x.unbind(1)
         x1, _ = flow.preprocess(x1, context, generator=generator)
@@ -109,8 +109,8 @@ class Objective(nn.Module):
         """Computes the loss per item, ``[B]``, of a prepared batch."""
         raise TypeError(f"{type(self).__qualname__} does not define loss.")
 
-    def tell(self, **numbers: Tensor | float) -> None:
-        """Notes numbers of the loss being computed, means over its batch: exactly those that :attr:`tells` names.
+    def log(self, **numbers: Tensor | float) -> None:
+        """Logs numbers beside the loss being computed, means over its batch: exactly those of :attr:`metric_names`.
 
         ``fit`` averages them over the steps between two rows of its history and writes them beside the loss, and those
         of validation as ``validation_...``. Tensors stay where they lie until then: no device is waited for.
@@ -118,12 +118,13 @@ class Objective(nn.Module):
         Raises:
             ValueError: where the names are others.
         """
-        if set(numbers) != set(self.tells):
+        if set(numbers) != set(self.metric_names):
             raise ValueError(
-                f"{type(self).__name__}.tell({', '.join(numbers)}): the columns of a history are fixed before its "
-                f"first row, and this objective's tells names {', '.join(self.tells) or 'none'}; tell exactly these."
+                f"{type(self).__name__}.log({', '.join(numbers)}): the columns of a history are fixed before its "
+                f"first row, and this objective's metric_names are {', '.join(self.metric_names) or 'none'}; log "
+                f"exactly these."
             )
-        self.told = {name: each.detach() if isinstance(each, Tensor) else each for name, each in numbers.items()}
+        self.metrics = {name: each.detach() if isinstance(each, Tensor) else each for name, each in numbers.items()}
 
     def review(self, history: Sequence[dict[str, Any]]) -> None:
         """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""

@@ -5,12 +5,12 @@
 gives every pair of ends a score (:class:`BrownianBridge` is the one of Schroedinger bridges).
 """
 
-from .affine import AffinePath
-from .gammas import BrownianGamma, Gamma, QuadraticGamma, SigmoidGamma, SineGamma
-from .interpolant import BrownianBridge, Interpolant
-from .path import Path, PathSample, VelocityPath
-from .reschedule import Rescheduled
-from .schedules import Cosine, Linear, Polynomial, VariancePreserving
+from cflow.paths.affine import AffinePath
+from cflow.paths.gammas import BrownianGamma, Gamma, QuadraticGamma, SigmoidGamma, SineGamma
+from cflow.paths.interpolant import BrownianBridge, Interpolant
+from cflow.paths.path import Path, PathSample, VelocityPath
+from cflow.paths.reschedule import Rescheduled
+from cflow.paths.schedules import Cosine, Linear, Polynomial, VariancePreserving
 
 __all__ = [
     "AffinePath",

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..shapes import expand_like
-from .path import PathSample, VelocityPath, first_time, mean_square
+from cflow.paths.path import PathSample, VelocityPath, first_time, mean_square
+from cflow.shapes import expand_like
 
 __all__ = ["AffinePath"]
 

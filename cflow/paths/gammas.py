@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..registry import register
+from cflow.registry import register
 
 __all__ = ["BrownianGamma", "Gamma", "QuadraticGamma", "SigmoidGamma", "SineGamma"]
 

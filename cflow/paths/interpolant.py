@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..registry import register
-from ..shapes import expand_like
-from .affine import AffinePath
-from .gammas import BrownianGamma, Gamma
-from .path import PathSample, VelocityPath, first_time, mean_square
-from .schedules import Linear
+from cflow.paths.affine import AffinePath
+from cflow.paths.gammas import BrownianGamma, Gamma
+from cflow.paths.path import PathSample, VelocityPath, first_time, mean_square
+from cflow.paths.schedules import Linear
+from cflow.registry import register
+from cflow.shapes import expand_like
 
 __all__ = ["BrownianBridge", "Interpolant"]
 

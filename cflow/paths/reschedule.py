@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..fields.wrapper import FieldWrapper
-from ..registry import register
-from ..shapes import expand_like
-from .affine import AffinePath
+from cflow.fields.wrapper import FieldWrapper
+from cflow.paths.affine import AffinePath
+from cflow.registry import register
+from cflow.shapes import expand_like
 
 __all__ = ["Rescheduled"]
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..registry import register
-from .affine import AffinePath, Prediction
+from cflow.paths.affine import AffinePath, Prediction
+from cflow.registry import register
 
 __all__ = ["Cosine", "Linear", "Polynomial", "VariancePreserving"]
 

@@ -4,13 +4,13 @@ Every function writes one file (the format follows its suffix); most return its 
 so nothing depends on a display or touches the figures of a notebook.
 """
 
-from .calibration_plots import calibration
-from .corner_plots import corner
-from .curves import training
-from .density_plots import densities, density
-from .figure import BLUE, GREY, ORANGE, new_figure, save
-from .image_grids import image_trajectories, images
-from .plane import scatter, scatters, trajectories
+from cflow.plot.calibration_plots import calibration
+from cflow.plot.corner_plots import corner
+from cflow.plot.curves import training
+from cflow.plot.density_plots import densities, density
+from cflow.plot.figure import BLUE, GREY, ORANGE, new_figure, save
+from cflow.plot.image_grids import image_trajectories, images
+from cflow.plot.plane import scatter, scatters, trajectories
 
 __all__ = [
     "BLUE",

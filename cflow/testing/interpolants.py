@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cflow import bases
-from cflow.continuous import ContinuousFlow
+from cflow.continuous.flow import ContinuousFlow
 from cflow.fields import Field
 from cflow.paths import Interpolant
 from cflow.paths.interpolant import SCORED

@@ -24,15 +24,15 @@ def check_objective(objective, flow, x: Tensor | int | None = None, context: Ten
 
     A loss is one finite number per item; it can be differentiated, and reaches weights of the flow; a generator fixes
     every draw, and no other draw is made; what runs ahead of the step gives the same in another thread; the numbers
-    told beside the loss are those announced. **Evaluating it changes nothing**: weights, buffers, modes, the record of
-    training and every other attribute of the flow and the objective are what they were, with and without gradients,
+    logged beside the loss are those announced. **Evaluating it changes nothing**: weights, buffers, modes, the record
+    of training and every other attribute of the flow and the objective are what they were, with and without gradients,
     in training and in evaluation mode. A copy is the same objective, and it says in words that JSON holds what it is.
 
     Args:
         objective: the objective.
         flow: a flow that it trains, without layers that draw (dropout) or learn from every batch (BatchNorm).
-        x: data ``[B, *event]`` with ``B >= 2`` (pairs and the like where ``objective.members`` says so); the number of
-            items for an objective that learns from the flow's own draws.
+        x: data ``[B, *event]`` with ``B >= 2`` (pairs and the like where ``objective.samples_per_item`` says so); the
+            number of items for an objective that learns from the flow's own draws.
         context: contexts ``[B, *context_shape]`` for a conditional flow.
 
     Example:
@@ -52,7 +52,7 @@ def check_objective(objective, flow, x: Tensor | int | None = None, context: Ten
     demand(loss.is_floating_point() and bool(loss.isfinite().all()), f"{name}: the loss is finite")
     demand(torch.equal(draw(), loss), f"{name}: a generator fixes every draw")
     demand(torch.equal(torch.get_rng_state(), everywhere), f"{name}: nothing is drawn beside the generator")
-    demand(set(objective.told) == set(objective.tells), f"{name}: tells names the numbers told")
+    demand(set(objective.metrics) == set(objective.metric_names), f"{name}: metric_names names the numbers logged")
     trained = [each for part in (flow, objective) for each in part.parameters() if each.requires_grad]
     gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
     demand(any(each is not None and bool(each.any()) for each in gradients), f"{name}: the loss reaches some weight")
@@ -102,10 +102,10 @@ def _unchanged(before: tuple, flow, objective, what: str) -> None:
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """Copies all that a module and the modules in it hold, but what the last loss has told."""
+    """Copies all that a module and the modules in it hold, but the numbers of the last loss."""
     found: dict[str, Any] = {}
     for prefix, part in module.named_modules():
-        held = {key: value for key, value in vars(part).items() if key not in ("_modules", "told", "_parameters")}
+        held = {key: value for key, value in vars(part).items() if key not in ("_modules", "metrics", "_parameters")}
         held |= part._parameters
         found |= {f"{prefix}.{key}".removeprefix("."): _frozen(value) for key, value in held.items()}
     return found

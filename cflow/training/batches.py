@@ -223,9 +223,9 @@ def batches_of(
     rank: int = 0,
     world: int = 1,
     across: bool = False,
-    members: int | None = None,
+    samples_per_item: int | None = None,
 ) -> RowBatches | LoaderBatches | EmptyBatches:
-    """Chooses how batches are taken from data; where ``members`` is 0, these are contexts, or nothing at all.
+    """Chooses how batches are taken from data; where ``samples_per_item`` is 0, these are contexts, or nothing at all.
 
     Raises:
         TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
@@ -233,7 +233,7 @@ def batches_of(
     """
     if data is None:
         return EmptyBatches(batch_size, world, across)
-    split = _alone if members == 0 else _pair
+    split = _alone if samples_per_item == 0 else _pair
     if isinstance(data, IterableDataset):
         raise TypeError(
             "fit(data=IterableDataset): it gives single items, not batches; wrap it in "

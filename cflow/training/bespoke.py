@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cflow.arguments import check_integer
+from cflow.continuous.transport import transport
 from cflow.modes import evaluating
 from cflow.shapes import rows
 from cflow.solvers import (
@@ -25,7 +26,6 @@ from cflow.solvers import (
     Solver,
     UniPC,
 )
-from cflow.transport import transport
 
 __all__ = ["fit_bespoke"]
 

@@ -24,7 +24,7 @@ __all__ = ["check_batch", "check_data", "check_options", "check_presence", "sett
 def check_presence(flow: Any, objective: Any, data: Any, what: str) -> None:
     """Raises where data are missing that the objective learns from, or given where nothing could be learned of them."""
     name, conditional = type(objective).__name__, flow.context_shape is not None
-    if objective.members != 0:
+    if objective.samples_per_item != 0:
         if data is None:
             raise ValueError(
                 f"fit({what}=None): {name} learns from data, and none are given; pass a tensor [N, *event], a pair "
@@ -88,9 +88,9 @@ def check_data(
 
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:
     """Raises where the shapes of a batch are not those of the flow."""
-    without_x = objective.members == 0
+    without_x = objective.samples_per_item == 0
     event = flow.model_shape if objective.in_model_space else flow.event_shape
-    count = len(x) if without_x else _check_shape(x, event, f"fit({what}=...)", "[N", objective.members)
+    count = len(x) if without_x else _check_shape(x, event, f"fit({what}=...)", "[N", objective.samples_per_item)
     pair = f"fit({what}=contexts)" if without_x else f"fit({what}=(x, context))"
     if flow.context_shape is None and context is not None:
         raise ValueError(
@@ -119,21 +119,21 @@ def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> N
             )
 
 
-def _check_shape(x: Any, shape: Any, who: str, lead: str, members: int | None, use: str = "models events") -> int:
+def _check_shape(x: Any, shape: Any, who: str, lead: str, per_item: int | None, use: str = "models events") -> int:
     if isinstance(shape, dict):
         if not isinstance(x, dict) or set(x) != set(shape):
             got = sorted(x) if isinstance(x, dict) else type(x).__name__
             raise ValueError(f"{who}: the flow has the parts {sorted(shape)}, not {got}; pass a dict with these keys.")
-        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, members, use) for name in shape}
+        counts = {name: _check_shape(x[name], shape[name], f"{who}[{name!r}]", lead, per_item, use) for name in shape}
         if len(set(counts.values())) != 1:
             raise ValueError(f"{who}: the parts have {counts} rows; pass equally many of each.")
         return next(iter(counts.values()))
     if not isinstance(x, Tensor):
         raise TypeError(f"{who} is a {type(x).__name__}, not a torch.Tensor; make one with torch.as_tensor.")
-    wanted = (*(() if members is None else (members,)), *shape)
+    wanted = (*(() if per_item is None else (per_item,)), *shape)
     if x.dim() != len(wanted) + 1 or tuple(x.shape[1:]) != wanted:
-        what = "a base sample and a data sample" if members == 2 else f"{members} samples"
-        held = "" if members is None else f" (the objective takes items that hold {what} each)"
+        what = "a base sample and a data sample" if per_item == 2 else f"{per_item} samples"
+        held = "" if per_item is None else f" (the objective takes items that hold {what} each)"
         raise ValueError(
             f"{who} has shape {tuple(x.shape)}, and the flow {use} of shape {shown(shape)}; pass a tensor of "
             f"shape {', '.join([lead, *map(str, wanted)])}]{held}."

@@ -33,8 +33,8 @@ class Run:
         steps: optimizer steps made in all, those before a resumption included.
         seconds: time they took.
         history: rows with ``step, loss, grad_norm, lr, seconds`` (means since the row before), what the objective
-            tells (``objective.tells``: of ``FFJORD`` ``nats``, ``nfe`` and so on) and, where it was measured,
-            ``validation`` with ``validation_...`` of what is told.
+            logs (``objective.metric_names``: of ``FFJORD`` ``nats``, ``nfe`` and so on) and, where it was measured,
+            ``validation`` with ``validation_...`` of what is logged.
         out: the folder written, or ``None``.
         resumed_from: the step of the checkpoint that the run went on from, or ``None``.
         stopped: whether a callback, or ``patience``, ended the run early.
@@ -116,12 +116,13 @@ def fit(
         objective: what is minimised. Its own parameters are trained where they require gradients.
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
             ``(x, context)``, or a loader of batches of these. A dataset whose items make no tensors by torch's own
-            rules brings ``collate(items) -> batch``. Where an item holds several samples (``objective.members``; two
-            for given pairs), ``x`` is ``[N, members, *event]``. Floating data are brought to the flow's dtype. For an
-            objective that learns from the flow's own draws (``objective.members`` is 0: variational inference) the data
-            are the contexts alone, of the same kinds, and there are none where the flow is unconditional. Tensors and
-            datasets are drawn without replacement and the last partial batch of an epoch is left out; a loader decides
-            for itself (under several processes it must give each its own rows).
+            rules brings ``collate(items) -> batch``. Where an item holds several samples
+            (``objective.samples_per_item``; two for given pairs), ``x`` is ``[N, samples_per_item, *event]``. Floating
+            data are brought to the flow's dtype. For an objective that learns from the flow's own draws
+            (``samples_per_item`` is 0: variational inference) the data are the contexts alone, of the same kinds, and
+            there are none where the flow is unconditional. Tensors and datasets are drawn without replacement and the
+            last partial batch of an epoch is left out; a loader decides for itself (under several processes it must
+            give each its own rows).
         steps: number of optimizer steps.
         batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
             draws.
@@ -149,8 +150,8 @@ def fit(
             global batch (not from a loader; no communication) and takes its part. ``n`` processes then make the steps
             of one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
         prefetch: preparations (batches, or pools of them) made ahead of the step; one more than ``workers`` unless
-            given where the objective plans (``objective.plans``: a coupling that takes time), else none: a few draws
-            are quicker in line (0). The results do not depend on it. Where the base or a transform is learned,
+            given where that pays (``objective.prepares_ahead``: a coupling that takes time), else none: a few draws are
+            quicker in line (0). The results do not depend on it. Where the base or a transform is learned,
             preparation is always in line. On accelerators it runs on the flow's device and the caller's stream, and
             only what a coupling computes on the host is taken off the step's way (not run on a GPU yet;
             ``prefetch=0`` turns it off).
@@ -198,7 +199,7 @@ def fit(
         sharded = wants_sharding(processes.accelerator)
         check_presence(flow, objective, data, "data")
         rank, world = processes.rank, processes.world
-        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.members)
+        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.samples_per_item)
         check_data(flow, objective, source, "data", drops_last=True, processes=world)
         judged = _judged(flow, objective, validation, processes, options)
         settings = settings_of(flow, objective, source, options)
@@ -252,7 +253,7 @@ def _judged(flow: Any, objective: Any, validation: Any, processes: Processes, op
         return validation
     check_presence(flow, objective, validation, "validation")
     rows = options.batch_size * processes.world
-    judged = batches_of(validation, rows, options.seed, members=objective.members)
+    judged = batches_of(validation, rows, options.seed, samples_per_item=objective.samples_per_item)
     check_data(flow, objective, judged, "validation", drops_last=False)
     return judged
 

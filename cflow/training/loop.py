@@ -63,8 +63,8 @@ class Loop:
         deferred = self.device.type != "cpu" and bool(self.optimizer.defaults.get("fused"))
         self.watch = Watch(self.optimizer, self.device, deferred)
         self.watch.several = self.processes.several
-        self.tells: tuple[str, ...] = tuple(getattr(self.objective, "tells", ()))
-        self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and what the objective tells, of each step
+        self.metric_names: tuple[str, ...] = tuple(self.objective.metric_names)
+        self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and what the objective logs, of each step
         self.interrupt = Interrupt(patience=5.0 if self.processes.several else 0.0)
         base, transform = getattr(self.flow, "base", None), self.flow.transform
         held = [*(() if base is None else base.parameters()), *transform.parameters()]
@@ -73,7 +73,7 @@ class Loop:
         self.learned |= self.trained.sharded and bool(held)
         workers = self.options.workers or default_workers(self.device)
         self.workers = workers
-        ahead_pays = getattr(self.objective, "plans", True)
+        ahead_pays = self.objective.prepares_ahead
         self.depth = self.options.prefetch if self.options.prefetch is not None else (workers + 1) * ahead_pays
         # Learned parts draw on sharded parameters: they are gathered for it, by all processes at once.
         self.lends = self.trained.gathered if self.learned else nullcontext
@@ -139,9 +139,9 @@ class Loop:
         self.tracker = Tracker(self.options.out if writes else None, self.step)
 
     def run(self, bar: Any) -> bool:
-        """Trains up to the last step; tells whether a callback or ``patience`` ended the run before."""
+        """Trains up to the last step; says whether a callback or ``patience`` ended the run before."""
         options, begun, steps = self.options, time.perf_counter() - self.seconds, self.options.steps
-        self.tracker.begin(self.tells)
+        self.tracker.begin(self.metric_names)
         if self.best is not None and self.step == 0:
             self.validate()  # nothing is recorded: a first step may make things worse
         if self.best is not None and self.step < steps and self.best.is_over(self.step):
@@ -183,7 +183,7 @@ class Loop:
         return stopped
 
     def call_back(self) -> tuple[bool, bool]:
-        """Calls the callbacks, all of them; tells whether one on any process ends the run, and of interrupts."""
+        """Calls the callbacks, all of them; says whether one on any process ends the run, and of interrupts."""
         stopped = False
         if self.calls:
             with self.processes.together(), self.trained.gathered():
@@ -195,14 +195,14 @@ class Loop:
     def update(self, parts: Parts, steps: int) -> None:
         """Makes one optimizer step; raises before it where the loss or a gradient is not finite."""
         options, total = self.options, None
-        told = dict.fromkeys(self.tells, 0.0)
+        logged = dict.fromkeys(self.metric_names, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
         with stream(self.device, options.seed, FORWARD, self.step, self.processes.rank):
             for number, (part, share) in enumerate(parts):
                 last = number == len(parts) - 1
                 with self.trained.piece(last):
                     loss = self.trained.module(part) * share
-                    told = {name: told[name] + value * share for name, value in self.told().items()}
+                    logged = {name: logged[name] + value * share for name, value in self.metrics().items()}
                     self.trained.backward(loss, last)
                 total = loss.detach() if total is None else total + loss.detach()
         norm = self.trained.clip(self.parameters, options.clip or float("inf"))
@@ -221,17 +221,17 @@ class Loop:
         self.whole = True
         # A number of the host's is filled in on the device: no copy that the host would wait for.
         place = lambda each: each if isinstance(each, Tensor) else torch.full((), each, device=self.device)
-        self.pending.append((total, norm, *map(place, told.values())))
+        self.pending.append((total, norm, *map(place, logged.values())))
 
-    def told(self) -> dict[str, Any]:
-        """Gives what the objective has told of the loss just computed."""
-        told = self.objective.told if self.tells else {}
-        if set(told) != set(self.tells):
+    def metrics(self) -> dict[str, Any]:
+        """Gives what the objective has logged with the loss just computed."""
+        logged = self.objective.metrics if self.metric_names else {}
+        if set(logged) != set(self.metric_names):
             raise ValueError(
-                f"fit: {type(self.objective).__name__}.tells names {', '.join(self.tells)}, and its loss told "
-                f"{', '.join(told) or 'nothing'}; end loss() with self.tell(...) of exactly these numbers."
+                f"fit: {type(self.objective).__name__}.metric_names are {', '.join(self.metric_names)}, and its loss "
+                f"logged {', '.join(logged) or 'nothing'}; end loss() with self.log(...) of exactly these numbers."
             )
-        return {name: told[name] for name in self.tells}
+        return {name: logged[name] for name in self.metric_names}
 
     def fail(self, step: int, what: str) -> None:
         """Raises for a loss or gradient that is not finite; the weights are those before the step."""
@@ -253,7 +253,7 @@ class Loop:
             self.fail(step, "the loss or a gradient is not finite")
 
     def means(self) -> list[list[float]]:
-        """Reads losses, gradient norms and what was told since the last row, averaged over the processes."""
+        """Reads losses, gradient norms and what was logged since the last row, averaged over the processes."""
         if not self.pending:
             return []
         read = torch.stack([torch.stack([each.float() for each in step]) for step in self.pending])
@@ -263,24 +263,24 @@ class Loop:
         """Adds a row to the history, the same on all processes: means since the last row."""
         self.look()
         read = torch.tensor(self.means(), dtype=torch.float64)
-        loss, norm, *told = read.mean(0).tolist()
+        loss, norm, *logged = read.mean(0).tolist()
         self.pending.clear()
         row = {"step": self.step, "loss": loss, "grad_norm": norm}
         seconds = self.processes.from_main(lambda: self.seconds)
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds, **dict(zip(self.tells, told))}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds, **dict(zip(self.metric_names, logged))}
         if validates:
             row |= self.validate()
         self.processes.from_main(lambda: self.tracker.add(row))
         if not self.processes.is_main:
             self.tracker.add(row)
-        elif self.tells:
+        elif self.metric_names:
             self.objective.review(self.tracker.history)
         if bar is not None:
-            shown = [name for name in ("loss", *self.tells, "validation") if name in row]
+            shown = [name for name in ("loss", *self.metric_names, "validation") if name in row]
             bar.set_postfix({name: f"{row[name]:.4g}" for name in shown}, refresh=False)
 
     def validate(self) -> dict[str, float]:
-        """Computes the mean validation loss, and of what is told beside it, with averaged weights and always the same
+        """Computes the mean validation loss, and of what is logged beside it, with averaged weights and always the same
         draws; gives them by the names of their columns. The best weights are kept here.
         """
         average = self.average.applied() if self.average is not None else nullcontext()
@@ -306,7 +306,7 @@ class Loop:
 
         Processes share each batch of tensors and datasets; each goes through its own loader.
         """
-        total, count, told = 0.0, 0.0, dict.fromkeys(self.tells, 0.0)
+        total, count, logged = 0.0, 0.0, dict.fromkeys(self.metric_names, 0.0)
         shared = not isinstance(self.validation, LoaderBatches)
         for number, (x, context) in enumerate(self.validation.once()):
             batch = self.prepare(self.check(RawBatch(x, context, 0, 0)), VALIDATION, number)
@@ -318,10 +318,10 @@ class Loop:
             if size:
                 with stream(self.device, self.options.seed, VALIDATION, number):
                     total += float(self.trained.loss(batch)) * size
-                told = {name: told[name] + float(value) * size for name, value in self.told().items()}
+                logged = {name: logged[name] + float(value) * size for name, value in self.metrics().items()}
             count += size
-        total, count, *sums = self.processes.sums(total, count, *told.values())
-        means = {f"validation_{name}": each / count for name, each in zip(self.tells, sums)}
+        total, count, *sums = self.processes.sums(total, count, *logged.values())
+        means = {f"validation_{name}": each / count for name, each in zip(self.metric_names, sums)}
         return {"validation": total / count, **means}
 
     def save(self) -> None:

@@ -16,8 +16,8 @@ COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "validation")
 class Tracker:
     """Keeps the history of a run; writes it only where a folder is given.
 
-    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds``, the names that the objective tells and, where
-    it was measured, ``validation`` (and ``validation_...`` of what is told). Floats are written in full, so that a
+    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds``, the names that the objective logs and, where
+    it was measured, ``validation`` (and ``validation_...`` of what is logged). Floats are written in full, so that a
     resumed run reads back what it had.
     """
 
@@ -28,8 +28,8 @@ class Tracker:
         if out is not None and resumed_from > 0 and (path := out / "history.csv").exists():
             self.history = [row for row in _read(path) if row["step"] <= resumed_from]
 
-    def begin(self, told: Sequence[str] = ()) -> None:
-        """Opens the files, with columns for what the objective tells."""
+    def begin(self, metric_names: Sequence[str] = ()) -> None:
+        """Opens the files, with columns for what the objective logs."""
         if self._out is None:
             return
         # TensorBoard takes a second to import: only runs that write pay for it.
@@ -37,7 +37,7 @@ class Tracker:
 
         self._out.mkdir(parents=True, exist_ok=True)
         path = self._out / "history.csv"
-        columns = (*COLUMNS, *told, *(f"validation_{name}" for name in told))
+        columns = (*COLUMNS, *metric_names, *(f"validation_{name}" for name in metric_names))
         # Written anew and put in place in one move: a kill leaves the old file or the new one.
         fresh = path.with_suffix(".tmp")
         with fresh.open("w", newline="") as file:

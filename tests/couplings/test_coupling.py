@@ -41,8 +41,8 @@ def test_every_coupling_keeps_the_contract(coupling, promises):
     assert isinstance(coupling, Coupling)
     assert type(coupling)(**configuration(coupling)) == coupling == copy.deepcopy(coupling)
     assert coupling.draws_base is not isinstance(coupling, Paired)
-    assert coupling.plans is not isinstance(coupling, Independent | Paired)
-    assert not {"draws_base", "plans"} & configuration(coupling).keys()
+    assert coupling.prepares_ahead is not isinstance(coupling, Independent | Paired)
+    assert not {"draws_base", "prepares_ahead"} & configuration(coupling).keys()
     check_coupling(coupling, **promises)
 
 

@@ -62,8 +62,10 @@ def test_regularisers_are_the_integrals_that_they_name(generator):
         assert torch.allclose(loss, truth + kinetic * energy + jacobian * norm, atol=1e-8, rtol=0)
         told = {"nats": truth, "kinetic": energy if kinetic else None, "jacobian": norm if jacobian else None}
         for name, value in told.items():
-            assert (name in objective.told) == (value is not None)
-            assert value is None or float(objective.told[name]) == pytest.approx(float(value.detach().mean()), abs=1e-8)
+            assert (name in objective.metrics) == (value is not None)
+            assert value is None or float(objective.metrics[name]) == pytest.approx(
+                float(value.detach().mean()), abs=1e-8
+            )
 
 
 def test_the_estimated_norm_is_the_squared_length_of_the_probes_product(generator):
@@ -72,7 +74,7 @@ def test_the_estimated_norm_is_the_squared_length_of_the_probes_product(generato
     batch = objective.prepare(flow.base, (x, 0.0), None, generator)
     objective.loss(flow, batch)
     products = batch.probe.squeeze(1) @ flow.field.matrix.detach()
-    assert float(objective.told["jacobian"]) == pytest.approx(float(products.square().sum(1).mean()), abs=1e-8)
+    assert float(objective.metrics["jacobian"]) == pytest.approx(float(products.square().sum(1).mean()), abs=1e-8)
 
 
 # Flows of all kinds

@@ -10,8 +10,8 @@ from variational_standins import LOG_Z, NORMAL, law, mean_gradient, pair, parame
 
 import cflow
 from cflow import discrete, training
-from cflow.objectives.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
-from cflow.objectives.variational import PathDerivative, ReverseKL
+from cflow.objectives.variational.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
+from cflow.objectives.variational.reverse_kl import PathDerivative, ReverseKL
 
 F64 = torch.float64
 
@@ -125,7 +125,7 @@ def test_samples_outside_the_support_have_no_say(generator):
         loss.mean().backward()
         assert bool(loss.isfinite().all())
         assert all(bool(each.grad.isfinite().all()) for each in flow.parameters())
-        assert 1 < float(objective.told["effective_samples"]) < 16
+        assert 1 < float(objective.metrics["effective_samples"]) < 16
 
 
 @pytest.mark.parametrize("path", [False, True])

@@ -58,7 +58,7 @@ def test_the_average_velocity_of_a_known_flow_has_no_error(method, known, genera
     objective = method(Paired(), share=0.5, power=0.0, **options)
     assert objective(known(), pairs(200, generator), generator=generator).max() < (1e-9 if options else 1e-20)
     assert objective(known(0.1), pairs(200, generator), generator=generator).mean() > 1e-3
-    assert set(objective.told) == {"matched", "stepped"}
+    assert set(objective.metrics) == {"matched", "stepped"}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

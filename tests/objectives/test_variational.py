@@ -11,9 +11,9 @@ from variational_standins import LOG_Z, NORMAL, Linear, law, mean_gradient, pair
 
 import cflow
 from cflow import bases, bijections, discrete, fields, solvers, training
-from cflow.divergence import Hutchinson
-from cflow.objectives.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
-from cflow.objectives.variational import PathDerivative, ReverseKL
+from cflow.continuous.divergence import Hutchinson
+from cflow.objectives.variational.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
+from cflow.objectives.variational.reverse_kl import PathDerivative, ReverseKL
 
 F64 = torch.float64
 ALL = [

@@ -311,7 +311,7 @@ def test_pairs_are_split_and_only_their_data_end_is_transformed():
             return x - 100, 0.0
 
     class Reflow(SmallMatching):
-        members = 2
+        samples_per_item = 2
 
         def prepare(self, base, u, context, generator):
             seen["x0"], seen["x1"] = u[:, 0], u[:, 1]
@@ -335,7 +335,7 @@ def test_float64_flows_train_in_float64(generator):
 def test_the_real_flow_learns_where_the_data_are(tmp_path):
     import cflow.io
     from cflow import bases, fields, objectives, paths
-    from cflow.continuous import ContinuousFlow
+    from cflow.continuous.flow import ContinuousFlow
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -79,7 +79,7 @@ MATCHING = {
 def test_matching_refuses_a_transform_that_would_shrink_the_data_to_a_point(name):
     flow, objective = continuous_flow(learned()), MATCHING[name]
     flow.path = None if name == "MultiMarginal" else flow.path
-    x = far() if objective.members is None else torch.stack([far(), far()], 1)
+    x = far() if objective.samples_per_item is None else torch.stack([far(), far()], 1)
     message = r"transform.maps.0.log_scale.*requires_grad_\(False\).*MaximumLikelihood"
     with pytest.raises(ValueError, match=message):
         objective(flow, x)

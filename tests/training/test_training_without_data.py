@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_standins import SmallMatching, small_flow
 
 from cflow import discrete, training
-from cflow.objectives.importance_weighted import DoublyReparameterised
-from cflow.objectives.variational import PathDerivative, ReverseKL
+from cflow.objectives.variational.importance_weighted import DoublyReparameterised
+from cflow.objectives.variational.reverse_kl import PathDerivative, ReverseKL
 
 F64 = torch.float64
 

@@ -1,0 +1,6 @@
+"""Continuous flows: a vector field, a base and a solver; divergences for their densities, guidance for their fields."""
+
+from cflow.continuous import divergence, guidance
+from cflow.continuous.flow import ContinuousFlow
+
+__all__ = ["ContinuousFlow", "divergence", "guidance"]

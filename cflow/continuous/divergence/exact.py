@@ -1,0 +1,108 @@
+"""The exact divergence, from every row of the Jacobian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from cflow.arguments import check_integer
+from cflow.continuous.divergence.divergence import Divergence
+from cflow.continuous.divergence.products import enter, evaluate, gradients, product
+from cflow.registry import register
+
+__all__ = ["Exact"]
+
+# Numbers in a batch up to which repeating its rows is cheaper than going backward once more.
+TOGETHER_CPU, TOGETHER = 2**10, 2**18
+
+
+@register("divergence.Exact")
+@dataclass(frozen=True)
+class Exact(Divergence):
+    r"""Computes the divergence from the whole Jacobian.
+
+    .. math:: \nabla \cdot f = \sum_{d=1}^D e_d^\top J e_d, \qquad \|J\|_F^2 = \sum_{d=1}^D \|J^\top e_d\|^2
+
+    ``chunk`` products are taken together, on a batch of which every row is repeated ``chunk`` times. This needs no
+    batching rule of any operator (those of torch's ``vmap`` give wrong second derivatives through group normalisation),
+    only that the rows of ``f`` are independent, as they are for a field. ``chunk=1`` evaluates ``f`` once and goes
+    backward D times: the least work and memory. A larger chunk evaluates ``f`` again on every chunk and pays where the
+    overhead of a call dominates: small batches, small networks. The default repeats up to a thousand numbers on a CPU
+    (measured on networks of two hidden layers) and up to a quarter of a million elsewhere (an estimate).
+
+    Shapes: ``x`` ``[B, *event]`` of any event shape; the divergence and the norm are ``[B]``, float32 at least.
+
+    Cost: one evaluation and D vector-Jacobian products with ``chunk=1``; D rows' worth of evaluation beside them
+    otherwise. With gradients enabled everything is differentiable (attention then runs on torch's plain kernel: the
+    fused ones have no second derivative).
+
+    Raises:
+        ValueError: if ``chunk < 1``, ``f`` returns another shape than ``x``, or rows of ``args`` cannot be repeated.
+
+    Example:
+        >>> matrix = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> v, div, frobenius = Exact()(lambda t, x: x @ matrix.T, torch.zeros(1), torch.ones(1, 2), None)
+        >>> v.tolist(), div.item(), frobenius.item()
+        ([[3.0, 7.0]], 5.0, 30.0)
+    """
+
+    chunk: int | None = None
+
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.chunk is not None:
+            why = "products are taken in chunks of at least one; pass a positive integer, or None to choose by size."
+            check_integer("Exact", "chunk", self.chunk, 1, why)
+
+    def begin(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """Draws nothing: the unit vectors are no choice."""
+        return None
+
+    def __call__(self, f, t, x, probe, *args):
+        """Evaluates the field and its exact divergence."""
+        batch, size = x.shape[0], x.shape[1:].numel()
+        if not x.numel():
+            size = 0
+        chunk = self.chunk or max(1, (TOGETHER_CPU if x.device.type == "cpu" else TOGETHER) // max(1, x.numel()))
+        chunk = max(1, min(chunk, size))
+        with gradients() as differentiable:
+            inputs = enter((t, x, args))
+            point, value = evaluate(f, *_repeat(inputs, chunk))
+            v = value[:batch]
+            trace = norm = torch.zeros(batch, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+            for start in range(0, size, chunk):
+                count = min(chunk, size - start)
+                if start and chunk > 1:
+                    point, value = evaluate(f, *_repeat(inputs, count))
+                units = torch.zeros(count, 1, size, dtype=value.dtype, device=x.device)
+                units[:, 0].diagonal(start).fill_(1)
+                rows = product(value, point, units.expand(count, batch, size).reshape(value.shape), differentiable)
+                rows = rows.reshape(count, batch, size)
+                trace = trace + rows[:, :, start : start + count].diagonal(dim1=0, dim2=2).sum(1)
+                norm = norm + rows.square().sum((0, 2))
+        return (v, trace, norm) if differentiable else (v.detach(), trace.detach(), norm.detach())
+
+
+def _repeat(inputs: tuple[Tensor, Tensor, tuple], count: int) -> tuple[Tensor, Tensor, tuple]:
+    """Repeats the batch ``count`` times; a time shared by the batch stays as it is."""
+    if count == 1:
+        return inputs
+    batch = inputs[1].shape[0]
+
+    def repeat(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+            return leaf
+        if leaf.shape[0] != batch:
+            raise ValueError(
+                f"Exact(chunk={count}): an argument of shape {list(leaf.shape)} beside x of shape "
+                f"{list(inputs[1].shape)} cannot be repeated with its sample; the first dimension of every argument is "
+                f"the batch, so expand it, let f hold what is shared, or use chunk=1."
+            )
+        return leaf.repeat(count, *([1] * (leaf.dim() - 1)))
+
+    return pytree.tree_map(repeat, inputs)

@@ -1,0 +1,133 @@
+"""What a solve integrates: a flow's velocity with the integrals asked for, or with its score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow.continuous.divergence import Divergence, Estimator
+from cflow.continuous.velocity import VelocityAndScore
+from cflow.shapes import rows
+from cflow.solvers import Solver, Tolerance
+
+__all__ = ["QUADRATURES", "Dynamics"]
+
+QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What a solver integrates for a flow.
+
+    Attributes:
+        f: the velocity ``f(t, x, *args)``, with the integrals asked for: ``v``, or ``(v, {name: [B]})``.
+        integrand: what the solver is given: ``f``, or for an SDE ``(velocity, score)``.
+        args: what ``f`` takes besides time and state: the context, and the probe of the divergence.
+        names: the integrals.
+        low, high: the times between which the integrand is well conditioned.
+    """
+
+    f: Callable
+    integrand: Callable
+    args: tuple[Any, ...]
+    names: tuple[str, ...]
+    low: float
+    high: float
+
+    @classmethod
+    def of(
+        cls,
+        flow,
+        solver: Solver,
+        divergence: Divergence,
+        x: Tensor,
+        context: Any,
+        names: tuple[str, ...],
+        guidance: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> Dynamics:
+        """Builds what ``solver`` integrates, with the integrals ``names``, and draws the probe that they need."""
+        f, probe = _integrand(flow, x, generator, names, divergence, guidance)
+        integrand, (low, high) = f, flow.interval
+        if solver.needs_score:
+            if names:
+                raise ValueError(
+                    f"flow.transport(solver={solver!r}): {', '.join(names)} is defined along the ODE, and this solver "
+                    f"simulates an SDE with the same marginals; take a solver such as solvers.Dopri5() for it."
+                )
+            integrand = VelocityAndScore(flow, "transport", guidance)
+            inner = flow.path.score_interval
+            low, high = max(low, inner[0]), min(high, inner[1])
+        times = solver.fitted_times
+        if times is not None:
+            # Fitted from end to end, with calls inside: nothing is left to cross.
+            if not low <= min(times) <= max(times) <= high:
+                raise ValueError(
+                    f"flow.transport(solver={type(solver).__name__} with calls at {times}): on {flow.path!r} the "
+                    f"network's prediction gives a velocity inside [{low:.6g}, {high:.6g}] alone; fit the solver to "
+                    f"this flow by training.fit_bespoke."
+                )
+            low, high = 0.0, 1.0
+        return cls(f, integrand, (context, *probe), names, low, high)
+
+    @property
+    def density(self) -> bool:
+        """Whether a log-determinant is among the integrals."""
+        return any(name.startswith("ladj") for name in self.names)
+
+    def tolerances(self, solver: Solver) -> dict[str, Tolerance | None] | None:
+        """Gives the tolerance of each integral: a log-determinant that is returned is held to the solver's own."""
+        held = solver.step_tolerance
+        return {name: held if name.startswith("ladj") else None for name in self.names} or None
+
+
+def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: Divergence, guidance):
+    """Builds ``f(t, x, context, *probe)`` with the integrals asked for, and draws the probe."""
+    velocity = flow.velocity_field(guidance)
+    if not names:
+        return velocity, ()
+    asked = tuple(name for name in names if name != "ladj")
+    per_probe = "ladj_probes" in names
+    if per_probe and (not isinstance(divergence, Estimator) or "jacobian" in names):
+        raise ValueError(
+            f"flow.transport(quadratures={asked}): 'ladj_probes' comes from a divergence with probes and without "
+            f"'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for 'jacobian' apart."
+        )
+    if "jacobian" in names and not divergence.frobenius:
+        raise ValueError(
+            f"flow.transport(quadratures={asked}): 'jacobian' is the squared Frobenius norm of the Jacobian, and "
+            f"{divergence!r} knows the trace alone; pass divergence=Exact(), or Hutchinson(), whose products give both."
+        )
+    needs_divergence = "ladj" in names or per_probe or "jacobian" in names
+    probe = divergence.begin(x, generator) if needs_divergence else None
+    return _Integrand(velocity, divergence if needs_divergence else None, names), (probe,)
+
+
+@dataclass(frozen=True)
+class _Integrand:
+    """The velocity with the integrals asked for; equal to another one that computes the same."""
+
+    velocity: Callable
+    divergence: Divergence | None
+    names: tuple[str, ...]
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None):
+        values = {}
+        if "ladj_probes" in self.names:
+            v, values["ladj_probes"] = self.divergence.estimates(self.velocity, t, x, probe, context)
+            values["ladj"] = values["ladj_probes"].mean(1)
+        elif self.divergence is not None:
+            v, values["ladj"], values["jacobian"] = self.divergence(self.velocity, t, x, probe, context)
+        else:
+            v = self.velocity(t, x, context)
+        if "kinetic" in self.names:
+            values["kinetic"] = rows(v.square()).sum(1)
+        return v, {name: values[name] for name in self.names}
+
+    def alone(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None) -> Tensor:
+        """Computes the velocity without the integrals."""
+        return self.velocity(t, x, context)

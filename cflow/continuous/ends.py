@@ -1,0 +1,102 @@
+"""The ends of [0, 1] that a path's interval leaves out: crossed by a closed form, in whole steps of a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cflow.continuous.dynamics import Dynamics
+from cflow.solvers import Solver
+
+__all__ = ["Ends"]
+
+
+class Ends:
+    """Splits the way from ``t0`` to ``t1`` into what is solved, ``start`` to ``stop``, and the two stretches beside it.
+
+    At first the solved part is what lies in the interval of the dynamics; :meth:`align` moves its ends to nodes of a
+    solver's grid.
+    """
+
+    def __init__(self, flow, dynamics: Dynamics, t0: float, t1: float):
+        self.flow, self.dynamics, self.t0, self.t1 = flow, dynamics, t0, t1
+        low, high = dynamics.low, dynamics.high
+        self.start, self.stop = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
+
+    def holds(self, t: float) -> bool:
+        """Says whether a time lies in the part that is solved."""
+        return min(self.start, self.stop) <= t <= max(self.start, self.stop)
+
+    def align(self, solver: Solver, at: Sequence[float] | None) -> Solver:
+        """Moves the ends of a solve on a fixed grid to nodes of it, and gives the solver on the nodes between.
+
+        A step that began or ended at the interval's edge would multiply the network's error by the step over the small
+        weight there; the closed form divides by the weight a whole step away. The last step is also left to it where it
+        ends within its own length of the time at which noise that was added on the way would show.
+        """
+        t0, t1, path = self.t0, self.t1, self.flow.path
+        # The closed form asks for the velocity at one time, which a whole step of a field of two times is not made of.
+        if t0 == t1 or solver.takes_whole_steps or self.dynamics.density:
+            return solver
+        # Where a noisy path leaves a bit out, an ODE is well conditioned up to there: alignment would only cost its
+        # order.
+        if not solver.needs_score and ((self.start, self.stop) == (t0, t1) or path.adds_noise):
+            return solver
+        nodes = solver.nodes(t0, t1)
+        if nodes is None:
+            return solver
+        bare = None
+        if solver.needs_score and (t1 > t0 or path.adds_noise):
+            # Forward, and back to where a noisy path is as narrow as its base, noise of the last step would stay.
+            bare = 1.0 if t1 > t0 else 0.0
+        first, last = min(self.start, self.stop), max(self.start, self.stop)
+        nodes = sorted({t for t in (*nodes, *(at or ())) if first < t < last}, reverse=t1 < t0)
+        if self.start != t0 and nodes:
+            self.start = nodes.pop(0)
+        before = nodes[-1] if nodes else self.start
+        if self.stop != t1 or (bare is not None and abs(bare - t1) < abs(t1 - before)):
+            self.stop = nodes.pop() if nodes else self.start
+        return solver.on([self.start, *nodes, self.stop])
+
+    def enter(self, x: Tensor) -> tuple[Tensor, dict, int]:
+        """Carries ``x`` to the start of the solve: ``(x, integrals, calls)``."""
+        if self.start == self.t0:
+            return x, {}, 0
+        return self.cross(x, self.t0, self.start, self.start)
+
+    def within_first(self, x: Tensor, t: float) -> tuple[Tensor, int]:
+        """Carries ``x`` from ``t0`` to a time before the start of the solve: ``(x, calls)``."""
+        point, _, calls = self.cross(x, self.t0, t, self.start)
+        return point, calls
+
+    def within_last(self, y: Tensor, t: float) -> tuple[Tensor, dict, int]:
+        """Carries ``y`` from the end of the solve to a time behind it: ``(x, integrals, calls)``."""
+        return self.cross(y, self.stop, t, self.stop)
+
+    def cross(self, x: Tensor, t: float, s: float, tau: float) -> tuple[Tensor, dict, int]:
+        """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside: ``(x, integrals, calls)``.
+
+        Without a log-determinant: the closed-form step with the network asked at ``tau``. Where ``x`` is not at ``tau``
+        yet, the step is implicit and takes two fixed-point iterations.
+
+        With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
+        data's end it leaves the noise of the path's margin in (on affine paths the density is that of the data with
+        noise of relative size ``margin``, and differs in second order; on interpolants the width is ``gamma(margin)``);
+        at the base's end it neglects ``margin`` times the data's mean.
+        """
+        flow, dynamics, names = self.flow, self.dynamics, self.dynamics.names
+        here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))
+        if dynamics.density:
+            factor = flow.path.scale_change(here, there, at_data=max(t, s) > flow.interval[1])
+            change = math.prod(flow.model_shape) * factor.log()
+            ladj = {name: change if name.startswith("ladj") else 0.0 for name in names}
+            return x * factor, ladj, 0
+        point, calls = x, 1 if tau == t else 2
+        for _ in range(calls):
+            answer = dynamics.f(inner.expand(x.shape[0]), point, *dynamics.args)
+            v, values = answer if names else (answer, {})
+            point = x + flow.path.closed_form_step(v, point, inner, here, there)
+        return point, {name: values[name] * abs(s - t) for name in names}, calls

@@ -1,0 +1,373 @@
+"""A continuous flow: a vector field, a base distribution and a solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cflow import registry
+from cflow.bijections.map import Likelihood, weakest
+from cflow.continuous.divergence import Estimator, Exact
+from cflow.continuous.transport import transport
+from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
+from cflow.fields import as_field
+from cflow.flow import BaseInvertibleFlow
+from cflow.paths import AffinePath, Rescheduled, VelocityPath
+from cflow.shapes import Size, flatten, shown, unflatten
+from cflow.solvers import Dopri5, Solution
+
+__all__ = ["ContinuousFlow"]
+
+
+@registry.register("continuous.ContinuousFlow")
+class ContinuousFlow(BaseInvertibleFlow):
+    r"""Carries a base distribution to the data's along the ordinary differential equation of a vector field.
+
+    .. math:: \dot x = v_\theta(t, x, c), \quad x(0) \sim p_0, \qquad
+              \log p_1(x(1)) = \log p_0(x(0)) - \int_0^1 \nabla \cdot v_\theta \, dt
+
+    Train it with an objective (:mod:`cflow.objectives`): flow matching on ``path``, or maximum likelihood.
+
+    Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``, log-densities ``[*batch]`` in nats.
+    Cost: one field call per solver stage; with the log-determinant, also what the divergence costs per stage
+    (:mod:`cflow.divergence` compares them: ``D`` vector-Jacobian products for ``Exact``, about one call for
+    ``Analytic``). Every method takes ``solver`` and ``guidance`` for one call, and those with a density ``divergence``.
+
+    Networks that predict ``x1``, ``noise`` or ``score`` give no velocity at the very ends (``interval``). Samples cross
+    the rest by the path's closed form; where a density is asked for (``log_prob``, ``encode``, ``decode``,
+    ``sample_and_log_prob``), a change of scale does, which is exactly invertible: the two differ by the path's margin.
+
+    A log-density outside ``torch.no_grad()`` keeps the graph of every solver stage.
+
+    Args:
+        field: a network called as ``field(t, x, context)``.
+        base: the distribution at ``t = 0``.
+        path: what the field was or will be trained on, and what it predicts; ``None`` for a velocity field with no
+            schedule.
+        solver: the default solver; ``Dopri5(rtol=1e-5, atol=1e-6)`` where none is given.
+        divergence: how the log-determinant is computed; exact where none is given.
+        context_shape: shape of what the flow is conditioned on; ``()`` for a class label.
+        transform: data transforms; see :meth:`with_transform`.
+
+    Raises:
+        ValueError: where event or context shapes of field, base and flow differ, or the path predicts a score and the
+            base is not a standard normal.
+
+    Source: Chen et al., Neural Ordinary Differential Equations, 2018, arXiv:1806.07366; Grathwohl et al., FFJORD, 2018,
+    arXiv:1810.01367; Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv:2210.02747.
+
+    Example:
+        >>> from cflow import bases, fields, paths, solvers
+        >>> flow = ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> x, logp = flow.sample_and_log_prob((5,), generator=torch.Generator().manual_seed(0))
+        >>> torch.allclose(flow.log_prob(x), logp, atol=1e-4)
+        True
+    """
+
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "sample": ("solver", "guidance"),
+        "log_prob": ("solver", "divergence", "guidance"),
+    }
+
+    def __init__(
+        self,
+        field: nn.Module,
+        base: nn.Module,
+        *,
+        path: VelocityPath | None = None,
+        solver=None,
+        divergence=None,
+        manifold=None,
+        context_shape=None,
+        transform: Sequence[nn.Module] = (),
+    ):
+        if not callable(getattr(base, "sample", None)) or not hasattr(base, "event_shape"):
+            raise TypeError(
+                f"ContinuousFlow(base={type(base).__name__}): the second argument is a distribution such as "
+                f"bases.Normal(2), with event_shape, sample and log_prob."
+            )
+        super().__init__(base.event_shape, context_shape, transform)
+        if manifold is not None:
+            raise ValueError(
+                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; leave the argument away for "
+                "flat space."
+            )
+        self.field, self.base, self.manifold = field, base, None
+        self.path = path
+        self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
+        self.divergence = Exact() if divergence is None else divergence
+        self._validate()
+
+    def _validate(self) -> None:
+        if not isinstance(self.field, nn.Module) or hasattr(self.field, "log_prob"):
+            raise TypeError(
+                f"ContinuousFlow(field={type(self.field).__name__}, base={type(self.base).__name__}): the first "
+                f"argument is the network, a torch.nn.Module called as field(t, x, context); the second is the base."
+            )
+        if isinstance(self.path, type) or not (self.path is None or callable(getattr(self.path, "velocity", None))):
+            raise TypeError(
+                f"ContinuousFlow(path={self.path!r}): a continuous flow follows a velocity; pass an object such as "
+                f"paths.Linear()."
+            )
+        field = as_field(self.field)
+        event = field.event_shape
+        if event is not ... and Size(event) != self.model_shape:
+            raise ValueError(
+                f"ContinuousFlow: the field works on events {tuple(event)} and the base draws "
+                f"{tuple(self.model_shape)}; give both the same shape."
+            )
+        reads = field.context_shape
+        if reads not in (..., self.context_shape):
+            raise ValueError(
+                f"ContinuousFlow(context_shape={shown(self.context_shape)}): the field's context_shape is "
+                f"{shown(reads)}; pass context_shape={shown(reads)}."
+            )
+        wanted, outputs = 1 if self.path is None else self.path.outputs, field.outputs
+        if outputs not in (..., wanted):
+            raise ValueError(
+                f"ContinuousFlow: the field returns {outputs} outputs and the path ({self.path!r}) has a use for "
+                f"{wanted}; build the field with outputs={wanted}"
+                + (", or choose predict='velocity'." if wanted == 2 else ".")
+            )
+        affine = self.path is not None and self.path.affine
+        if affine and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
+            raise ValueError(
+                f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, "
+                f"not {type(self.base).__name__}; use bases.Normal(event_shape), or predict 'velocity', 'x1' or "
+                "'noise'."
+            )
+
+    @property
+    def likelihood(self) -> Likelihood:
+        if self._takes_steps or not getattr(self.base, "has_density", True):
+            return "none"
+        return weakest(self.transform.likelihood, "exact" if self.divergence.exact else "estimate")
+
+    @property
+    def _takes_steps(self) -> bool:
+        """Whether the last training taught steps, which are no longer those of a velocity."""
+        return bool(self.trained_by) and self.trained_by[-1].teaches == "steps"
+
+    def _check(self, options, method: str) -> None:
+        if "log_prob" in method and self._takes_steps:
+            raise ValueError(
+                f"flow.{method}: this flow was trained to few steps ({self.trained_by[-1].objective}), which follow no "
+                f"velocity and have no density; ask the flow that it was distilled from."
+            )
+        super()._check(options, method)
+
+    # The vector field
+
+    def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
+        """Computes the marginal velocity at time ``t`` ([] or [*batch]) and ``x [*batch, *event]`` (model space).
+
+        A time outside :attr:`interval`, where the prediction's conversion divides by nearly zero, is answered at the
+        interval's end.
+        """
+        x, context, batch = self._enter(x, context, "velocity", self.model_shape)
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1).clamp(*self.interval)
+        return unflatten(self.velocity_field(guidance)(t, x, context), batch)
+
+    def score(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
+        r"""Computes the score :math:`\nabla \log p_t(x)` of the path's marginal at time ``t`` (model space).
+
+        On an affine path it follows from the velocity, :math:`-(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)`;
+        on an interpolant with two outputs it is what the second one learned. Cost: one call of the network.
+
+        Raises:
+            ValueError: without a path; on an affine path for a base that is not normal and for a flow trained with
+                another coupling than the independent one (the formula does not hold); on an interpolant that predicts
+                the velocity alone, or with guidance; and where the score is not well conditioned (on affine paths,
+                where ``sigma_t`` is below the path's margin).
+        """
+        both = VelocityAndScore(self, "score", guidance)
+        x, context, batch = self._enter(x, context, "score", self.model_shape)
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
+        low, high = self.path.score_interval
+        low, high = max(low, self.interval[0]), min(high, self.interval[1])
+        # The bounds are float64: a time that was rounded to them is inside.
+        fine = ((t > low) | torch.isclose(t, t.new_tensor(low))) & ((t < high) | torch.isclose(t, t.new_tensor(high)))
+        if not bool(fine.all()):
+            raise ValueError(
+                f"flow.score(t={float(t[~fine][0]):.6g}): the score is well conditioned in [{low:.3g}, {high:.6g}] on "
+                f"this path (margin {self.path.margin}); ask at another time."
+            )
+        return unflatten(both(t, x, context)[1], batch)
+
+    def with_path(self, path: AffinePath) -> ContinuousFlow:
+        """Gives the same flow read on another schedule (or predicting something else), without training.
+
+        The new flow shares the trained field; its samples follow the same distribution, along other trajectories.
+        """
+        if self.path is None:
+            raise ValueError(
+                "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."
+            )
+        for each in (self.path, path):
+            if not each.affine:
+                raise ValueError(
+                    f"flow.with_path({path!r}): only affine paths pass through the same marginals, and {each!r} adds "
+                    f"noise of its own; train a flow on it."
+                )
+        flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
+        flow.training, flow.field.training = self.training, self.training
+        return flow
+
+    def velocity_field(self, guidance=None) -> VelocityField:
+        """Gives the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension, guided if asked."""
+        velocity = VelocityField(self)
+        if guidance is None:
+            return velocity
+        if not callable(guidance):
+            raise TypeError(f"flow: guidance={guidance!r} is no guidance; pass guidance.ClassifierFree(2.0), say.")
+        return guidance(velocity)
+
+    def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
+        return Prediction(self)(t, x, context, s=s)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The times at which the velocity is well conditioned; solvers stay inside."""
+        low, high = (0.0, 1.0) if self.path is None else self.path.interval
+        inner = as_field(self.field).interval
+        return max(low, inner[0]), min(high, inner[1])
+
+    @property
+    def classes(self) -> int:
+        return as_field(self.field).classes
+
+    def _null_context(self, context: Tensor) -> Tensor:
+        return as_field(self.field).null_context(context)
+
+    # The one method under all others
+
+    def transport(
+        self,
+        x: Tensor,
+        t0: float,
+        t1: float,
+        context: Tensor | None = None,
+        *,
+        ladj: bool = False,
+        quadratures: Sequence[str] = (),
+        solver=None,
+        divergence=None,
+        guidance=None,
+        generator=None,
+        at: Sequence[float] | None = None,
+    ) -> Solution:
+        r"""Carries points along the flow from time ``t0`` to ``t1`` (model space: transforms are not applied).
+
+        Shapes: ``x [*batch, *model]``; the solution holds ``y [*batch, *model]``, ``quadratures[name] [*batch]``,
+        ``status [*batch]`` and, with ``at``, ``trajectory [len(at), *batch, *model]``. Here ``model`` is
+        ``model_shape``: the event's, unless a transform changes it.
+
+        Args:
+            ladj: also integrate the divergence: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
+            quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius
+                norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
+            at: times at which to keep the state.
+
+        Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
+        """
+        x, context, batch = self._enter(x, context, "transport", self.model_shape)
+        solution = transport(
+            self, x, t0, t1, context, generator, ladj=ladj, quadratures=quadratures, solver=solver,
+            divergence=divergence, guidance=guidance, at=at,
+        )  # fmt: skip
+        trajectory = solution.trajectory
+        if trajectory is not None:
+            trajectory = trajectory.reshape(len(trajectory), *batch, *self.model_shape)
+        return Solution(
+            y=unflatten(solution.y, batch),
+            quadratures={name: unflatten(value, batch) for name, value in solution.quadratures.items()},
+            stats=solution.stats,
+            status=solution.status.reshape(batch),
+            trajectory=trajectory,
+        )
+
+    # What the base class derives the protocol from
+
+    def _solved(self, solution: Solution, method: str) -> Solution:
+        """Raises where some samples failed; one host read."""
+        try:
+            return solution.require_success()
+        except RuntimeError as failure:
+            raise FloatingPointError(
+                f"flow.{method}: {failure} If the input is sound, flow.transport gives the status of every sample "
+                f"and the result of those that succeeded."
+            ) from None
+
+    def _encode(self, x, context, generator, **options):
+        solution = self._solved(transport(self, x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
+        return solution.y, solution.quadratures["ladj"]
+
+    def _decode(self, z, context, generator, *, ladj=True, **options):
+        solution = self._solved(transport(self, z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")
+        return solution.y, solution.quadratures.get("ladj")
+
+    def log_prob_estimate(self, x, context=None, *, draws: int = 8, generator=None, **options):
+        """Estimates the log-density with its standard error: ``(value [*batch], standard_error [*batch])``.
+
+        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean;
+        ``HutchPlusPlus`` and ``XTrace`` likewise, with the estimates that they are the mean of.
+        Other random likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is
+        not in it.
+        """
+        self._check(options, "log_prob_estimate")
+        divergence = options.get("divergence") or self.divergence
+        exact = self.transform.likelihood == "exact"
+        if not (exact and isinstance(divergence, Estimator) and divergence.count > 1):
+            if exact and divergence.exact:
+                value = self.log_prob(x, context, generator=generator, **options)
+                return value, torch.zeros_like(value)
+            return super().log_prob_estimate(x, context, draws=draws, generator=generator, **options)
+        x, context, batch = self._enter(x, context, "log_prob_estimate")
+        u, outer = self.preprocess(x, context, generator=generator)
+        solution = transport(self, u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
+        self._solved(solution, "log_prob_estimate")
+        each = solution.quadratures["ladj_probes"]
+        spread = each.std(1) if len(each) else each.sum(1)
+        value = self.base.log_prob(solution.y) + each.mean(1) + outer
+        return value.reshape(batch), (spread / math.sqrt(divergence.count)).reshape(batch)
+
+    def trajectory(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        times: Sequence[float] | int = 21,
+        generator=None,
+        solver=None,
+        guidance=None,
+    ) -> Tensor:
+        """Follows points from the first to the last of ``times`` and keeps the states: ``[T, *batch, *event]``.
+
+        ``times`` is increasing (``x`` are base samples; an int spaces that many times over [0, 1]) or decreasing (``x``
+        are data). The states are in the data's space: transforms are undone.
+        """
+        if isinstance(times, int):
+            if times < 2:
+                raise ValueError(f"flow.trajectory(times={times}): a trajectory has two times or more.")
+            times = [i / (times - 1) for i in range(times)]
+        times = [float(t) for t in times]
+        backwards = times[0] > times[-1]
+        x, context, batch = self._enter(x, context, "trajectory", self.event_shape if backwards else self.model_shape)
+        if backwards:
+            x = self.preprocess(x, context, generator=generator)[0]
+        with torch.no_grad():
+            solution = self._solved(
+                transport(self, x, times[0], times[-1], context, generator, solver=solver, guidance=guidance, at=times),
+                "trajectory",
+            )
+        lead = solution.trajectory.shape[:2]
+        states = flatten(solution.trajectory, self.model_shape, lead)
+        if context is not None:
+            context = flatten(context, self.context_shape, lead)
+        states, _ = self.postprocess(states, context, generator=generator)
+        return states.reshape(len(times), *batch, *self.event_shape)

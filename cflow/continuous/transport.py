@@ -1,0 +1,113 @@
+"""How a continuous flow carries points between two times: the solve, and what lies outside the path's interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow.continuous.dynamics import QUADRATURES, Dynamics
+from cflow.continuous.ends import Ends
+from cflow.shapes import expand_like, rows
+from cflow.solvers import Solution, Status
+from cflow.solvers.solver import check_is_solver
+
+__all__ = ["QUADRATURES", "transport"]
+
+
+def transport(
+    flow, x, t0, t1, context, generator,
+    *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None,
+) -> Solution:  # fmt: skip
+    """Carries ``x [B, *event]`` from ``t0`` to ``t1``; see :meth:`cflow.ContinuousFlow.transport`."""
+    names = _names(ladj, quadratures)
+    t0, t1, at = _times(t0, t1, at)
+    solver = flow.solver if solver is None else solver
+    check_is_solver("flow: solver", solver)
+    divergence = _divergence(flow.divergence if divergence is None else divergence)
+    dynamics = Dynamics.of(flow, solver, divergence, x, context, names, guidance, generator)
+    ends = Ends(flow, dynamics, t0, t1)
+    solver = ends.align(solver, at)
+    start, totals, calls = ends.enter(x)
+    solution = solver.solve(
+        dynamics.integrand, start, ends.start, ends.stop, args=dynamics.args, quadratures=dynamics.tolerances(solver),
+        path=flow.path, generator=generator, at=None if at is None else [t for t in at if ends.holds(t)],
+    )  # fmt: skip
+    for name, value in solution.quadratures.items():
+        if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
+            value = value.unsqueeze(1).expand(-1, divergence.count)
+        # The solver integrates over dt; energies are over |dt|.
+        totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
+    y, status, more = solution.y, solution.status, 0
+    if ends.stop != t1:
+        y, status, rest, more = _leave(ends, solution)
+        totals = {name: totals[name] + rest[name] for name in totals}
+    trajectory = None
+    if at is not None:
+        trajectory, between = _trajectory(ends, solution, at, x, y)
+        more += between
+    calls += more
+    solution.stats.nfe += calls
+    solution.stats.evaluations += calls * x.shape[0]
+    return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
+
+
+def _leave(ends: Ends, solution: Solution) -> tuple[Tensor, Tensor, dict, int]:
+    """Carries the samples that were solved to ``t1``: ``(y, status, integrals, calls)``."""
+    crossed, rest, calls = ends.within_last(solution.y, ends.t1)
+    fine = solution.status == Status.SUCCESS
+    y = torch.where(expand_like(fine, solution.y), crossed, solution.y)
+    status = torch.where(fine & ~rows(y).isfinite().all(1), int(Status.NON_FINITE), solution.status)
+    return y, status, rest, calls
+
+
+def _trajectory(ends: Ends, solution: Solution, at: list[float], x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    """Gives the states at all output times, those in a stretch that is crossed too, and the calls these cost."""
+    kept, states, calls = iter(solution.trajectory), {ends.t0: x, ends.t1: y}, 0
+    for t in at:
+        if ends.holds(t):
+            states.setdefault(t, next(kept))
+        elif t in states:
+            continue
+        elif abs(t - ends.t0) < abs(ends.start - ends.t0):
+            states[t], more = ends.within_first(x, t)
+            calls += more
+        else:
+            point, _, more = ends.within_last(solution.y, t)
+            states[t] = torch.where(expand_like(solution.status == Status.SUCCESS, y), point, solution.y)
+            calls += more
+    return torch.stack([states[t] for t in at]), calls
+
+
+def _names(ladj: bool, quadratures: Sequence[str]) -> tuple[str, ...]:
+    """Lists the integrals asked for."""
+    unknown = set(quadratures) - set(QUADRATURES)
+    if unknown:
+        raise ValueError(
+            f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
+            f"{', '.join(QUADRATURES)}."
+        )
+    return (("ladj",) if ladj else ()) + tuple(quadratures)
+
+
+def _times(t0: Any, t1: Any, at: Any) -> tuple[float, float, list[float] | None]:
+    """Reads the ends and the output times."""
+    t0, t1, at = float(t0), float(t1), None if at is None else [float(t) for t in at]
+    outside = [t for t in (t0, t1, *(at or ())) if not 0 <= t <= 1]
+    if outside:
+        raise ValueError(
+            f"flow.transport: time {outside[0]} lies outside [0, 1], where 0 is the base and 1 the data; a flow is "
+            f"not defined beyond its ends."
+        )
+    return t0, t1, at
+
+
+def _divergence(value: Any) -> Any:
+    if isinstance(value, type) or not callable(getattr(value, "begin", None)):
+        raise TypeError(
+            f"flow: divergence={value!r} is a {type(value).__name__}; options are objects, such as "
+            f"solvers.Heun(steps=20), divergence.Hutchinson() or guidance.ClassifierFree(2.0)."
+        )
+    return value

@@ -1,0 +1,169 @@
+"""What a network and its path give at one point: the marginal velocity, and the score beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cflow.bases import Normal
+from cflow.fields.contract import Forwarding, as_field, no_closed_form
+from cflow.shapes import on_tensors
+
+__all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Prediction(Forwarding):
+    """The answer of a flow's network as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two
+    outputs.
+
+    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
+    in float32 or better around a network in bf16.
+    """
+
+    event_shape = context_shape = outputs = ...  # those of the flow, which a foreign network need not know
+
+    def __init__(self, flow):
+        self.field, self.path = flow.field, flow.path
+        self.event_shape, self.context_shape = flow.model_shape, flow.context_shape
+        self.null_context = flow.null_context
+        self.outputs = self.wanted = 1 if self.path is None else self.path.outputs
+        parameter = next((each for each in self.field.parameters() if each.is_floating_point()), None)
+        self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
+
+    def __eq__(self, other) -> bool:
+        """Says whether the two ask the same network in the same way: a flow makes one anew for every solve."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.field))
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        second = {} if s is None else {"s": s}  # foreign networks of one time need not know of it
+        return self._checked(self.field(t, *self._halved(x, context), **second), x)
+
+    def _halved(self, x: Tensor, context):
+        """Gives the network's inputs in the dtype of its parameters."""
+        if self.half is None:
+            return x, context
+        halve = lambda each: each.to(self.half) if each.is_floating_point() else each
+        return x.to(self.half), on_tensors(halve, context)
+
+    def _checked(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """Gives the network's answer in the dtype of ``x``."""
+        wanted = x.shape if self.wanted == 1 else (x.shape[0], self.wanted, *self.event_shape)
+        if prediction.shape != wanted:
+            raise ValueError(
+                f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; "
+                + (
+                    "a vector field returns one value per entry of x."
+                    if self.wanted == 1
+                    else f"{self.path!r} wants two outputs, {tuple(wanted)}, such as fields.MLP(..., outputs=2) gives."
+                )
+            )
+        return prediction if prediction.dtype == x.dtype else prediction.to(x.dtype)
+
+
+class VelocityField(Prediction):
+    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
+
+    Of a field of two times, called with ``s``, the average velocity from ``t`` to ``s``.
+    """
+
+    converts = False
+
+    def __init__(self, flow):
+        super().__init__(flow)
+        self.outputs = 1
+        self.converts = self.path is not None and self.path.predict != "velocity"
+
+    @property
+    def two_times(self) -> bool:
+        return as_field(self.field).two_times and not self.converts
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The times at which both the field and its conversion are well conditioned."""
+        (low, high), whole = as_field(self.field).interval, self.path is None
+        return (low, high) if whole else (max(low, self.path.interval[0]), min(high, self.path.interval[1]))
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        prediction = super().__call__(t, x, context, s=s)
+        return self.path.velocity(prediction, x, t) if self.converts else prediction
+
+    def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the velocity and its divergence in closed form, where the field has one (``divergence.Analytic``).
+
+        Raises:
+            TypeError: where the field has none, and on a path whose velocity does not follow from one prediction.
+        """
+        if self.converts and not self.path.affine:
+            raise no_closed_form(repr(self.path), "its velocity is made of two outputs")
+        prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
+        prediction = self._checked(prediction, x)
+        if not self.converts:
+            return prediction, trace
+        size = self.event_shape.numel()
+        return self.path.velocity(prediction, x, t), self.path.velocity_trace(trace, size, t)
+
+
+class VelocityAndScore:
+    """The marginal velocity and score of a flow, as a callable ``(t, x, context) -> (v, s)``; one call of the network.
+
+    Raises:
+        ValueError: on construction, where the flow has no score: without a path; on an affine path with a base that is
+            not normal or another coupling than the independent one; on an interpolant that predicts velocities alone,
+            or under guidance.
+    """
+
+    def __init__(self, flow, method: str, guidance=None):
+        path, base = flow.path, flow.base
+        if path is None:
+            raise ValueError(
+                f"flow.{method}: this flow has no path, so its schedule is unknown; build it with path=..."
+            )
+        last = flow.trained_by[-1] if flow.trained_by else None
+        if last is not None and last.teaches in ("density", "steps"):
+            raise ValueError(
+                f"flow.{method}: the flow was last trained by {last.objective}, which teaches no velocity of {path!r}, "
+                f"so no score follows from it; train it by objectives.FlowMatching, or differentiate flow.log_prob."
+            )
+        self.path, self.adds_noise = path, path.adds_noise
+        if self.adds_noise:
+            if path.outputs != 2:
+                raise ValueError(
+                    f"flow.{method}: {path!r} learns the velocity alone, and between two arbitrary ends the score does "
+                    f"not follow from it; train with predict='score', or sample by an ODE solver."
+                )
+            if guidance is not None:
+                raise ValueError(
+                    f"flow.{method}(guidance={guidance!r}): guidance mixes velocities, and on {path!r} the score is a "
+                    f"head of its own; sample by an ODE solver, or without guidance."
+                )
+            self.field = Prediction(flow)
+            return
+        paired = [entry.coupling for entry in flow.trained_by if not entry.independent]
+        if paired:
+            raise ValueError(
+                f"flow.{method}: the flow was trained with {paired[-1]}, and on {path!r} the score follows from the "
+                f"velocity only for independent couplings. Train with couplings.Independent(), or on "
+                f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
+            )
+        if not isinstance(base, Normal):
+            raise ValueError(
+                f"flow.{method}: the base is a {type(base).__name__}; on {path!r} the score needs bases.Normal. On "
+                f"paths.BrownianBridge() any base has one."
+            )
+        self.field, self.loc, self.scale = flow.velocity_field(guidance), base.loc, base.scale
+        self.direct = guidance is None and path.predict != "velocity"
+        if self.direct:  # expected ends without the way through the velocity, which may vanish
+            self.field = Prediction(flow)
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        answer = self.field(t, x, context)
+        if self.adds_noise:
+            return self.path.velocity(answer, x, t), self.path.score(answer, x, t)
+        x1, x0 = self.path.ends(answer, x, t) if self.direct else self.path.velocity_ends(answer, x, t)
+        velocity = self.path.combine(x1, x0, t) if self.direct else answer
+        return velocity, self.path.score(x0, t, self.loc, self.scale)

@@ -1,0 +1,1 @@
+"""Steps in place of velocities: average velocities, consistency, reflow, distillation."""

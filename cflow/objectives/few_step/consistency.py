@@ -1,0 +1,89 @@
+"""Consistency flow matching: velocities that lead to the same end wherever they start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cflow.arguments import is_integer
+from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
+from cflow.paths import Path
+from cflow.paths.path import mean_square
+from cflow.registry import register
+from cflow.shapes import expand_like
+
+__all__ = ["ConsistencyFlowMatching"]
+
+
+@register("objectives.ConsistencyFlowMatching")
+class ConsistencyFlowMatching(FlowMatching):
+    r"""Trains a velocity that is the same all along the way, so that one step from anywhere ends at the same place.
+
+    .. math:: L = \frac1D \bigl\| f(t, x_t) - \operatorname{sg} f(r, x_r) \bigr\|^2 +
+        \frac{\alpha}{D} \bigl\| v(t, x_t) - \operatorname{sg} v(r, x_r) \bigr\|^2, \qquad
+        f(t, x) = x + (e - t)\, v(t, x), \quad r = t + \delta
+
+    where e is the end of the segment in which t lies; at the end of the last segment the data stand in for f. Both
+    points lie on the path of one pair. The right side is asked of the present weights, without gradients.
+
+    Args:
+        coupling, times, weight, condition_dropout: see :class:`FlowMatching`.
+        segments: into how many pieces of equal length the way is cut. Sample with as many Euler steps, and no more:
+            from the second step of a segment on, points lie beside the paths on which the velocity was learned. So the
+            flow has no density either, until it is trained as a flow again.
+        delta: how far the two times lie from each other.
+        alpha: the weight of the second term.
+
+    Start from a trained flow. Near a segment's end the first term hardly sees the velocity; ``weight`` may divide by
+    ``(e - t)^2``, as ``lambda path, t: (1.01 - t) ** -2`` for one segment.
+
+    Cost: a call of the network with gradients, and one without. The field needs one time only.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the path does not predict the velocity.
+
+    Source: Yang et al., Consistency Flow Matching: Defining Straight Flows with Velocity Consistency, 2024,
+    arXiv:2407.02398 (there the right side has averaged weights).
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> ConsistencyFlowMatching(segments=2)(flow, torch.randn(16, 2)).shape
+        torch.Size([16])
+    """
+
+    teaches = "steps"
+
+    def __init__(
+        self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, segments: int = 1,
+        delta: float = 1e-2, alpha: float = 1e-5,
+    ):  # fmt: skip
+        super().__init__(coupling, times, weight, condition_dropout)
+        if not is_integer(segments, 1) or not 0 < delta < 1 / max(segments, 1) or not alpha >= 0:
+            raise ValueError(
+                f"ConsistencyFlowMatching(segments={segments}, delta={delta}, alpha={alpha}): there is one segment or "
+                f"more, delta is positive and shorter than one, and alpha is not negative; the defaults are 1, "
+                f"0.01 and 1e-5."
+            )
+        self.segments, self.delta, self.alpha = segments, delta, alpha
+
+    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+        low, high = flow.interval
+        length = (high - low) / self.segments
+        index = ((t - low) / length).floor().clamp(max=self.segments - 1)
+        end = low + (index + 1) * length
+        r = torch.minimum(t + self.delta, end)
+        here, there = path.sample(batch.x0, batch.x1, t), path.sample(batch.x0, batch.x1, r)
+        v = flow.predict(t, here.xt, context)
+        with torch.no_grad():
+            v_there = flow.predict(r, there.xt, context)
+            # Where both points would be the end of their segment, the path itself says where it is.
+            aim = there.xt + expand_like(end - r, v) * v_there
+        error = mean_square(here.xt + expand_like(end - t, v) * v - aim, None)
+        return error + self.alpha * mean_square(v - v_there, None)
+
+    def _path(self, flow: nn.Module) -> Path:
+        path = super()._path(flow)
+        self._check_velocity(path)
+        return path

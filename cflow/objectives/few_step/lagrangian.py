@@ -1,0 +1,53 @@
+"""Flow maps that follow their own velocity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cflow.objectives.few_step.two_times import TwoTimes
+from cflow.paths.path import mean_square
+from cflow.registry import register
+from cflow.shapes import expand_like
+
+__all__ = ["LagrangianSelfDistillation"]
+
+
+@register("objectives.LagrangianSelfDistillation")
+class LagrangianSelfDistillation(TwoTimes):
+    r"""Trains the end of a step to move as the velocity there says.
+
+    .. math:: \partial_s X_{t,s}(x) = \operatorname{sg}\bigl( u(s, X_{t,s}(x), s) \bigr), \qquad
+        X_{t,s}(x) = x + (s - t)\, u(t, x, s)
+
+    The derivative is with respect to one number only, ``s``, and the draw of the velocity does not enter: no noise
+    of single pairs is carried along the flow, as in :class:`MeanFlow`.
+
+    Args:
+        coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`.
+
+    Cost: a call of the network with gradients; ``share`` of one for the derivative, through which gradients go, and
+    ``share`` of one without.
+
+    Raises:
+        ValueError: for a field of one time, or a flow whose path does not predict the velocity.
+
+    Source: Boffi et al., How to build a consistency model: Learning flow maps via self-distillation, 2025,
+    arXiv:2505.18825.
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> field = fields.MLP(2, hidden=(16,), two_times=True)
+        >>> flow = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear())
+        >>> LagrangianSelfDistillation()(flow, torch.randn(16, 2)).shape
+        torch.Size([16])
+    """
+
+    def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
+        step = lambda s: x + expand_like(s - t, x) * flow.predict(t, x, context, s=s)
+        end, moves = torch.func.jvp(step, (s,), (torch.ones_like(s),))
+        with torch.no_grad():
+            there = flow.predict(s, end.detach(), context, s=s)
+            target = torch.where(expand_like(s > t, x), there, v)
+        return mean_square(moves - target, None)

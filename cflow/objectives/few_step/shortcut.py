@@ -1,0 +1,77 @@
+"""Shortcut models: a step of two halves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cflow.arguments import is_integer
+from cflow.objectives.few_step.two_times import TwoTimes
+from cflow.paths.path import mean_square
+from cflow.registry import register
+from cflow.shapes import expand_like
+
+__all__ = ["Shortcut"]
+
+
+@register("objectives.Shortcut")
+class Shortcut(TwoTimes):
+    r"""Trains every step to do what two steps of half its length do.
+
+    .. math:: u(t, x, t + d) = \tfrac12 \operatorname{sg}\bigl(u(t, x, t + \tfrac d2)
+        + u(t + \tfrac d2, x', t + d)\bigr), \qquad x' = x + \tfrac d2 u(t, x, t + \tfrac d2)
+
+    Lengths are ``1, 1/2, 1/4, ... 2/steps``, from grids that begin at 0; halves as short as ``1/steps`` are taken by
+    the velocity itself, ``u(t, x, t)``. What is agreed with are the present weights, without gradients. Sample with
+    a power of two as ``solvers.FlowMap(steps=...)``.
+
+    Args:
+        coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`; ``times`` is for the
+            items without a step.
+        steps: into how many pieces the shortest halves cut the interval, a power of two.
+
+    Cost: a call of the network with gradients, and ``2 share`` of one without.
+
+    Raises:
+        ValueError: if ``steps`` is no power of two; for a field of one time, or a flow whose path does not predict the
+            velocity.
+
+    Source: Frans et al., One Step Diffusion via Shortcut Models, 2024, arXiv:2410.12557.
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> field = fields.MLP(2, hidden=(16,), two_times=True)
+        >>> flow = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear())
+        >>> Shortcut()(flow, torch.randn(16, 2)).shape
+        torch.Size([16])
+    """
+
+    def __init__(
+        self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, steps: int = 128,
+        share: float = 0.25, guidance: float = 1.0, power: float = 0.0,
+    ):  # fmt: skip
+        super().__init__(coupling, times, weight, condition_dropout, share=share, guidance=guidance, power=power)
+        if not is_integer(steps, 2) or steps & (steps - 1):
+            raise ValueError(f"Shortcut(steps={steps}): steps are halved again and again; pass a power of two, as 128.")
+        self.steps = steps
+
+    def _steps(self, t: Tensor, generator) -> tuple[Tensor, Tensor]:
+        levels = int(math.log2(self.steps))
+        draw = lambda: torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+        count = 2 ** (draw() * levels).floor()  # steps of this length in the interval
+        number = (draw() * count).floor()
+        return number / count, (number + 1) / count
+
+    def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
+        with torch.no_grad():
+            middle = (t + s) / 2
+            low, high = flow.interval
+            short = s - t < 2.5 * (high - low) / self.steps  # 2/steps, the shortest, is below; the next is above
+            half = expand_like(middle - t, x)
+            first = flow.predict(t, x, context, s=torch.where(short, t, middle))
+            second = flow.predict(middle, x + half * first, context, s=torch.where(short, middle, s))
+            target = torch.where(expand_like(s > t, x), (first + second) / 2, v)
+        return mean_square(flow.predict(t, x, context, s=s) - target, None)

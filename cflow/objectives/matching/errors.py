@@ -1,0 +1,106 @@
+"""How a prediction's distance from its target is measured, where a square is not what is wanted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cflow.registry import register
+from cflow.shapes import mean_rows
+
+__all__ = ["FeatureError", "Huber", "PseudoHuber", "Square"]
+
+
+@register("objectives.Square")
+class Square(nn.Module):
+    """Averages squares: ``|a - b|^2 / D``, ``[B]``."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return mean_rows((a - b).square())
+
+
+@register("objectives.Huber")
+class Huber(nn.Module):
+    r"""Averages squares near zero and absolute values far out, entry by entry.
+
+    .. math:: h(e) = \begin{cases} e^2 & |e| \le \delta \\ \delta (2 |e| - \delta) & |e| > \delta \end{cases}
+
+    Raises:
+        ValueError: if ``delta`` is not positive.
+
+    Example:
+        >>> Huber(1.0)(torch.tensor([[0.5, 3.0]]), torch.zeros(1, 2))
+        tensor([2.6250])
+    """
+
+    def __init__(self, delta: float = 1.0):
+        super().__init__()
+        if not 0 < delta < math.inf:
+            raise ValueError(f"Huber(delta={delta}): where squares end is a positive number; pass 1.0.")
+        self.delta = delta
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return 2 * mean_rows(torch.nn.functional.huber_loss(a, b, reduction="none", delta=self.delta))
+
+
+@register("objectives.PseudoHuber")
+class PseudoHuber(nn.Module):
+    r"""Measures the distance of whole items, smoothly: large errors count by their size, not its square.
+
+    .. math:: h(e) = \sqrt{\|e\|^2 / D + c^2} - c
+
+    Args:
+        c: the size at which squares turn to distances; about 0.06 for data of unit variance.
+
+    Raises:
+        ValueError: if ``c`` is not positive.
+
+    Source: Song and Dhariwal, Improved Techniques for Training Consistency Models, 2023, arXiv:2310.14189 (there
+    without the division by D, and c = 0.00054 sqrt(D)); Lee et al., Improving the Training of Rectified Flows, 2024,
+    arXiv:2405.20320.
+
+    Example:
+        >>> PseudoHuber(3.0)(torch.full((1, 5), 4.0), torch.zeros(1, 5))
+        tensor([2.])
+    """
+
+    def __init__(self, c: float = 0.06):
+        super().__init__()
+        if not 0 < c < math.inf:
+            raise ValueError(f"PseudoHuber(c={c}): the size at which squares end is a positive number; pass 0.06.")
+        self.c = c
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (mean_rows((a - b).square()) + self.c**2).sqrt() - self.c
+
+
+@register("objectives.FeatureError")
+class FeatureError(nn.Module):
+    r"""Measures the distance of what a given network sees in two items, such as a classifier's last hidden layer.
+
+    .. math:: h(a, b) = \| \phi(a) - \phi(b) \|^2 / D_\phi + \text{pixel}\, \| a - b \|^2 / D
+
+    The network is not trained. It sees items in model space.
+
+    Args:
+        network: ``[B, *event]`` -> features of any shape.
+        pixel: the weight of the items' own distance.
+
+    Example:
+        >>> FeatureError(nn.Identity(), pixel=0.0)(torch.ones(1, 3), torch.zeros(1, 3))
+        tensor([1.])
+    """
+
+    ends = True  # compares items, not velocities
+
+    def __init__(self, network: nn.Module, pixel: float = 0.1):
+        super().__init__()
+        if not 0 <= pixel < math.inf:
+            raise ValueError(f"FeatureError(pixel={pixel}): the weight of pixels is 0 or more; pass 0.1.")
+        self.network, self.pixel = network.requires_grad_(False), pixel
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        features = mean_rows((self.network(a) - self.network(b)).square())
+        return features + self.pixel * mean_rows((a - b).square())

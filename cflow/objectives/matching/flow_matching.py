@@ -1,0 +1,146 @@
+"""Conditional flow matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from cflow.couplings import Independent
+from cflow.objectives.objective import Objective, check_dropout, check_objects
+from cflow.paths import Path
+from cflow.registry import register
+from cflow.shapes import expand_as_leading, mask_of
+from cflow.times import Uniform
+
+__all__ = ["FlowMatching", "MatchingBatch"]
+
+
+@dataclass
+class MatchingBatch:
+    """Pairs with their times, drawn ahead of the step; ``t`` in [0, 1] is laid on the path's interval by the loss.
+
+    ``drop [B]`` marks the items whose condition is left out, ``noise`` is what the path has drawn.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    t: Tensor
+    context: Tensor | None = None
+    drop: Tensor | None = None
+    noise: Any = None
+
+
+@register("objectives.FlowMatching")
+class FlowMatching(Objective):
+    r"""Regresses the field on the path between paired base and data samples.
+
+    .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi} \; w(t) \, \| f_\theta(t, x_t, c) - \mathrm{target}(x_0, x_1, t) \|^2 /
+    D
+
+    The minimiser gives the marginal velocity of the path under the coupling :math:`\pi`, whatever the network predicts
+    (``flow.path.predict``). With ``couplings.OptimalTransport()`` this is OT-CFM; with the linear path and
+    ``couplings.Independent()`` it is rectified flow's first round. Any kind of flow is trained that offers ``path``,
+    ``interval`` and ``predict(t, x, context)``; what is compared with what is up to the path.
+
+    Args:
+        coupling: which base sample goes with which data sample; independent where none is given.
+        times: the law of the training times; uniform where none is given.
+        weight: a function ``(path, t) -> [B]``, such as ``objectives.MinSNR()``.
+        condition_dropout: the share of items whose context is replaced by the field's "no condition", which
+            classifier-free guidance needs. One draw per item.
+
+    Cost: one field call; the coupling's cost is paid in :meth:`prepare`, ahead of the step.
+
+    Raises:
+        ValueError: for a flow without a path, or a dropout of contexts on an unconditional flow.
+
+    Source: Lipman et al., 2022, arXiv:2210.02747; Tong et al., Improving and Generalizing Flow-Based Generative Models
+    with Minibatch Optimal Transport, 2023, arXiv:2302.00482; Ho and Salimans, Classifier-Free Diffusion Guidance, 2022,
+    arXiv:2207.12598.
+
+    Example:
+        >>> import cflow, torch
+        >>> from cflow import bases, fields, paths
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> FlowMatching()(flow, torch.randn(16, 2)).shape
+        torch.Size([16])
+    """
+
+    def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
+        super().__init__()
+        check_dropout(type(self).__name__, condition_dropout)
+        example = "couplings.OptimalTransport() or times.LogitNormal()"
+        check_objects(type(self).__name__, example, coupling=coupling, times=times, weight=weight)
+        self.coupling = Independent() if coupling is None else coupling
+        self.times = Uniform() if times is None else times
+        self.weight, self.condition_dropout = weight, condition_dropout
+
+    @property
+    def samples_per_item(self) -> int | None:
+        return None if self.coupling.draws_base else 2
+
+    def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> MatchingBatch:
+        if self.samples_per_item:
+            x0, x1 = self.coupling.split(x)
+        else:
+            x0, x1 = base.sample((x.shape[0],), generator=generator).to(x.dtype), x
+        x0, x1, context = self.coupling(x0, x1, context, generator=generator)
+        count, device = x1.shape[0], x1.device
+        # Times are floating numbers whatever the data are.
+        dtype = x1.dtype if x1.is_floating_point() else base.dtype
+        t = self.times(count, generator=generator, device=device, dtype=dtype)
+        return MatchingBatch(x0, x1, t, context, self.draw_dropped(count, generator, device))
+
+    def make_batch(self, flow: nn.Module, x, context=None, generator=None) -> MatchingBatch:
+        batch = super().make_batch(flow, x, context, generator)
+        batch.noise = self._path(flow).draw(batch.x1, generator)
+        return batch
+
+    def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
+        path, context = self._path(flow), self.dropped(flow, batch.context, batch.drop)
+        low, high = flow.interval
+        t = low + (high - low) * batch.t
+        loss = self._match(flow, path, batch, t, context)
+        if self.weight is None:
+            return loss
+        weight = self.weight(path, t)
+        if weight.shape != loss.shape:
+            raise ValueError(
+                f"{type(self).__name__}(weight={self.weight!r}): it gave shape {list(weight.shape)} for {len(loss)} "
+                f"items; a weight is one number per item, so return shape [{len(loss)}]."
+            )
+        return loss * weight
+
+    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+        """Computes the error of the network on the path, ``[B]``."""
+        sample = path.sample(batch.x0, batch.x1, t, mask=self._mask(batch), noise=batch.noise)
+        return path.loss(flow.predict(t, sample.xt, context), sample)
+
+    @staticmethod
+    def _mask(batch: MatchingBatch) -> Tensor | None:
+        """Gives what of each event counts, shaped to broadcast to it: all, unless data or context hold a ``mask``."""
+        mask = mask_of(batch.x1, batch.context)
+        return mask if mask is None or isinstance(batch.x1, dict) else expand_as_leading(mask, batch.x1)
+
+    def _path(self, flow: nn.Module) -> Path:
+        """Gives the flow's path, where it has one that can be matched."""
+        name, path = type(self).__name__, getattr(flow, "path", None)
+        if path is None:
+            raise ValueError(
+                f"{name}: the flow has no path to match on; build it with ContinuousFlow(..., path=paths.Linear())."
+            )
+        return path
+
+    def _check_velocity(self, path: Path) -> None:
+        """Raises unless the network predicts the velocity of a path that adds no noise."""
+        name = type(self).__name__
+        if path.adds_noise:
+            raise ValueError(
+                f"{name}: {path!r} adds noise of its own beside its ends; train on it with objectives.BridgeMatching."
+            )
+        if path.predict != "velocity":
+            raise ValueError(
+                f"{name}: {path!r} does not predict the velocity, which is what is learned here; use paths.Linear()."
+            )
