@@ -20,9 +20,9 @@ class Coupling(Protocol):
 
     ``draws_base`` says where ``x0`` comes from: drawn anew for every batch (True), or brought along by the data
     (False), which then are pairs that ``split`` takes apart. ``prepares_ahead`` says whether pairing takes time, for
-    which a thread ahead of the step is worth its price. ``independent`` says whether a base sample knows nothing of its data
-    sample, so that scores follow from the velocity. The rows of ``context`` belong to those of ``x1`` and stay with
-    them.
+    which a thread ahead of the step is worth its price. ``independent`` says whether a base sample knows nothing of
+    its data sample, so that scores follow from the velocity. The rows of ``context`` belong to those of ``x1`` and stay
+    with them.
     """
 
     draws_base: bool

@@ -8,6 +8,7 @@ from torch import Size, Tensor
 
 from cflow.bases import Base
 from cflow.bijections import Map
+from cflow.fields import ContextEmbedding
 from cflow.flow import BaseInvertibleFlow
 from cflow.registry import register
 from cflow.shapes import as_shape
@@ -39,12 +40,15 @@ class NormalizingFlow(BaseInvertibleFlow):
     Args:
         bijection: such as ``discrete.Compose(*layers)``; ``discrete.nsf(6)`` and the other presets make whole flows.
         base: the distribution of latents; its events have the shape of the bijection's latents.
+        embedding: what turns a context into the vector that the bijection reads, such as
+            ``fields.ContextEmbedding(16, classes=10)`` for class labels; it also knows "no condition", which
+            ``condition_dropout`` trains. Without one the bijection reads the context itself.
         event_shape: the shape of one data point, for those who want it checked.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
         TypeError: if ``bijection`` is none.
-        ValueError: if the shapes of bijection, base and event do not fit.
+        ValueError: if the shapes of bijection, base, embedding and event do not fit.
 
     Example:
         >>> from cflow import bases, discrete
@@ -57,13 +61,21 @@ class NormalizingFlow(BaseInvertibleFlow):
         (torch.Size([3, 4]), torch.Size([3]))
     """
 
-    def __init__(self, bijection: Map, base: Base, *, event_shape=None, transform=()):
+    def __init__(
+        self, bijection: Map, base: Base, *, embedding: ContextEmbedding | None = None, event_shape=None, transform=()
+    ):
         if not isinstance(bijection, Map):
             raise TypeError(
                 f"NormalizingFlow({type(bijection).__qualname__}, ...): the first argument is a bijection; pass an "
                 f"object such as discrete.Compose(*layers)."
             )
-        super().__init__(bijection.event_shape, bijection.context_shape, transform)
+        if embedding is not None and bijection.context_shape != (embedding.width,):
+            raise ValueError(
+                f"NormalizingFlow(embedding of width {embedding.width}): the bijection reads contexts of shape "
+                f"{bijection.context_shape}; build it with context={embedding.width}."
+            )
+        context_shape = bijection.context_shape if embedding is None else embedding.context_shape
+        super().__init__(bijection.event_shape, context_shape, transform)
         if event_shape is not None and as_shape(event_shape) != self.event_shape:
             raise ValueError(
                 f"NormalizingFlow(event_shape={event_shape}): the maps take events of shape "
@@ -74,7 +86,23 @@ class NormalizingFlow(BaseInvertibleFlow):
                 f"NormalizingFlow(base with events of shape {list(base.event_shape)}): the bijection's latents have "
                 f"shape {list(bijection.latent_shape)}; pass for example bases.Normal({tuple(bijection.latent_shape)})."
             )
-        self.bijection, self.base = bijection, base
+        self.bijection, self.base, self.embedding = bijection, base, embedding
+
+    @property
+    def classes(self) -> int:
+        return 0 if self.embedding is None else self.embedding.classes
+
+    def _null_context(self, context: Tensor) -> Tensor:
+        if self.embedding is None:
+            raise ValueError(
+                'NormalizingFlow.null_context: the bijection reads the context as it is and knows no "no condition"; '
+                "build the flow with embedding=fields.ContextEmbedding(16, context=...), or a preset with classes=...."
+            )
+        return self.embedding.null_context(context)
+
+    def _read(self, context: Tensor | None) -> Tensor | None:
+        """Gives what the bijection reads of a context."""
+        return context if self.embedding is None else self.embedding(context)
 
     @property
     def latent_shape(self) -> Size:
@@ -97,7 +125,7 @@ class NormalizingFlow(BaseInvertibleFlow):
         return FlowCost(encode, decode, decode)
 
     def _encode(self, x: Tensor, context: Tensor | None, generator) -> tuple[Tensor, Tensor]:
-        return self.bijection.encode(x, context, generator=generator)
+        return self.bijection.encode(x, self._read(context), generator=generator)
 
     def _decode(self, z: Tensor, context: Tensor | None, generator, *, ladj: bool = True) -> tuple[Tensor, Tensor]:
-        return self.bijection.decode(z, context, generator=generator)
+        return self.bijection.decode(z, self._read(context), generator=generator)

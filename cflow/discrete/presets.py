@@ -1,6 +1,8 @@
 """Whole flows by the names of their papers, each a few lines.
 
-All take ``(features, context=0, *, layers, ...)`` and stand on a standard normal base. Every layer starts at (or near)
+All take ``(features, context=0, *, layers, ...)`` and stand on a standard normal base. With ``classes=10`` in place of
+``context`` the flow is conditioned on one of so many class labels, and with ``embedding=16`` labels or vectors go
+through ``fields.ContextEmbedding`` of that width, which also knows "no condition". Every layer starts at (or near)
 the identity, so data should be standardised first (``flow.with_transform(bijections.Standardise.fit(x))``), or the box
 of a spline misses them. Whatever else is given (``hidden``, ``activation``, ``residual``; ``inverse`` of autoregressive
 layers) goes to the layers' networks: see :class:`Coupling` and :class:`Autoregressive`. Coupling flows take two
@@ -9,6 +11,8 @@ features or more; autoregressive ones take one, too.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -29,10 +33,33 @@ from cflow.discrete.univariate import (
     SumOfSquares,
     Univariate,
 )
+from cflow.fields import ContextEmbedding
 
 __all__ = ["PRESETS"]
 
 
+def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., NormalizingFlow]:
+    """Adds ``classes`` and ``embedding`` to what a preset takes."""
+
+    @functools.wraps(make)
+    def preset(features: int, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options):
+        width = (16 if classes else 0) if embedding is None else embedding
+        if not width:
+            return make(features, context, **options)
+        read = ContextEmbedding(width, classes=classes, context=context)
+        flow = make(features, width, **options)
+        return NormalizingFlow(flow.bijection, flow.base, embedding=read)
+
+    known, added = inspect.signature(make), inspect.signature(preset, follow_wrapped=False)
+    *own, last = known.parameters.values()
+    last = [last] if last.kind is last.VAR_KEYWORD else []
+    own = [*own, *([] if last else [list(known.parameters.values())[-1]])]
+    more = [added.parameters["classes"], added.parameters["embedding"]]
+    preset.__signature__ = known.replace(parameters=[*own, *more, *last])
+    return preset
+
+
+@_conditioned
 def nice(features: int, context: int = 0, *, layers: int = 4, **network) -> NormalizingFlow:
     """Makes NICE: additive couplings of alternating halves, and a learned scale of every feature at the end.
 
@@ -45,6 +72,7 @@ def nice(features: int, context: int = 0, *, layers: int = 4, **network) -> Norm
     return _flow([*_couplings(Additive, features, context, layers, network), Elementwise(Affine(), features)])
 
 
+@_conditioned
 def realnvp(features: int, context: int = 0, *, layers: int = 8, clamp: float = 5.0, **network) -> NormalizingFlow:
     """Makes RealNVP: affine couplings of alternating halves; ``clamp`` bounds their log-scales.
 
@@ -57,6 +85,7 @@ def realnvp(features: int, context: int = 0, *, layers: int = 8, clamp: float = 
     return _flow(_couplings(lambda: Affine(clamp), features, context, layers, network))
 
 
+@_conditioned
 def maf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0, **network) -> NormalizingFlow:
     """Makes a masked autoregressive flow: affine layers whose order turns around from one to the next.
 
@@ -69,6 +98,7 @@ def maf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0,
     return _flow(_autoregressives(lambda: Affine(clamp), features, context, layers, network))
 
 
+@_conditioned
 def iaf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0, **network) -> NormalizingFlow:
     """Makes an inverse autoregressive flow: :func:`maf` from the other side, which samples in one parallel pass.
 
@@ -82,6 +112,7 @@ def iaf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0,
     return _flow([Inverse(each) for each in members])
 
 
+@_conditioned
 def nsf(
     features: int,
     context: int = 0,
@@ -106,12 +137,15 @@ def nsf(
     Example:
         >>> nsf(6, layers=5, hidden=(64, 64), bins=8).sample((2,)).shape
         torch.Size([2, 6])
+        >>> nsf(6, classes=10).context_shape  # a class label
+        torch.Size([])
     """
     family = lambda: RationalQuadratic(bins, bound)
     make = _autoregressives if autoregressive else _couplings
     return _flow(make(family, features, context, layers, network), mixed=linear)
 
 
+@_conditioned
 def naf(features: int, context: int = 0, *, layers: int = 3, units: int = 16, **network) -> NormalizingFlow:
     """Makes a neural autoregressive flow: deep sigmoidal functions of ``units`` units; sampling solves by Newton.
 
@@ -124,6 +158,7 @@ def naf(features: int, context: int = 0, *, layers: int = 3, units: int = 16, **
     return _flow(_autoregressives(lambda: SigmoidalNetwork(units), features, context, layers, network))
 
 
+@_conditioned
 def unaf(
     features: int,
     context: int = 0,
@@ -146,6 +181,7 @@ def unaf(
     return _flow(_autoregressives(family, features, context, layers, network))
 
 
+@_conditioned
 def sospf(
     features: int, context: int = 0, *, layers: int = 3, degree: int = 4, polynomials: int = 3, **network
 ) -> NormalizingFlow:
@@ -160,6 +196,7 @@ def sospf(
     return _flow(_autoregressives(lambda: SumOfSquares(degree, polynomials), features, context, layers, network))
 
 
+@_conditioned
 def bpf(features: int, context: int = 0, *, layers: int = 3, degree: int = 16, **network) -> NormalizingFlow:
     """Makes a Bernstein polynomial flow.
 
@@ -172,6 +209,7 @@ def bpf(features: int, context: int = 0, *, layers: int = 3, degree: int = 16, *
     return _flow(_autoregressives(lambda: Bernstein(degree), features, context, layers, network))
 
 
+@_conditioned
 def gf(features: int, context: int = 0, *, layers: int = 6, components: int = 8, **network) -> NormalizingFlow:
     """Makes a Gaussianization flow: every feature by a mixture of logistics of its own, between rotations.
 
@@ -189,6 +227,7 @@ def gf(features: int, context: int = 0, *, layers: int = 6, components: int = 8,
     return _flow(members)
 
 
+@_conditioned
 def flowpp(features: int, context: int = 0, *, layers: int = 6, components: int = 8, **network) -> NormalizingFlow:
     """Makes the couplings of Flow++: mixtures of logistics, mixed by LU layers; sampling solves by Newton.
 
@@ -203,6 +242,7 @@ def flowpp(features: int, context: int = 0, *, layers: int = 6, components: int 
     return _flow(members, mixed=True)
 
 
+@_conditioned
 def planar(features: int, context: int = 0, *, layers: int = 16) -> NormalizingFlow:
     """Makes a planar flow; densities in closed form, sampling by one scalar equation per layer.
 
@@ -215,6 +255,7 @@ def planar(features: int, context: int = 0, *, layers: int = 16) -> NormalizingF
     return _flow([Planar(features, context=context) for _ in range(layers)])
 
 
+@_conditioned
 def radial(features: int, context: int = 0, *, layers: int = 16) -> NormalizingFlow:
     """Makes a radial flow; densities in closed form, sampling by one scalar equation per layer.
 
@@ -227,6 +268,7 @@ def radial(features: int, context: int = 0, *, layers: int = 16) -> NormalizingF
     return _flow([Radial(features, context=context) for _ in range(layers)])
 
 
+@_conditioned
 def sylvester(features: int, context: int = 0, *, layers: int = 8, directions: int | None = None) -> NormalizingFlow:
     """Makes a Sylvester flow; every layer pushes along ``directions`` directions, all of them unless given.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cflow.fields.base import is_null
+from cflow.fields.base import is_null, null_like
 from cflow.registry import register
 
 __all__ = ["ContextEmbedding", "SinusoidalTime", "SpanEmbedding", "forward_mode", "shared_time"]
@@ -142,6 +142,15 @@ class ContextEmbedding(nn.Module):
         else:
             self.network = nn.Sequential(nn.Linear(context, width), nn.SiLU(), nn.Linear(width, width))
             self.null = nn.Parameter(torch.zeros(width))
+
+    @property
+    def context_shape(self) -> torch.Size:
+        """The shape of one context: ``()`` for a label."""
+        return torch.Size(() if self.classes else (self.context,))
+
+    def null_context(self, context: Tensor) -> Tensor:
+        """Gives a context of the same shape that means "no condition"."""
+        return null_like(context, self.classes)
 
     def forward(self, context: Tensor) -> Tensor:
         if self.classes:

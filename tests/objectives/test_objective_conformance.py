@@ -59,6 +59,9 @@ MEMBERS = {
         cflow.ContinuousFlow(continuous().field, bases.Normal(2)), rows(6, 3, 2),
     ),
     "MaximumLikelihood": lambda: (objectives.MaximumLikelihood(), discrete.nsf(2, layers=2), rows(6, 2)),
+    "MaximumLikelihood with classes": lambda: (
+        objectives.MaximumLikelihood(condition_dropout=0.3), discrete.nsf(2, classes=3, layers=2), rows(6, 2), LABELS
+    ),
     "MaximumLikelihood of integers": lambda: (
         objectives.MaximumLikelihood(),
         discrete.maf(2, layers=1).with_transform(bijections.Dequantise(2, 4)), torch.tensor([[0, 3], [2, 1]]),
@@ -142,6 +145,17 @@ def test_a_loss_of_steps_leaves_the_density():
         objectives.Distillation(1)(scaled.eval(), rows(16, 2, 2))
     assert flow.likelihood == scaled.likelihood == "exact"
     assert flow.log_prob(rows(3, 2)).shape == (3,)
+
+
+def test_whole_steps_are_refused_where_no_training_taught_them():
+    flow = continuous(two_times=True)
+    step = solvers.FlowMap(steps=1)
+    assert flow.sample((2,), solver=step).shape == (2, 2)  # nothing is known of its training
+    flow.record(objectives.FlowMatching())
+    with pytest.raises(ValueError, match="average velocities, which no training taught"):
+        flow.sample((2,), solver=step)
+    flow.record(objectives.MeanFlow())
+    assert flow.sample((2,), solver=step).shape == (2, 2)
 
 
 def test_records_are_copied_and_saved_and_not_shared(tmp_path):

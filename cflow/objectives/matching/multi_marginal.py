@@ -148,9 +148,9 @@ class MultiMarginal(Objective):
         path = getattr(flow, "path", None)
         if path is not None:
             raise ValueError(
-                f"MultiMarginal: the flow has the path {type(path).__name__}(predict={path.predict!r}), but the field "
-                f"is to learn the velocity through {self.samples_per_item} snapshots, which follows no path between base "
-                f"and data; build the flow with path=None."
+                f"MultiMarginal: the flow has the path {type(path).__name__}(predict={path.predict!r}), but what is "
+                f"learned is the velocity through {self.samples_per_item} snapshots, which follows no path between "
+                f"base and data; build the flow with path=None."
             )
         error = flow.predict(batch.t, batch.xt, batch.context) - batch.target
         loss = mean_rows(error.square())
