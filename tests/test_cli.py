@@ -49,6 +49,15 @@ def test_a_label_is_drawn_with_guidance_in_portions(runs, tmp_path):
     assert set(numpy.unique(numpy.load(tmp_path / "x.npy"))) <= set(range(17))
 
 
+def test_a_label_of_a_discrete_time_flow_is_drawn(tmp_path, capsys):
+    cflow.save(discrete.nsf(2, classes=3, layers=1), tmp_path / "model")
+    main(["sample", str(tmp_path), "--num", "5", "--label", "2", "--output", str(tmp_path / "x.npy")])
+    assert numpy.load(tmp_path / "x.npy").shape == (5, 2)
+    with pytest.raises(SystemExit):
+        main(["sample", str(tmp_path), "--label", "3", "--output", str(tmp_path / "x.npy")])
+    assert "the classes of this flow are 0 to 2" in capsys.readouterr().err
+
+
 def test_noise_of_a_chosen_strength(runs, tmp_path):
     options = ["--num", "3", "--steps", "4", "--diffusion", "0.5", "--seed", "2", "--output", str(tmp_path / "x.npy")]
     main(["sample", str(runs / "toys"), *options])

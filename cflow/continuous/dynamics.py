@@ -62,12 +62,12 @@ class Dynamics:
             integrand = VelocityAndScore(flow, "transport", guidance)
             inner = flow.path.score_interval
             low, high = max(low, inner[0]), min(high, inner[1])
-        if solver.takes_whole_steps and flow.trained_by:
-            if not any(entry.teaches == "average velocity" for entry in flow.trained_by):
-                raise ValueError(
-                    f"flow.transport(solver={solver!r}): it takes whole steps by average velocities, which no training "
-                    f"taught ({flow.trained_by[-1].objective} last); train by objectives.MeanFlow, or take Heun."
-                )
+        taught = {entry.teaches for entry in flow.trained_by}
+        if solver.takes_whole_steps and taught and "average velocity" not in taught:
+            raise ValueError(
+                f"flow.transport(solver={solver!r}): it takes whole steps by average velocities, which no training "
+                f"taught ({flow.trained_by[-1].objective} last); train by objectives.MeanFlow, or take Heun."
+            )
         times = solver.fitted_times
         if times is not None:
             # Fitted from end to end, with calls inside: nothing is left to cross.
