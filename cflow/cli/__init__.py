@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 
 from cflow.cli import bespoke, export, info, reflow, sample, score
-from cflow.cli.app import app
+from cflow.cli.commands import app
 
 __all__ = ["main"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from cflow.cli.app import app
+from cflow.cli.commands import app
 from cflow.cli.runs import bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
 from cflow.io import load
 

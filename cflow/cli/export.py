@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cflow.cli.app import app
+from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, guidance_of, needs_solver, solver_of
 from cflow.io import load
 

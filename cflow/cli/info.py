@@ -10,7 +10,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from cflow.cli.app import app
+from cflow.cli.commands import app
 from cflow.cli.runs import folder_of, report_of
 from cflow.io import load
 from cflow.registry import configuration

@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor
 
 from cflow import metrics, plot
-from cflow.cli.app import app
+from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver
 from cflow.io import load, save
 from cflow.solvers import Euler, by_name

@@ -10,7 +10,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from cflow.cli.app import app
+from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver, solver_of
 from cflow.io import load
 from cflow.solvers import CudaGraph

@@ -14,7 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from cflow.cli.app import app
+from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
