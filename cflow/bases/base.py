@@ -27,6 +27,8 @@ class Base(nn.Module, ABC):
 
     context_shape: torch.Size | None = None
     has_density = True
+    is_gaussian = False  # a normal with ``loc`` and ``scale``, entry by entry: scores follow from velocities
+    is_standard = False  # a normal of mean zero and variance one
     fixed_buffers = True  # no training step changes them: nothing to average
 
     def __init__(self, event_shape: int | Sequence[int]):

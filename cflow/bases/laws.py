@@ -35,6 +35,8 @@ class Normal(Base):
         tensor(-1.8379)
     """
 
+    is_gaussian = True
+
     def __init__(self, event_shape: int | Sequence[int], loc: Number = 0.0, scale: Number = 1.0):
         super().__init__(event_shape)
         self._keep_broadcast(loc=loc, scale=scale)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.continuous.divergence import Divergence, Estimator
+from cflow.continuous.divergence import Divergence
 from cflow.continuous.velocity import VelocityAndScore
 from cflow.shapes import rows
 from cflow.solvers import Solver, Tolerance
@@ -98,7 +98,7 @@ def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: D
         return velocity, ()
     asked = tuple(name for name in names if name != "ladj")
     per_probe = "ladj_probes" in names
-    if per_probe and (not isinstance(divergence, Estimator) or "jacobian" in names):
+    if per_probe and (divergence.count == 0 or "jacobian" in names):
         raise ValueError(
             f"flow.transport(quadratures={asked}): 'ladj_probes' comes from a divergence with probes and without "
             f"'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for 'jacobian' apart."

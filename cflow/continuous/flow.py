@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cflow import registry
 from cflow.bijections.map import Likelihood, weakest
-from cflow.continuous.divergence import Estimator, Exact
+from cflow.continuous.divergence import Exact
 from cflow.continuous.transport import transport
 from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
 from cflow.fields import as_field
@@ -322,7 +322,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         self._check(options, "log_prob_estimate")
         divergence = options.get("divergence") or self.divergence
         exact = self.transform.likelihood == "exact"
-        if not (exact and isinstance(divergence, Estimator) and divergence.count > 1):
+        if not (exact and divergence.count > 1):
             if exact and divergence.exact:
                 value = self.log_prob(x, context, generator=generator, **options)
                 return value, torch.zeros_like(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cflow.bases import Normal
 from cflow.fields.contract import Forwarding, as_field, no_closed_form
 from cflow.shapes import on_tensors
 
@@ -150,7 +149,7 @@ class VelocityAndScore:
                 f"velocity only for independent couplings. Train with couplings.Independent(), or on "
                 f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
             )
-        if not isinstance(base, Normal):
+        if not getattr(base, "is_gaussian", False):
             raise ValueError(
                 f"flow.{method}: the base is a {type(base).__name__}; on {path!r} the score needs bases.Normal. On "
                 f"paths.BrownianBridge() any base has one."

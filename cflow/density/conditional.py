@@ -12,7 +12,6 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from cflow.arguments import check_integer, is_integer
-from cflow.bases import Normal
 from cflow.density.estimator import FlowEstimator, weighted_mean
 from cflow.density.inputs import features_of, seed_of, targets_of, weights_of
 from cflow.density.learning import CHUNK
@@ -155,7 +154,7 @@ class ConditionalFlowDensity(FlowEstimator):
 
     @property
     def _is_normal(self) -> bool:
-        return isinstance(self.flow_.base, Normal) and self.flow_.base.is_standard
+        return self.flow_.base.is_standard
 
     def _decode(self, z: Tensor, X: np.ndarray) -> np.ndarray:
         """Carries latents ``[Q, L]`` to the targets of every row: ``[N, Q, K]``."""

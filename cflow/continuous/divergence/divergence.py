@@ -25,10 +25,13 @@ class Divergence(ABC):
     Attributes:
         exact: whether the value is the divergence itself, and not an estimate.
         frobenius: whether the squared Frobenius norm of J comes with it.
+        count: how many unbiased estimates the value is the mean of, each of which :meth:`estimates` gives; 0 where
+            there are none.
     """
 
     exact: ClassVar[bool]
     frobenius: ClassVar[bool] = True
+    count: int = 0
 
     @abstractmethod
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
@@ -39,6 +42,10 @@ class Divergence(ABC):
         self, f: Callable, t: Tensor, x: Tensor, probe: Tensor | None, *args: Any
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Evaluates ``f(t, x, *args)``; gives the value, the divergence ``[B]`` and the squared Frobenius norm of J."""
+
+    def estimates(self, f: Callable, t: Tensor, x: Tensor, probe: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        """Evaluates the field and gives every estimate of its divergence, ``[B, count]``."""
+        raise TypeError(f"{self!r} is the mean of no estimates; take divergence.Hutchinson(probes=8), say.")
 
 
 class Estimator(Divergence):
