@@ -56,7 +56,7 @@ class HutchPlusPlus(Sketched):
     products: int
 
     def __post_init__(self):
-        why = "a sketch, its basis and a probe take a product each; pass 3 or more, or take Hutchinson(probes=...)."
+        why = "a sketch, its basis and a probe take a product each; pass an integer of 3 or more, or take Hutchinson."
         check_integer("HutchPlusPlus", "products", self.products, 3, why)
 
     @property
