@@ -84,11 +84,11 @@ class Conv1x1(Bijection):
         return x.view(z.shape), self._ladj(-ladj, z)
 
     def _ladj(self, ladj: Tensor, value: Tensor) -> Tensor:
-        return (ladj * (self.event_shape[1] * self.event_shape[2])).expand(len(value))
+        return (ladj * (self.event_shape[1] * self.event_shape[2])).expand(value.shape[0])
 
     def extra_repr(self) -> str:
         return f"event_shape={tuple(self.event_shape)}"
 
 
 def _mix(matrix: Tensor, pixels: Tensor, shift: Tensor) -> Tensor:
-    return torch.baddbmm(shift, matrix.expand(len(pixels), -1, -1), pixels)
+    return torch.baddbmm(shift, matrix.expand(pixels.shape[0], -1, -1), pixels)

@@ -77,7 +77,7 @@ class Dequantise(Surjection):
         return x, self._contribution(x, 1)
 
     def _contribution(self, value: Tensor, sign: int) -> Tensor:
-        return value.new_full((), sign * self.event_shape.numel() * math.log(self.levels)).expand(len(value))
+        return value.new_full((), sign * self.event_shape.numel() * math.log(self.levels)).expand(value.shape[0])
 
     def extra_repr(self) -> str:
         return f"{tuple(self.event_shape)}, levels={self.levels}"

@@ -158,10 +158,10 @@ class Bijection(Map):
         >>> class Double(Bijection):
         ...     def encode(self, x, context=None, *, generator=None):
         ...         x, _ = self.accept(x, context, "encode")
-        ...         return 2 * x, x.new_full((len(x),), self.event_shape.numel()) * torch.log(x.new_tensor(2.0))
+        ...         return 2 * x, x.new_full((x.shape[0],), self.event_shape.numel()) * torch.log(x.new_tensor(2.0))
         ...     def decode(self, z, context=None, *, generator=None):
         ...         z, _ = self.accept(z, context, "decode")
-        ...         return z / 2, -z.new_full((len(z),), self.latent_shape.numel()) * torch.log(z.new_tensor(2.0))
+        ...         return z / 2, -z.new_full((z.shape[0],), self.latent_shape.numel()) * torch.log(z.new_tensor(2.0))
         >>> Double(3).encode(torch.ones(2, 3))
         (tensor([[2., 2., 2.],
                 [2., 2., 2.]]), tensor([2.0794, 2.0794]))

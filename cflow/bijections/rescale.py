@@ -51,7 +51,7 @@ class Rescale(Bijection):
         return (z + 1) * ((self.high - self.low) / 2) + self.low, self._ladj(z, (self.high - self.low) / 2)
 
     def _ladj(self, value: Tensor, slope: float) -> Tensor:
-        return value.new_full((), self.event_shape.numel() * math.log(slope)).expand(len(value))
+        return value.new_full((), self.event_shape.numel() * math.log(slope)).expand(value.shape[0])
 
     def extra_repr(self) -> str:
         return f"{tuple(self.event_shape)}, low={self.low}, high={self.high}"

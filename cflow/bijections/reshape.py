@@ -43,11 +43,11 @@ class Reshape(Bijection):
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
-        return x.reshape(len(x), *self.latent_shape), x.new_zeros(len(x))
+        return x.reshape(x.shape[0], *self.latent_shape), x.new_zeros(x.shape[0])
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
-        return z.reshape(len(z), *self.event_shape), z.new_zeros(len(z))
+        return z.reshape(z.shape[0], *self.event_shape), z.new_zeros(z.shape[0])
 
     def extra_repr(self) -> str:
         return f"{tuple(self.event_shape)}, {tuple(self.latent_shape)}"

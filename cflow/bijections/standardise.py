@@ -131,7 +131,7 @@ class Standardise(Bijection):
         return value.to(torch.promote_types(value.dtype, kind)), context
 
     def _ladj(self, logs: Tensor, value: Tensor) -> Tensor:
-        return logs.expand(self.event_shape).sum().expand(len(value))
+        return logs.expand(self.event_shape).sum().expand(value.shape[0])
 
     def extra_repr(self) -> str:
         return f"{tuple(self.event_shape)}" + (", learned=True" if self.learned else "")

@@ -220,3 +220,25 @@ def test_densities_with_transforms_compile_whole(generator):
         found = compiled(x)
         torch.manual_seed(0)
         torch.testing.assert_close(found, flow.log_prob(x))
+
+
+class LogProb(nn.Module):
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x):
+        return self.flow.log_prob(x)
+
+
+def test_densities_with_transforms_are_exported_for_any_batch(generator):
+    flow = discrete_flow().with_transform(
+        bijections.Rescale((2, 2)),
+        bijections.Standardise((2, 2), 1.0, 2.0),
+        bijections.Reshape((2, 2), 4),
+        bijections.Inverse(bijections.Standardise(4, learned=True)),
+    )
+    x = torch.randn(5, 2, 2, generator=generator)
+    program = torch.export.export(LogProb(flow), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    again = torch.randn(9, 2, 2, generator=generator)
+    torch.testing.assert_close(program.module()(again), flow.log_prob(again))
