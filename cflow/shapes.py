@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from types import EllipsisType
+from typing import overload
 
 import torch
 from torch import Size, Tensor
@@ -32,7 +33,13 @@ Shape = Size | dict[str, Size]
 Value = Tensor | dict[str, Tensor]
 
 
-def as_shape(shape: int | Iterable[int] | dict | None) -> Shape | None:
+@overload
+def as_shape(shape: None) -> None: ...
+@overload
+def as_shape(shape: dict) -> dict[str, Size]: ...
+@overload
+def as_shape(shape: int | Iterable[int]) -> Size: ...
+def as_shape(shape):
     """Normalises an int, a tuple or a dict of such to ``torch.Size``; ``None`` stays ``None``."""
     if shape is None:
         return None

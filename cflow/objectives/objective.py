@@ -91,7 +91,7 @@ class Objective(nn.Module):
             condition_dropout=self.condition_dropout,
         )
 
-    def preprocess(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
+    def preprocess(self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
         """Carries data to what the flow models, by the flow's transforms; of given pairs, the data half."""
         if self.samples_per_item == 0 or self.in_model_space:
             return x
@@ -105,7 +105,7 @@ class Objective(nn.Module):
         """Draws what the loss needs for data ``x [B, *event]`` (transforms applied): anything with tensors in it."""
         raise TypeError(f"{type(self).__qualname__} does not define prepare.")
 
-    def loss(self, flow: nn.Module, batch) -> Tensor:
+    def loss(self, flow: Any, batch) -> Tensor:
         """Computes the loss per item, ``[B]``, of a prepared batch."""
         raise TypeError(f"{type(self).__qualname__} does not define loss.")
 
@@ -129,7 +129,7 @@ class Objective(nn.Module):
     def review(self, history: Sequence[dict[str, Any]]) -> None:
         """Looks at the history of a run after each new row, on the main process, and may warn of what it sees."""
 
-    def check_transform(self, flow: nn.Module) -> None:
+    def check_transform(self, flow: Any) -> None:
         """Raises where the flow's transforms have something to learn that this objective cannot train."""
         if self.trains_transform:
             return
@@ -147,7 +147,7 @@ class Objective(nn.Module):
             return None
         return torch.rand(count, generator=generator, device=device) < self.condition_dropout
 
-    def dropped(self, flow: nn.Module, context: Any, drop: Tensor | None) -> Any:
+    def dropped(self, flow: Any, context: Any, drop: Tensor | None) -> Any:
         """Gives the contexts, "no condition" in place of those that ``drop [B]`` marks."""
         if drop is None:
             return context
@@ -158,7 +158,7 @@ class Objective(nn.Module):
             )
         return flow.drop_condition(context, drop)
 
-    def make_batch(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None):
+    def make_batch(self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None):
         """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked.
 
         Raises:
@@ -169,5 +169,5 @@ class Objective(nn.Module):
         u = self.preprocess(flow, flow.cast(x), context, generator)
         return self.prepare(flow.base, u, context, generator)
 
-    def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
+    def forward(self, flow: Any, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
         return self.loss(flow, self.make_batch(flow, x, context, generator))

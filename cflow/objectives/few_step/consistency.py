@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.arguments import is_integer
 from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
@@ -68,7 +70,7 @@ class ConsistencyFlowMatching(FlowMatching):
             )
         self.segments, self.delta, self.alpha = segments, delta, alpha
 
-    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         low, high = flow.interval
         length = (high - low) / self.segments
         index = ((t - low) / length).floor().clamp(max=self.segments - 1)
@@ -83,7 +85,7 @@ class ConsistencyFlowMatching(FlowMatching):
         error = mean_square(here.xt + expand_like(end - t, v) * v - aim, None)
         return error + self.alpha * mean_square(v - v_there, None)
 
-    def _path(self, flow: nn.Module) -> Path:
+    def _path(self, flow: Any) -> Path:
         path = super()._path(flow)
         self._check_velocity(path)
         return path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.objectives.few_step.two_times import TwoTimes
 from cflow.paths.path import mean_square
@@ -44,7 +46,7 @@ class LagrangianSelfDistillation(TwoTimes):
         torch.Size([16])
     """
 
-    def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
+    def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         step = lambda s: x + expand_like(s - t, x) * flow.predict(t, x, context, s=s)
         end, moves = torch.func.jvp(step, (s,), (torch.ones_like(s),))
         with torch.no_grad():

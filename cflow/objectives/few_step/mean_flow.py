@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.objectives.few_step.two_times import TwoTimes
 from cflow.paths.path import mean_square
@@ -44,7 +46,7 @@ class MeanFlow(TwoTimes):
         torch.Size([16])
     """
 
-    def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
+    def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         ask = lambda t, x: flow.predict(t, x, context, s=s)
         u, change = torch.func.jvp(ask, (t, x), (torch.ones_like(t), v))
         target = v + expand_like(s - t, x) * change.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ class Distillation(Reflow):
         batch.t = (index / self.evaluations).to(batch.x0.dtype)
         return batch
 
-    def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
+    def loss(self, flow: Any, batch: MatchingBatch) -> Tensor:
         if self.teacher is not None:
             shapes = [(each.model_shape, each.context_shape) for each in (flow, self.teacher)]
             if shapes[0] != shapes[1]:

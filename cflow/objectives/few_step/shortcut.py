@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.arguments import is_integer
 from cflow.objectives.few_step.two_times import TwoTimes
@@ -65,7 +66,7 @@ class Shortcut(TwoTimes):
         number = (draw() * count).floor()
         return number / count, (number + 1) / count
 
-    def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
+    def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         with torch.no_grad():
             middle = (t + s) / 2
             low, high = flow.interval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class TwoTimes(FlowMatching):
         other = self.times(len(t), generator=generator, device=t.device, dtype=t.dtype)
         return torch.minimum(t, other), torch.maximum(t, other)
 
-    def _match(self, flow: nn.Module, path: Path, batch: StepBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: StepBatch, t: Tensor, context) -> Tensor:
         low, high = flow.interval
         s = low + (high - low) * batch.s
         sample = path.sample(batch.x0, batch.x1, t)
@@ -112,11 +113,11 @@ class TwoTimes(FlowMatching):
         )
         return error / (error.detach() + 1e-3) ** self.power if self.power else error
 
-    def _error(self, flow: nn.Module, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
+    def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         """Computes the error of steps, ``[B]``; ``v`` is a draw of the velocity at ``(t, x)``."""
         raise TypeError(f"{type(self).__qualname__} does not define _error.")
 
-    def _guided(self, flow: nn.Module, t: Tensor, x: Tensor, v: Tensor, context, drop: Tensor | None) -> Tensor:
+    def _guided(self, flow: Any, t: Tensor, x: Tensor, v: Tensor, context, drop: Tensor | None) -> Tensor:
         """Leads the velocity away from that without a condition, where there is one."""
         if self.guidance == 1:
             return v
@@ -124,7 +125,7 @@ class TwoTimes(FlowMatching):
             without = flow.predict(t, x, flow.drop_condition(context), s=t)
         return torch.where(expand_like(drop, v), v, torch.lerp(without, v, self.guidance))
 
-    def _path(self, flow: nn.Module) -> Path:
+    def _path(self, flow: Any) -> Path:
         path, name = super()._path(flow), type(self).__name__
         self._check_velocity(path)
         if not as_field(flow.field).two_times:

@@ -170,7 +170,7 @@ class FFJORD(MaximumLikelihood):
             length = 1 + self.steer * (2 * torch.rand((), generator=generator, dtype=u.dtype, device=u.device) - 1)
         return FFJORDBatch(u, batch.ladj, context, batch.drop, probe, length)
 
-    def loss(self, flow: nn.Module, batch: FFJORDBatch, *, generator=None) -> Tensor:
+    def loss(self, flow: Any, batch: FFJORDBatch, *, generator=None) -> Tensor:
         self._check_flow(flow)
         u, outer = self._modelled(flow, batch, generator)
         length = batch.length if flow.training else None
@@ -191,7 +191,7 @@ class FFJORD(MaximumLikelihood):
         self.log(**means, nfe=solution.stats.nfe, rejected=solution.stats.rejected.float().mean())
         return loss
 
-    def _check_flow(self, flow: nn.Module) -> None:
+    def _check_flow(self, flow: Any) -> None:
         if not isinstance(flow, ContinuousFlow):
             raise ValueError(
                 f"FFJORD: a {type(flow).__qualname__} has no vector field to solve along; train it with "

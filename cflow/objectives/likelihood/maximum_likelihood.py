@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ class MaximumLikelihood(Objective):
         self.condition_dropout = condition_dropout
 
     def preprocess(
-        self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None
+        self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None
     ) -> tuple[Tensor, Tensor | float]:
         """Carries data through the transforms up to the first that training changes; the loss goes on from there."""
         fixed = flow.transform.trained_from
@@ -78,16 +79,16 @@ class MaximumLikelihood(Objective):
         u, ladj = x
         return LikelihoodBatch(u, ladj, context, self.draw_dropped(len(u), generator, u.device))
 
-    def loss(self, flow: nn.Module, batch: LikelihoodBatch, *, generator=None) -> Tensor:
+    def loss(self, flow: Any, batch: LikelihoodBatch, *, generator=None) -> Tensor:
         self._check_density(flow)
         u, ladj = self._modelled(flow, batch, generator)
         context = self.dropped(flow, batch.context, batch.drop)
         return -(flow._log_prob(u, context, generator) + ladj)
 
-    def forward(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
+    def forward(self, flow: Any, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
         return self.loss(flow, self.make_batch(flow, x, context, generator), generator=generator)
 
-    def _modelled(self, flow: nn.Module, batch: LikelihoodBatch, generator=None) -> tuple[Tensor, Tensor | float]:
+    def _modelled(self, flow: Any, batch: LikelihoodBatch, generator=None) -> tuple[Tensor, Tensor | float]:
         """Carries a batch through the transforms that training changes, with gradients."""
         fixed = flow.transform.trained_from
         if fixed == len(flow.transform):
@@ -95,7 +96,7 @@ class MaximumLikelihood(Objective):
         u, ladj = flow.transform[fixed:].encode(batch.u, batch.context, generator=generator)
         return u, batch.ladj + ladj
 
-    def _check_density(self, flow: nn.Module) -> None:
+    def _check_density(self, flow: Any) -> None:
         if flow.likelihood == "none":
             raise ValueError(
                 f"{type(self).__name__}: this {type(flow).__qualname__} has no density to maximise (its likelihood is "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
 from cflow.paths import Path
@@ -58,7 +60,7 @@ class BridgeMatching(FlowMatching):
         super().__init__(coupling, times, weight, condition_dropout)
         self.antithetic = antithetic
 
-    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         if not self.antithetic:
             return super()._match(flow, path, batch, t, context)
         twice = lambda each: torch.cat((each, each))
@@ -67,7 +69,7 @@ class BridgeMatching(FlowMatching):
         loss = path.loss(flow.predict(sample.t, sample.xt, on_tensors(twice, context)), sample)
         return loss.unflatten(0, (2, -1)).mean(0)
 
-    def _path(self, flow: nn.Module) -> Path:
+    def _path(self, flow: Any) -> Path:
         path = super()._path(flow)
         if not path.adds_noise:
             raise ValueError(

@@ -93,12 +93,12 @@ class FlowMatching(Objective):
         t = self.times(count, generator=generator, device=device, dtype=dtype)
         return MatchingBatch(x0, x1, t, context, self.draw_dropped(count, generator, device))
 
-    def make_batch(self, flow: nn.Module, x, context=None, generator=None) -> MatchingBatch:
+    def make_batch(self, flow: Any, x, context=None, generator=None) -> MatchingBatch:
         batch = super().make_batch(flow, x, context, generator)
         batch.noise = self._path(flow).draw(batch.x1, generator)
         return batch
 
-    def loss(self, flow: nn.Module, batch: MatchingBatch) -> Tensor:
+    def loss(self, flow: Any, batch: MatchingBatch) -> Tensor:
         path, context = self._path(flow), self.dropped(flow, batch.context, batch.drop)
         low, high = flow.interval
         t = low + (high - low) * batch.t
@@ -113,7 +113,7 @@ class FlowMatching(Objective):
             )
         return loss * weight
 
-    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         """Computes the error of the network on the path, ``[B]``."""
         sample = path.sample(batch.x0, batch.x1, t, mask=self._mask(batch), noise=batch.noise)
         return path.loss(flow.predict(t, sample.xt, context), sample)
@@ -124,7 +124,7 @@ class FlowMatching(Objective):
         mask = mask_of(batch.x1, batch.context)
         return mask if mask is None or isinstance(batch.x1, dict) else expand_as_leading(mask, batch.x1)
 
-    def _path(self, flow: nn.Module) -> Path:
+    def _path(self, flow: Any) -> Path:
         """Gives the flow's path, where it has one that can be matched."""
         name, path = type(self).__name__, getattr(flow, "path", None)
         if path is None:

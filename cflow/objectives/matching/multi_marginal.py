@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -109,7 +109,7 @@ class MultiMarginal(Objective):
     def samples_per_item(self) -> int:
         return len(self.times)
 
-    def preprocess(self, flow: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
+    def preprocess(self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
         """Carries every member to what the flow models, by the flow's transforms."""
         if x.dim() < 2 or x.shape[1] != self.samples_per_item:
             raise ValueError(
@@ -140,7 +140,7 @@ class MultiMarginal(Objective):
             chosen = on_tensors(pick, pairs[2], chosen)
         return MultiMarginalBatch(start + s * (stop - start), t, (stop - start) / width, chosen)
 
-    def loss(self, flow: nn.Module, batch: MultiMarginalBatch) -> Tensor:
+    def loss(self, flow: Any, batch: MultiMarginalBatch) -> Tensor:
         if not hasattr(flow, "predict"):
             raise TypeError(
                 f"MultiMarginal: a {type(flow).__name__} has no vector field to train; pass a ContinuousFlow."

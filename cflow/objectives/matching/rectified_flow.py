@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import Tensor
 
 from cflow.objectives.matching.errors import Square
 from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
@@ -60,14 +62,14 @@ class RectifiedFlow(FlowMatching):
         check_objects(type(self).__name__, "objectives.PseudoHuber()", error=error)
         self.error = Square() if error is None else error
 
-    def _match(self, flow: nn.Module, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
         sample = path.sample(batch.x0, batch.x1, t, noise=batch.noise)
         prediction = flow.predict(t, sample.xt, context)
         if path.predict == "velocity" and getattr(self.error, "ends", False):
             return self.error(sample.xt + expand_like(1 - t, prediction) * prediction, batch.x1)
         return self.error(prediction, sample.target)
 
-    def _path(self, flow: nn.Module) -> Path:
+    def _path(self, flow: Any) -> Path:
         path = super()._path(flow)
         if not path.straight or path.predict not in ("velocity", "x1"):
             raise ValueError(

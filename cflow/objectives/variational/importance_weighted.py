@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.modes import evaluating
 from cflow.objectives.variational.reverse_kl import LatentBatch, Variational, along, drawn
@@ -93,7 +94,7 @@ class AlphaDivergence(_Weighted):
             )
         self.alpha = alpha
 
-    def loss(self, flow: nn.Module, batch: LatentBatch) -> Tensor:
+    def loss(self, flow: Any, batch: LatentBatch) -> Tensor:
         z, context = self.accept(flow, batch)
         order = 1 - self.alpha
         with evaluating(flow):
@@ -179,7 +180,7 @@ class ForwardKL(_Weighted):
         super().__init__(log_joint, samples)
         self.path = path
 
-    def loss(self, flow: nn.Module, batch: LatentBatch) -> Tensor:
+    def loss(self, flow: Any, batch: LatentBatch) -> Tensor:
         z, context = self.accept(flow, batch)
         if any(each.requires_grad for each in self.parameters()):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class Variational(Objective):
         return LatentBatch(base.sample((len(x), self.samples), generator=generator), context)
 
     def forward(
-        self, flow: nn.Module, x: int | Tensor | None = None, context: Tensor | None = None, *, generator=None
+        self, flow: Any, x: int | Tensor | None = None, context: Tensor | None = None, *, generator=None
     ) -> Tensor:
         counts = set() if x is None else {x if isinstance(x, int) else len(x)}
         counts |= {len(each) for each in tree_leaves(context) if each is not None}
@@ -105,7 +105,7 @@ class Variational(Objective):
             )
         return super().forward(flow, torch.empty(*counts, 0), context, generator=generator)
 
-    def accept(self, flow: nn.Module, batch: LatentBatch) -> tuple[Tensor, Tensor | None]:
+    def accept(self, flow: Any, batch: LatentBatch) -> tuple[Tensor, Tensor | None]:
         """Checks the flow and gives latents and contexts sample by sample: ``[B * K, ...]``."""
         name = type(self).__name__
         if not isinstance(flow, BaseInvertibleFlow):
@@ -175,7 +175,7 @@ class ReverseKL(Variational):
         torch.Size([16])
     """
 
-    def loss(self, flow: nn.Module, batch: LatentBatch) -> Tensor:
+    def loss(self, flow: Any, batch: LatentBatch) -> Tensor:
         z, context = self.accept(flow, batch)
         x, ladj = flow.decode(z, context)
         log_q = flow.base.log_prob(z) - ladj
@@ -216,7 +216,7 @@ class PathDerivative(Variational):
         True
     """
 
-    def loss(self, flow: nn.Module, batch: LatentBatch) -> Tensor:
+    def loss(self, flow: Any, batch: LatentBatch) -> Tensor:
         z, context = self.accept(flow, batch)
         with evaluating(flow):
             x = drawn(flow, z, context)
