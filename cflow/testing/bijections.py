@@ -128,7 +128,11 @@ def _check_derivatives(family, x: Tensor, raw: Tensor) -> None:
 
 
 def _check_calls(family, x: Tensor, raw: Tensor) -> None:
-    density = lambda x, raw: (lambda z, ladj: ladj - z.square() / 2)(*family.encode(x, raw))
+
+    def density(x: Tensor, raw: Tensor) -> Tensor:
+        z, ladj = family.encode(x, raw)
+        return ladj - z.square() / 2
+
     point = x.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(density(point, raw).sum(), point)
     _relative(torch.func.vmap(torch.func.grad(density))(x, raw), wanted, 1e-8, "vmap(grad) gives the scores")

@@ -118,7 +118,8 @@ class QuadraticSpline(Spline):
 
     def _bins(self, rows: tuple[Tensor, ...]) -> Tensor:
         widths = self._shares(rows[0][None])[0]
-        heights = widths * (lambda knots: (knots[1:] + knots[:-1]) / 2)(self._knots(rows, widths))
+        knots = self._knots(rows, widths)
+        heights = widths * (knots[1:] + knots[:-1]) / 2
         return torch.stack((widths, heights))
 
     def _knots(self, rows, widths: Tensor) -> Tensor:

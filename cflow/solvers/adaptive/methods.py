@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
 from cflow.solvers.adaptive.attempts import Attempts
@@ -102,7 +103,7 @@ class Adaptive(Solver):
             value = getattr(self, option)
             if value is None and option == "check_every":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value, 1):
                 raise ValueError(f"{name}({option}={value!r}): steps are counted; pass an integer of at least 1.")
         for option in ("first_step", "dt_min", "dt_max"):
             value = getattr(self, option)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from cflow.arguments import is_integer
 from cflow.autocasting import autocast, autocast_state
 from cflow.registry import register
 from cflow.solvers.capture.captured import Captured, CapturedGrid, CapturedSteps
@@ -90,7 +91,7 @@ class CudaGraph(Wrapper):
                 f"CudaGraph({inner!r}): {inner.why_no_graph}; take that solver itself, or CudaGraph around a method on "
                 f"a fixed grid such as Heun, or an adaptive one such as Dopri5."
             )
-        if isinstance(self.capacity, bool) or not isinstance(self.capacity, int) or self.capacity < 1:
+        if not is_integer(self.capacity, 1):
             raise ValueError(
                 f"CudaGraph(capacity={self.capacity!r}): graphs are counted; pass an integer of 1 or more."
             )

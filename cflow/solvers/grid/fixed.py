@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
 from cflow.solvers.gradients.adjoint import Output, Step
@@ -64,7 +65,7 @@ class FixedGrid(Solver):
             )
         check_gradient(name, self.gradient, self.refused_gradients)
         for what, value in (("steps", self.steps), ("nfe", self.nfe)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not is_integer(value, 1):
                 calls = "steps" if what == "steps" else "calls of the field"
                 raise ValueError(f"{name}({what}={value!r}): {calls} are counted; pass an integer of at least 1.")
         if self.nfe is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.registry import register
 from cflow.solvers.grid.fixed import FixedGrid, Outputs
 from cflow.solvers.problem import Problem
@@ -68,9 +69,7 @@ class Picard(FixedGrid):
         super().__post_init__()
         steps = self.steps or self.nfe or math.inf
         window = 16 if self.window is None else self.window
-        if self.window is not None and (
-            isinstance(window, bool) or not isinstance(window, int) or not 2 <= window <= steps
-        ):
+        if self.window is not None and (not is_integer(window, 2) or window > steps):
             advice = f"pass window={min(16, steps)}, or " if steps > 1 else ""
             raise ValueError(
                 f"Picard(window={window!r}): a window holds at least 2 steps of the grid and no more than all "
