@@ -28,7 +28,8 @@ from cflow import (
 )
 from cflow.continuous import ContinuousFlow, divergence, guidance
 from cflow.distribution import FlowDistribution
-from cflow.flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
+from cflow.flow import BaseFlow, Flow
+from cflow.invertible_flow import BaseInvertibleFlow, InvertibleFlow
 from cflow.io import load, save
 from cflow.record import TrainingEntry
 from cflow.registry import register

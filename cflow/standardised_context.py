@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Size, Tensor, nn
 
 from cflow.bijections.map import Likelihood, Map, weakest
-from cflow.flow import BaseInvertibleFlow
+from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.record import TrainingEntry
 from cflow.registry import register
 from cflow.shapes import shown

@@ -9,7 +9,8 @@ from torch import nn
 import cflow
 from cflow import bases, fields, guidance, objectives, paths, solvers
 from cflow.bijections import Dequantise, Standardise
-from cflow.flow import BaseFlow, BaseInvertibleFlow, Flow, InvertibleFlow
+from cflow.flow import BaseFlow, Flow
+from cflow.invertible_flow import BaseInvertibleFlow, InvertibleFlow
 from cflow.testing import check_flow
 
 

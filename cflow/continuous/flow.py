@@ -15,7 +15,7 @@ from cflow.continuous.divergence import Exact
 from cflow.continuous.transport import transport
 from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
 from cflow.fields import as_field
-from cflow.flow import BaseInvertibleFlow
+from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.paths import AffinePath, Rescheduled, VelocityPath
 from cflow.shapes import Size, flatten, shown, unflatten
 from cflow.solvers import Dopri5, Solution

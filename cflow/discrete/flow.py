@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from cflow.bases import Base
 from cflow.bijections import Map
 from cflow.fields import ContextEmbedding
-from cflow.flow import BaseInvertibleFlow
+from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.registry import register
 from cflow.shapes import as_shape
 

@@ -19,7 +19,7 @@ from cflow.bijections import Map
 from cflow.continuous.divergence import Analytic
 from cflow.continuous.flow import ContinuousFlow
 from cflow.continuous.transport import transport
-from cflow.flow import BaseInvertibleFlow
+from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.registry import outline
 from cflow.solvers import Solver
 

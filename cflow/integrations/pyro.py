@@ -7,7 +7,8 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from cflow.distribution import FlowDistribution
-from cflow.flow import BaseInvertibleFlow, Flow
+from cflow.flow import Flow
+from cflow.invertible_flow import BaseInvertibleFlow
 
 _validates = Distribution._validate_args
 try:

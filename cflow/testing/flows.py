@@ -8,7 +8,8 @@ import tempfile
 
 import torch
 
-from cflow.flow import BaseInvertibleFlow, Flow
+from cflow.flow import Flow
+from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.io import load, save
 from cflow.shapes import rows
 from cflow.testing.checks import close, demand

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cflow.arguments import is_integer
-from cflow.flow import BaseInvertibleFlow
+from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.modes import evaluating
 from cflow.objectives.objective import Objective, check_objects
 from cflow.registry import register
