@@ -9,7 +9,7 @@ __all__ = ["check_integer", "is_integer"]
 
 
 def is_integer(value: Any, least: int | None = None, *, numpy: bool = False) -> bool:
-    """Tells whether a value is a whole number, ``least`` or more; ``True`` and ``False`` are none.
+    """Returns whether a value is a whole number, ``least`` or more; ``True`` and ``False`` are not.
 
     NumPy's integers count with ``numpy=True`` only: what is written to a file is Python's own.
 

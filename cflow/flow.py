@@ -90,7 +90,7 @@ class BaseFlow(nn.Module):
             ``Compose``.
 
     Raises:
-        TypeError: for a transform that is no ``bijections.Map``.
+        TypeError: for a transform that is not a ``bijections.Map``.
         ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
     """
 
@@ -183,6 +183,10 @@ class BaseFlow(nn.Module):
         r"""Computes the log-density of data, in nats.
 
         Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``; returns ``[*batch]``. Differentiable.
+
+        Raises:
+            TypeError: for an option that ``options`` does not name.
+            ValueError: where ``likelihood`` is ``"none"``, a shape does not fit, or a context is missing or not read.
         """
         self._check(options, "log_prob")
         x, context, batch = self._enter(x, context, "log_prob")
@@ -196,6 +200,9 @@ class BaseFlow(nn.Module):
 
         Shapes: as ``log_prob``; returns ``(value [*batch], standard_error [*batch])``. Cost: ``draws`` evaluations.
         Where ``likelihood`` is ``"exact"``, one evaluation and a standard error of zero.
+
+        Raises:
+            ValueError: for fewer than two draws, and as ``log_prob``.
         """
         self._check(options, "log_prob_estimate")
         if self.likelihood == "exact" and not options:
@@ -243,7 +250,7 @@ class BaseFlow(nn.Module):
 
     @property
     def classes(self) -> int:
-        """How many class labels the context is one of; 0 where it is no label."""
+        """The number of class labels, of which the context is one; 0 where the context is not a label."""
         return 0
 
     def _null_context(self, context: Value) -> Value:
@@ -257,15 +264,15 @@ class BaseFlow(nn.Module):
         """Gives a context like ``context`` that means "no condition", for an unconditional pass of a conditional flow.
 
         Raises:
-            ValueError: for an unconditional flow, and where training has left out no condition (``condition_dropout``
+            ValueError: for an unconditional flow, and where training never dropped the condition (``condition_dropout``
                 of the objectives), so that the network's answer would mean nothing.
         """
         if self.context_shape is None:
-            raise ValueError("flow.null_context: this flow is unconditional; leave the context away.")
+            raise ValueError("flow.null_context: this flow is unconditional; omit the context.")
         if self.trained_by and not any(entry.condition_dropout > 0 for entry in self.trained_by):
             raise ValueError(
                 f'flow.null_context: "no condition" was never trained ({self.trained_by[-1].objective} without '
-                f"condition_dropout), so nothing can be asked without one; train with condition_dropout=0.1."
+                f"condition_dropout), so the network cannot be evaluated without one; train with condition_dropout=0.1."
             )
         return self._null_context(context)
 
@@ -284,8 +291,8 @@ class BaseFlow(nn.Module):
     def record(self, objective: Any) -> None:
         """Notes that the flow is trained by ``objective`` from now on: ``training.fit`` does it when it begins.
 
-        For a training loop of one's own. What was learned decides what may be asked: a score, a density, guidance,
-        whole steps. Computing a loss notes nothing. Copies made before are not told.
+        For a training loop of your own. What was learned decides what the flow offers: a score, a density, guidance,
+        whole steps. Computing a loss notes nothing. Copies made before keep their own record.
 
         Args:
             objective: any :class:`cflow.objectives.Objective`; its ``entry()`` is added to ``trained_by``.
@@ -303,7 +310,7 @@ class BaseFlow(nn.Module):
         data's, and ``model_shape`` what is modelled inside.
 
         Raises:
-            TypeError: for what is no ``bijections.Map``.
+            TypeError: for anything that is not a ``bijections.Map``.
             ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
 
         Example:
@@ -329,7 +336,7 @@ class BaseFlow(nn.Module):
         """Carries what the flow models back to data: ``(x [B, *event], contribution [B])``."""
         return self.transform.decode(u, context, generator=generator) if len(self.transform) else (u, 0.0)
 
-    # The door: shapes checked, one batch dimension inside
+    # What every call goes through: shapes checked, one batch dimension inside
 
     def options_of(self, method: str) -> tuple[str, ...]:
         """Lists the keywords that a method takes beside ``generator``: ``flow.options_of("sample")``."""
@@ -357,7 +364,7 @@ class BaseFlow(nn.Module):
         if self.context_shape is None:
             if context is not None:
                 raise ValueError(
-                    f"flow.{method}(context=...): this flow is unconditional; leave the context away, or build the "
+                    f"flow.{method}(context=...): this flow is unconditional; omit the context, or build the "
                     "flow with context_shape=... and a field that reads a context."
                 )
             return Size()

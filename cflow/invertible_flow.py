@@ -36,6 +36,19 @@ class BaseInvertibleFlow(BaseFlow):
     caller has no use for it. Densities follow from the change of variables
 
     .. math:: \\log p(x) = \\log p_0(z) + \\log |\\det \\partial z / \\partial x|, \\qquad z = \\mathrm{encode}(x).
+
+    Example:
+        >>> from cflow import bases
+        >>> class Doubled(BaseInvertibleFlow):
+        ...     def __init__(self):
+        ...         super().__init__(2)
+        ...         self.base = bases.Normal(2)
+        ...     def _encode(self, x, context, generator):
+        ...         return x / 2, x.new_full((len(x),), -2 * math.log(2.0))
+        ...     def _decode(self, z, context, generator, *, ladj=True):
+        ...         return 2 * z, z.new_full((len(z),), 2 * math.log(2.0))
+        >>> Doubled().log_prob(torch.zeros(2))
+        tensor(-3.2242)
     """
 
     base: nn.Module
@@ -91,7 +104,11 @@ class BaseInvertibleFlow(BaseFlow):
         return unflatten(x, batch), (ladj + outer).reshape(batch)
 
     def rsample(self, shape=(), context: Tensor | None = None, *, generator=None, **options) -> Tensor:
-        """Draws samples with gradients to the parameters and the context, in one pass."""
+        """Draws samples ``[*shape, *context_batch, *event]`` with gradients to parameters and context, in one pass.
+
+        Raises:
+            ValueError: where a map on the way has no ``rsample``, as a surjection has none.
+        """
         self._check(options, "rsample")
         self._needs_bijection("rsample")
         context, batch = self._count(shape, context, "rsample")
@@ -101,7 +118,13 @@ class BaseInvertibleFlow(BaseFlow):
     def rsample_and_log_prob(
         self, shape=(), context: Tensor | None = None, *, generator=None, **options
     ) -> tuple[Tensor, Tensor]:
-        """Draws samples and their log-density with gradients, both from one pass."""
+        """Draws samples and their log-density with gradients, both from one pass.
+
+        Shapes: ``([*shape, *context_batch, *event], [*shape, *context_batch])``.
+
+        Raises:
+            ValueError: where a map on the way has no ``rsample``, as a surjection has none.
+        """
         self._check(options, "rsample_and_log_prob")
         self._needs_bijection("rsample_and_log_prob")
         context, batch = self._count(shape, context, "rsample_and_log_prob")
@@ -114,7 +137,7 @@ class BaseInvertibleFlow(BaseFlow):
     def sample_and_log_prob(
         self, shape=(), context: Tensor | None = None, *, generator=None, **options
     ) -> tuple[Tensor, Tensor]:
-        """Draws samples and gives their log-density, both from one pass. Builds no graph.
+        """Draws samples and computes their log-density, both from one pass. Builds no graph.
 
         Where a map rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
         """

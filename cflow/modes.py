@@ -12,7 +12,7 @@ __all__ = ["evaluating", "modes_kept"]
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Gives every part of a module the mode back that it had, whatever happens in between."""
+    """Restores the mode that every part of a module had, whatever happens in between."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield

@@ -15,9 +15,9 @@ Teaches = Literal["velocity", "average velocity", "density", "steps"]
 @register("record.TrainingEntry")
 @dataclass(frozen=True)
 class TrainingEntry:
-    """Says what one training taught a flow. ``flow.trained_by`` lists these, oldest first.
+    """Records what one training taught a flow. ``flow.trained_by`` lists these, oldest first.
 
-    ``training.fit`` adds one when it begins; a loop of one's own adds one by ``flow.record(objective)``. Without
+    ``training.fit`` adds one when it begins; in a training loop of your own, call ``flow.record(objective)``. Without
     entries nothing is known of the training, and nothing is refused for it.
 
     Args:

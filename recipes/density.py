@@ -151,7 +151,7 @@ def read(options: Options) -> Table:
     x, context = values[:, : len(columns)], values[:, len(columns) :]
     constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
     if constant:
-        raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; leave them away.")
+        raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; omit them.")
     spread = []
     if options.dequantise:
         noisy = dequantise(x, random_state=options.seed)
@@ -218,7 +218,7 @@ def train(table: Table, options: Options, out: Path):
         settings["bins"] = default(options.bins, 5, 8)
     for name in {"layers", "hidden", "bins"} - set(settings):
         if getattr(options, name) is not None:
-            raise ValueError(f"--flow {options.flow} --{name}: this flow has none; leave the latter away.")
+            raise ValueError(f"--flow {options.flow} --{name}: this flow has none; omit the latter.")
     seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
     units = bijections.Standardise.fit(seen(table.x)) if table.standardised else None
     context_units = bijections.Standardise.fit(seen(table.context)) if table.context is not None else None

@@ -7,7 +7,7 @@
 Parameters are drawn from a uniform prior and put through a simulator; a flow learns their law given what came out
 (neural posterior estimation), on the whole line behind a logit, so that no draw leaves the prior's box. Then, over data
 sets of all kinds: do the truths rank among the draws as they should (simulation-based calibration), and do regions of
-90 % hold 90 % of them? And for ten observations: can a classifier tell the draws from those of the true posterior? Two
+90 % hold 90 % of them? And for ten observations: can a classifier distinguish the draws from the true posterior's? Two
 moons has a likelihood in closed form, and with it exact draws; for either task, --reference names the folder of the
 benchmark's tasks (``two_moons/files/num_observation_1/...``).
 
@@ -193,7 +193,7 @@ def main(options: Options) -> None:
     task = TASKS[options.task]
     out = options.out or Path("runs") / f"posterior-{options.task}-{options.flow}"
     generator = torch.Generator().manual_seed(options.seed)
-    observed = targets(options, task, generator)  # first, so that a missing folder is told before training
+    observed = targets(options, task, generator)  # first, so that a missing folder is reported before training
 
     theta = prior(task, options.simulations, generator)
     x = task.simulate(theta, generator)

@@ -212,7 +212,7 @@ def evaluations(options: Options) -> list[int]:
     return sorted({*options.evaluations, *options.distill})
 
 
-def tell(report: dict, options: Options) -> None:
+def print_report(report: dict, options: Options) -> None:
     """Prints the quality of few evaluations: accuracy in percent, and the Fréchet distance."""
     counts = evaluations(options)
     print(f"read as their label, %, and Fréchet distance of {FEATURES} features; {options.num} samples")
@@ -264,7 +264,7 @@ def main(options: Options) -> None:
     report = measure(flows, images, options, out)
     report["seconds"] = time.perf_counter() - began
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    tell({name: row for name, row in report.items() if name != "seconds"}, options)
+    print_report({name: row for name, row in report.items() if name != "seconds"}, options)
     print(f"{report['seconds']:.0f} s; picture: {out}/few-steps.png")
     last = f"distilled-{options.distill[0]}" if options.distill else f"round-{options.rounds}"
     print(f"more samples: cflow sample {out}/{last} --num 64 --output more.png")

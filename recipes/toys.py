@@ -123,7 +123,7 @@ def main(options: Options) -> None:
     if options.bridge and (options.path, options.predict) != ("linear", "velocity"):
         raise ValueError(
             f"--bridge {options.bridge} with --path {options.path} --predict {options.predict}: a Brownian bridge is "
-            f"linear and learns a velocity and a score; leave the other two away."
+            f"linear and learns a velocity and a score; omit the other two."
         )
     path = paths.BrownianBridge(options.bridge) if options.bridge else PATHS[options.path](options.predict)
     flow = cflow.ContinuousFlow(fields.MLP(2, hidden=options.hidden, outputs=path.outputs), base, path=path)
@@ -215,10 +215,10 @@ def classical(options: Options, out: Path, name: str, train: torch.Tensor, test:
         if getattr(options, option) != getattr(Options(), option):
             raise ValueError(
                 f"--flow {options.flow} --{option.replace('_', '-')} {getattr(options, option)}: a classical flow is "
-                f"trained by maximum likelihood from a standard normal; leave the latter away."
+                f"trained by maximum likelihood from a standard normal; omit the latter."
             )
     if options.flow in NO_NETWORK and options.hidden != Options().hidden:
-        raise ValueError(f"--flow {options.flow} --hidden: this flow has no network; leave the latter away.")
+        raise ValueError(f"--flow {options.flow} --hidden: this flow has no network; omit the latter.")
     names = list(discrete.PRESETS) if options.flow == "all" else [options.flow]
     flows, reports = {}, {}
     for each in names:

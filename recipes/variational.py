@@ -7,7 +7,7 @@
     python recipes/variational.py --model logistic             # no closed form: checked by importance sampling
 
 ``linear`` regresses the progression of diabetes on ten features (442 patients, from scikit-learn) with a conjugate
-prior: posterior, marginals and evidence are known exactly. ``logistic`` tells malignant from benign tumours (569 of
+prior: posterior, marginals and evidence are known exactly. ``logistic`` separates malignant from benign tumours (569 of
 them, ten features); its reference is self-normalised importance sampling around the mode, long enough to be trusted.
 
 The flow begins as independent normals at the mode, as wide as the normal law that touches the posterior there; a
@@ -243,8 +243,7 @@ def objective_of(options: Options, model: nn.Module):
         value = getattr(options, option)
         if not read and value != getattr(Options(), option):
             raise ValueError(
-                f"--objective {options.objective} --{option} {value}: this objective does not read the latter; leave "
-                f"it away."
+                f"--objective {options.objective} --{option} {value}: this objective does not read the latter; omit it."
             )
     samples = options.samples or (options.batch_size if options.objective == "forward-kl" else 8)
     if weighted and not 2 <= samples <= options.batch_size:

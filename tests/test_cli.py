@@ -116,7 +116,7 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "vector"), "no option for"),
         (("sample", "toys", "--guidance", "3"), "nothing to guide to"),
         (("sample", "toys", "--seed", "-1"), "0 or more"),
-        (("sample", "toys", "--device", "nonsense"), "not to be had here"),
+        (("sample", "toys", "--device", "nonsense"), "not available here"),
         (("sample", "toys", "--output", "toys/metrics.json/x.npy"), "metrics.json"),
         (("sample", "toys", "--solver", "dopri5", "--steps", "3"), "steps"),
         (("sample", "toys", "--cuda-graph"), "only a GPU's kernels can be captured"),

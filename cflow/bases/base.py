@@ -173,7 +173,7 @@ def event_size(name: str, event_shape: int | Sequence[int]) -> torch.Size:
 
 
 def broadcasts(shape: torch.Size, target: torch.Size) -> bool:
-    """Tells whether ``shape`` expands to ``target``."""
+    """Returns whether ``shape`` expands to ``target``."""
     return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target)))
 
 

@@ -16,19 +16,19 @@ class Compose(Map):
     """Chains maps: ``encode`` applies them from the first to the last, ``decode`` from the last to the first.
 
     Every member is given the whole context (those that read none ignore it), and those that draw the generator. What a
-    density behind the chain means is the weakest that a member promises; gradients pass through ``decode`` if they
+    density behind the chain means is what its weakest member gives; gradients pass through ``decode`` if they
     pass through all. Members stay reachable by index, and a slice is a ``Compose`` of the same members.
 
     Args:
         maps: the members. Of none, the chain leaves everything as it is.
-        event_shape: the shape of one data point, where there are no members to tell; checked where there are.
+        event_shape: the shape of one data point, needed for a chain without members, checked otherwise.
 
     Cost: the sum of the members'.
 
     Raises:
         TypeError: for a member that is no :class:`Map`.
-        ValueError: where there are neither members nor an ``event_shape``, the same module is given twice (its weights
-            would be tied in silence), shapes do not follow one another, or two members read contexts of different
+        ValueError: where there are neither members nor an ``event_shape``, the same module is given twice (which
+            would tie its weights), shapes do not follow one another, or two members read contexts of different
             shapes.
 
     Example:
@@ -51,7 +51,7 @@ class Compose(Map):
         if maps and event != maps[0].event_shape:
             raise ValueError(
                 f"Compose(event_shape={list(event)}): the first map ({type(maps[0]).__name__}) takes "
-                f"{list(maps[0].event_shape)}; leave event_shape away."
+                f"{list(maps[0].event_shape)}; omit event_shape."
             )
         contexts = {each.context_shape for each in maps} - {None}
         if len(contexts) > 1:
@@ -113,12 +113,12 @@ def chain(value: Tensor, context: Tensor | None, calls: list, generator=None) ->
 
 
 def _check_members(maps: tuple[Map, ...]) -> None:
-    """Raises for what is no map, shapes that do not follow, and modules or parameters that belong to two members."""
+    """Raises where a member is not a map, shapes do not follow, or two members share a module or a parameter."""
     owner: dict[int, int] = {}
     for i, each in enumerate(maps):
         if not isinstance(each, Map):
             raise TypeError(
-                f"Compose(..., {type(each).__qualname__}): item {i} is no bijections.Map; pass objects such as "
+                f"Compose(..., {type(each).__qualname__}): item {i} is not a bijections.Map; pass objects such as "
                 "discrete.Coupling(discrete.Affine(), features=6), or unpack a list with a star."
             )
         if i and each.event_shape != maps[i - 1].latent_shape:

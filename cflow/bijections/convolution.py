@@ -38,7 +38,7 @@ class Conv1x1(Bijection):
     dtype of ``x``, also under autocast, and by matrix products, since PyTorch lets convolutions round to TF32.
 
     Raises:
-        ValueError: if the event is no image, or the permutation is none of its channels.
+        ValueError: if the event is not an image, or the permutation is not one of its channels.
 
     Source: Kingma and Dhariwal, Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv:1807.03039,
     section 3.2.

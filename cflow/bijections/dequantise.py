@@ -24,6 +24,10 @@ class Dequantise(Surjection):
     so the density of a flow behind it, with this contribution, bounds the log-probability of the integers from below.
     The noise is drawn on the finest grid on which ``x + noise`` is exact, so that ``decode(encode(x))`` is x, always.
 
+    Args:
+        event_shape: the shape of an event, of any rank.
+        levels: how many levels there are, L.
+
     Shapes: ``x [B, *event_shape]`` holds whole numbers from 0 to ``levels - 1`` in any dtype; ``z`` is float32, or
     float64 where ``x`` or torch's default dtype (for integers) is. ``decode`` returns whole numbers as floats; it has
     no gradient.
@@ -31,7 +35,7 @@ class Dequantise(Surjection):
     Cost: ``encode`` reads one flag back from the device.
 
     Raises:
-        ValueError: if ``levels`` is below 2 or above 65,536; in ``encode``, if a value is no whole number in range.
+        ValueError: if ``levels`` is below 2 or above 65,536; in ``encode``, if a value is not a whole number in range.
 
     Source: Theis et al., A note on the evaluation of generative models, 2015, arXiv:1511.01844, section 3.1.
 

@@ -156,6 +156,10 @@ class Tanh(EntryMap):
 class LeakyReLU(EntryMap):
     r"""Scales what is negative: :math:`z = x` where :math:`x \ge 0`, and :math:`z = \text{slope} \cdot x` elsewhere.
 
+    Args:
+        event_shape: the shape of an event, of any rank.
+        slope: the factor of negative entries.
+
     Raises:
         ValueError: if the slope is not positive and finite.
 

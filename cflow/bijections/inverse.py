@@ -17,11 +17,14 @@ __all__ = ["Inverse"]
 class Inverse(Bijection):
     """Views a bijection from the other side: its ``encode`` is the other's ``decode``. Weights are shared, not copied.
 
-    What measures its first batch in training (:class:`ActNorm`) does so on the side of the data also here: by
-    ``encode`` of this, and never by ``decode``.
+    A map that measures its first batch in training (:class:`ActNorm`) does so on the side of the data here too: in
+    ``encode`` of this view, never in ``decode``.
+
+    Args:
+        bijection: the map, with its shapes: ``event_shape`` of the view is its ``latent_shape``, and the reverse.
 
     Raises:
-        TypeError: for what is no :class:`Map`.
+        TypeError: for anything that is not a :class:`Map`.
         ValueError: for a :class:`Surjection` (or a chain with one), which has no inverse.
 
     Example:
@@ -36,7 +39,7 @@ class Inverse(Bijection):
     def __init__(self, bijection: Map):
         if not isinstance(bijection, Map):
             raise TypeError(
-                f"Inverse({type(bijection).__qualname__}): this is no bijections.Map; pass an object such as "
+                f"Inverse({type(bijection).__qualname__}): this is not a bijections.Map; pass an object such as "
                 "bijections.Exp(2)."
             )
         if bijection.likelihood == "bound":
@@ -69,7 +72,7 @@ class Inverse(Bijection):
 
 @contextmanager
 def _turned(bijection: Map) -> Iterator[None]:
-    """Tells every map inside, for a while, that its other side is the data's."""
+    """Marks every map inside, for a while, as used from its other side, which is the data's."""
     members = [each for each in bijection.modules() if isinstance(each, Map)]
     for each in members:
         each.turned = not each.turned

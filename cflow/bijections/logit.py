@@ -27,6 +27,10 @@ class Logit(EntryMap):
     The map is defined for x from ``-alpha / (1 - 2 alpha)`` to ``1 + alpha / (1 - 2 alpha)``, a little more than
     [0, 1], so that everything ``decode`` gives can be encoded. With ``alpha = 0`` the ends 0 and 1 themselves are out.
 
+    Args:
+        event_shape: the shape of an event.
+        alpha: how far the interval is shrunk at each end, before the logit.
+
     Shapes: ``x [B, *event_shape]``, an event of any rank. Cost: ``encode`` reads one flag back from the device.
 
     Raises:

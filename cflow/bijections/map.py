@@ -17,7 +17,7 @@ STRENGTH = ("exact", "estimate", "bound", "none")
 
 
 def weakest(*kinds: Likelihood) -> Likelihood:
-    """Says what a density means that is made of parts: the least that any of them promises.
+    """Says what a density means that is made of parts: what the weakest of them gives.
 
     Example:
         >>> weakest("exact", "bound", "estimate"), weakest()
@@ -111,7 +111,7 @@ class Map(nn.Module):
         """Checks the shapes of a call without reading a value, and leaves out a context that is not read.
 
         Raises:
-            TypeError: where ``value`` is no tensor of a dtype that the map takes.
+            TypeError: where ``value`` is not a tensor, or of a dtype that the map does not take.
             ValueError: where a shape does not fit, or a context is missing.
         """
         shape = self.event_shape if method == "encode" else self.latent_shape

@@ -119,7 +119,7 @@ class BatchNorm(Bijection):
     mode only.
 
     In training mode **the density of a sample depends on the others of its batch**: the log-determinant is that of the
-    map with m and v held fixed, and the loss is no likelihood. Evaluate in evaluation mode, where it is.
+    map with m and v held fixed, and the loss is not a likelihood. Evaluate in evaluation mode, where it is.
     To evaluate with the statistics of the whole training set, as the paper does, set ``momentum`` to 1 and encode
     the set once in training mode.
 

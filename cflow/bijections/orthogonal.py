@@ -78,6 +78,9 @@ class Orthogonal(Bijection):
 
     It starts at the identity and reaches every rotation; ``decode`` multiplies by the transpose.
 
+    Args:
+        features: the length of an event.
+
     Shapes: ``x [B, features]``. Cost: one product with the batch, and as much as some ten products of
     ``[features, features]`` for the rotation; :class:`Householder` is the cheaper one from some hundred features on.
     Computed in the dtype of ``x``, also under autocast.

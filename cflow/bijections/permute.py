@@ -75,7 +75,7 @@ class Permute(Bijection):
 
 
 def check_permutation(owner: str, permutation: Sequence[int] | Tensor, features: int | None = None) -> list[int]:
-    """Gives the numbers of a permutation; raises where they are none, or none of so many features."""
+    """Gives the numbers of a permutation; raises where they are not one, or not of so many features."""
     order = permutation.tolist() if isinstance(permutation, Tensor) else [operator.index(i) for i in permutation]
     wanted = len(order) if features is None else features
     if not order or sorted(order) != list(range(wanted)):

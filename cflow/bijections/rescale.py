@@ -23,6 +23,10 @@ class Rescale(Bijection):
     Beside :class:`Standardise`, which holds what was measured, this is for ends that are known: two plain numbers that
     no dtype rounds, so that they land on -1 and 1 exactly. Values outside the interval are mapped just as well.
 
+    Args:
+        event_shape: the shape of an event, of any rank.
+        low, high: the ends of the interval.
+
     Shapes: ``x [B, *event_shape]``, whole numbers of any dtype included. Cost: two operations.
 
     Raises:

@@ -24,6 +24,10 @@ class Reversible(Compose):
     The gradients are those of :class:`Compose` at inputs that went through the inverse once, so they carry the rounding
     of a round trip: in float32 some 1e-6 for couplings of moderate scale, more where layers are ill-conditioned.
 
+    Args:
+        maps: the bijections, from the data inwards.
+        event_shape: as for :class:`Compose`.
+
     Cost: per layer one pass in each direction beside the pass with its graph; memory of one layer's graph. Worth it
     for couplings, whose inverse costs what the map does; an autoregressive layer's inverse is longer.
 

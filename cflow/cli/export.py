@@ -46,14 +46,12 @@ def export(
     if given:
         needs_solver(flow, given[0])
     if given and what == "network":
-        raise ValueError(
-            f"{given[0]}: a network by itself takes no steps; leave the option away, or export the sampler."
-        )
+        raise ValueError(f"{given[0]}: a network by itself takes no steps; omit the option, or export the sampler.")
     options = solver_of(folder, solver, steps=steps)
     if what != "log_prob":
         options |= guidance_of(flow, run, guidance)
     elif guidance is not None:
-        raise ValueError(f"--guidance {guidance}: a log-density is that of the flow itself; leave the option away.")
+        raise ValueError(f"--guidance {guidance}: a log-density is that of the flow itself; omit the option.")
     try:
         file = graphs.save(flow, output, what, batch=batch, **options)
     except ImportError as error:  # packages that only ONNX takes

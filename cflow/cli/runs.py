@@ -58,7 +58,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not to be had here ({str(error).splitlines()[0]}); use cpu.") from None
+        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu.") from None
     return device
 
 
@@ -66,8 +66,8 @@ def needs_solver(flow, what: str) -> None:
     """Raises where something is asked of a solver, and the flow has none."""
     if "solver" not in flow.options_of("sample"):
         raise ValueError(
-            f"{what}: a {type(flow).__name__} is no differential equation, so it has no solver and no steps; leave "
-            f"the option away."
+            f"{what}: a {type(flow).__name__} is not a differential equation, so it has no solver and no steps; omit "
+            f"the option."
         )
 
 
@@ -75,7 +75,7 @@ def labels_of(flow, label: int | None, num: int) -> Tensor | None:
     classes = flow.classes
     if flow.context_shape is None:
         if label is not None:
-            raise ValueError(f"--label {label}: this flow was trained without classes; leave the label away.")
+            raise ValueError(f"--label {label}: this flow was trained without classes; omit the label.")
         return None
     if not classes:
         raise ValueError(
@@ -96,8 +96,8 @@ def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
         file = bespoke_file(folder) if name == "bespoke" else Path(name)
         if options:
             raise ValueError(
-                f"--solver {name} --{next(iter(options))}: a fitted solver has its own steps and tolerances; leave "
-                "the option away."
+                f"--solver {name} --{next(iter(options))}: a fitted solver has its own steps and tolerances; omit "
+                "the option."
             )
         if not file.is_file():
             raise FileNotFoundError(f"--solver {name}: there is no {file}; fit one by `cflow bespoke {folder}`.")

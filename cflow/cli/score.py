@@ -142,7 +142,7 @@ def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: s
     context = 0 if flow.context_shape is None else math.prod(flow.context_shape)
     if condition is not None and flow.context_shape is None:
         raise ValueError(
-            f"--condition {condition}: this flow was trained without a condition; leave it away, and choose the "
+            f"--condition {condition}: this flow was trained without a condition; omit it, and choose the "
             f"columns of data by --columns."
         )
     noted = {} if file.names is None else report_of(run)

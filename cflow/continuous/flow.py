@@ -50,10 +50,12 @@ class ContinuousFlow(BaseInvertibleFlow):
             schedule.
         solver: the default solver; ``Dopri5(rtol=1e-5, atol=1e-6)`` where none is given.
         divergence: how the log-determinant is computed; exact where none is given.
+        manifold: None; flows on manifolds are not there yet.
         context_shape: shape of what the flow is conditioned on; ``()`` for a class label.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
+        TypeError: where field, base or path are not of their kind.
         ValueError: where event or context shapes of field, base and flow differ, or the path predicts a score and the
             base is not a standard normal.
 
@@ -93,7 +95,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         super().__init__(base.event_shape, context_shape, transform)
         if manifold is not None:
             raise ValueError(
-                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; leave the argument away for "
+                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; omit the argument for "
                 "flat space."
             )
         self.field, self.base, self.manifold = field, base, None
@@ -129,7 +131,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         wanted, outputs = 1 if self.path is None else self.path.outputs, field.outputs
         if outputs not in (..., wanted):
             raise ValueError(
-                f"ContinuousFlow: the field returns {outputs} outputs and the path ({self.path!r}) has a use for "
+                f"ContinuousFlow: the field returns {outputs} outputs and the path ({self.path!r}) reads "
                 f"{wanted}; build the field with outputs={wanted}"
                 + (", or choose predict='velocity'." if wanted == 2 else ".")
             )
@@ -202,6 +204,9 @@ class ContinuousFlow(BaseInvertibleFlow):
         """Gives the same flow read on another schedule (or predicting something else), without training.
 
         The new flow shares the trained field; its samples follow the same distribution, along other trajectories.
+
+        Raises:
+            ValueError: for a flow without a path, and where either path is not affine.
         """
         if self.path is None:
             raise ValueError(
@@ -223,11 +228,15 @@ class ContinuousFlow(BaseInvertibleFlow):
         if guidance is None:
             return velocity
         if not callable(guidance):
-            raise TypeError(f"flow: guidance={guidance!r} is no guidance; pass guidance.ClassifierFree(2.0), say.")
+            raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0), say.")
         return guidance(velocity)
 
     def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
-        """Asks the network on one batch dimension, in the dtype of its parameters; answers in that of ``x``."""
+        """Calls the network on one batch dimension, in the dtype of its parameters; returns that of ``x``.
+
+        Shapes: ``t [B]``, ``x [B, *model]``, ``context [B, *context_shape]``, ``s`` as ``t``, for a field of two times;
+        returns ``[B, *model]``, or ``[B, 2, *model]`` on a path with two outputs.
+        """
         return Prediction(self)(t, x, context, s=s)
 
     @property
@@ -268,12 +277,22 @@ class ContinuousFlow(BaseInvertibleFlow):
         ``model_shape``: the event's, unless a transform changes it.
 
         Args:
+            x, context: the points, and what they are conditioned on.
+            t0, t1: two times in [0, 1]; ``t1 < t0`` goes towards the base.
             ladj: also integrate the divergence: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
             quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius
                 norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
-            at: times at which to keep the state.
+            solver, divergence: in place of the flow's own.
+            guidance: how the velocity is guided, such as ``guidance.ClassifierFree(2.0)``.
+            generator: the source of a divergence's probes and of an SDE's noise.
+            at: times at which to keep the state, in the direction of the solve.
 
         Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
+
+        Raises:
+            TypeError: where an option is not an object of its kind.
+            ValueError: for a time outside [0, 1], an unknown integral, one that the divergence or the solver cannot
+                give, and a solver that needs what the flow's path or training does not provide.
         """
         x, context, batch = self._enter(x, context, "transport", self.model_shape)
         solution = transport(
@@ -349,7 +368,11 @@ class ContinuousFlow(BaseInvertibleFlow):
         """Follows points from the first to the last of ``times`` and keeps the states: ``[T, *batch, *event]``.
 
         ``times`` is increasing (``x`` are base samples; an int spaces that many times over [0, 1]) or decreasing (``x``
-        are data). The states are in the data's space: transforms are undone.
+        are data). The states are in the data's space: transforms are undone. Builds no graph.
+
+        Raises:
+            ValueError: for fewer than two times, and as :meth:`transport`.
+            FloatingPointError: where the solve fails for some samples.
         """
         if isinstance(times, int):
             if times < 2:

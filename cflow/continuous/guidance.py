@@ -25,14 +25,16 @@ class Guidance:
     """
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Raises a TypeError: no closed form is known of a guidance that is no weighted sum of velocities."""
-        raise no_closed_form(type(self).__name__, "it is no weighted sum of velocities with fixed weights")
+        """Raises a TypeError: no closed form is known of a guidance that is not a weighted sum of velocities."""
+        raise no_closed_form(type(self).__name__, "it is not a weighted sum of velocities with fixed weights")
 
 
 class Guided(FieldWrapper):
     """Holds a velocity field under guidance; called ``(t, x, context=None, *, s=None)`` as the field itself.
 
-    Made by ``guidance(field)``. What a field is asked, shapes and ``null_context``, is answered by the field inside.
+    Made by ``guidance(field)``. Shapes, ``null_context`` and the rest of a field's contract are forwarded to the field
+    inside.
+
     Average velocities, between the two times of a field that was trained for them, are mixed as velocities are: an
     approximation for long steps, since the two that are mixed belong to different ways
     (``objectives.MeanFlow(guidance=...)`` learns the guided ones instead).
@@ -58,7 +60,7 @@ class Guided(FieldWrapper):
         """Computes the guided velocity and its divergence in closed form (``divergence.Analytic``).
 
         Raises:
-            TypeError: for a guidance that is no weighted sum of velocities, and for a field without a closed form.
+            TypeError: for a guidance that is not a weighted sum of velocities, and for a field without a closed form.
         """
         return self.guidance.value_and_divergence(self.field, t, x, context)
 
@@ -107,7 +109,7 @@ def _present(guidance, field, context: Tensor | None) -> Tensor:
 
 
 def _inside(t: Tensor | float, low: float, high: float, x: Tensor) -> bool | Tensor:
-    """Tells which samples have a time in ``[low, high]``: a bool where that is known of all without waiting for a
+    """Finds which samples have a time in ``[low, high]``: a bool where that is known of all without waiting for a
     device, else a mask ``[B, 1, ...]`` that broadcasts against ``x``.
     """
     if not isinstance(t, Tensor):

@@ -137,8 +137,8 @@ class VelocityAndScore:
                 )
             if guidance is not None:
                 raise ValueError(
-                    f"flow.{method}(guidance={guidance!r}): guidance mixes velocities, and on {path!r} the score is a "
-                    f"head of its own; sample by an ODE solver, or without guidance."
+                    f"flow.{method}(guidance={guidance!r}): guidance mixes velocities, and on {path!r} the score is an "
+                    f"output of its own; sample by an ODE solver, or without guidance."
                 )
             self.field = Prediction(flow)
             return

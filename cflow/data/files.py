@@ -22,7 +22,7 @@ WIDER = {"uint16": np.int32, "uint32": np.int64}
 
 
 def read_idx(path: str | os.PathLike) -> Tensor:
-    """Reads one idx file, gzipped or not (told by its first bytes, not by its name).
+    """Reads one idx file, gzipped or not (known by its first bytes, not by its name).
 
     Shapes: those of the header. The dtype is the header's: uint8, int8, int16, int32, float32 or float64.
 
@@ -115,7 +115,7 @@ def find(folders: Sequence[Path], names: Sequence[str]) -> Path:
 
 
 class _Refused(ValueError):
-    """An error that already says what to do, told apart from those that NumPy raises."""
+    """An error that already says what to do, distinguished from those that NumPy raises."""
 
 
 def _key(path: Path, names: Sequence[str], key: str | None) -> str:

@@ -168,7 +168,7 @@ def image_folder(
     Cost: all the pictures are held in memory as bytes, after one pass over the files.
 
     Raises:
-        FileNotFoundError: if ``root`` is no folder or holds no picture.
+        FileNotFoundError: if ``root`` is not a folder or holds no picture.
         ValueError: if pictures cannot be read (the message names them), lie beside class folders, or have more than 8
             bits per channel; if an argument is out of range.
     """

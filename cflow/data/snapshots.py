@@ -40,7 +40,7 @@ class Snapshots(Dataset):
     Raises:
         ValueError: for fewer than two snapshots, empty ones, events of different shapes, values that are not finite, or
             times that do not increase or are not one per snapshot.
-        TypeError: if a snapshot is no tensor.
+        TypeError: if a snapshot is not a tensor.
 
     Example:
         >>> snapshots = Snapshots([torch.zeros(5, 2), torch.ones(8, 2), torch.ones(3, 2)], times=[2, 3, 7])
@@ -131,7 +131,7 @@ def read_snapshots(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a name is not found (the message lists those that are), a value is no number, or what was read
+        ValueError: if a name is not found (the message lists those that are), a value is not a number, or what was read
             makes no snapshots.
 
     Source: Tong et al., TrajectoryNet: A Dynamic Optimal Transport Network for Modeling Cellular Dynamics, 2020,

@@ -56,7 +56,7 @@ class TableFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another ending, a file that is no text or no array of numbers, is empty, or has no such column.
+        ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column.
     """
 
     def __init__(

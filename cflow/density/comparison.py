@@ -47,7 +47,7 @@ class Comparison:
         """Gives, for every model, how much more than the reference it gives a row on the mean, and the standard error.
 
         Rows that are hard for one model are hard for all, so the error of a difference of paired rows is mostly far
-        smaller than those of the means, and it is this one that tells models apart.
+        smaller than those of the means, and it is this one that distinguishes models.
         """
         change = self.scores - self.scores[self.names.index(self.reference)]
         return dict(zip(self.names, zip(change.mean(1).tolist(), _error(change).tolist())))

@@ -105,7 +105,7 @@ def seed_of(random_state: Any) -> int:
         return int(random_state.randint(2**31 - 1))
     if not is_integer(random_state, 0, numpy=True):
         raise ValueError(
-            f"random_state={random_state!r}: this is no seed; pass a whole number of 0 or more, a "
+            f"random_state={random_state!r}: this is not a seed; pass a whole number of 0 or more, a "
             f"numpy.random.RandomState, or None for a new seed each time."
         )
     return int(random_state)

@@ -25,7 +25,7 @@ def lattice_steps(values: np.ndarray) -> np.ndarray:
     for i, column in enumerate(values.T):
         found = np.unique(column)
         gaps = np.diff(found)
-        # Neighbours that rounding alone tells apart are one value.
+        # Neighbours that differ by rounding alone are one value.
         gaps = gaps[gaps > 1e-9 * np.abs(found).max()] if len(found) else gaps
         if len(gaps) and (len(gaps) < len(column) / 2 or (found == np.round(found)).all()):
             steps[i] = gaps.min()
@@ -66,7 +66,7 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
     if steps.shape != X.shape[1:] or not (steps >= 0).all():
         raise ValueError(
             f"dequantise(X of shape {X.shape}, steps={steps}): there is one step for each of {X.shape[1]} columns, 0 "
-            f"where a column is not on a lattice; leave steps away to have them found."
+            f"where a column is not on a lattice; omit steps to have them measured."
         )
     noise = np.random.default_rng(seed_of(random_state)).random(X.shape) - 0.5
     return X + steps * noise

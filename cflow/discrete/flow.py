@@ -35,7 +35,7 @@ class NormalizingFlow(BaseInvertibleFlow):
 
     The likelihood is what the bijection's is: exact, unless a map in it has a random log-determinant (an estimate) or
     is a surjection (a bound; such a flow has no ``decode`` and no ``rsample``). ``sample_and_log_prob`` takes one pass:
-    no conditioner is asked twice.
+    no conditioner is evaluated twice.
 
     Args:
         bijection: such as ``discrete.Compose(*layers)``; ``discrete.nsf(6)`` and the other presets make whole flows.
@@ -43,11 +43,11 @@ class NormalizingFlow(BaseInvertibleFlow):
         embedding: what turns a context into the vector that the bijection reads, such as
             ``fields.ContextEmbedding(16, classes=10)`` for class labels; it also knows "no condition", which
             ``condition_dropout`` trains. Without one the bijection reads the context itself.
-        event_shape: the shape of one data point, for those who want it checked.
+        event_shape: the shape of one data point; checked where it is given.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
-        TypeError: if ``bijection`` is none.
+        TypeError: if ``bijection`` is not a ``bijections.Map``.
         ValueError: if the shapes of bijection, base, embedding and event do not fit.
 
     Example:
@@ -79,7 +79,7 @@ class NormalizingFlow(BaseInvertibleFlow):
         if event_shape is not None and as_shape(event_shape) != self.event_shape:
             raise ValueError(
                 f"NormalizingFlow(event_shape={event_shape}): the maps take events of shape "
-                f"{list(self.event_shape)}; leave event_shape away, or build the bijection for that shape."
+                f"{list(self.event_shape)}; omit event_shape, or build the bijection for that shape."
             )
         if base.event_shape != bijection.latent_shape:
             raise ValueError(
@@ -95,7 +95,7 @@ class NormalizingFlow(BaseInvertibleFlow):
     def _null_context(self, context: Tensor) -> Tensor:
         if self.embedding is None:
             raise ValueError(
-                'NormalizingFlow.null_context: the bijection reads the context as it is and knows no "no condition"; '
+                'NormalizingFlow.null_context: the bijection reads the context itself, and none means "no condition"; '
                 "build the flow with embedding=fields.ContextEmbedding(16, context=...), or a preset with classes=...."
             )
         return self.embedding.null_context(context)

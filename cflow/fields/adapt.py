@@ -88,7 +88,7 @@ class Adapted(Field):
             return super().null_context(context)
         if self.null is None:
             raise ValueError(
-                "Adapted.null_context: how this network is told that there is no condition is not known; "
+                'Adapted.null_context: this network does not say what context means "no condition"; '
                 "build it with Adapted(..., null=...), a number or a tensor of shape context_shape."
             )
         if not isinstance(self.null, Tensor):

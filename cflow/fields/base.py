@@ -32,7 +32,7 @@ def null_like(context: Tensor, classes: int = 0) -> Tensor:
 
 
 def is_null(context: Tensor) -> Tensor:
-    """Tells which rows of ``[B, width]`` mean "no condition", as ``[B, 1]``; a NaN is no null."""
+    """Finds which rows of ``[B, width]`` mean "no condition", as ``[B, 1]``; a NaN is not one of them."""
     return (context.float() < 0.1 * NULL).any(-1, keepdim=True)
 
 

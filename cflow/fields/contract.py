@@ -1,4 +1,4 @@
-"""What is asked of a field, with the answers of one that says nothing; and how a foreign network is asked."""
+"""The contract of a field: what the package reads from it, with defaults, and a view of networks that lack some."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["FieldContract", "Forwarding", "as_field", "no_closed_form"]
 
 
 class FieldContract:
-    """Declares all that the package asks of a field beside calling it.
+    """Declares all that the package reads from a field beside calling it.
 
     Networks derive from :class:`cflow.fields.Field`, wrappers of a field from :class:`cflow.fields.FieldWrapper`, and
-    callables that are no modules from this class. Whoever has been given a field by a user asks ``as_field(field)``.
+    callables that are not modules from this class. Code that is given a field by a user reads ``as_field(field)``.
 
     Attributes:
         event_shape: the shape of one sample; ``...`` where the field does not say.
@@ -25,10 +25,18 @@ class FieldContract:
             context of several parts; ``...`` where the field does not say.
         outputs: how many tensors are returned: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for
             paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` where the field does not say.
-        classes: how many class labels there are; 0 where the context is no label.
+        classes: how many class labels there are; 0 where the context is not a label.
         two_times: whether the field reads ``s``, and gives the average velocity from ``t`` to ``s``.
-        interval: the times at which the field may be asked, from the first to the second.
+        interval: the times at which the field may be evaluated, from the first to the second.
         converts: whether this is a velocity that a path makes of what a network predicts (its noise, its score).
+
+    Example:
+        >>> class Shrink(FieldContract):
+        ...     event_shape, context_shape, outputs = Size([2]), None, 1
+        ...     def __call__(self, t, x, context=None, *, s=None):
+        ...         return -x
+        >>> Shrink().two_times, Shrink().interval
+        (False, (0.0, 1.0))
     """
 
     event_shape: Size | dict[str, Size] | EllipsisType = ...
@@ -46,8 +54,8 @@ class FieldContract:
             ValueError: where the field does not say what means that.
         """
         raise ValueError(
-            f"{_name(self)}.null_context: how this network is told that there is no condition is not known; give it a "
-            f"method null_context(context), or wrap it as fields.Adapted(..., null=...)."
+            f'{_name(self)}.null_context: this network does not say what context means "no condition"; give it '
+            f"a method null_context(context), or wrap it as fields.Adapted(..., null=...)."
         )
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -71,7 +79,7 @@ def _forwarded(name: str) -> property:
 
 
 class Forwarding(FieldContract):
-    """Answers with what ``self.field`` answers, whatever it is asked."""
+    """Forwards the whole contract to ``self.field``."""
 
     field: Callable
 
@@ -103,11 +111,11 @@ class Forwarding(FieldContract):
 
 
 def as_field(network: Any) -> FieldContract:
-    """Gives what can be asked all that a field is asked: a field itself, or a view of a foreign network.
+    """Returns an object with the whole contract: the field itself, or a view of a foreign network.
 
-    The view is made for the question and holds nothing of its own: the network stays the module that it is, with its
+    The view holds nothing of its own: the network stays the module that it is, with its
     names in ``state_dict`` and in saved files. What the network declares by the names of :class:`FieldContract` is
-    read from it, the rest has the defaults there. This is the only place that probes.
+    read from it, the rest has the defaults there. No other place probes for attributes.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""How a network is told the time and the condition."""
+"""How a network reads the time and the condition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ContextEmbedding", "SinusoidalTime", "SpanEmbedding", "forward_mode"
 
 
 def forward_mode() -> bool:
-    """Tells whether forward-mode differentiation is under way (for any tensor: a batched one cannot be asked)."""
+    """Returns whether forward-mode differentiation is under way (for any tensor: a batched one cannot be asked)."""
     return forward_ad._current_level >= 0
 
 

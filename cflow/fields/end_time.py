@@ -53,7 +53,7 @@ class EndTime(FieldWrapper):
 
     Raises:
         ValueError: if ``initial`` is not positive, or the field reads two times.
-        TypeError: if the field does not tell its shapes.
+        TypeError: if the field does not declare its shapes.
 
     Source: Grathwohl et al., FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, 2018,
     arXiv:1810.01367, where the end time is among the parameters.
@@ -70,8 +70,8 @@ class EndTime(FieldWrapper):
     def __init__(self, field: nn.Module, initial: float = 1.0):
         if as_field(field).event_shape is ...:
             raise TypeError(
-                f"EndTime(field={type(field).__name__}): a field tells the shapes of its events and contexts; derive "
-                f"from fields.Field, or wrap the network as fields.Adapted(...)."
+                f"EndTime(field={type(field).__name__}): a field declares the shapes of its events and contexts; "
+                f"derive from fields.Field, or wrap the network as fields.Adapted(...)."
             )
         if not 0 < initial < math.inf:
             raise ValueError(

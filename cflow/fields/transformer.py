@@ -120,7 +120,7 @@ def rotations(pairs: int, longest: float) -> Tensor:
 
 
 def grid_angles(side: int, ladder: Tensor) -> Tensor:
-    """Gives the angles of a square grid's tokens, ``[side^2, pairs]``: half of the pairs tell rows, half columns."""
+    """Gives the angles of a square grid's tokens, ``[side^2, pairs]``: half of the pairs encode rows, half columns."""
     ladder = ladder.to(torch.promote_types(ladder.dtype, torch.float32))
     turns = torch.arange(side, dtype=ladder.dtype, device=ladder.device)[:, None] * ladder
     rows, columns = turns[:, None].expand(side, side, -1), turns[None].expand(side, side, -1)
@@ -176,7 +176,7 @@ class Patches(nn.Module):
 
 
 def differentiated(*inputs: Tensor | float | None) -> bool:
-    """Tells whether a call's inputs, and not only weights, are being differentiated."""
+    """Returns whether a call's inputs, and not only weights, are being differentiated."""
     wanted = any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
     return (torch.is_grad_enabled() and wanted) or forward_mode()
 
@@ -196,4 +196,4 @@ def check_sizes(
             f"entries of each; pass a width divisible by 4 * heads."
         )
     if positions not in POSITIONS:
-        raise ValueError(f"{name}(positions={positions!r}): positions are told by one of {', '.join(POSITIONS)}.")
+        raise ValueError(f"{name}(positions={positions!r}): positions are encoded by one of {', '.join(POSITIONS)}.")

@@ -11,7 +11,7 @@ __all__ = ["FieldWrapper"]
 
 
 class FieldWrapper(Forwarding, Field):
-    """Wraps a field and behaves as it does, in all that a field is asked; subclasses override what they change.
+    """Wraps a field and forwards its whole contract; subclasses override what they change.
 
     An attribute of the contract is changed by one of the class, or by a property. A class that writes its own
     ``forward`` has no divergence in closed form until it also writes ``value_and_divergence``, as for every

@@ -42,7 +42,7 @@ def to_arviz(
     Args:
         names: names of the entries of ``samples [draws, D]``, each a variable of its own; one variable ``x`` unless
             given.
-        attrs: what else the posterior's attributes tell.
+        attrs: more attributes of the posterior.
 
     Raises:
         ValueError: if numbers of draws differ, ``chains`` does not divide them, names do not fit, or no weight is
@@ -137,7 +137,7 @@ def posterior(
     if target is not None and flow.likelihood != "exact":
         raise ValueError(
             f"arviz.posterior(target=...): importance weights divide by the flow's density, and here it is "
-            f"{flow.likelihood!r}; leave target away, or take a flow whose likelihood is 'exact'."
+            f"{flow.likelihood!r}; omit target, or take a flow whose likelihood is 'exact'."
         )
     shape, log_weights, log_density = as_shape(draws), None, None
     if flow.likelihood == "none":
@@ -163,7 +163,7 @@ def _variables(samples: Tensor | Mapping[str, Tensor], names: Sequence[str] | No
     if isinstance(samples, Mapping):
         if names is not None:
             raise ValueError(
-                f"to_arviz(names={list(names)}): the samples are a dict, which names them already; leave names away."
+                f"to_arviz(names={list(names)}): the samples are a dict, which names them already; omit names."
             )
         return dict(samples)
     if names is None:

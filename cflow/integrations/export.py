@@ -110,7 +110,7 @@ def save(
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(
-            f"export.save({str(path)!r}): what is written is told by the ending, and {path.suffix or 'none'!r} is not "
+            f"export.save({str(path)!r}): the ending says what is written, and {path.suffix or 'none'!r} is not "
             f"known; choose {' or '.join(ENDINGS)}."
         )
     onnx = path.suffix.lower() == ".onnx"
@@ -207,7 +207,7 @@ def _trace(flow, what, solver, guidance, batch) -> tuple[torch.export.ExportedPr
     with torch.no_grad():
         inputs, *more = (_example(part, size) for size in sizes)
         try:
-            part.module(*inputs)  # on real numbers first: mistakes are told plainly, coefficients are computed
+            part.module(*inputs)  # on real numbers first: its own error messages are plain, coefficients are computed
         except TypeError as error:
             if not (what == "log_prob" and isinstance(flow, ContinuousFlow)):
                 raise
@@ -252,7 +252,7 @@ def _part(flow, what: str, solver, guidance) -> Part:
     if unused:
         raise ValueError(
             f"export(what={what!r}, {unused[0]}={given[unused[0]]!r}): the {what} of a {type(flow).__name__} has no "
-            f"use for it; leave it away."
+            f"use for it; omit it."
         )
     if what == "network" and not continuous:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Flows on the Hugging Face hub: pushed as :func:`cflow.save` writes them, with a card that tells what they are."""
+"""Flows on the Hugging Face hub: pushed as :func:`cflow.save` writes them, with a card that says what they are."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None)
         facts["context"] = f"a label, 0 to {classes - 1}" if classes else reads
         facts["likelihood"] = flow.likelihood
         facts["transforms"] = ", ".join(type(each).__name__ for each in flow.transform.maps) or "none"
-        told = (
+        stated = (
             (name, value) for name, value in configuration(flow).items() if name in ("field", "base", "path", "solver")
         )
-        facts |= {name: type(value).__name__ if isinstance(value, nn.Module) else repr(value) for name, value in told}
+        facts |= {name: type(value).__name__ if isinstance(value, nn.Module) else repr(value) for name, value in stated}
     lines = [
         "---", "library_name: cflow", f"tags: [cflow, {kind}]", "---", "",
         f"# {repo}", "", "```python", "import torch", "from cflow.integrations import hub", "",

@@ -41,7 +41,7 @@ def as_pyro(flow: Flow, context: Tensor | None = None, *, support: constraints.C
 
     Raises:
         ValueError: for a flow without density, and for a context that does not fit.
-        TypeError: if ``support`` is no constraint of torch's.
+        TypeError: if ``support`` is not one of torch's constraints.
 
     Source: Bingham et al., Pyro: Deep Universal Probabilistic Programming, 2018, arXiv:1810.09538.
 
@@ -67,7 +67,7 @@ class PyroFlow(FlowDistribution, TorchDistributionMixin):
     def __init__(self, flow, context=None, batch_shape=None, validate_args=None, *, support=None):
         if support is not None and not isinstance(support, constraints.Constraint):
             raise TypeError(
-                f"as_pyro(support={support!r}): where data lie is told by a constraint; pass "
+                f"as_pyro(support={support!r}): a constraint says where data lie; pass "
                 f"torch.distributions.constraints.unit_interval, say."
             )
         self._within, self._drawn = support, None
@@ -114,7 +114,7 @@ class AutoFlow(AutoContinuous):
         init_loc_fn: how Pyro finds a first point of the model.
 
     Raises:
-        TypeError: if ``flow`` is no bijective flow.
+        TypeError: if ``flow`` is not bijective.
         ValueError: if it is conditional, or its samples have no gradients; on the first call, if its features are not
             as many as the model's latent numbers.
 

@@ -14,7 +14,7 @@ class Shared:
 
     A batch may be cut into pieces (``fit(accumulate=..., pool=...)``, several processes). Each tensor in it is then cut
     along its first dimension, its rows; what is marked goes to every piece whole. Without the mark, a table that has as
-    many entries as the batch has rows could not be told from one value per row.
+    many entries as the batch has rows could not be distinguished from one value per row.
 
     Args:
         value: a tensor, or a nested tuple, list or dict of tensors. The loss reads it as ``batch.table.value``.

@@ -23,7 +23,7 @@ def check_objects(owner: str, example: str, **options) -> None:
 
 
 def check_dropout(owner: str, condition_dropout: float) -> None:
-    """Raises where the share of items without their condition is none."""
+    """Raises unless the share of items without their condition lies in [0, 1)."""
     if not 0 <= condition_dropout < 1:
         raise ValueError(
             f"{owner}(condition_dropout={condition_dropout}): the share of dropped contexts lies in [0, 1); 0.1 to 0.2 "
@@ -35,8 +35,21 @@ class Objective(nn.Module):
     """Trains a flow: ``objective(flow, x, context) -> [B]``.
 
     A subclass writes :meth:`prepare`, which draws and couples (no network, safe in a worker thread), and :meth:`loss`,
-    which asks the flow's network. A trainer calls :meth:`make_batch`, perhaps in a thread, and then :meth:`loss`. An
-    objective with parameters of its own (a teacher) holds them as a module does.
+    which evaluates the flow's network. A trainer calls :meth:`make_batch`, perhaps in a thread, and then :meth:`loss`.
+    An objective with parameters of its own (a teacher) holds them as a module does.
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> class AtHalf(Objective):  # learns the velocity at time 1/2 alone
+        ...     def prepare(self, base, x, context=None, generator=None):
+        ...         return base.sample((len(x),), generator=generator), x
+        ...     def loss(self, flow, batch):
+        ...         sample = flow.path.sample(*batch, torch.full((len(batch[1]),), 0.5))
+        ...         return flow.path.loss(flow.predict(sample.t, sample.xt), sample)
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
+        >>> AtHalf()(flow, torch.randn(8, 2)).shape
+        torch.Size([8])
     """
 
     teaches: ClassVar[Teaches] = "velocity"
@@ -113,7 +126,7 @@ class Objective(nn.Module):
         """Logs numbers beside the loss being computed, means over its batch: exactly those of :attr:`metric_names`.
 
         ``fit`` averages them over the steps between two rows of its history and writes them beside the loss, and those
-        of validation as ``validation_...``. Tensors stay where they lie until then: no device is waited for.
+        of validation as ``validation_...``. Tensors stay on their device until then: nothing waits for it.
 
         Raises:
             ValueError: where the names are others.
@@ -159,7 +172,7 @@ class Objective(nn.Module):
         return flow.drop_condition(context, drop)
 
     def make_batch(self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None):
-        """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not asked.
+        """Does all that can be done ahead of the step: transforms, draws, couplings; the network is not called.
 
         Raises:
             ValueError: where the flow's transforms have something to learn that this objective cannot train.

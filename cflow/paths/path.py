@@ -34,12 +34,18 @@ class PathSample:
 class Path(ABC):
     """Joins base and data: what flows of every kind are trained on and step along.
 
-    Nothing here says what moves a point, a velocity or jumps between tokens: :class:`VelocityPath` and its kin do.
+    What moves a point, a velocity or jumps between tokens, is said by subclasses such as :class:`VelocityPath`.
 
     Attributes:
         predict: what the network predicts.
         interval: the times at which that is well conditioned: training draws times in it, solvers stay in it.
         adds_noise: whether a point on the path holds noise beside its two ends.
+
+    Example:
+        >>> from cflow import paths
+        >>> sample = paths.Linear().sample(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
+        >>> sample.xt, sample.target
+        (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
     """
 
     predict: str
@@ -64,11 +70,14 @@ class Path(ABC):
         noise: Any = None,
         generator: torch.Generator | None = None,
     ) -> PathSample:
-        """Gives the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``.
+        """Returns the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``.
 
         Args:
             mask: what of the event counts, broadcastable to it.
-            noise: what :meth:`draw` gave; drawn here, with ``generator``, where it is not given.
+            noise: what :meth:`draw` returned; drawn here, with ``generator``, where it is not given.
+
+        Raises:
+            ValueError: where shapes of ends and times do not fit.
         """
 
     @abstractmethod

@@ -99,7 +99,7 @@ class Polynomial(AffinePath):
 
     @property
     def ends_interval(self) -> tuple[float, float]:
-        """A velocity that vanishes at t = 0 does not tell the ends apart there."""
+        """A velocity that vanishes at t = 0 does not distinguish the ends there."""
         low, high = self.interval
         if self.predict == "velocity" and self.power > 1:
             low = max(low, (self.margin / self.power) ** (1 / (self.power - 1)))

@@ -29,7 +29,8 @@ def images(
     image, ``rows`` the names of the rows. ``columns=None`` makes the grid about square.
 
     Raises:
-        ValueError: if ``x`` is no batch of images or is empty, or ``titles`` are not one per image, ``rows`` per row.
+        ValueError: if ``x`` is not a batch of images or is empty, or there is not one of ``titles`` per image,
+            one of ``rows`` per row.
     """
     pixels = _pixels("plot.images", x)
     count, height, width = pixels.shape[:3]

@@ -25,7 +25,7 @@ class Status(IntEnum):
     NON_FINITE = 2
     """The field or the state left the finite numbers; an adaptive solver leaves the sample at its last good state."""
     STEP_TOO_SMALL = 3
-    """The tolerance asked for steps below what the time's dtype can tell apart: a stiff field or a singularity."""
+    """The tolerance asked for steps below what the time's dtype can resolve: a stiff field or a singularity."""
 
 
 @register("solvers.Tolerance")

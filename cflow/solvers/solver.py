@@ -24,7 +24,7 @@ class Solver(ABC):
 
     A method writes :meth:`_solve`, which computes the solution of a :class:`Problem`, and :meth:`_check` where it
     refuses something. :meth:`solve` is final: it reads and checks what all solvers are given. What others need to know
-    of a solver is told by the attributes and methods below, never by its class, so that a solver around another one
+    of a solver is said by the attributes and methods below, never by its class, so that a solver around another one
     (:class:`Wrapper`, or any object that forwards attributes) is used as the one inside.
 
     Attributes:
@@ -77,9 +77,9 @@ class Solver(ABC):
         """Shows the options that differ from their defaults."""
         if not is_dataclass(self):
             return super().__repr__()
-        told = [(each.name, getattr(self, each.name)) for each in fields(self)]
+        given = [(each.name, getattr(self, each.name)) for each in fields(self)]
         defaults = {each.name: each.default for each in fields(self)}
-        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in told if v != defaults[n])})"
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in given if v != defaults[n])})"
 
     @final
     def solve(
@@ -111,7 +111,7 @@ class Solver(ABC):
             args: more arguments of ``f``. The first dimension of every tensor in them is the batch, whose rows a
                 solver may drop; whatever varies with the sample goes here, never through a closure.
             params: tensors to which gradients must flow besides ``y0`` and ``args``. Solvers that backpropagate
-                through their own operations find them without being told.
+                through their own operations find them by themselves.
             quadratures: maps each integral that ``f`` returns to the tolerance with which it joins step acceptance, or
                 to None to leave it out. Each value is ``[B]`` or ``[B, k]``.
             manifold: where the state lives, for solvers that step along geodesics.

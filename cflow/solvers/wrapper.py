@@ -1,4 +1,4 @@
-"""A solver around a solver: whatever it does not change is told and done by the one inside."""
+"""A solver around a solver: whatever it does not change is forwarded to the one inside."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ class Wrapper(Solver):
 
     Everything that a solver says of itself (see :class:`Solver`) is forwarded here, in one place. ``on`` puts the inner
     solver on another grid and gives a wrapper of the same kind around it, made by :meth:`around`: a shallow copy, so
-    what the two shall share is kept in a list, a dict or another object.
+    what both are to share is kept in a list, a dict or another object.
+
+    Args:
+        solver: the solver inside, or an object that forwards all that one says of itself.
 
     Raises:
-        TypeError: if ``solver`` is no solver.
+        TypeError: if ``solver`` is not a solver.
 
     Example:
         >>> import torch

@@ -67,7 +67,7 @@ class EmptyBatches:
         """Goes to a step: all are alike."""
 
     def rows(self, step: int) -> None:
-        """There are no rows to tell of."""
+        """Returns None: there are no rows."""
 
     def fetch(self) -> RawBatch:
         """Gives the next batch."""
@@ -180,7 +180,7 @@ class LoaderBatches:
             self._next()
 
     def rows(self, step: int) -> None:
-        """A loader does not tell which rows it took."""
+        """Returns None: a loader does not say which rows it took."""
 
     def fetch(self) -> RawBatch:
         """Gives the next batch, of the next epoch when this one is used up."""
@@ -246,8 +246,7 @@ def batches_of(
         if across:
             raise ValueError(
                 "fit(data=loader, across_processes=True): every process must be able to read the rows of all, and a "
-                "loader gives each process its own; pass tensors or a map-style Dataset, or leave across_processes "
-                "away."
+                "loader gives each process its own; pass tensors or a map-style Dataset, or omit across_processes."
             )
         return LoaderBatches(data, seed, world, split)
     raise TypeError(

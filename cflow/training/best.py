@@ -1,4 +1,4 @@
-"""The best weights of a run, by its validation: kept beside the others, given back when the run ends."""
+"""The best weights of a run, by its validation: kept beside the others, written back when the run ends."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ class Best:
         module: the module, as it is trained.
         patience: validations in a row without an improvement after which the run is to end.
         every: steps between two of them.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> best, kept = Best(network, patience=3, every=100), network.weight.detach().clone()
+        >>> best.look(100, 0.5)
+        >>> nn.init.zeros_(network.weight) is network.weight
+        True
+        >>> best.look(200, 0.7)  # worse
+        >>> best.copy_to_module()
+        >>> best.step, bool((network.weight == kept).all()), best.is_over(300), best.is_over(400)
+        (100, True, False, True)
     """
 
     def __init__(self, module: nn.Module, patience: int, every: int) -> None:
@@ -43,7 +54,7 @@ class Best:
 
     @torch.no_grad()
     def look(self, step: int, loss: float) -> None:
-        """Keeps the module's present weights where the loss is lower than ever; one that is no number is not."""
+        """Keeps the module's present weights where the loss is the lowest so far. A loss of NaN never is."""
         if loss < self.loss:
             self.step, self.loss = step, loss
             for name, value in self._live().items():
@@ -60,11 +71,11 @@ class Best:
             local(value).copy_(local(self._kept[name]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives the tensors that a checkpoint keeps."""
+        """Returns the tensors that a checkpoint keeps."""
         return dict(self._kept)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` returned."""
         for name, target in self._kept.items():
             local(target).copy_(local(state[name]))

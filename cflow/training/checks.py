@@ -39,7 +39,7 @@ def check_presence(flow: Any, objective: Any, data: Any, what: str) -> None:
     elif data is not None and not conditional:
         raise ValueError(
             f"fit({what}=...): {name} learns from the flow's own draws, and this flow is unconditional, so there is "
-            f"nothing to take from data; leave {what} away, or build the flow with context_shape=... and pass contexts."
+            f"nothing to take from data; omit {what}, or build the flow with context_shape=... and pass contexts."
         )
 
 
@@ -176,7 +176,7 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
     if options.patience is not None and validation is None:
         raise ValueError(
             f"fit(patience={options.patience}, validation=None): what is to improve is the validation loss; pass "
-            f"validation=... as well, or leave patience away."
+            f"validation=... as well, or omit patience."
         )
     objective.check_transform(flow)
     if options.resume and options.out is None:

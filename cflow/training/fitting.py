@@ -115,8 +115,8 @@ def fit(
             transforms is trained as well, by objectives whose loss is a likelihood.
         objective: what is minimised. Its own parameters are trained where they require gradients.
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
-            ``(x, context)``, or a loader of batches of these. A dataset whose items make no tensors by torch's own
-            rules brings ``collate(items) -> batch``. Where an item holds several samples
+            ``(x, context)``, or a loader of batches of these. A dataset whose items torch's default
+            rules cannot collate has a method ``collate(items) -> batch``. Where an item holds several samples
             (``objective.samples_per_item``; two for given pairs), ``x`` is ``[N, samples_per_item, *event]``. Floating
             data are brought to the flow's dtype. For an objective that learns from the flow's own draws
             (``samples_per_item`` is 0: variational inference) the data are the contexts alone, of the same kinds, and
@@ -127,18 +127,21 @@ def fit(
         batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
             draws.
         lr: learning rate, multiplied by ``schedule``.
+        seed: of all draws, and of the order of the data.
         out: folder for ``history.csv``, ``tensorboard/``, ``checkpoints/`` and, at the end, ``model/`` (read it with
             ``cflow.load``). Without it nothing is written anywhere.
         resume: go on from the newest checkpoint in ``out`` (from the start where there is none). More steps than before
             are allowed, but a schedule that falls towards the last step then takes another course than in one long run.
         validation: data of the same kinds, whose loss is recorded every ``validate_every`` steps: averaged weights,
             evaluation mode, no gradients, always the same draws. Processes share its batches (of a loader each goes
-            through its own). Or a function ``validation(flow) -> float`` of one's own, asked under the same conditions.
+            through its own). Or a function ``validation(flow) -> float`` of your own, called under the same conditions.
         patience: validations in a row without an improvement after which the run ends. The flow then holds the weights
             of the lowest validation loss (``Run.best_step``), also where the run takes all its steps; the untrained
-            flow is looked at, too. None: the run takes all steps, and the last weights stay.
+            flow is evaluated, too. None: the run takes all steps, and the last weights stay.
         weight_decay: decoupled weight decay of parameters with two dimensions or more.
+        betas: AdamW's decay rates of the gradient's mean and square.
         clip: largest norm of the gradient; ``None`` for no limit. The history holds the norm before clipping.
+        schedule: ``schedule(step, steps) -> factor`` of the learning rate; :class:`Cosine` unless given.
         ema: how weights are averaged; ``None`` for not at all.
         precision: ``"bf16"`` runs the loss under bfloat16 autocast; weights and their average stay as they are.
         accumulate: computes each batch in that many pieces, to save memory. Draws and couplings are those of the whole
@@ -159,7 +162,10 @@ def fit(
             the flow is on the CPU (one elsewhere), at least 1 and at most 8. Optimal transport plans are computed
             outside Python's lock, so that threads are enough; leave a core free for them (``torch.set_num_threads``).
         checkpoint_every: steps between checkpoints; the newest ``keep`` stay.
+        keep: how many checkpoints stay.
         log_every: steps between rows of the history.
+        device: where to train; accelerate chooses unless given.
+        progress: whether to show a bar.
         callbacks: called as ``callback(step, flow)`` after every step, on every process that has any; one that returns
             True ends the run. Under FSDP the flow is gathered for them after every step: it can be evaluated, but not
             changed.
@@ -168,7 +174,7 @@ def fit(
 
     Raises:
         ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for data that are missing,
-            or that the objective has no use for; for a transform with parameters to train, which a matching loss
+            or that the objective does not read; for a transform with parameters to train, which a matching loss
             would collapse; for a loader with ``across_processes``; for a folder with checkpoints
             when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
         FloatingPointError: where the loss or a gradient is not finite, or a validation (with ``patience``: none of

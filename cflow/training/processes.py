@@ -123,7 +123,7 @@ def _hosts(world: Any) -> Any:
 
 
 def is_main() -> bool:
-    """Tells whether this process is the main one of those that a launcher started; alone it is.
+    """Returns whether this process is the main one of those that a launcher started; alone it is.
 
     Known before any process group is open, so that scripts can ask it first: who prints, draws and writes.
 
@@ -135,7 +135,7 @@ def is_main() -> bool:
 
 
 def group_is_open() -> bool:
-    """Tells whether a process group exists already."""
+    """Returns whether a process group exists already."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 

@@ -30,7 +30,7 @@ class Watch:
         self.first = torch.full((), -1, device=device)
 
     def allows(self, step: int, loss: Tensor, norm: Tensor) -> bool:
-        """Tells whether the update may go ahead, as far as the host knows."""
+        """Returns whether the update may go ahead, as far as the host knows."""
         fine = loss.isfinite() & norm.isfinite()
         if self.several:
             verdict = fine.to(torch.int32)

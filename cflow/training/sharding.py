@@ -223,7 +223,7 @@ class Trained:
 
 
 def wants_sharding(accelerator: Any) -> bool:
-    """Tells whether the launcher asked for FSDP, and refuses what is not offered of it.
+    """Returns whether the launcher asked for FSDP; raises for options of it that are not supported.
 
     On the CPU accelerate itself falls back to DDP; here it shards as well.
     """
@@ -240,8 +240,8 @@ def wants_sharding(accelerator: Any) -> bool:
     )
     for asked, option, instead in (
         (plugin.fsdp_version != 2, f"--fsdp_version {plugin.fsdp_version}", "pass --fsdp_version 2"),
-        (offloads, "--fsdp_offload_params true", "leave it away"),
-        (bool(plugin.activation_checkpointing), "--fsdp_activation_checkpointing true", "leave it away"),
+        (offloads, "--fsdp_offload_params true", "omit it"),
+        (bool(plugin.activation_checkpointing), "--fsdp_activation_checkpointing true", "omit it"),
         (wraps, "--fsdp_auto_wrap_policy", "pass NO_WRAP (fit shards flow and objective as one group)"),
     ):
         if asked:

@@ -24,7 +24,7 @@ HIDDEN, LAYERS, BATCH, ROWS = (128, 128), 6, 512, (100_000, 10_000, 10_000)
 
 
 def table(name, folder):
-    """Gives train, validation and test rows, standardised, and the log of the scale that nats are to be told in."""
+    """Gives train, validation and test rows, standardised, and the log of the scale that nats are reported in."""
     import numpy as np
     import torch
 

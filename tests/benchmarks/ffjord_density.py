@@ -100,7 +100,7 @@ def cell(data, name, *, folder, seconds, seed, rows):
         "steps": step,
         "parameters": sum(each.numel() for each in parameters),
         "moved": moved,
-        "told": {key: float(each) for key, each in objective.told.items()},
+        "told": {key: float(each) for key, each in objective.metrics.items()},
     }
 
 

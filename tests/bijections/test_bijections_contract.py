@@ -99,7 +99,7 @@ def test_a_chain_of_none_leaves_all_as_it_is(generator):
         assert torch.equal(value, x)
         assert contribution.tolist() == [0.0] * 4
     assert (chain.likelihood, chain.draws, chain.has_rsample, len(chain)) == ("exact", False, True, 0)
-    with pytest.raises(ValueError, match="leave event_shape away"):
+    with pytest.raises(ValueError, match="omit event_shape"):
         bijections.Compose(bijections.Exp(2), event_shape=3)
 
 

@@ -111,7 +111,7 @@ def test_shapes_that_do_not_fit_are_refused():
     layer = discrete.Coupling(discrete.Affine(), 4)
     with pytest.raises(ValueError, match=r"bases.Normal\(\(4,\)\)"):
         discrete.NormalizingFlow(layer, bases.Normal(3))
-    with pytest.raises(ValueError, match="leave event_shape away"):
+    with pytest.raises(ValueError, match="omit event_shape"):
         discrete.NormalizingFlow(layer, bases.Normal(4), event_shape=3)
     with pytest.raises(TypeError, match="bijection"):
         discrete.NormalizingFlow(bases.Normal(4), layer)
@@ -126,7 +126,7 @@ def test_what_makes_no_composition_is_refused():
         discrete.Compose(discrete.Coupling(family, 4), discrete.Coupling(family, 4))
     with pytest.raises(ValueError, match="nothing to compose"):
         discrete.Compose()
-    with pytest.raises(TypeError, match="item 0 is no bijections.Map"):
+    with pytest.raises(TypeError, match="item 0 is not a bijections.Map"):
         discrete.Compose([layer])
     with pytest.raises(ValueError, match=r"gives \[4\] and item 1"):
         discrete.Compose(layer, discrete.Permute.reverse(3))

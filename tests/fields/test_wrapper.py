@@ -145,7 +145,7 @@ def test_losses_and_their_gradients_are_equal(pair):
         losses = [outcome(compute, flow) for flow in (one, other)]
         assert same(*losses)
         if isinstance(losses[0], tuple):  # of a network that has not been told what no condition is
-            assert "null_context: how this network is told" in losses[0][1]
+            assert "null_context: this network does not say" in losses[0][1]
             continue
         weights = list(one.field.parameters())
         if weights:

@@ -199,7 +199,7 @@ def test_what_pyro_has_no_use_for_is_refused():
         as_pyro(cflow.ContinuousFlow(fields.MLP(2), bases.Empirical(torch.randn(5, 2)), path=paths.Linear()))
     with pytest.raises(ValueError, match="conditional and no context was given"):
         as_pyro(discrete.nsf(2, context=3))
-    with pytest.raises(TypeError, match="told by a constraint"):
+    with pytest.raises(TypeError, match="a constraint says where data lie"):
         as_pyro(gaussian(), support=(0, 1))
     rounding = gaussian().with_transform(Dequantise(2))
     assert not as_pyro(rounding).has_rsample

@@ -176,8 +176,8 @@ def test_mistakes_are_explained(recipe):
         ({"data": Path("flat.csv")}, "columns n are constant"),
         ({"data": Path("t.csv"), "test_fraction": 1.0}, "some are to report"),
         ({"reference": "power"}, "goes with --folder"),
-        ({"flow": "planar", "hidden": (8,)}, "leave the latter away"),
-        ({"flow": "maf", "bins": 8}, "leave the latter away"),
+        ({"flow": "planar", "hidden": (8,)}, "omit the latter"),
+        ({"flow": "maf", "bins": 8}, "omit the latter"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe.main(recipe.Options(**options))

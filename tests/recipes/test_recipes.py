@@ -143,7 +143,7 @@ def test_two_processes_speak_and_write_once(tmp_path):
         ("images", ("--data", "cifar10", "--root", "nowhere"), "nowhere"),
         ("images", ("--stpes", "3"), "--steps"),
         ("toys", ("--data", "moon"), "moons"),
-        ("toys", ("--flow", "nsf", "--path", "cosine"), "leave the latter away"),
+        ("toys", ("--flow", "nsf", "--path", "cosine"), "omit the latter"),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(recipe, options, message, tmp_path):

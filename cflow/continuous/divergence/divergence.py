@@ -49,7 +49,7 @@ class Divergence(ABC):
 
 
 class Estimator(Divergence):
-    r"""Estimates the divergence as the mean of several unbiased estimates, whose spread tells the error of the mean.
+    r"""Estimates the divergence as the mean of several unbiased estimates, whose spread gives the error of the mean.
 
     The probe is ``[B, vectors(D), *event]``. All products are with :math:`J^\top`, which has the trace of :math:`J`.
     ``flow.log_prob_estimate`` integrates each of the ``count`` estimates along the solve.

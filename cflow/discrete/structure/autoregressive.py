@@ -38,7 +38,7 @@ class Autoregressive(Bijection):
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
     Raises:
-        ValueError: if the order is no permutation, the adjacency has a circle, or both are given.
+        ValueError: if the order is not a permutation, the adjacency has a circle, or both are given.
 
     Source: Papamakarios et al., Masked Autoregressive Flow for Density Estimation, 2017, arXiv:1705.07057.
 

@@ -27,8 +27,8 @@ class MixtureLogistic(Univariate):
 
     Raw numbers: ``(a, b, logits of the weights [K], means [K], log-scales [K])``; ``size = 3 K + 2``.
 
-    The inverse is found by Newton's method (:func:`~cflow.discrete.rootfinding.invert`), in the bracket between the
-    least and the greatest of the components' own inverses, which always holds the root.
+    The inverse is found by Newton's method (:func:`~cflow.discrete.univariate.rootfinding.invert`), in the bracket
+    between the least and the greatest of the components' own inverses, which always holds the root.
 
     Args:
         components: how many logistics, K.

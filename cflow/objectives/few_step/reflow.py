@@ -63,8 +63,8 @@ class Distillation(Reflow):
     .. math:: L = \ell\bigl(x_t + (1 - t)\, v_\theta(t, x_t),\; x_1\bigr) / (1 - t)^2, \qquad
         t \in \{0, \tfrac1k, \dots, \tfrac{k-1}k\}
 
-    Sample with ``solvers.Euler(steps=evaluations)``, and no more: what the steps lead to is no flow of a velocity, and
-    has no density. Pairs are given, or made online by a teacher, whose samples then never repeat.
+    Sample with ``solvers.Euler(steps=evaluations)``, and no more: what the steps lead to is not the flow of a
+    velocity and has no density. Pairs are given, or made online by a teacher, whose samples then never repeat.
 
     Args:
         evaluations: k, the steps to sample with.
@@ -76,8 +76,8 @@ class Distillation(Reflow):
     Cost: one field call; with a teacher, one solve of it beside.
 
     Raises:
-        TypeError: if the teacher is no flow with a velocity.
-        ValueError: if ``evaluations`` is no positive integer, a solver is given without a teacher, the teacher is of
+        TypeError: if the teacher is not a flow with a velocity.
+        ValueError: if ``evaluations`` is not a positive integer, a solver is given without a teacher, the teacher is of
             other shapes, and as :class:`Reflow`.
 
     Source: Liu, Gong and Liu, 2022, arXiv:2209.03003, section 2.3 (distillation of k-rectified flows).

@@ -36,8 +36,8 @@ class Shortcut(TwoTimes):
     Cost: a call of the network with gradients, and ``2 share`` of one without.
 
     Raises:
-        ValueError: if ``steps`` is no power of two; for a field of one time, or a flow whose path does not predict the
-            velocity.
+        ValueError: if ``steps`` is not a power of two; for a field of one time, or a flow whose path does not predict
+            the velocity.
 
     Source: Frans et al., One Step Diffusion via Shortcut Models, 2024, arXiv:2410.12557.
 

@@ -45,7 +45,7 @@ class FFJORD(MaximumLikelihood):
 
     The loss is in nats per item, of the data as measured. RNODE divides likelihood and regularisers alike by the
     dimension D, and here neither is, so its coefficients mean the same: ``kinetic=0.01, jacobian=0.01`` is its setting.
-    A regularised loss is no likelihood: ``fit`` records ``nats``, the negative (estimated) log-density, apart from the
+    A regularised loss is not a likelihood: ``fit`` records ``nats``, the negative (estimated) log-density, beside the
     integrals ``kinetic`` and ``jacobian`` (per item, unweighted), with ``nfe``, the calls of the field that a solve
     took, and ``rejected``, the steps per sample that were taken in vain. It warns once when ``nfe`` has grown past four
     times what it was in the first three rows, and past 100.

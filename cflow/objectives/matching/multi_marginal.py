@@ -68,7 +68,7 @@ class MultiMarginal(Objective):
     Raises:
         ValueError: if the times do not increase from 0 to 1, the interpolation is unknown, items do not have K members,
             the flow has a path, or a coupling for splines does not keep the rows of its second argument.
-        TypeError: if an option is no object, or the flow is no continuous flow.
+        TypeError: if an option is not an object, or the flow is not a continuous flow.
 
     Source: Tong et al., TrajectoryNet: A Dynamic Optimal Transport Network for Modeling Cellular Dynamics, 2020,
     arXiv:2002.04461 (the setting); Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch

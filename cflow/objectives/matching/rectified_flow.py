@@ -25,7 +25,7 @@ class RectifiedFlow(FlowMatching):
 
     A preset of :class:`FlowMatching` with the choices of Stable Diffusion 3. Its weightings are laws of the times:
     ``times.LogitNormal()``, ``times.Mode(1.29)``, ``times.CosMap()``; ``times.Uniform()`` is the first paper's. How
-    straight and how far the result carries is told by :func:`cflow.metrics.straightness` and
+    straight and how far the result carries is measured by :func:`cflow.metrics.straightness` and
     :func:`cflow.metrics.transport_cost`; :func:`cflow.training.reflow` goes on from it.
 
     Args:

@@ -18,7 +18,7 @@ __all__ = ["AlphaDivergence", "DoublyReparameterised", "ForwardKL"]
 
 
 class _Weighted(Variational):
-    """Tells the effective number of samples among those of an item, the mean over items."""
+    """Computes the effective number of samples among those of an item, the mean over items."""
 
     least = 2
     exact = True

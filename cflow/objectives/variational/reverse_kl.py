@@ -49,7 +49,8 @@ class Variational(Objective):
         samples: draws per item.
 
     Raises:
-        TypeError: for a target that cannot be called, a number of samples that is none, a flow that is no bijection.
+        TypeError: for a target that cannot be called, a number of samples that is not an integer, or a flow that is not
+            a bijection.
         ValueError: for too few samples; for a target that gives another shape, or has no gradient where one is needed;
             for a flow whose density or samples the objective cannot use, and for a learned base (its draws are made
             ahead of the step; a learned ``discrete.Elementwise(discrete.Affine(), D)`` does the same).
@@ -110,8 +111,8 @@ class Variational(Objective):
         name = type(self).__name__
         if not isinstance(flow, BaseInvertibleFlow):
             raise TypeError(
-                f"{name}: a {type(flow).__qualname__} is no bijection between its base and x, so its samples have no "
-                f"gradient; take a discrete.NormalizingFlow or a ContinuousFlow."
+                f"{name}: a {type(flow).__qualname__} is not a bijection between its base and x, so its samples have "
+                f"no gradient; take a discrete.NormalizingFlow or a ContinuousFlow."
             )
         kinds = ("exact",) if self.exact else ("exact", "estimate")
         if flow.likelihood not in kinds or not flow.has_rsample:
@@ -121,7 +122,7 @@ class Variational(Objective):
                     "weights are exponentials of the log-density, of which an unbiased estimate is not enough",
                     "build the flow with divergence=Exact(), or train by PathDerivative",
                 ),
-            }.get(flow.likelihood, ("its transforms round or leave a mere bound of the density", "leave them away"))
+            }.get(flow.likelihood, ("its transforms round or leave a mere bound of the density", "omit them"))
             raise ValueError(
                 f"{name}: this {type(flow).__qualname__} (likelihood {flow.likelihood!r}) cannot be used, because "
                 f"{what}; {instead}."

@@ -74,7 +74,7 @@ class Joint:
             self.h = max(proposed, uncut) if last and accepted else proposed
 
     def _attempt(self, t_new: float) -> tuple[bool, float]:
-        """Tries a step to ``t_new``; tells whether it was good, and how long the next one shall be."""
+        """Tries a step to ``t_new``; returns whether it was accepted, and how long the next one shall be."""
         solver, control, unit, tableau = self.solver, self.solver.controller, self.solver.unit, self.solver.tableau
         step = t_new - self.t
         nodes = [*(t_new if node == 1 else self.t + node * step for node in tableau.nodes), t_new]

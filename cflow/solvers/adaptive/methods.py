@@ -169,7 +169,7 @@ class Adaptive(Solver):
 
     @staticmethod
     def check_interval(problem: Problem) -> None:
-        """Raises where the time's dtype cannot tell the two ends apart."""
+        """Raises where the time's dtype cannot distinguish the two ends."""
         if abs(problem.t1 - problem.t0) < torch.finfo(problem.dtype).eps / 2 * max(abs(problem.t0), abs(problem.t1)):
             raise ValueError(
                 f"{problem.owner}.solve(t0={problem.t0}, t1={problem.t1}): the two are one number in {problem.dtype}, "

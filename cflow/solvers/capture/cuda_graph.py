@@ -60,7 +60,7 @@ class CudaGraph(Wrapper):
     per graph. Not for solves on several threads or streams at a time.
 
     Raises:
-        TypeError: if ``solver`` is no solver.
+        TypeError: if ``solver`` is not a solver.
         ValueError: for a solver that draws numbers or looks at results on the way (stochastic ones, ``Picard``,
             ``TorchDiffEq``, a ``CudaGraph``); when solving, for tensors elsewhere than on one GPU, where a gradient
             would be needed, for output times inside an adaptive solve, and for an ``f`` that changes what it refers to.

@@ -120,7 +120,7 @@ class _Adjoint(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Raises when a gradient is differentiated again, also where it would come out as a constant without a word."""
+    """Raises when a gradient is differentiated again, also where it would come out as a constant silently."""
 
     @staticmethod
     def forward(ctx, gradient, *inputs):

@@ -158,7 +158,7 @@ NO_ADJOINT = (
 
 
 def check_gradient(owner: str, gradient: Gradient, refused: Mapping[str, str]) -> None:
-    """Raises for what is no gradient mode, and for one that goes through what ``refused`` gives a reason against."""
+    """Raises for anything that is not a gradient mode, and for a mode that ``refused`` gives a reason against."""
     if not isinstance(gradient, Gradient):
         raise TypeError(
             f"{owner}(gradient={gradient!r}): how gradients pass is an option object; pass solvers.Backprop() or "

@@ -97,7 +97,7 @@ def wanted_parameters(problem: Problem) -> list[Tensor]:
 def refuse_strangers(problem: Problem, values: Sequence[Tensor], known: Sequence[Tensor]) -> None:
     """Raises if the graph of some values reaches a tensor that requires a gradient and is not known.
 
-    Its gradient would be lost without a word.
+    Its gradient would be lost silently.
     """
     values = [value for value in values if value.requires_grad]
     leaves = {id(tensor) for tensor in known}

@@ -124,7 +124,7 @@ class _OnPath(Frame):
         self.alpha, self.sigma, self.d_alpha, self.d_sigma = map(read, ("alpha", "sigma", "d_alpha", "d_sigma"))
         values = zip(self.alpha, self.sigma, self.d_alpha, self.d_sigma)
         self.determinant = [alpha * d_sigma - sigma * d_alpha for alpha, sigma, d_alpha, d_sigma in values]
-        # Where the path stands still, as at the start of a polynomial one, a velocity does not tell the ends apart.
+        # Where the path stands still, as at the start of a polynomial one, a velocity does not distinguish the ends.
         margin = getattr(path, "margin", 1e-3)
         self.usable = [math.isfinite(value) and abs(value) >= margin for value in self.determinant]
 

@@ -41,7 +41,7 @@ class FixedGrid(Solver):
     Raises:
         ValueError: unless exactly one of ``steps``, ``nfe`` and ``grid`` is given, ``steps >= 1``, ``nfe`` is a
             multiple of the calls per step, and ``grid`` increases.
-        TypeError: if ``gradient`` is no option object.
+        TypeError: if ``gradient`` is not an option object.
 
     Source: Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, chapter II.1.
     """

@@ -112,7 +112,7 @@ class _OnAffinePath(Multistep):
             )
         if not all(callable(getattr(path, each, None)) for each in ("alpha", "sigma", "d_alpha", "d_sigma")):
             raise ValueError(
-                f"{name}.solve(path={path!r}): a point on this path is no weighted sum of a base and a data sample "
+                f"{name}.solve(path={path!r}): a point on this path is not a weighted sum of a base and a data sample "
                 f"alone, so a velocity does not give these; take AdamsBashforth, Heun or Dopri5."
             )
         outside = [t for t in (problem.t0, problem.t1) if not 0 <= t <= 1]

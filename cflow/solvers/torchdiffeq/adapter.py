@@ -177,7 +177,7 @@ class _Run:
         self.autocast = autocast_state(problem.device.type)
 
     def _begin(self) -> list[Tensor]:
-        """Gives integrals of zero, in the shapes of the integrands, which one call of ``f`` tells."""
+        """Gives integrals of zero, in the shapes of the integrands, which one call of ``f`` gives."""
         problem = self.problem
         if not problem.tolerances:
             return []
