@@ -235,6 +235,8 @@ def _log_error(x: Tensor, target: Tensor) -> Tensor:
 class _Shown:
     """Stands for a flow whose velocities are unit vectors, so that states show their weights."""
 
+    trained_by = ()  # nothing is known of its training, so no solver is refused for it
+
     def __init__(self, flow, calls: int):
         self.path, self.interval, self.solver, self.divergence = flow.path, flow.interval, flow.solver, flow.divergence
         self.model_shape = torch.Size((calls + 1,))
