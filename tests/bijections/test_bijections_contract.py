@@ -81,7 +81,7 @@ def test_surjections_are_refused_where_an_inverse_is_taken():
             bijections.Inverse(member)
         with pytest.raises(ValueError, match="no inverse"):
             bijections.Reversible(member)
-    with pytest.raises(TypeError, match="no bijections.Map"):
+    with pytest.raises(TypeError, match="not a bijections.Map"):
         bijections.Inverse(torch.nn.Identity())
 
 

@@ -208,7 +208,7 @@ LABELS = {"context_shape": ()}
         (
             lambda: cflow.ContinuousFlow(MLP(2, classes=3), bases.Normal(2), **LABELS),
             CFGZeroStar(2.0),
-            "CFGZeroStar.*no weighted sum",
+            "CFGZeroStar.*not a weighted sum",
         ),
         (
             lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2)),

@@ -368,7 +368,7 @@ ONE = torch.ones(2, 3)
 def test_what_the_path_does_not_give_is_refused(solver):
     with pytest.raises(ValueError, match=r"path=None.*build the flow with path="):
         solver.solve(lambda t, y: -y, ONE, 0.0, 1.0)
-    with pytest.raises(ValueError, match="no weighted sum"):
+    with pytest.raises(ValueError, match="not a weighted sum"):
         solver.solve(lambda t, y: -y, ONE, 0.0, 1.0, path=paths.BrownianBridge())
     with pytest.raises(ValueError, match="no weights at 1.5"):
         solver.solve(lambda t, y: -y, ONE, 0.0, 1.5, path=paths.Linear())

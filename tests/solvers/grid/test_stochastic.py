@@ -155,7 +155,7 @@ def test_bad_input_is_refused_with_what_to_do():
         cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=velocity_alone).sample((2,), solver=solver)
     two = fields.MLP(2, classes=2, outputs=2)
     bridge = cflow.ContinuousFlow(two, bases.Normal(2), path=paths.BrownianBridge(), context_shape=())
-    with pytest.raises(ValueError, match=r"the score is a head of its own"):
+    with pytest.raises(ValueError, match=r"the score is an output of its own"):
         bridge.sample((2,), label, solver=solver, guidance=guidance.ClassifierFree(2.0))
     assert bridge.sample((2,), label, solver=solvers.Heun(4), guidance=guidance.ClassifierFree(2.0)).shape == (2, 2)
 
