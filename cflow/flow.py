@@ -265,7 +265,7 @@ class BaseFlow(nn.Module):
 
         Raises:
             ValueError: for an unconditional flow, and where training never dropped the condition (``condition_dropout``
-                of the objectives), so that the network's answer would mean nothing.
+                of the objectives), so that the network's output would mean nothing.
         """
         if self.context_shape is None:
             raise ValueError("flow.null_context: this flow is unconditional; omit the context.")

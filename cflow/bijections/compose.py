@@ -61,7 +61,7 @@ class Compose(Map):
             event, contexts.pop() if contexts else None, latent_shape=maps[-1].latent_shape if maps else None
         )
         self.maps = nn.ModuleList(maps)
-        # Fixed here, so that calls which are compiled have nothing to ask.
+        # Fixed here, so that compiled calls have nothing to look up.
         self.likelihood = weakest(*(each.likelihood for each in maps))
         self.has_rsample = all(each.has_rsample for each in maps)
         self.draws, self.changes, self.measures, self.reads_values = (

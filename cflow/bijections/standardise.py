@@ -17,8 +17,8 @@ __all__ = ["Standardise"]
 
 @register("bijections.Standardise")
 class Standardise(Bijection):
-    r"""Shifts and scales every entry by fixed numbers, usually to mean zero and variance one; if asked to, by learned
-    ones after them.
+    r"""Shifts and scales every entry by fixed numbers, usually to mean zero and variance one; with ``learned``, by
+    learned ones after them.
 
     .. math:: z = \frac{x - \text{loc}}{\text{scale}} \, e^{s} + b, \qquad
         \log|\det| = \sum_i s_i - \log \text{scale}_i

@@ -38,7 +38,7 @@ class Ends:
         ends within its own length of the time at which noise that was added on the way would show.
         """
         t0, t1, path = self.t0, self.t1, self.flow.path
-        # The closed form asks for the velocity at one time, which a whole step of a field of two times is not made of.
+        # The closed form takes the velocity at one time, which a whole step of a field of two times is not made of.
         if t0 == t1 or solver.takes_whole_steps or self.dynamics.density:
             return solver
         # Where a noisy path leaves a bit out, an ODE is well conditioned up to there: alignment would only cost its
@@ -79,8 +79,8 @@ class Ends:
     def cross(self, x: Tensor, t: float, s: float, tau: float) -> tuple[Tensor, dict, int]:
         """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside: ``(x, integrals, calls)``.
 
-        Without a log-determinant: the closed-form step with the network asked at ``tau``. Where ``x`` is not at ``tau``
-        yet, the step is implicit and takes two fixed-point iterations.
+        Without a log-determinant: the closed-form step with the network evaluated at ``tau``. Where ``x`` is not at
+        ``tau`` yet, the step is implicit and takes two fixed-point iterations.
 
         With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
         data's end it leaves the noise of the path's margin in (on affine paths the density is that of the data with
@@ -96,7 +96,7 @@ class Ends:
             return x * factor, ladj, 0
         point, calls = x, 1 if tau == t else 2
         for _ in range(calls):
-            answer = dynamics.f(inner.expand(x.shape[0]), point, *dynamics.args)
-            v, values = answer if names else (answer, {})
+            result = dynamics.f(inner.expand(x.shape[0]), point, *dynamics.args)
+            v, values = result if names else (result, {})
             point = x + flow.path.closed_form_step(v, point, inner, here, there)
         return point, {name: values[name] * abs(s - t) for name in names}, calls

@@ -38,7 +38,7 @@ class ContinuousFlow(BaseInvertibleFlow):
     ``Analytic``). Every method takes ``solver`` and ``guidance`` for one call, and those with a density ``divergence``.
 
     Networks that predict ``x1``, ``noise`` or ``score`` give no velocity at the very ends (``interval``). Samples cross
-    the rest by the path's closed form; where a density is asked for (``log_prob``, ``encode``, ``decode``,
+    the rest by the path's closed form; where a density is computed (``log_prob``, ``encode``, ``decode``,
     ``sample_and_log_prob``), a change of scale does, which is exactly invertible: the two differ by the path's margin.
 
     A log-density outside ``torch.no_grad()`` keeps the graph of every solver stage.
@@ -158,7 +158,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         if "log_prob" in method and self._takes_steps:
             raise ValueError(
                 f"flow.{method}: this flow was trained to few steps ({self.trained_by[-1].objective}), which follow no "
-                f"velocity and have no density; ask the flow that it was distilled from."
+                f"velocity and have no density; use the flow that it was distilled from."
             )
         super()._check(options, method)
 
@@ -167,7 +167,7 @@ class ContinuousFlow(BaseInvertibleFlow):
     def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
         """Computes the marginal velocity at time ``t`` ([] or [*batch]) and ``x [*batch, *event]`` (model space).
 
-        A time outside :attr:`interval`, where the prediction's conversion divides by nearly zero, is answered at the
+        A time outside :attr:`interval`, where the prediction's conversion divides by nearly zero, is moved to the
         interval's end.
         """
         x, context, batch = self._enter(x, context, "velocity", self.model_shape)
@@ -196,7 +196,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         if not bool(fine.all()):
             raise ValueError(
                 f"flow.score(t={float(t[~fine][0]):.6g}): the score is well conditioned in [{low:.3g}, {high:.6g}] on "
-                f"this path (margin {self.path.margin}); ask at another time."
+                f"this path (margin {self.path.margin}); choose another time."
             )
         return unflatten(both(t, x, context)[1], batch)
 
@@ -223,7 +223,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         return flow
 
     def velocity_field(self, guidance=None) -> VelocityField:
-        """Gives the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension, guided if asked."""
+        """Gives the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension, guided if given."""
         velocity = VelocityField(self)
         if guidance is None:
             return velocity

@@ -14,10 +14,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Prediction(Forwarding):
-    """The answer of a flow's network as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two
+    """The output of a flow's network as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two
     outputs.
 
-    Calls the field in the dtype of its parameters and answers in that of ``x``, so that states and log-densities stay
+    Calls the field in the dtype of its parameters and returns that of ``x``, so that states and log-densities stay
     in float32 or better around a network in bf16.
     """
 
@@ -32,7 +32,7 @@ class Prediction(Forwarding):
         self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
 
     def __eq__(self, other) -> bool:
-        """Says whether the two ask the same network in the same way: a flow makes one anew for every solve."""
+        """Says whether the two call the same network in the same way: a flow makes one anew for every solve."""
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
@@ -50,7 +50,7 @@ class Prediction(Forwarding):
         return x.to(self.half), on_tensors(halve, context)
 
     def _checked(self, prediction: Tensor, x: Tensor) -> Tensor:
-        """Gives the network's answer in the dtype of ``x``."""
+        """Returns the network's output in the dtype of ``x``."""
         wanted = x.shape if self.wanted == 1 else (x.shape[0], self.wanted, *self.event_shape)
         if prediction.shape != wanted:
             raise ValueError(

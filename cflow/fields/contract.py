@@ -132,7 +132,7 @@ class _Foreign(FieldContract):
         self.network = network
         for name in ("event_shape", "context_shape", "outputs", "classes", "two_times", "interval", "converts"):
             said = getattr(network, name, getattr(self, name))
-            if said is not None or name == "context_shape":  # None is an answer to the last alone
+            if said is not None or name == "context_shape":  # None has a meaning for the last alone
                 setattr(self, name, said)
         for name in ("null_context", "value_and_divergence", "with_two_times"):
             if (method := getattr(network, name, None)) is not None:

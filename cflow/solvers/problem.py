@@ -92,8 +92,8 @@ class Problem:
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names.
 
-        Where no integral counts at a stage (``integrals=False``), an ``f`` that can give its derivative for less, by a
-        method ``alone``, is asked for that, and the integrands are None.
+        Where no integral counts at a stage (``integrals=False``), an ``f`` that computes its derivative for less by a
+        method ``alone`` is called by that, and the integrands are None.
         """
         if self.converts:
             parts_shown = [part.to(shown) for part, shown in zip(parts, self.shown)]

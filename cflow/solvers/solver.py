@@ -32,7 +32,7 @@ class Solver(ABC):
             through the solver is refused.
         needs_score: whether ``f`` gives a pair ``(velocity, score)``, as an SDE with the marginals of a flow needs. No
             integrals are defined along its paths.
-        takes_whole_steps: whether ``f`` is asked for the average velocity of a whole step, ``f(t, y, *args, s=...)``.
+        takes_whole_steps: whether ``f`` is called for the average velocity of a whole step, ``f(t, y, *args, s=...)``.
             No closed form stands in for such a step.
         fitted_times: the times of all calls of ``f``, where they were fitted to one flow; such a solver goes over all
             of its interval or not at all. None otherwise.
@@ -101,7 +101,7 @@ class Solver(ABC):
 
         Args:
             f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` when ``quadratures`` names integrals to keep beside
-                the state (``f.alone(t, y, *args) -> dy``, where there is such a method, is asked where no integral
+                the state (``f.alone(t, y, *args) -> dy``, where there is such a method, is called where no integral
                 counts: at stages without weight, and where a state is computed again). ``t`` is a ``[B]`` tensor in the
                 state's real dtype (float32 at least). What it returns is read again later: it must not be written into
                 (clone what a CUDA graph returns).
@@ -154,7 +154,7 @@ class Solver(ABC):
     def attempts(self, problem: Problem) -> Any:
         """Begins a solve that CUDA graphs hold by attempts: see :class:`cflow.solvers.adaptive.attempts.Attempts`.
 
-        It is asked of solvers that have a ``step_tolerance`` and whose ``why_no_graph`` is None.
+        It is called for solvers that have a ``step_tolerance`` and whose ``why_no_graph`` is None.
         """
         raise ValueError(
             f"{type(self).__name__}.attempts(...): this solver does not say how a CUDA graph holds its attempts; take "

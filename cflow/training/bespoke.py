@@ -278,8 +278,8 @@ def _generic(flow, steps: int) -> list[Bespoke]:
         written += [each for each in (_written(flow, solver, steps) for solver in solvers) if each is not None]
     if not written:
         raise ValueError(
-            f"fit_bespoke(steps={steps}): on {flow.path!r} no generic solver makes do with so few calls, and a fit has "
-            f"to begin somewhere; ask for two steps more."
+            f"fit_bespoke(steps={steps}): on {flow.path!r} no generic solver takes so few calls, and a fit starts "
+            f"from one; pass two steps more."
         )
     return written
 
@@ -287,7 +287,7 @@ def _generic(flow, steps: int) -> list[Bespoke]:
 def _check(flow, context, lr: float, **counts: int) -> None:
     if not callable(getattr(flow, "velocity_field", None)):
         raise TypeError(
-            f"fit_bespoke(flow={type(flow).__name__}): a solver is fitted to a velocity, which this flow has not; pass "
+            f"fit_bespoke(flow={type(flow).__name__}): a solver is fitted to a velocity, and this flow has none; pass "
             f"a cflow.ContinuousFlow."
         )
     for name, count in counts.items():

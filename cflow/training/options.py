@@ -1,4 +1,4 @@
-"""The arguments of ``fit`` that say how, as one object."""
+"""The options of ``fit`` as one object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True)
 class Options:
-    """What ``training.fit`` was asked for, by the names of its arguments, which are described there."""
+    """Holds the arguments of ``training.fit`` under their names; they are described there."""
 
     steps: int
     batch_size: int
