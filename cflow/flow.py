@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Size, Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.distributions import Distribution
 
 from cflow.bijections.compose import Compose
@@ -85,7 +86,7 @@ class BaseFlow(nn.Module):
         model_shape: shape of what is modelled inside, or a dict of shapes: one event's, unless a transform changes it.
         context_shape: shape of what the flow is conditioned on, or a dict of shapes; ``None`` for an unconditional
             flow. In both, a part named ``mask`` is reserved: it marks which members of a set there are (true), its
-            shape leads that of what has members, and only what it marks counts in training.
+            shape leads that of what has members, and only what it marks counts in the loss of ``FlowMatching``.
         transform: maps from the data to what is modelled (:mod:`cflow.bijections`), from the data inwards; kept as a
             ``Compose``.
 
@@ -351,7 +352,7 @@ class BaseFlow(nn.Module):
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 takes = ", ".join(("generator", *known))
-                raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}It takes {takes}.")
+                raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}it takes {takes}.")
         if "log_prob" in method and self.likelihood == "none":
             base = getattr(self, "base", None)
             what = type(self).__qualname__ + ("" if base is None else f" from base {type(base).__name__}")
@@ -369,14 +370,15 @@ class BaseFlow(nn.Module):
                 )
             return Size()
         if context is None:
+            what = f"labels from 0 to {self.classes - 1}" if self.classes else "a context"
             raise ValueError(
-                f"flow.{method}(): this flow is conditional and no context was given; pass a context of shape "
+                f"flow.{method}(): this flow is conditional and no context was given; pass {what} of shape "
                 f"{pattern(self.context_shape)}, or flow.null_context(context) where "
                 f'"no condition" was trained.'
             )
         batch = batch_of(context, self.context_shape, f"flow.{method}: context")
         # Read where that waits for no device: an index beyond the table has no readable error of its own.
-        if self.classes and isinstance(context, Tensor) and context.device.type == "cpu" and context.numel():
+        if self.classes and self._may_read(context):
             low, high = int(context.min()), int(context.max())
             if low < 0 or high > self.classes:
                 raise ValueError(
@@ -384,6 +386,13 @@ class BaseFlow(nn.Module):
                     f"{self.classes - 1}, and {self.classes} for no condition."
                 )
         return batch
+
+    @staticmethod
+    def _may_read(context: Value) -> bool:
+        """Says whether the values of a context can be read: not on a device, in a compiled graph or under vmap."""
+        if not isinstance(context, Tensor) or torch.compiler.is_compiling() or is_batchedtensor(context):
+            return False
+        return context.device.type == "cpu" and context.numel() > 0
 
     def cast(self, value: Value | None) -> Value | None:
         """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""

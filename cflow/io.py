@@ -139,13 +139,17 @@ def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tu
         return {"$tensor": name}
     if isinstance(value, Size):
         return {"$size": list(value)}
-    if isinstance(value, (tuple, nn.ModuleList)):
+    if isinstance(value, nn.ModuleList | nn.ModuleDict):
+        named = value.items() if isinstance(value, nn.ModuleDict) else enumerate(value)
+        parts = {str(key): nested(part, str(key)) for key, part in named}
+        return {"$modules": type(value).__name__, "parts": parts}
+    if isinstance(value, tuple):
         return {"$tuple": [nested(part, str(i)) for i, part in enumerate(value)]}
     if isinstance(value, list):
         return [nested(part, str(i)) for i, part in enumerate(value)]
     if isinstance(value, torch.dtype):
         return {"$dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, dict | nn.ModuleDict):
+    if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise ValueError(f"save: {where} is a dict with keys that are not strings, which JSON does not hold.")
         return {"$dict": {key: nested(part, key) for key, part in value.items()}}
@@ -191,6 +195,9 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
             return nn.Parameter(value, requires_grad=bool(rest["trained"])) if "trained" in rest else value
         case {"$tuple": list(parts)}:
             return tuple(_build(part, tensors) for part in parts)
+        case {"$modules": str(kind), "parts": dict(parts)} if kind in ("ModuleDict", "ModuleList"):
+            built = {key: _build(part, tensors) for key, part in parts.items()}
+            return nn.ModuleDict(built) if kind == "ModuleDict" else nn.ModuleList(built.values())
         case {"$size": list(sizes)}:
             return Size(sizes)
         case {"$dict": dict(parts)}:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Size, Tensor, nn
 
 from cflow.bijections.map import Likelihood, Map, weakest
 from cflow.invertible_flow import BaseInvertibleFlow
-from cflow.record import TrainingEntry
 from cflow.registry import register
 from cflow.shapes import shown
 
@@ -48,30 +49,25 @@ class StandardisedContext(BaseInvertibleFlow):
                 f"{tuple(context_transform.event_shape)}): the transform is of one context of the flow; give both the "
                 f"same shape."
             )
+        if flow.classes:
+            raise ValueError(
+                f"StandardisedContext(flow with {flow.classes} classes): a class label is an index and has no scale; "
+                f"use the flow itself."
+            )
         super().__init__(flow.event_shape, flow.context_shape, transform)
         self.flow, self.context_transform = flow, context_transform
-        self.options = flow.options
+        self.options, self.trained_by = flow.options, flow.trained_by
 
-    kept = ()  # the record of training is the inner flow's
-
-    @property
-    def classes(self) -> int:
-        return self.flow.classes
+    def record(self, objective: Any) -> None:
+        """Notes the training for this flow and for the one inside, whose weights it changes."""
+        super().record(objective)
+        self.flow.record(objective)
 
     def _null_context(self, context: Tensor) -> Tensor:
         raise ValueError(
             'StandardisedContext.null_context: a context is standardised before the flow inside reads it, and "no '
             'condition" has no units; ask the flow inside (.flow).'
         )
-
-    @property
-    def trained_by(self) -> tuple[TrainingEntry, ...]:
-        """What the inner flow was trained with."""
-        return self.flow.trained_by
-
-    @trained_by.setter
-    def trained_by(self, entries: tuple[TrainingEntry, ...]) -> None:
-        self.flow.trained_by = entries
 
     @property
     def base(self) -> nn.Module:

@@ -153,11 +153,11 @@ def test_options_belong_to_methods():
     x = flow.sample((2,), sampler="fast")
     assert flow.log_prob(x, terms=3).shape == (2,)
     assert flow.sample_and_log_prob((2,), sampler="fast", terms=3)[1].shape == (2,)
-    with pytest.raises(TypeError, match=r"flow.log_prob\(sampler=...\).*It takes generator, terms"):
+    with pytest.raises(TypeError, match=r"flow.log_prob\(sampler=...\).*it takes generator, terms"):
         flow.log_prob(x, sampler="fast")
     with pytest.raises(TypeError, match=r"flow.sample\(terms=...\)"):
         flow.sample((2,), terms=3)
-    with pytest.raises(TypeError, match=r"flow.sample\(divergence=...\).*It takes generator, solver, guidance"):
+    with pytest.raises(TypeError, match=r"flow.sample\(divergence=...\).*it takes generator, solver, guidance"):
         continuous().sample((2,), divergence=None)
 
 
@@ -290,7 +290,7 @@ def test_the_distribution_view_is_a_torch_distribution(monkeypatch):
         (lambda: AffineFlow(2, 3).sample((2,)), ValueError, "no context was given"),
         (lambda: AffineFlow(2, 3).sample((2,), torch.zeros(4)), ValueError, r"does not end in \(3,\)"),
         (lambda: continuous().sample((2,), sovler=solvers.Euler(2)), TypeError, "did you mean 'solver'"),
-        (lambda: AffineFlow(2).log_prob(torch.zeros(2), guidance=1), TypeError, "It takes generator"),
+        (lambda: AffineFlow(2).log_prob(torch.zeros(2), guidance=1), TypeError, "it takes generator"),
         (lambda: continuous().with_transform(torch.nn.ReLU()), TypeError, "a transform is a bijections.Map"),
         (lambda: continuous().sample((-1,)), ValueError, "non-negative"),
     ],

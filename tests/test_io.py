@@ -169,6 +169,19 @@ def test_modules_by_name_are_saved(tmp_path):
     assert torch.equal(again.parts["left"].loc, torch.ones(2))
 
 
+def test_lists_and_dicts_of_modules_come_back_as_what_they_were(tmp_path):
+    @cflow.register("tests.Keeps")
+    class Keeps(torch.nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = parts
+
+    for parts in (torch.nn.ModuleDict({"z": fields.MLP(2), "a": fields.MLP(2)}), torch.nn.ModuleList([fields.MLP(2)])):
+        again = cflow.load(cflow.save(Keeps(parts), tmp_path / "m"))
+        assert type(again.parts) is type(parts)
+        assert list(again.state_dict()) == list(Keeps(parts).state_dict())
+
+
 def test_a_trained_base_stays_trained(tmp_path):
     loc, scale = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2, loc=loc, scale=scale))

@@ -155,12 +155,17 @@ class ContinuousFlow(BaseInvertibleFlow):
         return bool(self.trained_by) and self.trained_by[-1].teaches == "steps"
 
     def _check(self, options, method: str) -> None:
-        if "log_prob" in method and self._takes_steps:
+        if "log_prob" in method or method in ("encode", "decode"):
+            self._check_density(method)
+        super()._check(options, method)
+
+    def _check_density(self, method: str) -> None:
+        """Raises where a log-determinant is asked for that the last training has taken away."""
+        if self._takes_steps:
             raise ValueError(
                 f"flow.{method}: this flow was trained to few steps ({self.trained_by[-1].objective}), which follow no "
                 f"velocity and have no density; use the flow that it was distilled from."
             )
-        super()._check(options, method)
 
     # The vector field
 
@@ -294,6 +299,8 @@ class ContinuousFlow(BaseInvertibleFlow):
             ValueError: for a time outside [0, 1], an unknown integral, one that the divergence or the solver cannot
                 give, and a solver that needs what the flow's path or training does not provide.
         """
+        if ladj:
+            self._check_density("transport(ladj=True)")
         x, context, batch = self._enter(x, context, "transport", self.model_shape)
         solution = transport(
             self, x, t0, t1, context, generator, ladj=ladj, quadratures=quadratures, solver=solver,

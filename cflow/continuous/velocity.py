@@ -124,9 +124,10 @@ class VelocityAndScore:
             )
         last = flow.trained_by[-1] if flow.trained_by else None
         if last is not None and last.teaches in ("density", "steps"):
+            instead = "differentiate flow.log_prob" if last.teaches == "density" else "ask the flow that it came from"
             raise ValueError(
                 f"flow.{method}: the flow was last trained by {last.objective}, which teaches no velocity of {path!r}, "
-                f"so no score follows from it; train it by objectives.FlowMatching, or differentiate flow.log_prob."
+                f"so no score follows from it; train it by objectives.FlowMatching, or {instead}."
             )
         self.path, self.adds_noise = path, path.adds_noise
         if self.adds_noise:
@@ -146,7 +147,7 @@ class VelocityAndScore:
         if paired:
             raise ValueError(
                 f"flow.{method}: the flow was trained with {paired[-1]}, and on {path!r} the score follows from the "
-                f"velocity only for independent couplings. Train with couplings.Independent(), or on "
+                f"velocity only for independent couplings. Train a new flow with couplings.Independent(), or on "
                 f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
             )
         if not getattr(base, "is_gaussian", False):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from cflow.arguments import check_integer
 from cflow.bases import Normal
 from cflow.bijections import Bijection, Compose, Inverse, LULinear, Orthogonal
 from cflow.discrete.flow import NormalizingFlow
@@ -43,9 +44,10 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
 
     @functools.wraps(make)
     def preset(features: int, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options):
-        width = (16 if classes else 0) if embedding is None else embedding
-        if not width:
+        width = (16 if classes else None) if embedding is None else embedding
+        if width is None:
             return make(features, context, **options)
+        check_integer(make.__name__, "embedding", width, 1, "the width of an embedding is 1 or more; pass 16.")
         read = ContextEmbedding(width, classes=classes, context=context)
         flow = make(features, width, **options)
         return NormalizingFlow(flow.bijection, flow.base, embedding=read)

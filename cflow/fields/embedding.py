@@ -121,6 +121,7 @@ class ContextEmbedding(nn.Module):
 
     Raises:
         ValueError: unless exactly one of ``classes`` and ``context`` is positive.
+        TypeError: for labels that are not integers.
 
     Example:
         >>> embedding = ContextEmbedding(16, classes=10)
@@ -154,6 +155,11 @@ class ContextEmbedding(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         if self.classes:
+            if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
+                raise TypeError(
+                    f"ContextEmbedding(classes={self.classes}): a label is an index, and a context of dtype "
+                    f"{context.dtype} was given; pass integers, for example context.long()."
+                )
             # Indices of a narrow dtype (uint8 of an image set's labels) are valid, but the table reads long ones.
             return self.table(context.long())
         null = is_null(context)

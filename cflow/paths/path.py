@@ -40,6 +40,9 @@ class Path(ABC):
         predict: what the network predicts.
         interval: the times at which that is well conditioned: training draws times in it, solvers stay in it.
         adds_noise: whether a point on the path holds noise beside its two ends.
+        affine: whether a point is a weighted sum of its two ends alone. The ends then follow from a velocity, and the
+            schedule can be exchanged after training (``flow.with_path``).
+        straight: whether the way between two ends is a straight line at constant speed.
 
     Example:
         >>> from cflow import paths
@@ -51,6 +54,8 @@ class Path(ABC):
     predict: str
     interval: tuple[float, float] = (0.0, 1.0)
     adds_noise: ClassVar[bool] = False
+    affine: ClassVar[bool] = False
+    straight: ClassVar[bool] = False
 
     def draw(self, x1: Value, generator: torch.Generator | None = None) -> Any:
         """Draws the noise of a batch of points for data ``x1 [B, *event]``: None on paths that add none.
@@ -116,15 +121,10 @@ class VelocityPath(Path):
         predict: what the network predicts, one of ``predictions``.
         margin: the smallest weight by which a conversion divides.
         outputs: how many tensors the network returns: 1 is ``[B, *event]``, 2 is ``[B, 2, *event]``.
-        affine: whether a point is a weighted sum of its two ends alone. The ends then follow from a velocity, and the
-            schedule can be exchanged after training (``flow.with_path``).
-        straight: whether the way between two ends is a straight line at constant speed.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ()
     outputs: int = 1
-    affine: ClassVar[bool] = False
-    straight: ClassVar[bool] = False
 
     def __init__(self, predict: str, margin: float):
         if predict not in self.predictions:

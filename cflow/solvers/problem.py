@@ -201,7 +201,17 @@ class Problem:
         steps: int = 1,
         outputs: Sequence[list[Tensor]] = (),
     ) -> Solution:
-        """Builds the solution of a method that took the same number of steps for all samples, none of them twice."""
+        """Builds the solution of a method that took the same number of steps for all samples, none of them twice.
+
+        Raises:
+            ValueError: where integrals or states at output times are missing that the problem asks for.
+        """
+        for asked, given, name in ((self.tolerances, integrals, "quadratures"), (self.at or (), outputs, "at")):
+            if len(asked) != len(given):
+                raise ValueError(
+                    f"{self.owner}.solve({name}={list(asked)}): the solver gave {len(given)} of {len(asked)}; its "
+                    f"_solve must compute all, or its _check refuse them."
+                )
         taken = torch.full((self.batch,), steps, dtype=torch.int64, device=self.device)
         reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
         stats = Stats(self.calls, self.rows, taken, taken.clone(), torch.zeros_like(taken), reached)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from cflow.training.streams import EPOCH, LOADER, generator_for, stream
 
@@ -51,6 +51,14 @@ def _alone(item: Any) -> tuple[Any, Any]:
             )
         item = item[0]
     return torch.empty(len(tree_leaves(item)[0]), 0), item
+
+
+def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
+    """Finds how items are joined: as the dataset says, or the one that it is a part of; else as torch does."""
+    while getattr(dataset, "collate", None) is None and isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    own = getattr(dataset, "collate", None)
+    return default_collate if own is None else own
 
 
 class EmptyBatches:
@@ -148,7 +156,7 @@ class RowBatches:
             return tree_map(take, (self.x, self.context))
         # Augmentations draw from torch's default generator: they too depend on the step alone.
         with stream(CPU, self.seed, *counters):
-            collate = getattr(self.dataset, "collate", default_collate)
+            collate = _collate_of(self.dataset)
             return self.split(collate([self.dataset[row] for row in rows.tolist()]))
 
 

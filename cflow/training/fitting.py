@@ -267,23 +267,25 @@ def _judged(flow: Any, objective: Any, validation: Any, processes: Processes, op
 def _run(loop: Loop, resumed_from: int | None) -> bool:
     """Trains to the end, and leaves flow and processes in good order however it comes; says whether it was stopped."""
     flow, processes, options = loop.flow, loop.processes, loop.options
-    begun, trained_before, entry = loop.step, flow.trained_by, loop.objective.entry()
-    if resumed_from is None or trained_before[-1:] != (entry,):  # else noted when the run began
+    before = flow.trained_by
+    if resumed_from is None:  # else the checkpoint has brought the record, this training included
         flow.record(loop.objective)
+    failed = True
     bar = _bar(loop) if options.progress and processes.is_main else None
     try:
         with modes_kept(flow), loop.interrupt.listening():
             flow.train()
             stopped = loop.run(bar)
-        processes.together_out = True
+        processes.together_out, failed = True, False
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(loop)) from None
     finally:
         loop.tracker.close()
         if bar is not None:
             bar.close()
-        if loop.step == begun and loop.step < options.steps:  # it has failed before anything was learned
-            flow.trained_by = trained_before
+        learned = loop.step > 0 and (loop.best is None or loop.best.step > 0)
+        if failed and not learned:
+            flow.trained_by = before
         if loop.average is not None:
             loop.average.copy_to_module()
         if loop.best is not None:
@@ -348,10 +350,10 @@ def _interrupted(loop: Loop) -> str:
     what = f"fit: interrupted ({cause}) after step {loop.step}"
     if loop.checkpoints is None:
         return f"{what}; nothing was written (out=None)"
-    if not loop.whole or not loop.processes.together_out:
+    if not loop.whole or loop.due or not loop.processes.together_out:
         saved = loop.checkpoints.steps()
         kept = f"the last checkpoint is {loop.checkpoints.path(saved[-1])}" if saved else "there is no checkpoint yet"
-        return f"{what}, in the middle of an update; {kept}"
+        return f"{what}, in the middle of a step; {kept}"
     if loop.step not in loop.processes.from_main(loop.checkpoints.steps):
         loop.save()
     return f"{what}; the checkpoint is {loop.checkpoints.path(loop.step)}: go on with resume=True"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cflow.modes import evaluating
+from cflow.record import TrainingEntry
 from cflow.training.batches import LoaderBatches, RawBatch
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State
@@ -55,6 +56,7 @@ class Loop:
     used: int = 0
     seconds: float = 0.0
     whole: bool = True  # False while weights and average are being updated
+    due: bool = False  # whether the row or the validation of the last step is still to be made
 
     def __post_init__(self) -> None:
         self.parameters = [each for each in self.trained.loss.parameters() if each.requires_grad]
@@ -157,11 +159,14 @@ class Loop:
                 self.update(parts, steps)
                 self.step, self.epoch, self.used = self.step + 1, epoch, used
                 self.seconds = time.perf_counter() - begun
+                looks = self.validation is not None and self.step % options.validate_every == 0
+                self.due = looks or self.step % options.log_every == 0 or self.step == steps
                 stopped, interrupted = self.call_back()
                 last = stopped or self.step == steps
-                validates = self.validation is not None and (self.step % options.validate_every == 0 or last)
-                if self.step % options.log_every == 0 or validates or last:
+                validates = looks or (self.validation is not None and last)
+                if self.due or last:
                     self.record(validates, bar)
+                    self.due = False
                     self.seconds = time.perf_counter() - begun
                 if validates and self.best is not None and self.best.is_over(self.step):
                     stopped = last = True
@@ -332,6 +337,7 @@ class Loop:
         self.processes.from_main(self.tracker.sync)
         note = {"settings": self.settings, "steps": self.options.steps, "epoch": self.epoch, "used": self.used}
         note["best"] = None if self.best is None else [self.best.step, self.best.loss]
+        note["trained_by"] = [dataclasses.asdict(entry) for entry in self.flow.trained_by]
         self.checkpoints.save(self.step, {**note, "seconds": self.seconds, "pending": self.means()}, self.state)
 
     def restore(self, step: int, note: dict[str, Any]) -> None:
@@ -340,5 +346,6 @@ class Loop:
         self.step, self.epoch, self.used, self.seconds = step, note["epoch"], note["used"], note["seconds"]
         if self.best is not None:
             self.best.step, self.best.loss = note["best"]
+        self.flow.trained_by = tuple(TrainingEntry(**entry) for entry in note["trained_by"])
         self.pending = [tuple(torch.tensor(step, device=self.device).float()) for step in note["pending"]]
         self.source.seek(step - step % self.options.pool, self.epoch, self.used)

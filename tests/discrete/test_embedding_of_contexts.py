@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, discrete, fields, objectives, training
+from cflow import bases, bijections, discrete, fields, objectives, training
 from cflow.testing import check_flow
 
 
@@ -29,6 +29,15 @@ def test_presets_take_class_labels(preset):
         training.fit(
             flow, objectives.MaximumLikelihood(), (torch.zeros(4, 2), torch.tensor([0, 1, 2, 3])), steps=1, batch_size=4
         )
+
+
+def test_labels_are_compiled_whole_and_mapped():
+    flow, x, labels = discrete.nsf(2, classes=3, layers=1), torch.randn(4, 2), torch.tensor([0, 1, 2, 1])
+    with torch.no_grad():
+        wanted = flow.log_prob(x, labels)
+        compiled = torch.compile(flow.log_prob, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(x, labels), wanted)
+        assert torch.allclose(torch.func.vmap(flow.log_prob)(x, labels), wanted, atol=1e-6)
 
 
 def test_vectors_go_through_an_embedding_too():
@@ -67,5 +76,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no context to drop"):
         objectives.MaximumLikelihood(condition_dropout=0.1)(discrete.nsf(2, layers=1), torch.zeros(3, 2))
     flow = discrete.nsf(2, classes=3, layers=1)
+    with pytest.raises(TypeError, match=r"a label is an index.*context.long\(\)"):
+        flow.log_prob(torch.zeros(2), torch.tensor(1.7))
+    with pytest.raises(ValueError, match="a class label is an index and has no scale"):
+        cflow.StandardisedContext(flow, bijections.Standardise((), 1.0, 1.0))
+    for width in (0, 2.5):
+        with pytest.raises(ValueError, match=r"nsf\(embedding=.*1 or more; pass 16"):
+            discrete.nsf(2, classes=3, embedding=width)
     again = cflow.load(cflow.save(flow, tmp_path / "m"))
     assert again.classes == 3

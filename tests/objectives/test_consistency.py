@@ -81,5 +81,11 @@ def test_what_has_learned_steps_has_no_density(generator):
     assert flow.likelihood == "none"
     with pytest.raises(ValueError, match=r"ConsistencyFlowMatching\), which follow no velocity"):
         flow.log_prob(x)
+    for ask in (flow.encode, flow.decode, lambda x: flow.transport(x, 0.0, 1.0, ladj=True)):
+        with pytest.raises(ValueError, match="which follow no velocity"):
+            ask(x)
+    assert flow.transport(x, 0.0, 1.0, solver=solvers.Euler(steps=1)).y.shape == x.shape
+    with pytest.raises(ValueError, match=r"few steps .*flow.record\(objective\)"):
+        objectives.FFJORD()(flow, x)
     flow.record(objectives.FlowMatching())
     assert flow.likelihood == "exact"

@@ -119,6 +119,49 @@ def test_scores_are_refused_after_training_with_a_coupling():
             each.score(0.5, x)
 
 
+class Sets(torch.nn.Module):
+    """A network over four points in space, of which a mask says which there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, t, x, context=None):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("objective", "path"),
+    [
+        (objectives.FlowMatching(), paths.Linear()),
+        (objectives.BridgeMatching(), paths.BrownianBridge(predict="velocity")),
+        (objectives.BridgeMatching(antithetic=True), paths.BrownianBridge(predict="velocity")),
+    ],
+)
+def test_what_a_mask_leaves_out_does_not_count(objective, path, generator):
+    flow = cflow.ContinuousFlow(Sets(), bases.Normal((4, 3)), path=path, context_shape={"mask": (4,)})
+    x, mask = torch.randn(8, 4, 3, generator=generator), torch.rand(8, 4, generator=generator) > 0.3
+    spoilt = torch.where(mask[..., None], x, 99.0)
+    draw = lambda x: objective(flow, x, {"mask": mask}, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(x), draw(spoilt))
+    whole = objective(flow, x, {"mask": torch.ones_like(mask)}, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(draw(x), whole)
+
+
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [
+        (objectives.RectifiedFlow(), "counts all entries alike"),
+        (objectives.ConsistencyFlowMatching(), "counts all entries alike"),
+        (objectives.FlowMatching(couplings.OptimalTransport()), "would compare what it leaves out"),
+    ],
+)
+def test_masks_that_would_be_ignored_are_refused(objective, why):
+    flow = cflow.ContinuousFlow(Sets(), bases.Normal((4, 3)), path=paths.Linear(), context_shape={"mask": (4,)})
+    with pytest.raises(ValueError, match=why):
+        objective(flow, torch.zeros(2, 4, 3), {"mask": torch.ones(2, 4, dtype=torch.bool)})
+
+
 def test_scores_are_refused_after_maximum_likelihood():
     """It finds some velocity between base and data, not that of the path, and the score would be wrong."""
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())

@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 import cflow
 from cflow import solvers
@@ -52,3 +53,18 @@ def test_no_solver_writes_the_arguments_of_a_solve_out_again():
         kinds.add(kind := todo.pop())
         todo += kind.__subclasses__()
     assert {kind.__name__ for kind in kinds if "solve" in vars(kind)} == {"Solver"}
+
+
+def test_a_solver_that_leaves_out_what_is_asked_for_is_named():
+    class Hasty(solvers.Solver):
+        def _solve(self, problem):
+            (y,), h = problem.y0, problem.t1 - problem.t0
+            return problem.finished([y + h * problem(torch.full((problem.batch,), problem.t0), [y])[0][0]])
+
+    field = lambda t, y: -y
+    assert Hasty().solve(field, torch.ones(2, 1), 0.0, 1.0).y.shape == (2, 1)
+    with pytest.raises(ValueError, match=r"Hasty.solve\(at=\[0.5\]\): the solver gave 0 of 1"):
+        Hasty().solve(field, torch.ones(2, 1), 0.0, 1.0, at=[0.5])
+    integrand = lambda t, y: (-y, {"q": y[:, 0]})
+    with pytest.raises(ValueError, match=r"quadratures=\['q'\]\): the solver gave 0 of 1.*its _check refuse"):
+        Hasty().solve(integrand, torch.ones(2, 1), 0.0, 1.0, quadratures={"q": None})

@@ -184,8 +184,10 @@ def test_a_dataset_may_bring_collate():
         def collate(self, items):
             return torch.tensor([[float(len(item)), 1.0] for item in items])
 
-    run = training.fit(small_flow(), SmallMatching(), Words(), steps=2, batch_size=10, log_every=1)
-    assert run.steps == 2
+    parts = [Words(), *torch.utils.data.random_split(Words(), [20, 20])]
+    for dataset in parts:
+        run = training.fit(small_flow(), SmallMatching(), dataset, steps=2, batch_size=10, log_every=1)
+        assert run.steps == 2
 
 
 def test_processes_across_read_the_batches_of_one():

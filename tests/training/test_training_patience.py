@@ -1,11 +1,13 @@
 """Early stopping: which weights are kept, when a run ends, and that a resumed run knows both."""
 
+import copy
 import math
 
 import pytest
 import torch
 from training_standins import SmallMatching, data, small_flow, train
 
+import cflow
 from cflow import training
 
 
@@ -80,3 +82,48 @@ def test_patience_needs_something_to_watch():
         training.fit(small_flow(), SmallMatching(), data(), steps=2, patience=3)
     with pytest.raises(ValueError, match=r"patience=0"):
         train(patience=0, validation=data())
+
+
+def test_a_run_that_has_ended_keeps_its_record_when_it_is_taken_up_again(tmp_path):
+    settings = {"validation": data(60), "validate_every": 5, "patience": 1, "steps": 45, "lr": 1e-9, "out": tmp_path}
+    flow, run = train(**settings)
+    assert run.stopped
+    entry = SmallMatching().entry()
+    assert flow.trained_by == (entry,)
+    again, _ = train(resume=True, **settings)
+    assert again.trained_by == cflow.load(tmp_path / "model").trained_by == (entry,)
+
+
+def test_a_resumed_run_knows_what_came_before_it(tmp_path):
+    """The checkpoint brings the record along, also of an earlier training by the same objective."""
+    flow = small_flow()
+    flow.record(SmallMatching())
+    before = copy.deepcopy(flow)
+    train(flow=flow, steps=7, out=tmp_path)
+    assert len(flow.trained_by) == 2
+    again, _ = train(flow=before, steps=9, out=tmp_path, resume=True)
+    assert len(again.trained_by) == 2
+
+
+def test_a_run_without_a_finite_validation_leaves_no_record():
+    flow = small_flow()
+    with pytest.raises(FloatingPointError):
+        train(flow=flow, steps=6, validation=watched([math.nan] * 9), validate_every=2, patience=2)
+    assert flow.trained_by == ()
+
+
+def test_an_interrupt_before_a_validation_loses_none(tmp_path):
+    """The step whose validation is still to be made is taken again, so that the run ends as if never interrupted."""
+    settings = {"validation": data(60), "validate_every": 10, "patience": 3, "steps": 60, "lr": 0.05}
+    whole, run = train(**settings)
+
+    def interrupt(step, flow):
+        if step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="in the middle of a step; the last checkpoint is"):
+        train(out=tmp_path, callbacks=[interrupt], **settings)
+    again, resumed = train(out=tmp_path, resume=True, **settings)
+    assert (resumed.best_step, resumed.steps) == (run.best_step, run.steps)
+    assert [row["step"] for row in resumed.history] == [row["step"] for row in run.history]
+    assert same(again, whole.state_dict())

@@ -57,6 +57,8 @@ class ConsistencyFlowMatching(FlowMatching):
 
     teaches = "steps"
 
+    masks = False
+
     def __init__(
         self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, segments: int = 1,
         delta: float = 1e-2, alpha: float = 1e-5,

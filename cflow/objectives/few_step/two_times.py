@@ -51,6 +51,8 @@ class TwoTimes(FlowMatching):
     teaches = "average velocity"
     metric_names = ("matched", "stepped")
 
+    masks = False
+
     def __init__(
         self,
         coupling=None,

@@ -97,6 +97,11 @@ class MaximumLikelihood(Objective):
         return u, batch.ladj + ladj
 
     def _check_density(self, flow: Any) -> None:
+        if flow.trained_by and flow.trained_by[-1].teaches == "steps":
+            raise ValueError(
+                f"{type(self).__name__}: this flow was trained to few steps ({flow.trained_by[-1].objective}), which "
+                f"have no density; say that it is trained as a flow from now on: flow.record(objective)."
+            )
         if flow.likelihood == "none":
             raise ValueError(
                 f"{type(self).__name__}: this {type(flow).__qualname__} has no density to maximise (its likelihood is "

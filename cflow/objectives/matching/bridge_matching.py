@@ -65,7 +65,8 @@ class BridgeMatching(FlowMatching):
             return super()._match(flow, path, batch, t, context)
         twice = lambda each: torch.cat((each, each))
         noise = torch.cat((batch.noise, -batch.noise))
-        sample = path.sample(twice(batch.x0), twice(batch.x1), twice(t), noise=noise)
+        mask = on_tensors(twice, self._mask(batch))
+        sample = path.sample(twice(batch.x0), twice(batch.x1), twice(t), mask=mask, noise=noise)
         loss = path.loss(flow.predict(sample.t, sample.xt, on_tensors(twice, context)), sample)
         return loss.unflatten(0, (2, -1)).mean(0)
 

@@ -68,6 +68,8 @@ class FlowMatching(Objective):
         torch.Size([16])
     """
 
+    masks = True  # whether the loss leaves out what a mask does not mark
+
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
         check_dropout(type(self).__name__, condition_dropout)
@@ -82,6 +84,7 @@ class FlowMatching(Objective):
         return None if self.coupling.draws_base else 2
 
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> MatchingBatch:
+        self._check_mask(mask_of(x, context))
         if self.samples_per_item:
             x0, x1 = self.coupling.split(x)
         else:
@@ -117,6 +120,22 @@ class FlowMatching(Objective):
         """Computes the error of the network on the path, ``[B]``."""
         sample = path.sample(batch.x0, batch.x1, t, mask=self._mask(batch), noise=batch.noise)
         return path.loss(flow.predict(t, sample.xt, context), sample)
+
+    def _check_mask(self, mask: Tensor | None) -> None:
+        """Raises where there is a mask and something here would look at what it leaves out."""
+        if mask is None:
+            return
+        name = type(self).__name__
+        if not self.masks:
+            raise ValueError(
+                f"{name}: data or context hold a mask, and this loss counts all entries alike; train by "
+                f"objectives.FlowMatching(), or without a part named 'mask'."
+            )
+        if not self.coupling.independent and self.coupling.draws_base:
+            raise ValueError(
+                f"{name}(coupling={self.coupling!r}): data or context hold a mask, and the coupling would compare what "
+                f"it leaves out; use couplings.Independent()."
+            )
 
     @staticmethod
     def _mask(batch: MatchingBatch) -> Tensor | None:

@@ -57,6 +57,8 @@ class RectifiedFlow(FlowMatching):
         torch.Size([16])
     """
 
+    masks = False
+
     def __init__(self, times=None, error=None, weight=None, condition_dropout: float = 0.0):
         super().__init__(None, LogitNormal() if times is None else times, weight, condition_dropout)
         check_objects(type(self).__name__, "objectives.PseudoHuber()", error=error)
