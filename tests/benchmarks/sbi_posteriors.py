@@ -61,7 +61,7 @@ def fit(method, theta, x, options, task, seconds):
     usual = 6000 if method == "matching" else task.steps  # there is no stopping rule
     steps = min(usual, int(50 * seconds / run(50)[2]))
     flow, solver, spent = run(steps)
-    draw = lambda observed, count: flow.sample((count,), scale.encode(observed)[0], **solver)
+    draw = lambda observed, count: flow.sample((count,), scale.encode(observed[None])[0][0], **solver)
     return draw, {"steps": steps, "seconds": spent}
 
 
