@@ -100,7 +100,7 @@ def cell(data, name, *, folder, seconds, seed, rows):
         "steps": step,
         "parameters": sum(each.numel() for each in parameters),
         "moved": moved,
-        "told": {key: float(each) for key, each in objective.metrics.items()},
+        "metrics": {key: float(each) for key, each in objective.metrics.items()},
     }
 
 
@@ -115,7 +115,7 @@ def show(out):
     for name in ("ffjord", "flow matching"):
         for data in TABLES:
             if (c := cells.read(out, data, name)) is not None:
-                told = ", ".join(f"{key} {value:.3g}" for key, value in c["told"].items())
+                told = ", ".join(f"{key} {value:.3g}" for key, value in c["metrics"].items())
                 print(f"{name}, {data}: moved {c['moved']:.1e} nats{'; last step: ' + told if told else ''}")
 
 
