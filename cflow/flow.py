@@ -39,6 +39,13 @@ from cflow.shapes import (
 
 __all__ = ["BaseFlow", "Flow"]
 
+KINDS = {
+    **dict.fromkeys(("sample", "rsample"), ("sample",)),
+    **dict.fromkeys(("log_prob", "log_prob_estimate"), ("log_prob",)),
+    **dict.fromkeys(("sample_and_log_prob", "rsample_and_log_prob", "encode", "decode"), ("sample", "log_prob")),
+}
+"""Whose options each method takes: those of what draws, of what computes a density, or of both."""
+
 
 @runtime_checkable
 class Flow(Protocol):
@@ -340,10 +347,16 @@ class BaseFlow(nn.Module):
     # What every call goes through: shapes checked, one batch dimension inside
 
     def options_of(self, method: str) -> tuple[str, ...]:
-        """Lists the keywords that a method takes beside ``generator``: ``flow.options_of("sample")``."""
-        kinds = {"sample": ("sample",), "rsample": ("sample",), "log_prob": ("log_prob",)}
-        both = kinds.get(method.removesuffix("_estimate"), ("sample", "log_prob"))
-        return tuple(dict.fromkeys(name for kind in both for name in self.options.get(kind, ())))
+        """Lists the keywords that a method takes beside ``generator``: ``flow.options_of("sample")``.
+
+        Raises:
+            ValueError: for the name of a method that takes no options.
+        """
+        if method not in KINDS:
+            raise ValueError(
+                f"flow.options_of({method!r}): no such method takes options; choose from {', '.join(KINDS)}."
+            )
+        return tuple(dict.fromkeys(name for kind in KINDS[method] for name in self.options.get(kind, ())))
 
     def _check(self, options: dict[str, Any], method: str) -> None:
         known = self.options_of(method) if options else ()

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
@@ -32,6 +33,13 @@ def test_there_are_exactly_two_set_up_commands():
     assert commands == ["pip install -e . && python recipes/images.py", 'pip install -e ".[test]" && pytest']
 
 
-def test_every_picture_is_there():
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (Path(__file__).parents[1] / name).stat().st_size > 1000
+def test_every_picture_and_page_is_there():
+    for page in (ROOT / "README.md", ROOT / "tests" / "benchmarks" / "README.md"):
+        names = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+        assert names
+        for name in names:
+            assert (page.parent / name).stat().st_size > 1000, name
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 250

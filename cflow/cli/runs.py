@@ -43,6 +43,12 @@ def guidance_of(flow, run: Path, guidance: float | None) -> dict:
                 f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to."
             )
         return {}
+    if "guidance" not in flow.options_of("sample"):
+        if guidance is not None:
+            raise ValueError(
+                f"--guidance {guidance}: a {type(flow).__name__} follows no velocity to guide; omit the option."
+            )
+        return {}
     guidance = report_of(run).get("guidance", 1.0) if guidance is None else guidance
     return {"guidance": ClassifierFree(guidance)} if guidance != 1 else {}
 

@@ -111,7 +111,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Lends the module the average and gives it its own weights back, to the bit."""
+        """Lends the module the average and gives it its own weights back, bit for bit."""
         with torch.no_grad():
             raw = [local(value).clone() for value in [*self._live(), *self._copied()]]
         self.copy_to_module()

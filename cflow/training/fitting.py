@@ -97,7 +97,7 @@ def fit(
     The flow is trained in place and holds the averaged weights afterwards (the raw ones stay in the checkpoint); what
     it was trained with is added to ``flow.trained_by``. All draws are by counter: those of step ``n`` depend on
     ``(seed, n)``, the order of epoch ``e`` on ``(seed, e)``. So a run that was killed and is resumed on one process
-    ends with the same weights to the bit, and torch's global random state is left as it was.
+    ends with the same weights bit for bit, and torch's global random state is left as it was.
 
     **Several processes.** Under ``accelerate launch`` (or ``torchrun``) every process calls ``fit`` alike. Gradients
     are averaged by DDP, or, with ``--use_fsdp --fsdp_version 2``, weights, gradients, optimizer and average are

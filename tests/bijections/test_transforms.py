@@ -9,6 +9,7 @@ from torch import nn
 
 import cflow
 from cflow import bases, bijections, discrete, fields, paths, solvers
+from cflow.integrations.export import LogProb
 from cflow.testing import check_flow
 
 
@@ -220,15 +221,6 @@ def test_densities_with_transforms_compile_whole(generator):
         found = compiled(x)
         torch.manual_seed(0)
         torch.testing.assert_close(found, flow.log_prob(x))
-
-
-class LogProb(nn.Module):
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, x):
-        return self.flow.log_prob(x)
 
 
 def test_densities_with_transforms_are_exported_for_any_batch(generator):

@@ -10,6 +10,7 @@ from torch import nn
 import cflow
 from cflow import bases, discrete
 from cflow.bijections import Standardise
+from cflow.integrations.export import LogProb
 from cflow.testing import check_flow
 
 
@@ -71,15 +72,6 @@ def test_scores_of_a_batch_by_vmap(generator):
     scores = torch.func.vmap(torch.func.grad(lambda x: flow.log_prob(x)))(x)
     point = x.clone().requires_grad_()
     assert torch.allclose(scores, torch.autograd.grad(flow.log_prob(point).sum(), point)[0])
-
-
-class LogProb(nn.Module):
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, x):
-        return self.flow.log_prob(x)
 
 
 def test_log_prob_is_exported_and_both_directions_compile_whole(generator):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cflow import discrete
+from cflow.integrations.export import LogProb
 from cflow.testing import check_flow
 
 SMALL = {
@@ -63,15 +64,6 @@ def test_presets_start_near_the_base(name, generator):
         assert (
             float((flow.log_prob(x) - flow.base.log_prob(x)).mean().abs()) < 0.6
         )  # logistic functions are not quite straight
-
-
-class LogProb(torch.nn.Module):
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, x, context):
-        return self.flow.log_prob(x, context)
 
 
 @pytest.mark.parametrize("name", discrete.PRESETS)

@@ -1,4 +1,4 @@
-"""A wrapper that only forwards behaves as the field that it wraps, wherever a field is asked for; to the bit."""
+"""A wrapper that only forwards behaves as the field that it wraps, bit for bit, wherever a field is asked for."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""Solvers around solvers: one that only forwards gives what the inner one gives, to the bit, wherever solvers go."""
+"""Solvers around solvers: one that only forwards gives what the inner one gives, bit for bit, wherever solvers go."""
 
 from dataclasses import dataclass
 

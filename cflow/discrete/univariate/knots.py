@@ -148,3 +148,12 @@ def within(share: Tensor) -> Tensor:
 def pick(table: Tensor, index: Tensor, dim: int) -> Tensor:
     """Gathers along the axis of bins, of which ``index`` has one entry and ``table`` any number before it."""
     return table.gather(dim, index.expand(*table.shape[:dim], *index.shape))
+
+
+def check_slope(family: Spline, slope: float) -> None:
+    """Raises where a minimum of slopes is not below the one they start at."""
+    if not 0 < slope < 1:
+        raise ValueError(
+            f"{type(family).__name__}(minimum_slope={slope}): slopes are positive and start at one; pass a number "
+            f"between 0 and 1, such as 1e-3."
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from cflow.discrete.univariate.knots import FRAME, Spline, affine, pick, within
+from cflow.discrete.univariate.knots import FRAME, Spline, affine, check_slope, pick, within
 from cflow.registry import register
 
 __all__ = ["RationalQuadratic"]
@@ -84,11 +84,7 @@ class RationalQuadratic(Spline):
         kernel: Literal["eager", "triton"] = "eager",
     ):
         super().__init__(bins, bound, tails, minimum_bin)
-        if not 0 < minimum_slope < 1:
-            raise ValueError(
-                f"RationalQuadratic(minimum_slope={minimum_slope}): slopes are positive and start at one; pass a "
-                f"number between 0 and 1, such as 1e-3."
-            )
+        check_slope(self, minimum_slope)
         if kernel not in ("eager", "triton") or (kernel == "triton" and tails != "linear"):
             raise ValueError(
                 f"RationalQuadratic(kernel={kernel!r}, tails={tails!r}): a kernel is 'eager', or 'triton', which knows "

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cflow.discrete.univariate.knots import Spline, affine, pick, within
+from cflow.discrete.univariate.knots import Spline, affine, check_slope, pick, within
 from cflow.discrete.univariate.rational_quadratic import solve
 from cflow.registry import register
 
@@ -254,12 +254,3 @@ def _root(eta: Tensor, a: Tensor, b: Tensor) -> Tensor:
         step = theta - 3 * gap / (slope + (4 * slope.square() - 6 * gap * bend).clamp(min=0).sqrt())
         theta = torch.where((step >= left) & (step <= right), step, (left + right) / 2)
     return theta
-
-
-def check_slope(family: Spline, slope: float) -> None:
-    """Raises where a minimum of slopes is not below the one they start at."""
-    if not 0 < slope < 1:
-        raise ValueError(
-            f"{type(family).__name__}(minimum_slope={slope}): slopes are positive and start at one; pass a number "
-            f"between 0 and 1, such as 1e-3."
-        )
