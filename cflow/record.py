@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from cflow.registry import register
 
-__all__ = ["Teaches", "TrainingEntry"]
+__all__ = ["Teaches", "TrainingEntry", "recall", "records_of"]
 
 Teaches = Literal["velocity", "average velocity", "density", "steps"]
 
@@ -45,3 +47,14 @@ class TrainingEntry:
     coupling: str | None = None
     independent: bool = True
     condition_dropout: float = 0.0
+
+
+def records_of(flow: nn.Module) -> dict[str, tuple[TrainingEntry, ...]]:
+    """Lists the records of a flow and of the flows inside it, by the names of the modules (its own is ``""``)."""
+    return {name: part.trained_by for name, part in flow.named_modules() if hasattr(part, "trained_by")}
+
+
+def recall(flow: nn.Module, records: dict[str, tuple[TrainingEntry, ...]]) -> None:
+    """Sets the records that :func:`records_of` listed, in a flow and in the flows inside it."""
+    for name, entries in records.items():
+        flow.get_submodule(name).trained_by = entries

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 
 import cflow
-from cflow import bases, bijections, discrete, fields, solvers
+from cflow import bases, bijections, discrete, fields, objectives, solvers, training
 from cflow.standardised_context import StandardisedContext
 
 
@@ -71,3 +73,22 @@ def test_shapes_that_do_not_fit_are_refused(units):
         StandardisedContext(discrete.maf(3), units)
     with pytest.raises(ValueError, match=r"context_shape=\(5,\)"):
         StandardisedContext(discrete.maf(3, context=5), units)
+
+
+def test_the_flow_inside_keeps_the_same_record_when_a_run_is_resumed_or_fails(units, tmp_path):
+    flow = StandardisedContext(discrete.maf(3, context=2, layers=1, hidden=(8,)), units)
+    x, context = torch.zeros(16, 3), torch.zeros(16, 2)
+
+    class Fails(objectives.MaximumLikelihood):
+        def loss(self, flow, batch):
+            return super().loss(flow, batch) * float("nan")
+
+    settings = {"batch_size": 8, "lr": 1e-3, "seed": 0, "progress": False}
+    with pytest.raises(FloatingPointError):
+        training.fit(flow, Fails(), (x, context), steps=2, **settings)
+    assert (flow.trained_by, flow.flow.trained_by) == ((), ())
+    start = copy.deepcopy(flow)
+    training.fit(flow, objectives.MaximumLikelihood(), (x, context), steps=2, out=tmp_path, **settings)
+    training.fit(start, objectives.MaximumLikelihood(), (x, context), steps=3, out=tmp_path, resume=True, **settings)
+    assert len(start.trained_by) == 1
+    assert start.flow.trained_by == start.trained_by == flow.trained_by

@@ -25,7 +25,7 @@ from torch.nn.functional import logsigmoid
 
 from cflow.bijections.map import Bijection
 from cflow.registry import register
-from cflow.shapes import rows
+from cflow.shapes import sum_rows
 
 __all__ = ["Arcsinh", "Exp", "LeakyReLU", "Sigmoid", "Softplus", "Tanh"]
 
@@ -38,11 +38,11 @@ class EntryMap(Bijection):
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, ladj = self._map(self.accept(x, context, "encode")[0])
-        return z, rows(ladj).sum(-1)
+        return z, sum_rows(ladj)
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, ladj = self._unmap(self.accept(z, context, "decode")[0])
-        return x, rows(ladj).sum(-1)
+        return x, sum_rows(ladj)
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__qualname__} does not define _map.")

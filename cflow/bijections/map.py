@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from cflow.shapes import as_shape
+from cflow.shapes import as_shape, pattern
 
 __all__ = ["Bijection", "Cost", "Likelihood", "Map", "Surjection", "weakest"]
 
@@ -121,13 +121,13 @@ class Map(nn.Module):
         if value.dim() != len(shape) + 1 or value.shape[1:] != shape:
             raise ValueError(
                 f"{name}(tensor of shape {list(value.shape)}): this map was built for one batch dimension and "
-                f"{'events' if method == 'encode' else 'latents'} of shape {list(shape)}; pass {wanted(shape)} (a "
-                f"flow takes any batch)."
+                f"{'events' if method == 'encode' else 'latents'} of shape {list(shape)}; pass {pattern(shape, 'B')} "
+                f"(a flow takes any batch)."
             )
         value = value.to(torch.promote_types(value.dtype, torch.float32))
         if self.context_shape is None:
             return value, None
-        shown = wanted(self.context_shape)
+        shown = pattern(self.context_shape, "B")
         if context is None:
             raise ValueError(f"{name}(context=None): this map is conditional; pass a context of shape {shown}.")
         if context.shape != (value.shape[0], *self.context_shape):
@@ -142,7 +142,7 @@ class Map(nn.Module):
         if isinstance(value, Tensor) and not value.is_complex() and self.takes_integers and method == "encode":
             return value.to(torch.get_default_dtype())
         given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name}({given}): this map takes floating tensors; pass one of shape {wanted(shape)}.")
+        raise TypeError(f"{name}({given}): this map takes floating tensors; pass one of shape {pattern(shape, 'B')}.")
 
 
 class Bijection(Map):
@@ -184,8 +184,3 @@ class Surjection(Map):
     likelihood = "bound"
     draws = True
     has_rsample = False
-
-
-def wanted(shape: Size) -> str:
-    """Shows the shape of a batch."""
-    return "[" + ", ".join(["B", *map(str, shape)]) + "]"

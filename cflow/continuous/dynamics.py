@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cflow.continuous.divergence import Divergence
 from cflow.continuous.velocity import VelocityAndScore
-from cflow.shapes import rows
+from cflow.shapes import sum_rows
 from cflow.solvers import Solver, Tolerance
 
 __all__ = ["QUADRATURES", "Dynamics"]
@@ -131,7 +131,7 @@ class _Integrand:
         else:
             v = self.velocity(t, x, context)
         if "kinetic" in self.names:
-            values["kinetic"] = rows(v.square()).sum(1)
+            values["kinetic"] = sum_rows(v.square())
         return v, {name: values[name] for name in self.names}
 
     def alone(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None) -> Tensor:

@@ -45,7 +45,7 @@ class Problem:
                 f"the ambient space."
             )
         self.f, self.like, self.args, self.params = f, y0, tuple(args), params
-        self.path, self.manifold, self.generator = path, manifold, generator
+        self.path, self.generator = path, generator
         self.t0, self.t1 = _time(self.owner, "t0", t0), _time(self.owner, "t1", t1)
         self.at = None if at is None else _outputs(self.owner, at, self.t0, self.t1)
         self.tolerances = dict(quadratures or {})

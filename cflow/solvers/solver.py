@@ -166,7 +166,7 @@ class Solver(ABC):
         return self
 
 
-CONTRACT = tuple(name for name in vars(Solver) if not name.startswith("_"))
+CONTRACT = (*(name for name in vars(Solver) if not name.startswith("_")), "_check", "_solve")
 
 
 def check_is_solver(what: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cflow.arguments import check_integer
 from cflow.continuous.transport import transport
 from cflow.modes import evaluating
-from cflow.shapes import rows
+from cflow.shapes import mean_rows
 from cflow.solvers import (
     DEIS,
     RK4,
@@ -229,7 +229,7 @@ def _bar(iterations: int, progress: bool):
 
 def _log_error(x: Tensor, target: Tensor) -> Tensor:
     """Computes the logarithm of the mean squared error per sample, ``[B]``; minus the PSNR but for units."""
-    return torch.log(rows(x - target).square().mean(1) + 1e-20)
+    return torch.log(mean_rows((x - target).square()) + 1e-20)
 
 
 class _Shown:

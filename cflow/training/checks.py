@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from cflow import registry
 from cflow.arguments import is_integer
-from cflow.shapes import shown
+from cflow.shapes import pattern, shown
 from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
 from cflow.training.options import Options
@@ -31,10 +31,9 @@ def check_presence(flow: Any, objective: Any, data: Any, what: str) -> None:
                 f"(x, context), a Dataset or a loader."
             )
     elif data is None and conditional:
-        sizes = ", ".join(["N", *map(str, flow.context_shape)])
         raise ValueError(
             f"fit({what}=None): this flow is conditional (context_shape={shown(flow.context_shape)}), and what {name} "
-            f"learns depends on the contexts; pass these, of shape [{sizes}], as {what}."
+            f"learns depends on the contexts; pass these, of shape {pattern(flow.context_shape, 'N')}, as {what}."
         )
     elif data is not None and not conditional:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cflow.modes import modes_kept
+from cflow.record import recall, records_of
 from cflow.training.batches import batches_of
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State, check_settings
@@ -267,7 +268,7 @@ def _judged(flow: Any, objective: Any, validation: Any, processes: Processes, op
 def _run(loop: Loop, resumed_from: int | None) -> bool:
     """Trains to the end, and leaves flow and processes in good order however it comes; says whether it was stopped."""
     flow, processes, options = loop.flow, loop.processes, loop.options
-    before = flow.trained_by
+    before = records_of(flow)
     if resumed_from is None:  # else the checkpoint has brought the record, this training included
         flow.record(loop.objective)
     failed = True
@@ -285,7 +286,7 @@ def _run(loop: Loop, resumed_from: int | None) -> bool:
             bar.close()
         learned = loop.step > 0 and (loop.best is None or loop.best.step > 0)
         if failed and not learned:
-            flow.trained_by = before
+            recall(flow, before)
         if loop.average is not None:
             loop.average.copy_to_module()
         if loop.best is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cflow.modes import evaluating
-from cflow.record import TrainingEntry
+from cflow.record import TrainingEntry, recall, records_of
 from cflow.training.batches import LoaderBatches, RawBatch
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State
@@ -278,7 +278,7 @@ class Loop:
         self.processes.from_main(lambda: self.tracker.add(row))
         if not self.processes.is_main:
             self.tracker.add(row)
-        elif self.metric_names:
+        else:
             self.objective.review(self.tracker.history)
         if bar is not None:
             shown = [name for name in ("loss", *self.metric_names, "validation") if name in row]
@@ -337,7 +337,8 @@ class Loop:
         self.processes.from_main(self.tracker.sync)
         note = {"settings": self.settings, "steps": self.options.steps, "epoch": self.epoch, "used": self.used}
         note["best"] = None if self.best is None else [self.best.step, self.best.loss]
-        note["trained_by"] = [dataclasses.asdict(entry) for entry in self.flow.trained_by]
+        records = records_of(self.flow).items()
+        note["trained_by"] = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in records}
         self.checkpoints.save(self.step, {**note, "seconds": self.seconds, "pending": self.means()}, self.state)
 
     def restore(self, step: int, note: dict[str, Any]) -> None:
@@ -346,6 +347,7 @@ class Loop:
         self.step, self.epoch, self.used, self.seconds = step, note["epoch"], note["used"], note["seconds"]
         if self.best is not None:
             self.best.step, self.best.loss = note["best"]
-        self.flow.trained_by = tuple(TrainingEntry(**entry) for entry in note["trained_by"])
+        records = note["trained_by"].items()
+        recall(self.flow, {name: tuple(TrainingEntry(**each) for each in entries) for name, entries in records})
         self.pending = [tuple(torch.tensor(step, device=self.device).float()) for step in note["pending"]]
         self.source.seek(step - step % self.options.pool, self.epoch, self.used)

@@ -97,6 +97,15 @@ def test_any_objective_may_tell_and_review_its_numbers(generator):
     assert reviewed == [[1.5], [1.5, 3.5], [1.5, 3.5, 5.5]]
 
 
+def test_the_history_is_reviewed_without_numbers_of_the_objective_too(generator):
+    steps = []
+    objective = objectives.FlowMatching()
+    objective.review = lambda history: steps.append(history[-1]["step"])
+    run = fitted(objective, matched(), torch.randn(32, 2, generator=generator))
+    assert steps == [row["step"] for row in run.history]
+    assert len(steps) > 1
+
+
 def test_numbers_that_were_not_announced_are_refused(generator):
     x = torch.randn(32, 2, generator=generator)
     with pytest.raises(ValueError, match=r"Told.log\(loss\): the columns of a history are fixed"):

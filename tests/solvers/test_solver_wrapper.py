@@ -324,3 +324,11 @@ def test_odeint_knows_its_methods_by_name():
         assert odeint(lambda t, y: -y, torch.ones(1), [0.0, 0.5, 1.0], method=method).shape == (3, 1)
     with pytest.raises(ValueError, match="no such method"):
         odeint(lambda t, y: -y, torch.ones(1), [0.0, 1.0], method="flow_map")
+
+
+def test_an_object_that_forwards_what_is_public_alone_is_no_solver():
+    heun = Heun(steps=2)
+    names = [name for name in dir(heun) if not name.startswith("_")]
+    partly = type("Partly", (), {name: getattr(heun, name) for name in names})()
+    with pytest.raises(TypeError, match="_check"):
+        Wrapper(partly)

@@ -54,9 +54,11 @@ def test_one_number_that_is_none_is_no_improvement_and_all_are_an_error():
 
 
 def test_data_are_watched_too_and_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
-    held = data(60)
-    settings = {"validation": held, "validate_every": 3, "patience": 3, "steps": 45, "lr": 0.05}
+    held = data(60) - 2  # learned from and then unlearned
+    settings = {"validation": held, "validate_every": 3, "patience": 2, "steps": 45, "lr": 0.02}
     whole, run = train(**settings)
+    assert run.stopped
+    assert 0 < run.best_step < run.steps < 45
 
     class Stop(Exception):
         pass
@@ -71,10 +73,9 @@ def test_data_are_watched_too_and_a_resumed_run_ends_as_the_uninterrupted_one(tm
     assert (resumed.resumed_from, resumed.best_step, resumed.steps) == (7, run.best_step, run.steps)
     assert same(again, whole.state_dict())
     # A run that has ended is taken up again as it ended.
-    if run.stopped:
-        third, ended = train(out=tmp_path, resume=True, **settings)
-        assert (ended.steps, ended.best_step) == (run.steps, run.best_step)
-        assert same(third, whole.state_dict())
+    third, ended = train(out=tmp_path, resume=True, **settings)
+    assert (ended.stopped, ended.steps, ended.best_step) == (True, run.steps, run.best_step)
+    assert same(third, whole.state_dict())
 
 
 def test_patience_needs_something_to_watch():
@@ -114,8 +115,10 @@ def test_a_run_without_a_finite_validation_leaves_no_record():
 
 def test_an_interrupt_before_a_validation_loses_none(tmp_path):
     """The step whose validation is still to be made is taken again, so that the run ends as if never interrupted."""
-    settings = {"validation": data(60), "validate_every": 10, "patience": 3, "steps": 60, "lr": 0.05}
+    settings = {"validation": data(60) - 2, "validate_every": 10, "patience": 2, "steps": 90, "lr": 0.02}
     whole, run = train(**settings)
+    assert run.stopped
+    assert run.best_step < run.steps
 
     def interrupt(step, flow):
         if step == 20:

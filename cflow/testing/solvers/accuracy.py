@@ -7,7 +7,8 @@ import math
 import torch
 
 from cflow.solvers.solution import Tolerance
-from cflow.testing.solvers.subject import Subject, ones, require, riccati, tangent
+from cflow.testing.checks import demand
+from cflow.testing.solvers.subject import Subject, ones, riccati, tangent
 
 __all__ = [
     "batch", "interval", "order", "outputs", "quadrature_control", "quadratures", "round_trip", "sizes", "structures",
@@ -18,7 +19,7 @@ def order(subject: Subject) -> None:
     if not subject.adaptive:
         coarse, fine = (subject.error(subject.make(steps)) for steps in (40, 80))
         measured = math.log2(coarse / fine)
-        require(
+        demand(
             abs(measured - subject.order) < 0.15,
             f"order: halving the step divides the error by 2^{measured:.2f}, not by 2^{subject.order}",
         )
@@ -26,8 +27,8 @@ def order(subject: Subject) -> None:
     tolerances = [1e-4, 1e-6, 1e-8]
     errors = [subject.error(subject.make(tolerance)) for tolerance in tolerances]
     slope = math.log(errors[0] / errors[-1]) / math.log(tolerances[0] / tolerances[-1])
-    require(0.7 < slope < 1.3, f"order: errors {errors} at tolerances {tolerances} are not proportional to them")
-    require(errors[-1] < 100 * tolerances[-1], f"order: the error at tolerance {tolerances[-1]} is {errors[-1]}")
+    demand(0.7 < slope < 1.3, f"order: errors {errors} at tolerances {tolerances} are not proportional to them")
+    demand(errors[-1] < 100 * tolerances[-1], f"order: the error at tolerance {tolerances[-1]} is {errors[-1]}")
 
 
 def interval(subject: Subject) -> None:
@@ -43,16 +44,16 @@ def interval(subject: Subject) -> None:
             solution = solver.solve(field, torch.ones(3, 2, dtype=dtype), t0, t1)
             times = torch.cat(seen)
             low, high = torch.tensor(sorted((t0, t1)), dtype=dtype)
-            require(
+            demand(
                 all(t.shape == (3,) and t.dtype == dtype for t in seen),
                 f"interval: f was handed t of shape {list(seen[0].shape)} and {seen[0].dtype} for a {dtype} state",
             )
-            require(
+            demand(
                 times.min() >= low and times.max() <= high,
                 f"interval: on [{t0}, {t1}] f was called at {times.min().item()} and {times.max().item()}",
             )
             reached = solution.stats.reached
-            require(
+            demand(
                 (reached == torch.tensor(t1, dtype=dtype)).all(),
                 f"interval: the last step ended at {reached.tolist()}, not exactly at {t1}",
             )
@@ -63,7 +64,7 @@ def round_trip(subject: Subject) -> None:
     there = solver.solve(riccati, tangent(0.0), 0.0, 1.0).y
     back = solver.solve(riccati, there, 1.0, 0.0).y
     gap, error = (back - tangent(0.0)).abs().max().item(), subject.error(solver)
-    require(gap < 20 * error + 1e-10, f"round trip: 0 to 1 and back is off by {gap}, one way by {error}")
+    demand(gap < 20 * error + 1e-10, f"round trip: 0 to 1 and back is off by {gap}, one way by {error}")
 
 
 def _identified(t, y, extras):
@@ -88,8 +89,8 @@ def batch(subject: Subject) -> None:
         own = {"rate": rates[chosen], "row": row[chosen], "nothing": None}
         alone = solver.solve(_identified, (ones(1, 2), row[chosen]), 0.0, 1.0, args=(own,))
         gap = (alone.y[0] - together.y[0][chosen]).abs().max().item()
-        require(gap < 1e-12, f"batch: sample {index} alone and among {count} differ by {gap}")
-        require(
+        demand(gap < 1e-12, f"batch: sample {index} alone and among {count} differ by {gap}")
+        demand(
             alone.stats.steps.item() == together.stats.steps[index].item(),
             f"batch: sample {index} takes {alone.stats.steps.item()} steps alone and "
             f"{together.stats.steps[index].item()} among others",
@@ -102,7 +103,7 @@ def _together(subject: Subject) -> None:
     solution = subject.usual.solve(
         _identified, (ones(9, 2), row), 0.0, 1.0, args=({"rate": rates, "row": row, "nothing": None},)
     )
-    require(
+    demand(
         (solution.stats.steps == solution.stats.steps[0]).all(),
         f"batch: steps are shared, and yet samples took {solution.stats.steps.tolist()} of them",
     )
@@ -117,11 +118,9 @@ def structures(subject: Subject) -> None:
         return {"im": (dy[:, 1],), "re": dy[:, 0]}
 
     nested = solver.solve(as_dict, {"re": y0[:, 0], "im": (y0[:, 1],)}, 0.0, 1.0).y
-    require(
-        set(nested) == {"re", "im"} and isinstance(nested["im"], tuple), "structures: the state's structure is lost"
-    )
+    demand(set(nested) == {"re", "im"} and isinstance(nested["im"], tuple), "structures: the state's structure is lost")
     gap = (torch.stack((nested["re"], nested["im"][0]), -1) - plain).abs().max().item()
-    require(
+    demand(
         gap < (1e-5 if subject.adaptive else 1e-12),
         f"structures: a nested state ends {gap} away from the same state in one tensor",
     )
@@ -140,12 +139,12 @@ def quadratures(subject: Subject) -> None:
         tolerances = {"several": None, "one": Tolerance(1e-6, 1e-6)}
         solution = solver.solve(field, ones(3, 2), t0, t1, args=(scale,), quadratures=tolerances)
         exact = (t1 ** (degree + 1) - t0 ** (degree + 1)) / (degree + 1)
-        require(set(solution.quadratures) == {"one", "several"}, "quadratures: the names asked for are not returned")
+        demand(set(solution.quadratures) == {"one", "several"}, "quadratures: the names asked for are not returned")
         gap = max(
             (solution.quadratures["one"] - exact * scale[:, 0]).abs().max().item(),
             (solution.quadratures["several"] - exact * scale).abs().max().item(),
         )
-        require(
+        demand(
             gap < 1e-12,
             f"quadratures: the integral of t^{degree} is off by {gap} for a method of order {subject.order}",
         )
@@ -156,7 +155,7 @@ def quadratures(subject: Subject) -> None:
     else:
         raise AssertionError("quadratures: names that f does not return are accepted")
     nothing = solver.solve(field, ones(3, 2), 0.5, 0.5, args=(scale,), quadratures={"one": None})
-    require(
+    demand(
         torch.equal(nothing.y, ones(3, 2)) and torch.equal(nothing.quadratures["one"], torch.zeros(3).double()),
         "quadratures: an interval of no length changes the state or gives an integral other than zero",
     )
@@ -173,7 +172,7 @@ def quadrature_control(subject: Subject) -> None:
     solver = subject.make(1e-6)
     held = solver.solve(field, ones(1, 1), 0.0, 1.0, quadratures={"peak": Tolerance(0.0, 1e-7)})
     gap = abs(held.quadratures["peak"].item() - exact)
-    require(
+    demand(
         gap < 1e-5, f"quadratures: an integral with a tolerance of 1e-7 is off by {gap}: its error is not controlled"
     )
 
@@ -184,14 +183,14 @@ def outputs(subject: Subject) -> None:
     for times in ([0.0, 0.125, 0.5, 0.5, 0.77, 1.0], [1.0, 0.77, 0.5, 0.0], [0.3]):
         t0, t1 = (1.0, 0.0) if times[0] == 1.0 else (0.0, 1.0)
         solution = solver.solve(riccati, tangent(t0), t0, t1, at=times)
-        require(solution.trajectory.shape == (len(times), 4, 2), "outputs: the trajectory is not [len(at), *y]")
+        demand(solution.trajectory.shape == (len(times), 4, 2), "outputs: the trajectory is not [len(at), *y]")
         for t, state in zip(times, solution.trajectory):
             gap = (state - tangent(t)).abs().max().item()
-            require(gap < 20 * error + 1e-10, f"outputs: at t = {t} the state is off by {gap}, at the end by {error}")
+            demand(gap < 20 * error + 1e-10, f"outputs: at t = {t} the state is off by {gap}, at the end by {error}")
             if t == t0:
-                require(torch.equal(state, tangent(t0)), "outputs: the state at t0 is not y0")
+                demand(torch.equal(state, tangent(t0)), "outputs: the state at t0 is not y0")
             if t == t1:
-                require(torch.equal(state, solution.y), "outputs: the state at t1 is not the result")
+                demand(torch.equal(state, solution.y), "outputs: the state at t1 is not the result")
 
 
 def sizes(subject: Subject) -> None:
@@ -204,8 +203,8 @@ def sizes(subject: Subject) -> None:
             solution.trajectory.shape,
             solution.status.shape,
         ]
-        require(
+        demand(
             shapes == [(count, 2, 3), (count,), (2, count, 2, 3), (count,)], f"sizes: a batch of {count} gives {shapes}"
         )
     scalar = subject.usual.solve(lambda t, y: -y, ones(3), 0.0, 1.0)
-    require(scalar.y.shape == (3,), f"sizes: a state of shape [3] comes back as {list(scalar.y.shape)}")
+    demand(scalar.y.shape == (3,), f"sizes: a state of shape [3] comes back as {list(scalar.y.shape)}")

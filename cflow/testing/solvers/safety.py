@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 from cflow.solvers.solution import Status
+from cflow.testing.checks import demand
 from cflow.testing.solvers.operations import Operations
-from cflow.testing.solvers.subject import Subject, ones, options, require
+from cflow.testing.solvers.subject import Subject, ones, options
 
 __all__ = ["failures", "gradients", "host_reads", "memory", "second_derivatives"]
 
@@ -31,7 +32,7 @@ def gradients(subject: Subject) -> None:
         )
         return solution.y, solution.quadratures["energy"], solution.trajectory
 
-    require(
+    demand(
         all(output.requires_grad for output in solve(y0, shift, weight)),
         "gradients: the state, a quadrature or the trajectory comes back without a graph",
     )
@@ -50,29 +51,29 @@ def failures(subject: Subject) -> None:
 
     solution = solver.solve(poisoned, ones(3, 2), 0.0, 1.0, args=(bad,))
     healthy = solver.solve(poisoned, ones(3, 2), 0.0, 1.0, args=(torch.zeros_like(bad),))
-    require(
+    demand(
         solution.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS],
         f"failures: with a field that is NaN for sample 1 alone the statuses are {solution.status.tolist()}",
     )
-    require(
+    demand(
         (solution.y - healthy.y)[[0, 2]].abs().max() < (1e-5 if subject.joint else 1e-12),
         "failures: a NaN in one sample changes the others' results",
     )
     if not subject.adaptive:
         return
     last = solution.stats.reached[1].item()
-    require(
+    demand(
         bool(torch.isfinite(solution.y).all()) and 0.45 < last <= 0.5,
         f"failures: the failed sample is not left at its last good state (finite, just before 0.5) but at t = {last}",
     )
     start = torch.tensor([[0.1], [2.0], [0.5]], dtype=torch.float64)
     burst = solver.solve(lambda t, y: y * y, start, 0.0, 1.0)
-    require(
+    demand(
         burst.status[1] != Status.SUCCESS and burst.success[[0, 2]].all(),
         f"failures: y' = y^2 through its singularity in sample 1 ends with statuses {burst.status.tolist()}",
     )
     exact = start / (1 - start)
-    require(
+    demand(
         (burst.y - exact)[[0, 2]].abs().max() < 1e-2 and abs(burst.stats.reached[1].item() - 0.5) < 1e-2,
         "failures: a singularity in one sample spoils the others, or is stepped over",
     )
@@ -82,7 +83,7 @@ def failures(subject: Subject) -> None:
         easy, hard = subject.make(1e-6).solve(decay, start, 0.0, 1.0, args=(rates,)).stats.steps.tolist()
         limited = replace(subject.make(1e-6), max_steps=easy)
         short = limited.solve(decay, start, 0.0, 1.0, args=(rates,))
-        require(
+        demand(
             hard > easy
             and short.status.tolist() == [Status.SUCCESS, Status.MAX_STEPS]
             and short.stats.steps.tolist() == [easy, easy],
@@ -97,7 +98,7 @@ def host_reads(subject: Subject) -> None:
         solution = subject.usual.solve(lambda t, y, rate: -rate * y, ones(16, 1), 0.0, 1.0, args=(rates,))
     # One per attempt, and one for the first step where all share it.
     allowed = int(solution.stats.steps.max()) + subject.joint if subject.adaptive else 0
-    require(
+    demand(
         operations.reads <= allowed,
         f"host reads: {operations.reads} values are read from the device, {allowed} allowed",
     )
@@ -124,7 +125,7 @@ def second_derivatives(subject: Subject) -> None:
         try:
             torch.autograd.grad(slope.sum(), y0)
         except RuntimeError as error:
-            require("once" in str(error), f"second derivatives: the refusal does not say why: {error}")
+            demand("once" in str(error), f"second derivatives: the refusal does not say why: {error}")
         else:
             raise AssertionError("second derivatives: a gradient that is once differentiable was differentiated again")
         return
@@ -152,5 +153,5 @@ def memory(subject: Subject) -> None:
     before = live()
     references = [solve() for _ in range(50)]
     after = live()
-    require(after <= before, f"memory: 50 solves leave {after - before} tensors behind")
-    require(not any(reference() for reference in references), "memory: a field outlives its last reference")
+    demand(after <= before, f"memory: 50 solves leave {after - before} tensors behind")
+    demand(not any(reference() for reference in references), "memory: a field outlives its last reference")

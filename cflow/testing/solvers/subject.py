@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cflow.solvers.solver import Solver
 
-__all__ = ["Subject", "ones", "options", "require", "riccati", "tangent"]
+__all__ = ["Subject", "ones", "options", "riccati", "tangent"]
 
 
 @dataclass
@@ -40,11 +40,6 @@ class Subject:
 def options(solver: Any) -> set[str]:
     """Lists the options of a solver by which it can be made again with others."""
     return {each.name for each in fields(solver)} if is_dataclass(solver) else set()
-
-
-def require(holds, message: str) -> None:
-    if not bool(holds):
-        raise AssertionError(message)
 
 
 PHASES = torch.tensor([-0.5, -0.2, 0.1, 0.3], dtype=torch.float64)
