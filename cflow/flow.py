@@ -277,12 +277,18 @@ class BaseFlow(nn.Module):
         """
         if self.context_shape is None:
             raise ValueError("flow.null_context: this flow is unconditional; omit the context.")
-        if self.trained_by and not any(entry.condition_dropout > 0 for entry in self.trained_by):
-            raise ValueError(
-                f'flow.null_context: "no condition" was never trained ({self.trained_by[-1].objective} without '
-                f"condition_dropout), so the network cannot be evaluated without one; train with condition_dropout=0.1."
-            )
+        self._check_null("null_context")
         return self._null_context(context)
+
+    def _check_null(self, method: str) -> None:
+        """Raises where it is known that training never dropped the condition."""
+        if self.trained_by and not any(entry.condition_dropout > 0 for entry in self.trained_by):
+            labels = f" (labels go from 0 to {self.classes - 1})" if self.classes else ""
+            raise ValueError(
+                f'flow.{method}: "no condition" was never trained ({self.trained_by[-1].objective} without '
+                f"condition_dropout), so the network cannot be evaluated without one{labels}; train with "
+                f"condition_dropout=0.1."
+            )
 
     def drop_condition(self, context: Value, drop: Tensor | None = None) -> Value:
         """Gives ``context [B, *context_shape]`` with "no condition" in the rows that ``drop [B]`` marks, or in all.
@@ -304,7 +310,15 @@ class BaseFlow(nn.Module):
 
         Args:
             objective: any :class:`cflow.objectives.Objective`; its ``entry()`` is added to ``trained_by``.
+
+        Raises:
+            TypeError: for anything that is not an objective.
         """
+        if isinstance(objective, type) or not callable(getattr(objective, "entry", None)):
+            raise TypeError(
+                f"flow.record({objective!r:.60}): what a flow was trained by is an objective; pass an object such as "
+                f"objectives.FlowMatching()."
+            )
         self.trained_by = (*self.trained_by, objective.entry())
 
     # Transforms of the data
@@ -398,6 +412,8 @@ class BaseFlow(nn.Module):
                     f"flow.{method}: class labels from {low} to {high} were given; this flow knows 0 to "
                     f"{self.classes - 1}, and {self.classes} for no condition."
                 )
+            if high == self.classes:
+                self._check_null(f"{method}: label {high}")
         return batch
 
     @staticmethod

@@ -50,7 +50,8 @@ def as_shape(shape):
     except TypeError:
         sizes = (-1,)
     if any(size < 0 for size in sizes):
-        raise ValueError(f"shape {shape!r}: a shape is an int or a tuple of non-negative ints such as (3, 32, 32).")
+        given = f"tensor of shape {list(shape.shape)}" if isinstance(shape, Tensor) else repr(shape)
+        raise ValueError(f"shape {given:.80}: a shape is an int or a tuple of non-negative ints such as (3, 32, 32).")
     return Size(sizes)
 
 

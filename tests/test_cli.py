@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
     cflow.save(images.with_transform(Dequantise(shape, 17), Rescale(shape)), folder / "images" / "model")
     vector = cflow.ContinuousFlow(fields.MLP(3, context=2), bases.Normal(3), context_shape=2)
     cflow.save(vector, folder / "vector")
+    cflow.save(discrete.nsf(2, classes=3, layers=1, hidden=(8,)), folder / "coupling" / "model")
     (folder / "stopped" / "checkpoints").mkdir(parents=True)
     return folder
 
@@ -115,6 +116,7 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "toys", "--num", "0"), "at least 1"),
         (("sample", "vector"), "no option for"),
         (("sample", "toys", "--guidance", "3"), "nothing to guide to"),
+        (("sample", "coupling", "--guidance", "3"), "follows no velocity to guide"),
         (("sample", "toys", "--seed", "-1"), "0 or more"),
         (("sample", "toys", "--device", "nonsense"), "not available here"),
         (("sample", "toys", "--output", "toys/metrics.json/x.npy"), "metrics.json"),

@@ -298,3 +298,46 @@ def test_the_distribution_view_is_a_torch_distribution(monkeypatch):
 def test_bad_calls_say_what_to_do(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_label_of_no_condition_is_refused_where_it_was_never_trained():
+    for flow in (
+        cflow.ContinuousFlow(fields.MLP(2, classes=3), bases.Normal(2), path=paths.Linear(), context_shape=()),
+        cflow.discrete.nsf(2, classes=3, layers=1, hidden=(8,)),
+    ):
+        unknown = torch.tensor([0, 3])
+        flow.log_prob(torch.zeros(2, 2), unknown)  # nothing is known of its training
+        flow.record(objectives.MaximumLikelihood())
+        with pytest.raises(ValueError, match=r"label 3: \"no condition\" was never trained .*labels go from 0 to 2"):
+            flow.log_prob(torch.zeros(2, 2), unknown)
+        flow.record(objectives.MaximumLikelihood(condition_dropout=0.1))
+        flow.log_prob(torch.zeros(2, 2), unknown)
+
+
+@pytest.mark.parametrize("objective", [None, "FlowMatching", objectives.FlowMatching])
+def test_only_objectives_are_recorded(objective):
+    flow = continuous()
+    with pytest.raises(TypeError, match="pass an object such as objectives.FlowMatching"):
+        flow.record(objective)
+    assert flow.trained_by == ()
+
+
+def test_a_flow_of_few_steps_stays_on_its_path():
+    flow = continuous()
+    flow.with_path(paths.Cosine())
+    flow.record(objectives.Distillation(1))
+    with pytest.raises(ValueError, match="trained to few steps .* belong to its own path"):
+        flow.with_path(paths.Cosine())
+
+
+def test_only_methods_that_take_options_are_asked_for_them():
+    flow = continuous()
+    assert flow.options_of("rsample") == ("solver", "guidance")
+    assert set(flow.options_of("encode")) == {"solver", "guidance", "divergence"}
+    with pytest.raises(ValueError, match=r"options_of\('nope'\).*choose from sample"):
+        flow.options_of("nope")
+
+
+def test_whole_numbers_are_no_points_of_a_trajectory():
+    with pytest.raises(TypeError, match=r"x has dtype torch.int64.*x.float\(\)"):
+        continuous().log_prob(torch.ones(2, 2, dtype=torch.int64))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.bijections.map import Surjection
 from cflow.registry import register
 
@@ -35,7 +36,8 @@ class Dequantise(Surjection):
     Cost: ``encode`` reads one flag back from the device.
 
     Raises:
-        ValueError: if ``levels`` is below 2 or above 65,536; in ``encode``, if a value is not a whole number in range.
+        ValueError: if ``levels`` is not a whole number from 2 to 65,536; in ``encode``, if a value is not a whole
+            number in range.
 
     Source: Theis et al., A note on the evaluation of generative models, 2015, arXiv:1511.01844, section 3.1.
 
@@ -53,7 +55,7 @@ class Dequantise(Surjection):
 
     def __init__(self, event_shape: int | Sequence[int], levels: int = 256):
         super().__init__(event_shape)
-        if not 2 <= levels <= 1 << 16:
+        if not (is_integer(levels, 2, numpy=True) and levels <= 1 << 16):
             raise ValueError(
                 f"Dequantise(levels={levels}): the levels are counted from 2 to 65,536; 8-bit images have 256."
             )

@@ -100,9 +100,14 @@ class Standardise(Bijection):
             learned: as for the constructor.
 
         Raises:
+            TypeError: for data that are not a tensor.
             ValueError: if there are fewer than two items, a value is not finite, an entry is constant (the message
                 names some) while ``minimum_scale`` is ``None``, or ``pooled`` names no event dimension.
         """
+        if not isinstance(data, Tensor):
+            raise TypeError(
+                f"Standardise.fit({type(data).__name__}): data are a tensor [N, *event]; pass torch.as_tensor(data)."
+            )
         loc, scale = _measure(data, tuple(pooled), minimum_scale)
         dtype = dtype or (data.dtype if data.is_floating_point() else torch.get_default_dtype())
         return Standardise(tuple(data.shape[1:]), loc.to(dtype), scale.to(dtype), learned=learned)

@@ -211,8 +211,13 @@ class ContinuousFlow(BaseInvertibleFlow):
         The new flow shares the trained field; its samples follow the same distribution, along other trajectories.
 
         Raises:
-            ValueError: for a flow without a path, and where either path is not affine.
+            ValueError: for a flow without a path, for one trained to few steps, and where either path is not affine.
         """
+        if self._takes_steps:
+            raise ValueError(
+                f"flow.with_path: this flow was trained to few steps ({self.trained_by[-1].objective}), which belong "
+                f"to its own path and times; use the flow that it was distilled from."
+            )
         if self.path is None:
             raise ValueError(
                 "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."

@@ -22,6 +22,11 @@ def transport(
     *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None,
 ) -> Solution:  # fmt: skip
     """Carries ``x [B, *event]`` from ``t0`` to ``t1``; see :meth:`cflow.ContinuousFlow.transport`."""
+    if not x.is_floating_point():
+        raise TypeError(
+            f"flow: x has dtype {x.dtype}, and points on a trajectory are real numbers; pass x.float(), or put "
+            f"bijections.Dequantise in front of the flow (flow.with_transform)."
+        )
     names = _names(ladj, quadratures)
     t0, t1, at = _times(t0, t1, at)
     solver = flow.solver if solver is None else solver

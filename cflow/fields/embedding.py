@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from cflow.arguments import is_integer
 from cflow.fields.base import is_null, null_like
 from cflow.registry import register
 
@@ -169,9 +170,9 @@ class ContextEmbedding(nn.Module):
 
 
 def check_condition(name: str, classes: int, context: int) -> None:
-    """Refuses a negative number of classes or width of context, and both at once."""
-    if classes < 0 or context < 0 or (classes and context):
+    """Refuses what is no number of classes or width of a context, and both at once."""
+    if not (is_integer(classes, 0, numpy=True) and is_integer(context, 0, numpy=True)) or (classes and context):
         raise ValueError(
-            f"{name}(classes={classes}, context={context}): the condition is one of a number of class labels, or a "
+            f"{name}(classes={classes!r}, context={context!r}): the condition is one of a number of class labels, or a "
             f"vector of that width, or nothing; pass at most one of the two, as a positive integer."
         )

@@ -292,7 +292,7 @@ class Loop:
         with evaluating(self.flow), average:
             with self.processes.together(), self.trained.gathered(), torch.no_grad():
                 if callable(self.validation):
-                    looked = torch.tensor(float(self.validation(self.flow)), dtype=torch.float64)
+                    looked = torch.tensor(_number(self.validation(self.flow)), dtype=torch.float64)
                     row = {"validation": float(self.processes.mean(looked))}
                 else:
                     row = self._over_validation()
@@ -351,3 +351,15 @@ class Loop:
         recall(self.flow, {name: tuple(TrainingEntry(**each) for each in entries) for name, entries in records})
         self.pending = [tuple(torch.tensor(step, device=self.device).float()) for step in note["pending"]]
         self.source.seek(step - step % self.options.pool, self.epoch, self.used)
+
+
+def _number(loss: Any) -> float:
+    """Gives what a validation function returned as one number."""
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        given = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise TypeError(
+            f"fit(validation=function): the function returned {given}; it is called as validation(flow) and returns "
+            f"one number, the loss that is to fall."
+        ) from None

@@ -228,3 +228,16 @@ def test_logit_and_the_inverse_of_sigmoid_are_one_function(dtype):
     z = torch.linspace(-12, 12, 50, dtype=dtype)[:, None]
     for one, other in zip(Logit(1, alpha=0.0).decode(z), Inverse(Sigmoid(1)).decode(z)):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("levels", [2.5, 256.0, True, "8", 1, 70_000])
+def test_levels_are_counted(levels):
+    with pytest.raises(ValueError, match="levels are counted from 2 to 65,536"):
+        Dequantise(2, levels)
+
+
+def test_data_to_standardise_are_a_tensor_and_go_to_fit():
+    with pytest.raises(TypeError, match=r"Standardise.fit\(list\)"):
+        Standardise.fit([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"shape tensor of shape \[200, 2\]: a shape is an int"):
+        Standardise(torch.randn(200, 2))

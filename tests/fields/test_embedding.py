@@ -54,3 +54,9 @@ def test_integers_hold_no_missing_condition():
     field = MLP(2, context=3)
     with pytest.raises(TypeError, match=r"cannot hold; pass context.float\(\)"):
         field.null_context(torch.zeros(4, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("classes", [2.5, "3", True, -1])
+def test_classes_are_counted(classes):
+    with pytest.raises(ValueError, match="the condition is one of a number of class labels"):
+        ContextEmbedding(4, classes=classes)

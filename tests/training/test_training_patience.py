@@ -130,3 +130,9 @@ def test_an_interrupt_before_a_validation_loses_none(tmp_path):
     assert (resumed.best_step, resumed.steps) == (run.best_step, run.steps)
     assert [row["step"] for row in resumed.history] == [row["step"] for row in run.history]
     assert same(again, whole.state_dict())
+
+
+@pytest.mark.parametrize("returned", [None, "x", {"a": 1.0}, torch.tensor([1.0, 2.0])])
+def test_a_validation_function_returns_one_number(returned):
+    with pytest.raises(TypeError, match="returned .*one number, the loss that is to fall"):
+        train(steps=2, validation=lambda flow: returned, validate_every=1)
