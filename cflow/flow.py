@@ -7,44 +7,31 @@ dimension: ``x [B, *event]``, ``context [B, *context_shape]``, log-densities ``[
 from __future__ import annotations
 
 import copy
-import difflib
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Size, Tensor, nn
-from torch._C._functorch import is_batchedtensor
+from torch import Tensor
 from torch.distributions import Distribution
 
 from cflow.bijections.compose import Compose
 from cflow.bijections.map import Likelihood, Map
+from cflow.calls import Calls
 from cflow.distribution import FlowDistribution
 from cflow.record import TrainingEntry
 from cflow.shapes import (
     Shape,
     Value,
     as_shape,
-    batch_of,
-    broadcast,
     check_mask,
     expand_like,
-    flatten,
     on_tensors,
-    pattern,
     shown,
     unflatten,
 )
 
 __all__ = ["BaseFlow", "Flow"]
-
-KINDS = {
-    **dict.fromkeys(("sample", "rsample"), ("sample",)),
-    **dict.fromkeys(("log_prob", "log_prob_estimate"), ("log_prob",)),
-    **dict.fromkeys(("sample_and_log_prob", "rsample_and_log_prob", "encode", "decode"), ("sample", "log_prob")),
-}
-"""Whose options each method takes: those of what draws, of what computes a density, or of both."""
 
 
 @runtime_checkable
@@ -80,7 +67,7 @@ class Flow(Protocol):
     def forward(self, context: Value | None = None) -> Distribution: ...
 
 
-class BaseFlow(nn.Module):
+class BaseFlow(Calls):
     """Derives the protocol from two methods on one batch dimension.
 
     A subclass writes ``_sample(count, context, generator, **options) -> x [count, *event]`` and, unless its
@@ -101,8 +88,6 @@ class BaseFlow(nn.Module):
         TypeError: for a transform that is not a ``bijections.Map``.
         ValueError: where shapes do not follow one another, or a transform reads another context than the flow.
     """
-
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     kept: ClassVar[tuple[str, ...]] = ("trained_by",)
     """What is saved and copied with a flow beside its constructor's arguments."""
@@ -169,21 +154,6 @@ class BaseFlow(nn.Module):
     def has_rsample(self) -> bool:
         """Whether gradients flow through samples."""
         return False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of events: that of the module's first floating tensor, float32 or better."""
-        return torch.promote_types(self._reference.dtype, torch.float32)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the module's first floating tensor."""
-        return self._reference.device
-
-    @property
-    def _reference(self) -> Tensor:
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return next((each for each in tensors if each.is_floating_point()), torch.empty(0))
 
     # The protocol
 
@@ -357,91 +327,3 @@ class BaseFlow(nn.Module):
     def postprocess(self, u: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
         """Carries what the flow models back to data: ``(x [B, *event], contribution [B])``."""
         return self.transform.decode(u, context, generator=generator) if len(self.transform) else (u, 0.0)
-
-    # What every call goes through: shapes checked, one batch dimension inside
-
-    def options_of(self, method: str) -> tuple[str, ...]:
-        """Lists the keywords that a method takes beside ``generator``: ``flow.options_of("sample")``.
-
-        Raises:
-            ValueError: for the name of a method that takes no options.
-        """
-        if method not in KINDS:
-            raise ValueError(
-                f"flow.options_of({method!r}): no such method takes options; choose from {', '.join(KINDS)}."
-            )
-        return tuple(dict.fromkeys(name for kind in KINDS[method] for name in self.options.get(kind, ())))
-
-    def _check(self, options: dict[str, Any], method: str) -> None:
-        known = self.options_of(method) if options else ()
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                takes = ", ".join(("generator", *known))
-                raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}it takes {takes}.")
-        if "log_prob" in method and self.likelihood == "none":
-            base = getattr(self, "base", None)
-            what = type(self).__qualname__ + ("" if base is None else f" from base {type(base).__name__}")
-            raise ValueError(
-                f"flow.{method}: this {what} has no density; compare samples instead, for example with cflow.metrics"
-                + ("." if base is None else ", or build it with a base such as bases.Normal.")
-            )
-
-    def _context(self, context: Value | None, method: str) -> Size:
-        if self.context_shape is None:
-            if context is not None:
-                raise ValueError(
-                    f"flow.{method}(context=...): this flow is unconditional; omit the context, or build the "
-                    "flow with context_shape=... and a field that reads a context."
-                )
-            return Size()
-        if context is None:
-            what = f"labels from 0 to {self.classes - 1}" if self.classes else "a context"
-            raise ValueError(
-                f"flow.{method}(): this flow is conditional and no context was given; pass {what} of shape "
-                f"{pattern(self.context_shape)}, or flow.null_context(context) where "
-                f'"no condition" was trained.'
-            )
-        batch = batch_of(context, self.context_shape, f"flow.{method}: context")
-        # Read where that waits for no device: an index beyond the table has no readable error of its own.
-        if self.classes and self._may_read(context):
-            low, high = int(context.min()), int(context.max())
-            if low < 0 or high > self.classes:
-                raise ValueError(
-                    f"flow.{method}: class labels from {low} to {high} were given; this flow knows 0 to "
-                    f"{self.classes - 1}, and {self.classes} for no condition."
-                )
-            if high == self.classes:
-                self._check_null(f"{method}: label {high}")
-        return batch
-
-    @staticmethod
-    def _may_read(context: Value) -> bool:
-        """Says whether the values of a context can be read: not on a device, in a compiled graph or under vmap."""
-        if not isinstance(context, Tensor) or torch.compiler.is_compiling() or is_batchedtensor(context):
-            return False
-        return context.device.type == "cpu" and context.numel() > 0
-
-    def cast(self, value: Value | None) -> Value | None:
-        """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""
-        reference = self._reference
-        device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
-        return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
-
-    def _enter(
-        self, x: Value, context: Value | None, method: str, shape: Shape | None = None, name: str = "x"
-    ) -> tuple:
-        """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
-        shape = self.event_shape if shape is None else shape
-        own = batch_of(x, shape, f"flow.{method}: {name}")
-        batch = broadcast(f"flow.{method}", own, self._context(context, method))
-        if context is not None:
-            context = flatten(self.cast(context), self.context_shape, batch)
-        return self.cast(flatten(x, shape, batch)), context, batch
-
-    def _count(self, shape, context: Value | None, method: str) -> tuple[Value | None, Size]:
-        batch = Size((*as_shape(shape), *self._context(context, method)))
-        if context is not None:
-            context = flatten(self.cast(context), self.context_shape, batch)
-        return context, batch

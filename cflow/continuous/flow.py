@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from cflow import registry
 from cflow.bijections.map import Likelihood, weakest
 from cflow.continuous.divergence import Exact
+from cflow.continuous.parts import check_parts
 from cflow.continuous.transport import transport
 from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
 from cflow.fields import as_field
 from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.paths import AffinePath, Rescheduled, VelocityPath
-from cflow.shapes import Size, flatten, shown, unflatten
+from cflow.shapes import flatten, unflatten
 from cflow.solvers import Dopri5, Solution
 
 __all__ = ["ContinuousFlow"]
@@ -102,46 +103,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         self.path = path
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
         self.divergence = Exact() if divergence is None else divergence
-        self._validate()
-
-    def _validate(self) -> None:
-        if not isinstance(self.field, nn.Module) or hasattr(self.field, "log_prob"):
-            raise TypeError(
-                f"ContinuousFlow(field={type(self.field).__name__}, base={type(self.base).__name__}): the first "
-                f"argument is the network, a torch.nn.Module called as field(t, x, context); the second is the base."
-            )
-        if isinstance(self.path, type) or not (self.path is None or callable(getattr(self.path, "velocity", None))):
-            raise TypeError(
-                f"ContinuousFlow(path={self.path!r}): a continuous flow follows a velocity; pass an object such as "
-                f"paths.Linear()."
-            )
-        field = as_field(self.field)
-        event = field.event_shape
-        if event is not ... and Size(event) != self.model_shape:
-            raise ValueError(
-                f"ContinuousFlow: the field works on events {tuple(event)} and the base draws "
-                f"{tuple(self.model_shape)}; give both the same shape."
-            )
-        reads = field.context_shape
-        if reads not in (..., self.context_shape):
-            raise ValueError(
-                f"ContinuousFlow(context_shape={shown(self.context_shape)}): the field's context_shape is "
-                f"{shown(reads)}; pass context_shape={shown(reads)}."
-            )
-        wanted, outputs = 1 if self.path is None else self.path.outputs, field.outputs
-        if outputs not in (..., wanted):
-            raise ValueError(
-                f"ContinuousFlow: the field returns {outputs} outputs and the path ({self.path!r}) reads "
-                f"{wanted}; build the field with outputs={wanted}"
-                + (", or choose predict='velocity'." if wanted == 2 else ".")
-            )
-        affine = self.path is not None and self.path.affine
-        if affine and self.path.predict == "score" and not getattr(self.base, "is_standard", False):
-            raise ValueError(
-                f"ContinuousFlow(path={self.path!r}): a score is converted to a velocity for a standard normal base, "
-                f"not {type(self.base).__name__}; use bases.Normal(event_shape), or predict 'velocity', 'x1' or "
-                "'noise'."
-            )
+        check_parts(self)
 
     @property
     def likelihood(self) -> Likelihood:
