@@ -68,6 +68,7 @@ class Map(nn.Module):
         turned: whether ``decode`` takes the place of ``encode`` in this, as inside an :class:`Inverse`; set by that.
         takes_integers: whether ``encode`` takes whole numbers of any dtype; they are made floating.
         reads_values: whether a direction reads values back from the device (to refuse some), as no graph can hold.
+        fixed_buffers: whether the buffers are given or measured once, so that averages of the weights leave them alone.
         levels: how many whole numbers the data may be, where they are whole numbers from 0 on.
     """
 
@@ -79,6 +80,7 @@ class Map(nn.Module):
     turned: bool = False
     takes_integers: bool = False
     reads_values: bool = False
+    fixed_buffers: bool = False
     levels: int | None = None
 
     def __init__(self, event_shape, context_shape=None, *, latent_shape=None):

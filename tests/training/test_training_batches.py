@@ -188,6 +188,9 @@ def test_a_dataset_may_bring_collate():
     for dataset in parts:
         run = training.fit(small_flow(), SmallMatching(), dataset, steps=2, batch_size=10, log_every=1)
         assert run.steps == 2
+    Words.collate = 3
+    with pytest.raises(TypeError, match=r"fit\(data=Words\): its collate is 3; it is a method"):
+        training.fit(small_flow(), SmallMatching(), Words(), steps=2, batch_size=10)
 
 
 def test_processes_across_read_the_batches_of_one():

@@ -6,10 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import logsigmoid
 
-from cflow.bijections import Bijection
-from cflow.bijections.matrices import without_autocast
+from cflow.discrete.pushes.push import Push, parameters_of
 from cflow.discrete.univariate.rootfinding import invert
 from cflow.registry import register
 
@@ -20,7 +19,7 @@ ITERATIONS = 10
 
 
 @register("discrete.Planar")
-class Planar(Bijection):
+class Planar(Push):
     r"""Pushes along one direction by a function of the projection on another.
 
     .. math:: z = x + \hat u \tanh(a), \quad a = w^\top x + b, \qquad
@@ -56,13 +55,7 @@ class Planar(Bijection):
     """
 
     def __init__(self, features: int, context: int = 0):
-        if features < 1 or context < 0:
-            raise ValueError(
-                f"Planar(features={features}, context={context}): an event has at least one feature, and a context no "
-                "negative width; pass for example Planar(2)."
-            )
-        super().__init__(features, context or None)
-        self.features, self.context = features, context
+        super().__init__(features, context)
         self.w = nn.Parameter(torch.randn(features) * features**-0.5)
         self.u, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(1))
         self.weight = nn.Parameter(torch.zeros(2 * features + 1, context)) if context else None
@@ -88,18 +81,6 @@ class Planar(Bijection):
         square = w.square().sum(-1).clamp(min=torch.finfo(w.dtype).tiny)
         push = u + ((excess(product) - product) / square)[:, None] * w
         return w, push, b.squeeze(-1), product
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}" + (f", context={self.context}" if self.context else "")
-
-
-def parameters_of(value: Tensor, context: Tensor | None, parts: tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
-    """Joins parameters to one row, or to one per sample, moved by a linear function of its context."""
-    raw = torch.cat([part.to(value.dtype) for part in parts])
-    if context is None:
-        return raw[None]
-    with without_autocast(value):
-        return linear(context.to(value.dtype), weight.to(value.dtype), raw)
 
 
 def positive(raw: Tensor) -> Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cflow.bijections import Bijection
-from cflow.discrete.pushes.planar import parameters_of, positive
+from cflow.discrete.pushes.planar import positive
+from cflow.discrete.pushes.push import Push, parameters_of
 from cflow.registry import register
 
 __all__ = ["Radial"]
 
 
 @register("discrete.Radial")
-class Radial(Bijection):
+class Radial(Push):
     r"""Draws towards a centre, or pushes away from it, by an amount that falls off with the distance.
 
     .. math:: z = x_0 + \frac{r + s}{r + \alpha} (x - x_0), \quad r = \lVert x - x_0 \rVert, \qquad
@@ -47,13 +47,7 @@ class Radial(Bijection):
     """
 
     def __init__(self, features: int, context: int = 0):
-        if features < 1 or context < 0:
-            raise ValueError(
-                f"Radial(features={features}, context={context}): an event has at least one feature, and a context no "
-                "negative width; pass for example Radial(2)."
-            )
-        super().__init__(features, context or None)
-        self.features, self.context = features, context
+        super().__init__(features, context)
         self.center = nn.Parameter(torch.randn(features))
         self.raw_reach, self.raw_pull = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         self.weight = nn.Parameter(torch.zeros(features + 2, context)) if context else None
@@ -91,6 +85,3 @@ class Radial(Bijection):
         # Quotients first: squares of small numbers would vanish.
         slope = (r / whole) * ((r + 2 * reach) / whole) + (reach / whole) * (pull / whole)
         return ((self.features - 1) * ((r + pull) / whole).log() + slope.log()).squeeze(-1)
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}" + (f", context={self.context}" if self.context else "")

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from cflow.bijections import Bijection
 from cflow.bijections.matrices import orthonormal, without_autocast
-from cflow.discrete.pushes.planar import excess, log_slope, parameters_of, undo_push
+from cflow.discrete.pushes.planar import excess, log_slope, undo_push
+from cflow.discrete.pushes.push import parameters_of
 from cflow.registry import register
 
 __all__ = ["Sylvester"]
