@@ -60,8 +60,8 @@ def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
     own = getattr(dataset, "collate", None)
     if own is not None and not callable(own):
         raise TypeError(
-            f"fit(data={type(dataset).__name__}): its collate is {own!r:.40}; it is a method that takes a list of items "
-            f"and returns a batch, x or (x, context)."
+            f"fit(data={type(dataset).__name__}): its collate is {own!r:.40}; it is a method that takes a list of "
+            f"items and returns a batch, x or (x, context)."
         )
     return default_collate if own is None else own
 
