@@ -256,7 +256,7 @@ class BaseFlow(Calls):
             labels = f" (labels go from 0 to {self.classes - 1})" if self.classes else ""
             raise ValueError(
                 f'flow.{method}: "no condition" was never trained ({self.trained_by[-1].objective} without '
-                f"condition_dropout), so the network cannot be evaluated without one{labels}; train with "
+                f"condition_dropout), and guidance and null_context need it{labels}; train with "
                 f"condition_dropout=0.1."
             )
 
