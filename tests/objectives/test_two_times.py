@@ -1,5 +1,8 @@
 """Average velocities: the identities that train them, on a flow whose own are known."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -235,3 +238,12 @@ def test_what_cannot_be_is_refused(generator):
         fields.two_times(fields.ConcatSquash(2))
     with pytest.raises(ValueError, match="do not mix"):
         guidance.AutoGuidance(fields.MLP(2), 2.0)(field)
+
+
+def test_a_first_derivative_in_forward_mode_prints_nothing():
+    # torch 2.14 warns of its own use of torch.jit.script when it loads its rules, once in a process.
+    code = "import torch, cflow; from cflow.objectives.few_step.forward_mode import jvp; one = torch.ones(())\n"
+    code += "print(*jvp(torch.tanh, (0 * one,), (one,)))"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "tensor(0.) tensor(1.)\n"
+    assert "jit" not in done.stderr, done.stderr

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflow.objectives.few_step.forward_mode import jvp
 from cflow.objectives.few_step.two_times import TwoTimes
 from cflow.paths.path import mean_square
 from cflow.registry import register
@@ -48,7 +49,7 @@ class LagrangianSelfDistillation(TwoTimes):
 
     def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         step = lambda s: x + expand_like(s - t, x) * flow.predict(t, x, context, s=s)
-        end, moves = torch.func.jvp(step, (s,), (torch.ones_like(s),))
+        end, moves = jvp(step, (s,), (torch.ones_like(s),))
         with torch.no_grad():
             there = flow.predict(s, end.detach(), context, s=s)
             target = torch.where(expand_like(s > t, x), there, v)

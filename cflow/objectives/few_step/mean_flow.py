@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflow.objectives.few_step.forward_mode import jvp
 from cflow.objectives.few_step.two_times import TwoTimes
 from cflow.paths.path import mean_square
 from cflow.registry import register
@@ -48,6 +49,6 @@ class MeanFlow(TwoTimes):
 
     def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         ask = lambda t, x: flow.predict(t, x, context, s=s)
-        u, change = torch.func.jvp(ask, (t, x), (torch.ones_like(t), v))
+        u, change = jvp(ask, (t, x), (torch.ones_like(t), v))
         target = v + expand_like(s - t, x) * change.detach()
         return mean_square(u - target, None)
