@@ -23,6 +23,9 @@ with torch.no_grad():
 assert "cflow" not in sys.modules
 torch.save(answers, sys.argv[1])
 """
+# Two programs of one network add the same float32 numbers in different orders. The errors of sums of some 70 products in
+# some 40 layers add up as a random walk: sqrt(70 * 40) roundings of the largest value.
+ROUNDING = 54 * torch.finfo(torch.float32).eps
 
 
 def seeded(seed):
@@ -103,7 +106,7 @@ def test_a_fresh_process_without_this_library_gets_the_same_numbers(tmp_path):
     for (path, _), given, correct in zip(asked, torch.load(tmp_path / "asked"), wanted):
         for one, other in zip(given, correct):
             assert one.shape == other.shape, path
-            assert (one - other).abs().max() <= 1e-6 * max(1.0, other.abs().max()), path
+            assert (one - other).abs().max() <= ROUNDING * max(1.0, other.abs().max()), path
 
 
 def test_the_density_of_a_continuous_flow_by_its_closed_form():
