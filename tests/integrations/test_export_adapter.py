@@ -23,8 +23,8 @@ with torch.no_grad():
 assert "cflow" not in sys.modules
 torch.save(answers, sys.argv[1])
 """
-# Two programs of one network add the same float32 numbers in different orders. The errors of sums of some 70 products in
-# some 40 layers add up as a random walk: sqrt(70 * 40) roundings of the largest value.
+# Two programs of one network add the same float32 numbers in different orders. The errors of sums of some 70 products
+# in some 40 layers add up as a random walk: sqrt(70 * 40) roundings of the largest value.
 ROUNDING = 54 * torch.finfo(torch.float32).eps
 
 

@@ -167,10 +167,20 @@ def test_settings_of_a_backward_solve_are_for_methods_that_have_one():
     [
         ({"method": "dopri45"}, ValueError, "no such method; choose from .*dopri5.*scipy_solver"),
         ({"method": "euler_maruyama"}, ValueError, "no such method"),
+        ({"method": "picard"}, ValueError, "no such method"),
+        ({"method": "flow_map"}, ValueError, "no such method"),
+        ({"options": {"norm": torch.max}}, ValueError, "no option 'norm'"),
+        ({"options": {"step_t": [0.5]}}, ValueError, "no option 'step_t'"),
+        ({"options": {"jump_t": [0.5]}}, ValueError, "no option 'jump_t'"),
+        ({"options": {"dtype": torch.float64}}, ValueError, "no option 'dtype'"),
+        ({"t": [0.5], "options": {"firststep": 0.1}}, ValueError, "no option 'firststep'"),
+        ({"t": [0.5], "method": "dopri45"}, ValueError, "no such method"),
+        ({"rtol": torch.tensor([1e-3, 1e-4])}, ValueError, "one rtol holds for each tensor"),
+        ({"rtol": (1e-3, 1e-4), "method": "fehlberg2"}, ValueError, "pass a number"),
         ({"options": {"firststep": 0.1}}, ValueError, "no option 'firststep'; it takes first_step"),
         ({"options": {"step_size": 0.1}}, ValueError, "no option 'step_size'"),
         ({"method": "rk4", "options": {"interp": "cubic"}}, ValueError, "it takes step_size, grid_constructor"),
-        ({"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": None}}, ValueError, "one of the two"),
+        ({"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": len}}, ValueError, "one of the two"),
         ({"method": "rk4", "options": {"step_size": -0.1}}, ValueError, "positive length"),
         ({"method": "fehlberg2", "options": {"tol": 1}}, ValueError, "no option 'tol'"),
         ({"t": [0.0, 1.0, 1.0]}, ValueError, "strictly increase"),
@@ -179,17 +189,28 @@ def test_settings_of_a_backward_solve_are_for_methods_that_have_one():
         ({"t": [0.0, float("nan")]}, ValueError, "finite times"),
         ({"t": torch.zeros(2, 2)}, ValueError, "one list"),
         ({"t": torch.tensor([0.0, 1.0], requires_grad=True)}, ValueError, "constants of the solve"),
-        ({"rtol": (1e-3, 1e-4)}, ValueError, "one tolerance"),
+        ({"rtol": (1e-3, 1e-4)}, ValueError, "one for each tensor of a tuple y0, and y0 has no parts"),
         ({"y0": {"x": torch.ones(2)}}, TypeError, "a tensor or a tuple"),
-        ({"f": lambda t, y: y[0]}, ValueError, "derivative has the shape"),
-        ({"f": lambda t, y: (y,), "y0": (torch.ones(2), torch.ones(2))}, TypeError, "return as many"),
+        ({"func": lambda t, y: y[0]}, ValueError, "derivative has the shape"),
+        ({"func": lambda t, y: (y,), "y0": (torch.ones(2), torch.ones(2))}, TypeError, "return as many"),
         ({"event_fn": lambda t, y: y}, ValueError, "do not stop at events"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(change, error, message):
-    arguments = {"f": lambda t, y: -y, "y0": torch.ones(2), "t": [0.0, 1.0]} | change
+    arguments = {"func": lambda t, y: -y, "y0": torch.ones(2), "t": [0.0, 1.0]} | change
     with pytest.raises(error, match=message):
-        odeint(arguments.pop("f"), arguments.pop("y0"), arguments.pop("t"), **arguments)
+        odeint(arguments.pop("func"), arguments.pop("y0"), arguments.pop("t"), **arguments)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "fehlberg2"])
+@pytest.mark.parametrize("name", ["callback_step", "callback_accept_step", "callback_reject_step_adjoint"])
+@pytest.mark.parametrize("solve", [odeint, odeint_adjoint])
+def test_callbacks_are_refused_not_dropped(method, name, solve):
+    net = Net()
+    setattr(net, name, lambda t, y, dt: None)
+    for t in ([0.0, 1.0], [0.0]):
+        with pytest.raises(ValueError, match=rf"{name}.*call torchdiffeq.{solve.__name__}, or"):
+            solve(net, state(), t, method=method)
 
 
 def test_a_solve_that_fails_raises():
@@ -211,6 +232,88 @@ def test_the_shortest_step_is_taken_whatever_its_error():
 
 def test_every_method_of_ours_that_needs_no_schedule_is_named():
     from cflow.solvers import Adaptive
-    from cflow.solvers.torchdiffeq.call import _OWN
+    from cflow.solvers.torchdiffeq.options import _OWN
 
     assert {name for name, kind in METHODS.items() if issubclass(kind, Adaptive)} <= _OWN
+
+
+def test_torchdiffeqs_defaults_mean_what_they_mean_there():
+    nothing = {"first_step": None, "min_step": 0, "max_step": float("inf"), "step_t": None, "jump_t": None}
+    factors = {"safety": 0.9, "ifactor": 10.0, "dfactor": 0.2, "max_num_steps": 2**31 - 1}
+    given = {
+        "method": None,
+        "options": nothing | factors,
+        "rtol": torch.tensor(1e-7, dtype=torch.float64),
+        "event_fn": None,
+    }
+    for solve, more in ((odeint, {}), (odeint_adjoint, {"adjoint_rtol": None})):
+        usual = solve(field, state(), TIMES)
+        assert torch.equal(solve(func=field, y0=state(), t=TIMES, **given, **more), usual)
+    on_grid = {"step_size": None, "grid_constructor": None, "perturb": False}
+    assert torch.equal(
+        odeint(field, state(), TIMES, method="rk4", options=on_grid), odeint(field, state(), TIMES, method="rk4")
+    )
+
+
+def test_the_factors_of_a_step_are_honoured():
+    def calls(**options):
+        seen = []
+        odeint(lambda t, y: seen.append(1) or -y, torch.ones(1).double(), [0.0, 1.0], options=options)
+        return len(seen)
+
+    usual = calls(first_step=1e-6)
+    assert calls(first_step=1e-6, ifactor=2.0) > usual  # steps grow more slowly
+    assert calls(first_step=1e-6, safety=0.4) > usual  # steps are shorter
+    with pytest.raises(ValueError, match="a step shrinks by a factor below one"):
+        calls(dfactor=1.5)
+
+
+def test_a_tolerance_for_each_tensor_of_a_tuple():
+    y0 = (torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    f = lambda t, y: (-y[0], torch.cos(40 * t) * y[1])
+
+    def calls(rtol, atol):
+        seen = []
+        odeint(lambda t, y: seen.append(1) or f(t, y), y0, [0.0, 1.0], rtol=rtol, atol=atol)
+        return len(seen)
+
+    assert calls((1e-8, 1e-8), 1e-8) == calls(1e-8, 1e-8)
+    assert calls(1e-8, (1e-8, 1e3)) < calls(1e-8, 1e-8) / 2  # the second is not held to anything
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED, "tsit5", "fehlberg2", "scipy_solver"])
+def test_complex_states(method):
+    y0, rate = torch.tensor([1.0 + 0.5j, -2.0j], dtype=torch.complex128), -0.3 + 2j
+    seen = set()
+    f = lambda t, y: seen.add((t.dtype, y.dtype, y.shape)) or rate * y
+    exact = y0 * torch.exp(torch.tensor(rate) * TIMES[:, None])
+    y = odeint(f, y0, TIMES, method=method)
+    assert seen == {(torch.float64, torch.complex128, y0.shape)}
+    if method in FIXED:
+        torch.testing.assert_close(y, torchdiffeq.odeint(f, y0, TIMES, method=method), rtol=1e-12, atol=1e-12)
+    else:
+        torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-4)
+    pair = odeint(lambda t, y: (rate * y[0], -y[1]), (y0, torch.ones(3).double()), TIMES, method=method)
+    assert [part.dtype for part in pair] == [torch.complex128, torch.float64]
+    torch.testing.assert_close(pair[0], y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("solve", [odeint, odeint_adjoint])
+def test_gradients_of_complex_states(solve):
+    y0 = torch.tensor([1.0 + 0.5j, -2.0j], dtype=torch.complex128, requires_grad=True)
+    rate = torch.tensor(-0.3 + 2j, dtype=torch.complex128, requires_grad=True)
+    end = (
+        solve(lambda t, y: rate * y, y0, [0.0, 1.0], adjoint_params=(rate,))[-1]
+        if solve is odeint_adjoint
+        else (solve(lambda t, y: rate * y, y0, [0.0, 1.0])[-1])
+    )
+    given = torch.autograd.grad(end.abs().square().sum(), (y0, rate))
+    wanted = torch.autograd.grad((y0 * rate.exp()).abs().square().sum(), (y0, rate))
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_failure_is_an_error_where_torchdiffeq_gives_what_is_not_finite():
+    f, y0, t = lambda t, y: y * torch.inf, torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0]).double()
+    assert not torchdiffeq.odeint(f, y0, t, method="rk4").isfinite().all()
+    with pytest.raises(RuntimeError, match="NON_FINITE"):
+        odeint(f, y0, t)
