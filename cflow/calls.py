@@ -11,6 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
+from cflow.draws import Source, check_generator
 from cflow.shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, pattern
 
 __all__ = ["Calls"]
@@ -60,7 +61,8 @@ class Calls(nn.Module):
             )
         return tuple(dict.fromkeys(name for kind in KINDS[method] for name in self.options.get(kind, ())))
 
-    def _check(self, options: dict[str, Any], method: str) -> None:
+    def _check(self, options: dict[str, Any], method: str, generator: Source = None) -> None:
+        check_generator(f"flow.{method}", generator, by_row=True)
         known = self.options_of(method) if options else ()
         for name in options:
             if name not in known:

@@ -166,7 +166,7 @@ class BaseFlow(Calls):
             TypeError: for an option that ``options`` does not name.
             ValueError: where ``likelihood`` is ``"none"``, a shape does not fit, or a context is missing or not read.
         """
-        self._check(options, "log_prob")
+        self._check(options, "log_prob", generator)
         x, context, batch = self._enter(x, context, "log_prob")
         u, ladj = self.preprocess(x, context, generator=generator)
         return (self._log_prob(u, context, generator, **options) + ladj).reshape(batch)
@@ -182,7 +182,7 @@ class BaseFlow(Calls):
         Raises:
             ValueError: for fewer than two draws, and as ``log_prob``.
         """
-        self._check(options, "log_prob_estimate")
+        self._check(options, "log_prob_estimate", generator)
         if self.likelihood == "exact" and not options:
             value = self.log_prob(x, context, generator=generator)
             return value, torch.zeros_like(value)
@@ -195,8 +195,12 @@ class BaseFlow(Calls):
 
     @torch.no_grad()
     def sample(self, shape=(), context: Value | None = None, *, generator=None, **options) -> Value:
-        """Draws samples, ``[*shape, *context_batch, *event]``. Builds no graph."""
-        self._check(options, "sample")
+        """Draws samples, ``[*shape, *context_batch, *event]``. Builds no graph.
+
+        ``generator`` is one, or a list of one for each sample (in the order of the batch, flattened): a sample then is
+        the same to rounding whatever else is drawn with it.
+        """
+        self._check(options, "sample", generator)
         context, batch = self._count(shape, context, "sample")
         u = self._sample(math.prod(batch), context, generator, **options)
         return unflatten(self.postprocess(u, context, generator=generator)[0], batch)
@@ -206,7 +210,7 @@ class BaseFlow(Calls):
         self, shape=(), context: Value | None = None, *, generator=None, **options
     ) -> tuple[Value, Tensor]:
         """Draws samples with their log-density: ``([*shape, *context_batch, *event], [*shape, *context_batch])``."""
-        self._check(options, "sample_and_log_prob")
+        self._check(options, "sample_and_log_prob", generator)
         context, batch = self._count(shape, context, "sample_and_log_prob")
         mine = lambda method: {name: options[name] for name in options if name in self.options_of(method)}
         u = self._sample(math.prod(batch), context, generator, **mine("sample"))

@@ -88,7 +88,7 @@ class BaseInvertibleFlow(BaseFlow):
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
         """Carries data to the latent space: ``(z [*batch, *latent], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
-        self._check(options, "encode")
+        self._check(options, "encode", generator)
         x, context, batch = self._enter(x, context, "encode")
         u, outer = self.preprocess(x, context, generator=generator)
         z, ladj = self._encode(u, context, generator, **options)
@@ -96,7 +96,7 @@ class BaseInvertibleFlow(BaseFlow):
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
         """Carries latents to the data space: ``(x [*batch, *event], ladj [*batch])``, ``ladj = log|det dx/dz|``."""
-        self._check(options, "decode")
+        self._check(options, "decode", generator)
         self._needs_bijection("decode")
         z, context, batch = self._enter(z, context, "decode", self.latent_shape, "z")
         u, ladj = self._decode(z, context, generator, **options)
@@ -109,7 +109,7 @@ class BaseInvertibleFlow(BaseFlow):
         Raises:
             ValueError: where a map on the way has no ``rsample``, as a surjection has none.
         """
-        self._check(options, "rsample")
+        self._check(options, "rsample", generator)
         self._needs_bijection("rsample")
         context, batch = self._count(shape, context, "rsample")
         u = self._sample(math.prod(batch), context, generator, **options)
@@ -125,7 +125,7 @@ class BaseInvertibleFlow(BaseFlow):
         Raises:
             ValueError: where a map on the way has no ``rsample``, as a surjection has none.
         """
-        self._check(options, "rsample_and_log_prob")
+        self._check(options, "rsample_and_log_prob", generator)
         self._needs_bijection("rsample_and_log_prob")
         context, batch = self._count(shape, context, "rsample_and_log_prob")
         z = self.cast(self.base.sample((math.prod(batch),), generator=generator))
@@ -141,7 +141,7 @@ class BaseInvertibleFlow(BaseFlow):
 
         Where a map rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
         """
-        self._check(options, "sample_and_log_prob")
+        self._check(options, "sample_and_log_prob", generator)
         if self.has_rsample and self.likelihood != "bound":
             return self.rsample_and_log_prob(shape, context, generator=generator, **options)
         return super().sample_and_log_prob(shape, context, generator=generator, **options)

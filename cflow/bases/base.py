@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cflow.arguments import is_integer
+from cflow.draws import Source, check_generator, draw_rows
 
 __all__ = ["Base", "Number", "broadcasts", "show"]
 
@@ -53,16 +54,21 @@ class Base(nn.Module, ABC):
         context: Tensor | None = None,
         *,
         mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Source = None,
     ) -> Tensor:
         """Draws ``[*shape, *event]``, differentiably in any argument of the base that requires gradients.
 
+        Of a list of generators each draws its row of the first dimension.
+
         Raises:
-            ValueError: if a context or a mask is given: this base reads neither.
+            ValueError: if a context or a mask is given (this base reads neither), or the number of generators differs
+                from that of rows.
+            TypeError: where ``generator`` is no generator, such as a seed.
         """
         self._refuse("sample", context, mask)
+        check_generator(f"{type(self).__name__}.sample", generator, by_row=True)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return self._sample(shape, generator)
+        return draw_rows(self._sample, shape, generator)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Computes the log-density ``[*batch]`` of ``x [*batch, *event]`` in nats, in float32 at least.

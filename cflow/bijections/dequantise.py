@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cflow.arguments import is_integer
 from cflow.bijections.map import Surjection
+from cflow.draws import draw_rows
 from cflow.registry import register
 
 __all__ = ["Dequantise"]
@@ -73,7 +75,7 @@ class Dequantise(Surjection):
         # One bit short of what the mantissa leaves beside the largest level: the division may round, never carry.
         mantissa = -int(math.log2(torch.finfo(x.dtype).eps))
         grid = 1 << (mantissa - math.ceil(math.log2(self.levels)) - 1)
-        draws = torch.randint(grid, x.shape, generator=generator, device=x.device)
+        draws = draw_rows(partial(torch.randint, grid), x.shape, generator, device=x.device)
         z = (x + (draws.to(x.dtype) + 0.5) / grid) / self.levels
         return z, self._contribution(z, -1)
 

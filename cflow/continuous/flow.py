@@ -15,6 +15,7 @@ from cflow.continuous.divergence import Exact
 from cflow.continuous.parts import check_parts
 from cflow.continuous.transport import transport
 from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
+from cflow.draws import check_generator
 from cflow.fields import as_field
 from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.paths import AffinePath, Rescheduled, VelocityPath
@@ -116,10 +117,10 @@ class ContinuousFlow(BaseInvertibleFlow):
         """Whether the last training taught steps, which are no longer those of a velocity."""
         return bool(self.trained_by) and self.trained_by[-1].teaches == "steps"
 
-    def _check(self, options, method: str) -> None:
+    def _check(self, options, method: str, generator=None) -> None:
         if "log_prob" in method or method in ("encode", "decode"):
             self._check_density(method)
-        super()._check(options, method)
+        super()._check(options, method, generator)
 
     def _check_density(self, method: str) -> None:
         """Raises where a log-determinant is asked for that the last training has taken away."""
@@ -256,7 +257,7 @@ class ContinuousFlow(BaseInvertibleFlow):
                 norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
             solver, divergence: in place of the flow's own.
             guidance: how the velocity is guided, such as ``guidance.ClassifierFree(2.0)``.
-            generator: the source of a divergence's probes and of an SDE's noise.
+            generator: the source of a divergence's probes and of an SDE's noise; or a list of one for each row.
             at: times at which to keep the state, in the direction of the solve.
 
         Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
@@ -266,6 +267,7 @@ class ContinuousFlow(BaseInvertibleFlow):
             ValueError: for a time outside [0, 1], an unknown integral, one that the divergence or the solver cannot
                 give, and a solver that needs what the flow's path or training does not provide.
         """
+        check_generator("flow.transport", generator, by_row=True)
         if ladj:
             self._check_density("transport(ladj=True)")
         x, context, batch = self._enter(x, context, "transport", self.model_shape)
@@ -312,7 +314,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         Other random likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is
         not in it.
         """
-        self._check(options, "log_prob_estimate")
+        self._check(options, "log_prob_estimate", generator)
         divergence = options.get("divergence") or self.divergence
         exact = self.transform.likelihood == "exact"
         if not (exact and divergence.count > 1):
@@ -348,6 +350,7 @@ class ContinuousFlow(BaseInvertibleFlow):
             ValueError: for fewer than two times, and as :meth:`transport`.
             FloatingPointError: where the solve fails for some samples.
         """
+        check_generator("flow.trajectory", generator, by_row=True)
         if isinstance(times, int):
             if times < 2:
                 raise ValueError(f"flow.trajectory(times={times}): a trajectory has two times or more.")

@@ -96,7 +96,7 @@ class ConditionalOT:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("ConditionalOT", x0, x1, context)
+        check_rows("ConditionalOT", x0, x1, context, generator)
         check_alike("ConditionalOT", x0, x1)
         return x0[self.indices(x0, x1, context)], x1, context
 

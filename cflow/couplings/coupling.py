@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cflow.draws import check_generator
 from cflow.shapes import on_tensors
 
 __all__ = ["Coupling"]
@@ -36,8 +37,12 @@ class Coupling(Protocol):
         ...
 
 
-def check_rows(name: str, x0: Tensor, x1: Tensor, context: Context) -> None:
-    """Raises where base samples, data samples and context do not have the same number of rows, or are no tensors."""
+def check_rows(name: str, x0: Tensor, x1: Tensor, context: Context, generator=None) -> None:
+    """Raises where base samples, data samples and context do not have the same number of rows, or are no tensors.
+
+    And where what shall draw is no generator.
+    """
+    check_generator(name, generator)
     for which, value in (("x0", x0), ("x1", x1)):
         if not isinstance(value, Tensor):
             raise TypeError(

@@ -176,7 +176,7 @@ class Entropic(ABC):
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
         name = type(self).__name__
-        check_rows(name, x0, x1, context)
+        check_rows(name, x0, x1, context, generator)
         check_alike(name, x0, x1)
         if len(x1) == 0:
             return x0, x1, context

@@ -42,5 +42,5 @@ class Independent:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("Independent", x0, x1, context)
+        check_rows("Independent", x0, x1, context, generator)
         return x0, x1, context

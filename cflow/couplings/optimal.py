@@ -89,7 +89,7 @@ class OptimalTransport:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("OptimalTransport", x0, x1, context)
+        check_rows("OptimalTransport", x0, x1, context, generator)
         check_alike("OptimalTransport", x0, x1)
         return x0[self.indices(x0, x1)], x1, context
 

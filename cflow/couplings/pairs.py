@@ -59,7 +59,7 @@ class Paired:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("Paired", x0, x1, context)
+        check_rows("Paired", x0, x1, context, generator)
         return x0, x1, context
 
 

@@ -72,7 +72,7 @@ class Partial:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
-        check_rows("Partial", x0, x1, context)
+        check_rows("Partial", x0, x1, context, generator)
         check_alike("Partial", x0, x1)
         if len(x1) == 0:
             return x0, x1, context

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from cflow.draws import check_generator
+
 __all__ = [
     "LOG_PROBS",
     "NAMES",
@@ -56,7 +58,7 @@ def eight_gaussians(
         >>> eight_gaussians(4, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([4, 2])
     """
-    _check("eight_gaussians", n, noise, radius=radius)
+    _check("eight_gaussians", n, generator, noise, radius=radius)
     angle = torch.randint(8, (n,), generator=generator, device=device).to(_dtype(dtype)) * (math.pi / 4)
     centres = radius * torch.stack([angle.cos(), angle.sin()], -1)
     return centres + noise * _normal(n, generator, device, dtype)
@@ -70,7 +72,7 @@ def eight_gaussians_log_prob(x: Tensor, *, radius: float = 5.0, noise: float = m
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` is not positive.
     """
-    _check("eight_gaussians_log_prob", 0, noise, radius=radius)
+    _check("eight_gaussians_log_prob", 0, None, noise, radius=radius)
     angle = torch.arange(8, device=x.device, dtype=x.dtype) * (math.pi / 4)
     return _mixture_log_prob(
         x, radius * torch.stack([angle.cos(), angle.sin()], -1), angle.new_full((8,), 0.125), noise
@@ -97,7 +99,7 @@ def moons(
     Source: Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport,
     2023, arXiv:2302.00482.
     """
-    _check("moons", n, noise, scale=scale)
+    _check("moons", n, generator, noise, scale=scale)
     points = _moons_curve(*_uniform(n, generator, device, dtype))
     return (points + noise * _normal(n, generator, device, dtype)) * scale + shift
 
@@ -110,7 +112,7 @@ def moons_log_prob(x: Tensor, *, noise: float = 0.1, scale: float = 3.0, shift: 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` or ``scale`` is not positive.
     """
-    _check("moons_log_prob", 0, noise, scale=scale)
+    _check("moons_log_prob", 0, None, noise, scale=scale)
     u, weight = _nodes(math.pi, noise, x)
     points = torch.cat([_moons_curve(u, torch.zeros_like(u)), _moons_curve(u, torch.ones_like(u))])
     return _mixture_log_prob((x - shift) / scale, points, weight.repeat(2) / 2, noise) - 2 * math.log(scale)
@@ -131,7 +133,7 @@ def s_curve(n: int, *, noise: float = 0.1, scale: float = 2.0, generator=None, d
 
     Source: Shi et al., Diffusion Schrödinger Bridge Matching, 2023, arXiv:2303.16852 (the shape; scales differ).
     """
-    _check("s_curve", n, noise, scale=scale)
+    _check("s_curve", n, generator, noise, scale=scale)
     u, _ = _uniform(n, generator, device, dtype)
     return (_s_curve(u) + noise * _normal(n, generator, device, dtype)) * scale
 
@@ -144,7 +146,7 @@ def s_curve_log_prob(x: Tensor, *, noise: float = 0.1, scale: float = 2.0) -> Te
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` or ``scale`` is not positive.
     """
-    _check("s_curve_log_prob", 0, noise, scale=scale)
+    _check("s_curve_log_prob", 0, None, noise, scale=scale)
     # Each half is smooth; the sign changes at t = 0, where a quadrature rule must not straddle.
     u, weight = _nodes(S_CURVE_END, noise, x)
     points = torch.cat([_s_curve(u / 2), _s_curve(0.5 + u / 2)])
@@ -166,7 +168,7 @@ def checkerboard(n: int, *, cells: int = 4, scale: float = 2.0, generator=None, 
     Source: Grathwohl et al., FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, 2018,
     arXiv:1810.01367.
     """
-    _check("checkerboard", n, 0.0, scale=scale)
+    _check("checkerboard", n, generator, 0.0, scale=scale)
     _check_cells("checkerboard", cells)
     column = torch.randint(cells, (n,), generator=generator, device=device)
     row = 2 * torch.randint(cells // 2, (n,), generator=generator, device=device) + column % 2
@@ -188,7 +190,7 @@ def checkerboard_log_prob(x: Tensor, *, cells: int = 4, scale: float = 2.0) -> T
         >>> checkerboard_log_prob(torch.tensor([[1.0, 1.0], [-1.0, 1.0]])).exp() * 32
         tensor([1., 0.])
     """
-    _check("checkerboard_log_prob", 0, 0.0, scale=scale)
+    _check("checkerboard_log_prob", 0, None, 0.0, scale=scale)
     _check_cells("checkerboard_log_prob", cells)
     _check_plane("checkerboard_log_prob", x)
     place = torch.floor(x / scale) + cells // 2
@@ -224,7 +226,7 @@ def pinwheel(
     Source: Johnson et al., Composing Graphical Models with Neural Networks for Structured Representations and Fast
     Inference, 2016, arXiv:1603.06277; the constants are FFJORD's (arXiv:1810.01367).
     """
-    _check("pinwheel", n, min(radial_noise, tangential_noise), scale=scale, arms=arms)
+    _check("pinwheel", n, generator, min(radial_noise, tangential_noise), scale=scale, arms=arms)
     normal = _normal(n, generator, device, dtype)
     a, b = 1 + radial_noise * normal[:, 0], tangential_noise * normal[:, 1]
     arm = torch.randint(arms, (n,), generator=generator, device=device).to(a.dtype)
@@ -248,7 +250,7 @@ def spirals(n: int, *, noise: float = 0.3, scale: float = 1 / 3, generator=None,
 
     Source: Grathwohl et al., FFJORD, 2018, arXiv:1810.01367 (the shape; the noise here is purely Gaussian).
     """
-    _check("spirals", n, noise, scale=scale)
+    _check("spirals", n, generator, noise, scale=scale)
     u, side = _uniform(n, generator, device, dtype)
     sign = torch.where(side < 0.5, -1.0, 1.0).to(u.dtype)
     return (sign[:, None] * _spiral(u.sqrt()) + noise * _normal(n, generator, device, dtype)) * scale
@@ -262,7 +264,7 @@ def spirals_log_prob(x: Tensor, *, noise: float = 0.3, scale: float = 1 / 3) -> 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` or ``scale`` is not positive.
     """
-    _check("spirals_log_prob", 0, noise, scale=scale)
+    _check("spirals_log_prob", 0, None, noise, scale=scale)
     r, weight = _nodes(SPIRAL_END**2, noise, x)
     arm = _spiral(r)
     weight = weight * 2 * r / 2  # r = sqrt(u) has density 2 r; each arm carries half
@@ -375,8 +377,9 @@ def _dtype(dtype: torch.dtype | None) -> torch.dtype:
     return torch.get_default_dtype() if dtype is None else dtype
 
 
-def _check(name: str, n: int, noise: float, **positive: float) -> None:
+def _check(name: str, n: int, generator, noise: float, **positive: float) -> None:
     """Raises where a count or a noise is negative, or another argument is not positive."""
+    check_generator(name, generator)
     if n < 0 or noise < 0:
         raise ValueError(f"{name}(n={n}, noise={noise}): neither can be negative; pass for instance n=1000.")
     for key, value in positive.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cflow import registry
+from cflow.draws import check_generator
 from cflow.record import Teaches, TrainingEntry
 
 __all__ = ["Objective"]
@@ -177,6 +178,7 @@ class Objective(nn.Module):
         Raises:
             ValueError: where the flow's transforms have something to learn that this objective cannot train.
         """
+        check_generator(type(self).__name__, generator)
         self.check_transform(flow)
         context = flow.cast(context)
         u = self.preprocess(flow, flow.cast(x), context, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -68,8 +69,17 @@ class AffinePath(VelocityPath):
     sigma = d_alpha = d_sigma = alpha
 
     def time_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Finds the time at which the schedule has the ratio ``alpha / sigma``."""
-        raise TypeError(f"{type(self).__name__} gives no schedule; use paths.Linear or another member.")
+        """Finds the time at which the schedule has the ratio ``alpha / sigma``, which grows with time.
+
+        By bisection to the last bit, some 24 evaluations of the schedule in float32; a subclass that knows the inverse
+        of its schedule gives it in closed form.
+        """
+        low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
+        for _ in range(1 - int(math.log2(torch.finfo(alpha.dtype).eps))):
+            middle = (low + high) / 2
+            before = self.alpha(middle) * sigma < self.sigma(middle) * alpha
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+        return (low + high) / 2
 
     def coefficients(self, t: Tensor, x: Tensor) -> Coefficients:
         """Gives the schedule and its derivatives at ``t`` ([] or [B]), shaped to multiply ``x [B, *event]``."""

@@ -127,7 +127,15 @@ class Solver(ABC):
             generator=generator, at=at,
         )  # fmt: skip
         self._check(problem)
-        return problem.nothing() if problem.t0 == problem.t1 else self._solve(problem)
+        if problem.t0 == problem.t1:
+            return problem.nothing()
+        solution = self._solve(problem)
+        if not isinstance(solution, Solution):
+            raise TypeError(
+                f"{type(self).__name__}._solve returned a {type(solution).__name__}: a solve ends in a Solution with "
+                f"statistics and a status per sample; return problem.finished(parts, steps=...)."
+            )
+        return solution
 
     @abstractmethod
     def _solve(self, problem: Problem) -> Solution:

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from cflow.draws import check_generator
+
 __all__ = ["Times", "inside", "require"]
 
 
@@ -29,6 +31,7 @@ class Times(ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        check_generator(f"{type(self).__name__}()", generator)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not dtype.is_floating_point:
             raise TypeError(

@@ -128,3 +128,18 @@ def test_a_time_per_row_agrees_with_one_time(generator):
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_a_schedule_without_a_closed_inverse_is_inverted_by_bisection():
+    class Bent(paths.AffinePath):
+        alpha = lambda self, t: (t + t**2) / 2
+        sigma = lambda self, t: 1 - (t + t**2) / 2
+        d_alpha = lambda self, t: 0.5 + t
+        d_sigma = lambda self, t: -0.5 - t
+
+    check_path(Bent())
+    for dtype in (torch.float32, torch.float64):
+        t = torch.tensor([0.01, 0.3, 0.999], dtype=dtype)
+        found = Bent().time_at(Bent().alpha(t), Bent().sigma(t))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, t, rtol=1e3 * torch.finfo(dtype).eps, atol=0)

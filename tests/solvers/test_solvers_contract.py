@@ -66,3 +66,12 @@ def test_a_solver_that_leaves_out_what_is_asked_for_is_named():
     integrand = lambda t, y: (-y, {"q": y[:, 0]})
     with pytest.raises(ValueError, match=r"quadratures=\['q'\]\): the solver gave 0 of 1.*its _check refuse"):
         Hasty().solve(integrand, torch.ones(2, 1), 0.0, 1.0, quadratures={"q": None})
+
+
+def test_a_solver_that_returns_no_solution_is_told_what_one_is():
+    class Bare(solvers.Solver):
+        def _solve(self, problem):
+            return problem.y0[0]
+
+    with pytest.raises(TypeError, match=r"Bare._solve returned a Tensor: .*return problem.finished"):
+        Bare().solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0)

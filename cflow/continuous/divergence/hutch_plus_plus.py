@@ -9,6 +9,7 @@ import torch
 from cflow.arguments import check_integer
 from cflow.continuous.divergence.hutchinson import rademacher
 from cflow.continuous.divergence.sketched import Sketched, each_column
+from cflow.draws import draw_rows
 from cflow.registry import register
 
 __all__ = ["HutchPlusPlus"]
@@ -73,9 +74,11 @@ class HutchPlusPlus(Sketched):
         """Draws sketch and probes of a solve, ``[B, vectors, *event]``."""
         if not self.vectors(x.shape[1:].numel()):
             return x.new_empty(x.shape[0], 0, *x.shape[1:])
-        options = {"generator": generator, "dtype": x.dtype, "device": x.device}
-        sketch = torch.randn(x.shape[0], self.products // 3, *x.shape[1:], **options)
-        return torch.cat([sketch, rademacher((x.shape[0], self.count, *x.shape[1:]), **options)], 1)
+        options = {"dtype": x.dtype, "device": x.device}
+        sketch = draw_rows(torch.randn, (x.shape[0], self.products // 3, *x.shape[1:]), generator, **options)
+        return torch.cat(
+            [sketch, draw_rows(rademacher, (x.shape[0], self.count, *x.shape[1:]), generator, **options)], 1
+        )
 
     def estimate(self, times, probe):
         """Computes the trace on the subspace, and adds every probe's form on the complement."""

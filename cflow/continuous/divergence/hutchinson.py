@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cflow.arguments import check_integer
 from cflow.continuous.divergence.divergence import Estimator
+from cflow.draws import draw_rows
 from cflow.registry import register
 
 __all__ = ["Hutchinson", "rademacher"]
@@ -79,8 +80,8 @@ class Hutchinson(Estimator):
         """Draws the probes of a solve, ``[B, probes, *event]``."""
         shape = (x.shape[0], self.probes, *x.shape[1:])
         if self.law == "gaussian":
-            return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
-        return rademacher(shape, generator=generator, dtype=x.dtype, device=x.device)
+            return draw_rows(torch.randn, shape, generator, dtype=x.dtype, device=x.device)
+        return draw_rows(rademacher, shape, generator, dtype=x.dtype, device=x.device)
 
     def combine(self, times, probe):
         """Computes the quadratic form of every probe, and the squared length of its product."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cflow.arguments import is_integer
 from cflow.continuous.divergence.sketched import Sketched, each_column
+from cflow.draws import draw_rows
 from cflow.registry import register
 
 __all__ = ["XTrace"]
@@ -76,7 +77,7 @@ class XTrace(Sketched):
     def begin(self, x, generator=None):
         """Draws the test vectors of a solve, ``[B, vectors, *event]``."""
         shape = (x.shape[0], self.vectors(x.shape[1:].numel()), *x.shape[1:])
-        return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        return draw_rows(torch.randn, shape, generator, dtype=x.dtype, device=x.device)
 
     def estimate(self, times, probe):
         """Computes the estimate that leaves out each vector in turn."""

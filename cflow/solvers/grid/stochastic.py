@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cflow.draws import draw_rows
 from cflow.registry import register
 from cflow.solvers.grid.fixed import FixedGrid, Outputs
 from cflow.solvers.problem import Problem
@@ -162,7 +163,7 @@ class StochasticGrid(FixedGrid):
         def noise(y: list[Tensor], width: float) -> list[Tensor]:
             if width == 0:
                 return y
-            draw = lambda part: torch.randn(part.shape, generator=generator, dtype=part.dtype, device=part.device)
+            draw = lambda part: draw_rows(torch.randn, part.shape, generator, dtype=part.dtype, device=part.device)
             return [torch.add(part, draw(part), alpha=width) for part in y]
 
         y, outputs = problem.y0, Outputs(problem.at)

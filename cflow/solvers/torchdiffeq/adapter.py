@@ -169,7 +169,8 @@ class _Run:
             if any(tensor.requires_grad for tensor in inputs):
                 raise ValueError(
                     "TorchDiffEq('scipy_solver', gradient=Backprop()): scipy leaves torch, so nothing can be "
-                    "differentiated on the way; pass gradient=ContinuousAdjoint(), or solve under torch.no_grad()."
+                    "differentiated on the way; pass gradient=ContinuousAdjoint() (solvers.odeint_adjoint), or solve "
+                    "under torch.no_grad()."
                 )
         self.adjoint = self.continuous and differentiable
         low, high = sorted((problem.t0, problem.t1))
