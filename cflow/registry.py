@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["configuration", "is_known", "kept", "lookup", "name_of", "outline", "register", "replace"]
+__all__ = [
+    "configuration", "is_known", "kept", "lookup", "name_of", "outline", "register", "replace", "uncompiled",
+    "uncompiled_name",
+]  # fmt: skip
 
 _classes: dict[str, type] = {}
 _names: dict[type, str] = {}
@@ -131,6 +134,16 @@ def build(cls: type, arguments: dict[str, Any]) -> Any:
     return cls(*before, *arguments[spread[0]], **keywords)
 
 
+def uncompiled(obj: Any) -> Any:
+    """Gives the module inside what ``torch.compile(module)`` made of it; anything else as it is."""
+    return obj._modules["_orig_mod"] if isinstance(obj, nn.Module) and "_orig_mod" in obj._modules else obj
+
+
+def uncompiled_name(name: str) -> str:
+    """Gives the name that a tensor has without ``torch.compile``, which puts a module around another."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def kept(obj: Any) -> dict[str, Any]:
     """Reads what travels with an object though its constructor does not take it: what its class names in ``kept``."""
     return {name: getattr(obj, name) for name in getattr(type(obj), "kept", ())}
@@ -154,6 +167,7 @@ def outline(obj: Any) -> Any:
     Registered objects are named with their arguments, tensors by shape, and anything else by its class. What is kept
     beside the arguments, such as a flow's record of training, is left out.
     """
+    obj = uncompiled(obj)
     if isinstance(obj, str | int | float | bool | None):
         return obj
     if isinstance(obj, Tensor):

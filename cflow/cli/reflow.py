@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cflow import metrics, plot
 from cflow.cli.commands import app
-from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.cli.runs import device_of, folder_of, guidance_of, home_of, labels_of, needs_solver
 from cflow.io import load, save
 from cflow.solvers import Euler, by_name
 from cflow.training import Constant, Pairs, distill, generate_pairs, is_main
@@ -69,7 +69,7 @@ def reflow(
         raise ValueError(
             f"--rounds {rounds} --pairs {pairs} --steps {steps} --evaluations {evaluations}: all are at least 1."
         )
-    out = folder.resolve().with_name("reflow") if output is None else output
+    out = home_of(folder) / "reflow" if output is None else output
     how = by_name(solver, steps=solver_steps)
     guided = guidance_of(flow, run, guidance).get("guidance")
     settings = {
