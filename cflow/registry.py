@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
+from zlib import crc32
 
 from torch import Tensor, nn
+
+from cflow.storage import bytes_of
 
 __all__ = [
     "configuration", "is_known", "kept", "lookup", "name_of", "outline", "register", "replace", "uncompiled",
@@ -164,18 +167,26 @@ def replace(obj: Any, **changes: Any) -> Any:
 def outline(obj: Any) -> Any:
     """Describes what an object is made of, in plain values that JSON holds: to compare two set-ups, not to rebuild one.
 
-    Registered objects are named with their arguments, tensors by shape, and anything else by its class. What is kept
+    Registered objects are named with their arguments and anything else by its class. Tensors are given by shape where
+    they belong to a module's state, which training changes, and with their checksum where they do not. What is kept
     beside the arguments, such as a flow's record of training, is left out.
     """
+    return _outline(obj, set())
+
+
+def _outline(obj: Any, held: set[int]) -> Any:
     obj = uncompiled(obj)
+    if isinstance(obj, nn.Module):
+        held = held | {id(each) for each in (*obj.parameters(), *obj.buffers())}
     if isinstance(obj, str | int | float | bool | None):
         return obj
     if isinstance(obj, Tensor):
-        return f"{obj.dtype}{list(obj.shape)}"
+        values = "" if id(obj) in held else f" {crc32(bytes_of(obj)):08x}"
+        return f"{obj.dtype}{list(obj.shape)}{values}"
     if isinstance(obj, dict | nn.ModuleDict):
-        return {str(key): outline(value) for key, value in obj.items()}
+        return {str(key): _outline(value, held) for key, value in obj.items()}
     if isinstance(obj, list | tuple | nn.ModuleList):
-        return [outline(value) for value in obj]
+        return [_outline(value, held) for value in obj]
     if type(obj) not in _names:
         return getattr(obj, "__qualname__", type(obj).__qualname__)
-    return {name_of(type(obj)): {key: outline(value) for key, value in configuration(obj).items()}}
+    return {name_of(type(obj)): {key: _outline(value, held) for key, value in configuration(obj).items()}}

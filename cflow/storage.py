@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
-__all__ = ["is_part", "read_json", "read_tensors", "seal", "sync_folder", "write_json", "write_tensors", "written"]
+__all__ = [
+    "bytes_of", "is_part", "read_json", "read_tensors", "seal", "sync_folder", "write_json", "write_tensors",
+    "written",
+]  # fmt: skip
 
 CHECKSUM, NOTE = "crc32", "note"
 
@@ -116,9 +120,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
     """Writes tensors of the CPU and a note about them as one safetensors file with a checksum of both."""
     from safetensors.torch import save_file
 
-    text = json.dumps(note)
+    # One entry: safetensors writes several in any order, and equal contents would have other bytes each time.
+    sealed = json.dumps({CHECKSUM: _checksum(note, tensors), NOTE: note})
     with written(file) as part:
-        save_file(dict(tensors), part, {NOTE: text, CHECKSUM: str(_checksum(text, tensors))})
+        save_file(dict(tensors), part, {"cflow": sealed})
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -145,26 +150,30 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(file, "pt") as opened:
-            beside = opened.metadata() or {}
+            beside = json.loads(opened.metadata()["cflow"])
             # Copies are aligned in memory, as fresh tensors are; sums then round as they did before saving.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
-        text = beside[NOTE]
-        note, checksum = json.loads(text), beside[CHECKSUM]
+        note, checksum = beside[NOTE], beside[CHECKSUM]
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{file} is damaged: it is no safetensors file with a note and a checksum ({_short(error)})."
         ) from error
-    if checksum != str(_checksum(text, tensors)) or not isinstance(note, dict):
+    if not isinstance(note, dict) or checksum != _checksum(note, tensors):
         raise ValueError(f"{file} is damaged: its checksum is not that of what it holds.")
     return tensors, note
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
-    checksum = zlib.crc32(text.encode())
+def bytes_of(value: Tensor) -> numpy.ndarray:
+    """Gives a tensor's bytes, in the order of its entries."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _checksum(note: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    checksum = zlib.crc32(json.dumps(note).encode())
     for name in sorted(tensors):
         value = tensors[name]
         checksum = zlib.crc32(f"{name}\0{value.dtype}{list(value.shape)}".encode(), checksum)
-        checksum = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(bytes_of(value), checksum)
     return checksum
 
 

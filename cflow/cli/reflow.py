@@ -78,7 +78,7 @@ def reflow(
     }  # fmt: skip
     _claim(out, settings)
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "schedule": Constant(warmup=steps // 20)}
-    options |= {"seed": seed, "device": device_of(device), "progress": sys.stderr.isatty(), "resume": True}
+    options |= {"seed": seed, "device": device_of(device), "resume": True}
     flows, last = {"flow": flow}, flow
     for number in range(1, rounds + 1):
         # Guidance is in the first pairs: what learns from them needs none.
@@ -113,9 +113,7 @@ def _claim(out: Path, settings: dict) -> None:
 
 def _pairs(flow, num: int, place: Path, solver, seed: int, batch_size: int, options: dict) -> Pairs:
     print(f"{place}: {num} pairs", file=sys.stderr)
-    return generate_pairs(
-        flow, num, place, solver=solver, seed=seed, batch_size=batch_size, progress=sys.stderr.isatty(), **options
-    )
+    return generate_pairs(flow, num, place, solver=solver, seed=seed, batch_size=batch_size, **options)
 
 
 def _trained(place: Path, train, given: tuple, options: dict):

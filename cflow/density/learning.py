@@ -52,6 +52,7 @@ class Settings:
     patience: int
     device: str
     seed: int
+    verbose: bool
 
 
 @dataclass
@@ -140,6 +141,7 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
         log_every=settings.check_every,
         seed=settings.seed,
         device=settings.device,
+        progress=settings.verbose,
         **watched,
     )
     return Learned([dict(row) for row in run.history], run.steps, run.steps if run.best_step is None else run.best_step)

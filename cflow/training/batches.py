@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
+from cflow.storage import bytes_of
 from cflow.training.streams import EPOCH, LOADER, generator_for, stream
 
 __all__ = ["EmptyBatches", "LoaderBatches", "RawBatch", "RowBatches", "batches_of"]
@@ -28,6 +30,7 @@ class RawBatch:
     context: Any
     epoch: int
     used: int  # batches of this epoch taken so far, this one included
+    mark: int | None = None  # a checksum, where a resumed run is to compare it
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -66,8 +69,42 @@ def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
     return default_collate if own is None else own
 
 
+def _checksum(values: Iterable[Any]) -> int:
+    """Gives a checksum of tensors, arrays and plain values; of anything else its class alone is seen."""
+    checksum = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            checksum = zlib.crc32(bytes_of(value), checksum)
+            continue
+        seen = type(value).__qualname__.encode()
+        if isinstance(value, str | bytes | int | float | None):
+            seen = repr(value).encode()
+        elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # arrays and pictures
+            array = numpy.asarray(value)
+            seen = seen if array.dtype.hasobject else array.tobytes()
+        checksum = zlib.crc32(seen, checksum)
+    return checksum
+
+
+def _content(dataset: Any, seed: int) -> int | None:
+    """Gives a checksum of some items of a map-style dataset; None where an item is another one each time.
+
+    Items may draw from torch's default generator, which stands at the same place for both looks.
+    """
+
+    def look() -> int:
+        with stream(CPU, seed, LOADER, 0):
+            rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), 16), dtype=torch.float64).long().tolist()
+            return _checksum(leaf for row in rows for leaf in tree_leaves(dataset[row]))
+
+    first = look()
+    return first if look() == first else None
+
+
 class EmptyBatches:
     """Gives batches of rows that hold nothing, for objectives that learn from the flow's own draws."""
+
+    mark, marks = None, False
 
     def __init__(self, batch_size: int, world: int = 1, across: bool = False) -> None:
         self.batch_size, self.world = (batch_size * world, 1) if across else (batch_size, world)
@@ -94,6 +131,8 @@ class RowBatches:
     With several processes each takes its own stretch of the same permutation; with ``across`` every one of them takes
     the stretches of all, in the order in which one process with their total batch size would.
     """
+
+    mark, marks = None, False  # items are looked at by their number
 
     def __init__(
         self,
@@ -122,12 +161,13 @@ class RowBatches:
         """Says what must be equal for a resumed run to repeat this one."""
         kind = "dataset" if self.dataset is not None else "tensors"
         described = {"data": kind, "data size": self.size, "batch_size": self.batch_size * self.world}
-        if self.dataset is None:
+        if self.dataset is not None:
+            described["data content"] = _content(self.dataset, self.seed)
+        else:
             # A thousand rows spread over the data: enough to notice other data, cheap at any size.
             rows = torch.linspace(0, self.size - 1, min(self.size, 1000), dtype=torch.float64).long()
             leaves = [leaf for leaf in tree_leaves((self.x, self.context)) if leaf is not None]
-            taken = [leaf[rows.to(leaf.device)].detach().cpu().contiguous() for leaf in leaves]
-            described["data content"] = zlib.crc32(b"".join(each.view(torch.uint8).numpy().tobytes() for each in taken))
+            described["data content"] = _checksum([leaf[rows.to(leaf.device)] for leaf in leaves])
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
@@ -170,20 +210,27 @@ class LoaderBatches:
 
     ``iter(loader)`` and every fetch in this process see torch's default generator as the stream left it, started anew
     from ``(seed, epoch)``; loaders with workers seed them from it. Augmentations through NumPy or ``random`` in this
-    process are out of its reach. Resuming goes through the batches already used in the epoch and drops them.
+    process are out of its reach. Resuming goes through the batches already used in the epoch and drops them; where the
+    last of these is not what it was, ``mark`` tells.
     """
 
     def __init__(self, loader: Iterable, seed: int, world: int = 1, split: Split = _pair) -> None:
         self.loader, self.seed, self.world, self.split = loader, seed, world, split
         self.epoch, self.used, self._iterator, self._state = 0, 0, None, None
+        # Where no item can be looked at by its number, batches are compared when a run goes on.
+        self.mark: int | None = None
+        self.marks = False
+        dataset = getattr(loader, "dataset", None)
+        self._items = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None
 
     def describe(self) -> dict[str, Any]:
         """Says what must be equal for a resumed run to repeat this one."""
         size = getattr(self.loader, "batch_size", None)
         described = {"data": "loader", "batch_size": size * self.world if isinstance(size, int) else None}
-        dataset = getattr(self.loader, "dataset", None)
-        if hasattr(dataset, "__len__"):
-            described["data size"] = len(dataset)
+        if self._items is not None:
+            described["data size"] = len(self._items)
+            if self.world == 1:  # else each process has rows of its own
+                described["data content"] = _content(self._items, self.seed)
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
@@ -206,7 +253,7 @@ class LoaderBatches:
                 )
             self.epoch, self.used, self._iterator = self.epoch + 1, 0, None
             return self.fetch()
-        return RawBatch(*self.split(item), self.epoch, self.used)
+        return RawBatch(*self.split(item), self.epoch, self.used, self.mark)
 
     def _next(self) -> Any:
         with stream(CPU, self.seed, LOADER, self.epoch):
@@ -220,6 +267,8 @@ class LoaderBatches:
             item = next(self._iterator, None)
             self._state = torch.default_generator.get_state()
         self.used += item is not None
+        if self._items is None and self.marks:
+            self.mark = _checksum(tree_leaves(item))
         return item
 
     def once(self) -> Iterator[tuple[Any, Any]]:

@@ -273,3 +273,13 @@ def test_values_on_a_lattice_and_repeated_rows_are_warned_of(moons):
     with pytest.warns(UserWarning, match="150 of 300 rows repeat others.*sample_weight") as caught:
         density.fit(np.concatenate([moons[:150], moons[:150]]))
     assert caught[0].filename == __file__
+
+
+def test_training_is_shown_where_it_is_asked_for(capsys, generator):
+    x = torch.randn(60, 2, generator=generator).numpy()
+    options = {"flow_options": {"layers": 1, "hidden": (8,)}, "max_steps": 4, "check_every": 2, "random_state": 0}
+    quiet = FlowDensity("nsf", **options).fit(x)
+    assert capsys.readouterr().err == ""
+    told = FlowDensity("nsf", verbose=1, **options).fit(x)
+    assert "4/4" in capsys.readouterr().err
+    assert (quiet.score_samples(x) == told.score_samples(x)).all()
