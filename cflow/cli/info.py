@@ -28,6 +28,8 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
     count = sum(each.numel() for each in flow.parameters())
     weights = (folder / FILE).stat().st_size
     print(f"{type(flow).__name__} in {folder}: {count:,} parameters, {weights / 2**20:.1f} MiB")
+    if folder.parent.name == "checkpoints":
+        print("  a checkpoint: the flow as the run would have left it at that step")
     for name, value in configuration(flow).items():
         if name == "transform":
             value = ", ".join(type(each).__name__ for each in value.maps) or None

@@ -64,6 +64,11 @@ class Pairs:
             )
         try:
             parts = [_read(self.folder, index, self.note) for index in range(len(shards))]
+            for index, part in enumerate(parts):
+                if _kind(part) != _kind(parts[0]):
+                    raise ValueError(
+                        f"{_file(self.folder, index)} is damaged: its tensors are not those of the others."
+                    )
         except ValueError as error:
             raise ValueError(f"Pairs({str(folder)!r}): {error} Then {again}.".replace(". Then", ";")) from None
         self.x = paired(*(torch.cat([part[name] for part in parts]) for name in ("x0", "x1")))
@@ -289,9 +294,16 @@ def _read(folder: Path, index: int, note: dict[str, Any]) -> dict[str, Tensor]:
     tensors, own = read_tensors(file)
     size = _shards(note["num"], note["shard"])[index]
     names = {"x0", "x1", *(("context",) if note["context"] else ())}
-    if own != {"shard": index, "set": _digest_of(note)} or set(tensors) != names or len(tensors["x0"]) != size:
+    fits = set(tensors) == names and all(each.dim() > 0 and len(each) == size for each in tensors.values())
+    fits = fits and _kind(tensors)["x0"] == _kind(tensors)["x1"]
+    if own != {"shard": index, "set": _digest_of(note)} or not fits:
         raise ValueError(f"{file} is no part of this set of pairs: it was made for another one, or another place.")
     return tensors
+
+
+def _kind(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Gives what all shards of a set have in common: shapes of single items, and dtypes."""
+    return {name: (each.shape[1:], each.dtype) for name, each in tensors.items()}
 
 
 def _is_whole(folder: Path, index: int, note: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cflow.storage import written
 from cflow.training.options import Options
 
 __all__ = ["COLUMNS", "Boards", "Tracker", "check_boards", "is_watched"]
@@ -99,15 +100,10 @@ class Tracker:
         self._out.mkdir(parents=True, exist_ok=True)
         path = self._out / "history.csv"
         columns = (*COLUMNS, *metric_names, *(f"validation_{name}" for name in metric_names))
-        # Written anew and put in place in one move: a kill leaves the old file or the new one.
-        fresh = path.with_suffix(".tmp")
-        with fresh.open("w", newline="") as file:
+        with written(path) as fresh, fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.history)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, restval="")
         self._board = SummaryWriter(str(self._out / "tensorboard"), purge_step=self._resumed_from + 1)

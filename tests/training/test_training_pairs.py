@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import cflow
 from cflow import bases, bijections, fields, guidance, objectives, paths, solvers, training
+from cflow.storage import read_tensors, write_tensors
 from cflow.testing import GaussianField
 
 
@@ -171,6 +172,22 @@ def test_a_damaged_shard_is_named_and_drawn_anew(tmp_path, harm):
     with pytest.warns(UserWarning, match=r"pairs-00001.safetensors is .* drawn anew"):
         training.generate_pairs(flow, 30, tmp_path / "pairs", **options)
     same(files(tmp_path / "whole"), files(tmp_path / "pairs"))
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path):
+    training.generate_pairs(small(), 30, tmp_path, shard=8, solver=solvers.Heun(steps=2))
+    file = tmp_path / "pairs-00001.safetensors"
+    tensors, note = read_tensors(file)
+    for change in (
+        {"x1": tensors["x1"][..., None]},
+        {"x0": tensors["x0"][..., None], "x1": tensors["x1"][..., None]},
+        {"x0": tensors["x0"].double(), "x1": tensors["x1"].double()},
+        {"x0": tensors["x0"][:3], "x1": tensors["x1"][:3]},
+        {"context": tensors["x0"].clone()},
+    ):
+        write_tensors(file, tensors | change, note)
+        with pytest.raises(ValueError, match="pairs-00001.safetensors is "):
+            training.Pairs(tmp_path)
 
 
 def test_a_damaged_note_is_written_anew_where_the_shards_are_of_this_set(tmp_path):
