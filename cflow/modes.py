@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "modes_kept", "tell_training"]
+__all__ = ["evaluating", "looks_at_batch", "modes_kept", "tell_training"]
 
 
 @contextmanager
@@ -66,12 +66,21 @@ def tell_training(module: nn.Module, method: str) -> None:
             return
 
 
+def looks_at_batch(part: nn.Module) -> bool:
+    """Says whether what a part computes for one row depends, in training mode, on the others of the batch.
+
+    Example:
+        >>> looks_at_batch(nn.BatchNorm1d(2)), looks_at_batch(nn.LayerNorm(2))
+        (True, False)
+    """
+    inside = any(getattr(each, "changes", False) for each in part.children())
+    return isinstance(part, nn.modules.batchnorm._BatchNorm) or (getattr(part, "changes", False) and not inside)
+
+
 def _differs(part: nn.Module, method: str) -> bool:
     """Says whether a part computes something else in training mode."""
-    if getattr(part, "changes", False) and not any(getattr(each, "changes", False) for each in part.children()):
-        return method != "sample" or part.turned  # a map: its other direction does not look at the batch
-    if isinstance(part, nn.modules.batchnorm._BatchNorm):
-        return True
+    if looks_at_batch(part):
+        return method != "sample" or getattr(part, "turned", True)  # the other direction of a map does not
     if isinstance(part, nn.modules.instancenorm._InstanceNorm):
         return part.track_running_stats
     drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0

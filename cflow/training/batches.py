@@ -56,6 +56,17 @@ def _alone(item: Any) -> tuple[Any, Any]:
     return torch.empty(len(tree_leaves(item)[0]), 0), item
 
 
+def _heights(weights: Tensor, size: int) -> Tensor:
+    """Adds weights up, after a look at whether they are some of the rows'."""
+    weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
+    if weights.shape != (size,) or not bool((weights.isfinite() & (weights >= 0)).all()) or not weights.sum() > 0:
+        raise ValueError(
+            f"fit(weights of shape {list(weights.shape)}): a weight says how often a row counts; pass one for each of "
+            f"the {size} rows, none of them negative or NaN, and some of them positive."
+        )
+    return weights.cumsum(0)
+
+
 def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
     """Finds how items are joined: as the dataset says, or the one that it is a part of; else as torch does."""
     while getattr(dataset, "collate", None) is None and isinstance(dataset, Subset):
@@ -130,6 +141,9 @@ class RowBatches:
     The order of epoch ``e`` is the permutation drawn from ``(seed, e)``, so that any step can be fetched by its number.
     With several processes each takes its own stretch of the same permutation; with ``across`` every one of them takes
     the stretches of all, in the order in which one process with their total batch size would.
+
+    With ``weights [N]`` rows are drawn with replacement instead, as often as these say, those of step ``n`` by
+    ``(seed, n)``.
     """
 
     mark, marks = None, False  # items are looked at by their number
@@ -143,6 +157,7 @@ class RowBatches:
         world: int = 1,
         across: bool = False,
         split: Split = _pair,
+        weights: Tensor | None = None,
     ) -> None:
         self.dataset, self.split = data if isinstance(data, Dataset) else None, split
         self.x, self.context = (None, None) if self.dataset is not None else split(data)
@@ -151,6 +166,7 @@ class RowBatches:
             self.batch_size, self.rank, self.world = batch_size * world, 0, 1
         self.size = len(self.dataset) if self.dataset is not None else len(tree_leaves(self.x)[0])
         self.step, self._epoch, self._order = 0, -1, None
+        self._heights = None if weights is None else _heights(weights, self.size)
 
     @property
     def per_epoch(self) -> int:
@@ -168,6 +184,8 @@ class RowBatches:
             rows = torch.linspace(0, self.size - 1, min(self.size, 1000), dtype=torch.float64).long()
             leaves = [leaf for leaf in tree_leaves((self.x, self.context)) if leaf is not None]
             described["data content"] = _checksum([leaf[rows.to(leaf.device)] for leaf in leaves])
+        if self._heights is not None:
+            described["weights"] = _checksum([self._heights])
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
@@ -176,6 +194,13 @@ class RowBatches:
 
     def rows(self, step: int) -> Tensor:
         """Gives the row indices of a step's batch."""
+        if self._heights is not None:
+            generator = generator_for("cpu", self.seed, EPOCH, step)
+            draws = torch.rand(self.batch_size * self.world, dtype=torch.float64, generator=generator)
+            drawn = torch.searchsorted(self._heights, draws * self._heights[-1], right=True)
+            # A draw that rounds up to the very top belongs to the last row that counts.
+            last = int((self._heights < self._heights[-1]).sum())
+            return drawn.clamp(max=last)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             generator = generator_for("cpu", self.seed, EPOCH, epoch)
@@ -286,13 +311,21 @@ def batches_of(
     world: int = 1,
     across: bool = False,
     samples_per_item: int | None = None,
+    weights: Tensor | None = None,
 ) -> RowBatches | LoaderBatches | EmptyBatches:
     """Chooses how batches are taken from data; where ``samples_per_item`` is 0, these are contexts, or nothing at all.
 
     Raises:
         TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
-        ValueError: for a loader where every process must see the rows of all (``across``).
+        ValueError: for a loader where every process must see the rows of all (``across``), or where rows have weights.
     """
+    first = data[0] if isinstance(data, list | tuple) and data else data
+    has_rows = isinstance(data, Dataset) or isinstance(first, Tensor | dict)
+    if weights is not None and not has_rows:
+        raise ValueError(
+            f"fit(data={type(data).__name__}, weights=...): rows are drawn by their weights, and these have no rows "
+            f"that could be; pass tensors or a map-style Dataset, or let the loader draw by weight."
+        )
     if data is None:
         return EmptyBatches(batch_size, world, across)
     split = _alone if samples_per_item == 0 else _pair
@@ -301,9 +334,8 @@ def batches_of(
             "fit(data=IterableDataset): it gives single items, not batches; wrap it in "
             "torch.utils.data.DataLoader(data, batch_size=...)."
         )
-    first = data[0] if isinstance(data, list | tuple) and data else data
-    if isinstance(data, Dataset) or isinstance(first, Tensor | dict):
-        return RowBatches(data, batch_size, seed, rank, world, across, split)
+    if has_rows:
+        return RowBatches(data, batch_size, seed, rank, world, across, split, weights)
     if hasattr(data, "__iter__") and not isinstance(data, list | tuple) and not hasattr(data, "__array__"):
         if across:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from cflow import registry
 from cflow.arguments import is_integer
 from cflow.io import describe
+from cflow.modes import looks_at_batch
 from cflow.shapes import pattern, shown
 from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
@@ -179,6 +181,14 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
             f"validation=... as well, or omit patience."
         )
     check_boards(options.log_with, options.out)
+    by_batch = [name for name, part in flow.named_modules() if looks_at_batch(part)] if options.accumulate > 1 else []
+    if by_batch:
+        warnings.warn(
+            f"fit(accumulate={options.accumulate}): {by_batch[0]} learns from the statistics of the batch, and sees "
+            f"each of the {options.accumulate} pieces alone, so the result is not that of whole batches; use a layer "
+            f"without them (layer or group norm), or accumulate=1.",
+            stacklevel=3,
+        )
     objective.check_transform(flow)
     if options.resume and options.out is None:
         raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")

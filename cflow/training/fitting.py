@@ -71,6 +71,7 @@ def fit(
     data: Any = None,
     *,
     steps: int,
+    weights: Any = None,
     batch_size: int = 256,
     lr: float = 1e-3,
     seed: int = 0,
@@ -130,6 +131,10 @@ def fit(
             last partial batch of an epoch is left out; a loader decides for itself (under several processes it must
             give each its own rows).
         steps: number of optimizer steps.
+        weights: ``[N]``, how often each row of tensors or of a map-style dataset counts (two: as if it were there
+            twice). Rows are then drawn with replacement, as often as their weights say, so that the mean loss of a
+            step estimates the weighted mean, whatever the objective and the coupling. ``validation`` counts each of
+            its rows once, unless it is a function that does otherwise.
         batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
             draws.
         lr: learning rate, multiplied by ``schedule``.
@@ -152,7 +157,8 @@ def fit(
         ema: how weights are averaged; ``None`` for not at all.
         precision: ``"bf16"`` runs the loss under bfloat16 autocast; weights and their average stay as they are.
         accumulate: computes each batch in that many pieces, to save memory. Draws and couplings are those of the whole
-            batch, so the result is the same up to rounding.
+            batch, so the result is the same up to rounding; but layers that look at the batch (batch norm) see each
+            piece alone, of which a warning tells, and dropout draws for each.
         pool: draws and couples the batches of that many steps together and hands them out one by one, so that a
             coupling sees ``pool * batch_size`` rows. Where it keeps fewer, each step gets its equal part of what is
             left. Draws are then those of the pool's first step.
@@ -219,7 +225,8 @@ def fit(
         sharded = wants_sharding(processes.accelerator)
         check_presence(flow, objective, data, "data")
         rank, world = processes.rank, processes.world
-        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.samples_per_item)
+        items = objective.samples_per_item
+        source = batches_of(data, batch_size, seed, rank, world, across_processes, items, weights)
         check_data(flow, objective, source, "data", drops_last=True, processes=world)
         judged = _judged(flow, objective, validation, processes, options)
         settings = settings_of(flow, objective, source, options)

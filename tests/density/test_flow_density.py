@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import cflow
 from cflow import bases, discrete, fields, paths
 from cflow.density import FLOWS, FlowDensity
-from cflow.density.learning import HeldOut, Rows, WeightedBatches
+from cflow.density.learning import HeldOut, Rows
 from cflow.objectives import MaximumLikelihood
 
 SMALL = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 12, "check_every": 4, "random_state": 0}
@@ -89,24 +89,6 @@ def test_training_stops_by_the_held_out_rows_and_keeps_the_best_weights(moons):
     whole = FlowDensity(**{**SMALL, "validation_fraction": 0}).fit(moons)
     assert whole.n_iter_ == whole.best_step_ == 12
     assert "validation" not in whole.history_[-1]
-
-
-def test_weighted_batches_are_repeated_rows_in_expectation():
-    """Means of batches against the weighted mean: 4.5 standard errors, which fails once in 100,000 seeds."""
-    weights = torch.tensor([0.5, 3.0, 1.0, 0.0, 2.5], dtype=torch.float64)
-    rows = Rows(torch.arange(5.0)[:, None], torch.arange(5.0)[:, None] * 10, weights)
-    batches = WeightedBatches(rows, 3)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        drawn = [batch for _ in range(2000) for batch in batches]
-    assert len(drawn) == 2000 * 2
-    x, context = (torch.cat(each)[:, 0].double() for each in zip(*drawn))
-    assert torch.equal(context, 10 * x)
-    counts = torch.bincount(x.long(), minlength=5)
-    share = weights / weights.sum()
-    error = (share * (1 - share) / len(x)).sqrt()
-    assert bool(((counts / len(x) - share).abs() <= 4.5 * error).all())
-    assert counts[3] == 0
 
 
 def test_integer_weights_are_repeated_rows_in_units_and_held_out_loss(moons):
