@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import secrets
+import shutil
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +31,8 @@ def written(file: Path) -> Iterator[Path]:
     """Lends a path to write to; when the block ends, what was written there takes the place of ``file`` in one step.
 
     A kill or a crash, at any instant, leaves the old file or the new one, and so do two writers: the last one stays.
-    What writers that were killed have left beside the file is removed.
+    Writers begin in a hidden folder of their own, as some make further files; those of writers that were killed are
+    removed. The file has the permissions of any new file.
 
     Example:
         >>> import tempfile
@@ -41,18 +44,23 @@ def written(file: Path) -> Iterator[Path]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     _clear(file)
-    part = file.with_name(f".{file.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    folder = file.with_name(f".{file.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    folder.mkdir()
+    part = folder / file.name
     try:
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
         yield part
+        part.chmod(mode)  # safetensors makes files that nobody else may read
         seal(part)
         os.replace(part, file)
         sync_folder(file.parent)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_part(name: str) -> bool:
-    """Says whether a file is what a writer has begun: it is nothing that was saved."""
+    """Says whether something in a folder is what a writer has begun: it is nothing that was saved."""
     return name.startswith(".") and name.endswith(".part")
 
 
@@ -68,7 +76,7 @@ def _clear(file: Path) -> None:
 
             host, pid, *_ = part.name.removeprefix(f".{file.name}.").split(".")
             if host == _host() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                part.unlink(missing_ok=True)
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def seal(file: Path, sync: bool = True) -> list[int]:
