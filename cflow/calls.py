@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
 from cflow.draws import Source, check_generator
+from cflow.modes import tell_training
 from cflow.shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, pattern
 
 __all__ = ["Calls"]
@@ -63,6 +64,7 @@ class Calls(nn.Module):
 
     def _check(self, options: dict[str, Any], method: str, generator: Source = None) -> None:
         check_generator(f"flow.{method}", generator, by_row=True)
+        tell_training(self, method)
         known = self.options_of(method) if options else ()
         for name in options:
             if name not in known:

@@ -1,13 +1,14 @@
-"""Saving and loading: every tensor in safetensors, the constructor arguments as a JSON tree.
+"""Saving and loading: every tensor in safetensors, the constructor arguments beside them as a JSON tree.
 
-Nothing is unpickled. A file can only name registered classes (:func:`cflow.register`), and only their constructors run.
+Nothing is unpickled. A file can only name registered classes (:func:`cflow.register`), and only their constructors run,
+within a budget.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ import torch
 from torch import Size, Tensor, nn
 
 from cflow import registry
+from cflow.building import Budget
+from cflow.storage import is_part, read_tensors, write_tensors
 
-__all__ = ["load", "save"]
+__all__ = ["FILE", "describe", "find", "load", "save", "write"]
 
-FORMAT = "cflow 1"
-CONFIG, TENSORS = "flow.json", "flow.safetensors"
+FORMAT = "cflow 2"
+FILE = "flow.safetensors"
 Plain = (str, int, float, bool, type(None))
 
 
 def save(flow: nn.Module, path: str | os.PathLike) -> Path:
-    """Writes a flow (or any registered module) to the folder ``path``: ``flow.json`` and ``flow.safetensors``.
+    """Writes a flow (or any registered module) to the folder ``path``, as one file: ``flow.safetensors``.
 
-    The folder appears whole or not at all: files are written beside it and renamed. An older save is replaced.
+    The file holds the tensors, the constructor arguments and a checksum of both. It takes the place of an older one in
+    one step: whatever happens, also with two writers at once, the folder holds the old flow or the new one, whole and
+    on the disk. A network that ``torch.compile`` wraps is saved as it is without.
 
     Raises:
         ValueError: where a part is not registered or cannot be written (a function, say); the message names the part.
@@ -41,73 +46,102 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
         Cosine(predict='x1')
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not (path.is_dir() and {each.name for each in path.iterdir()} <= {CONFIG, TENSORS}):
+    ours = lambda each: each.name == FILE or is_part(each.name)
+    if path.exists() and not (path.is_dir() and all(ours(each) for each in path.iterdir())):
         raise FileExistsError(f"save({str(path)!r}): that exists and is not a saved flow; choose another path.")
-    from safetensors.torch import save_file
+    write(flow, path / FILE)
+    return path
 
-    state = {f"state.{name}": value for name, value in flow.state_dict().items()}
-    known = {_identity(value): name for name, value in state.items() if value.numel()}
+
+def write(flow: nn.Module, file: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Writes what :func:`save` does into a file; ``state`` is given where the flow itself is sharded."""
+    write_tensors(file, *describe(flow, flow.state_dict() if state is None else state))
+
+
+def describe(flow: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Gives the tensors of a flow, and what it is made of in plain values.
+
+    Raises:
+        ValueError: where a part is not registered or cannot be written.
+    """
+    flow = registry.uncompiled(flow)
+    state = {f"state.{registry.uncompiled_name(name)}": value for name, value in state.items()}
+    own = flow.state_dict()
+    known = {
+        _identity(value): f"state.{registry.uncompiled_name(name)}" for name, value in own.items() if value.numel()
+    }
     tensors = _independent(state)
     tree = _describe(flow, type(flow).__qualname__, tensors, known)
     # Buffers outside the state dict (tables, devices) follow the one dtype of all floating tensors, if there is one.
     held = (*flow.parameters(), *flow.buffers())
     dtypes = {str(each.dtype).removeprefix("torch.") for each in held if each.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
-    document = {"format": FORMAT, "flow": tree, "dtype": dtype, "training": flow.training}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        save_file(tensors, os.path.join(folder, TENSORS))
-        Path(folder, CONFIG).write_text(json.dumps(document, indent=1) + "\n")
-        new = Path(folder, "new")
-        new.mkdir()
-        for name in (CONFIG, TENSORS):
-            os.replace(Path(folder, name), new / name)
-        if path.exists():
-            os.replace(path, Path(folder, "old"))
-        os.replace(new, path)
-    return path
+    return tensors, {"format": FORMAT, "flow": tree, "dtype": dtype}
+
+
+def find(path: str | os.PathLike) -> Path:
+    """Finds the folder of a saved flow: ``path``, or its ``model``, or the newest of its ``checkpoints``.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / FILE).is_file():
+            return folder
+    steps = {each: re.fullmatch(r"step-(\d+)", each.name) for each in path.glob("checkpoints/step-*")}
+    steps = {each: int(match[1]) for each, match in steps.items() if match and (each / FILE).is_file()}
+    if steps:
+        return max(steps, key=steps.get)
+    if (path / "checkpoints").is_dir() or (path / "history.csv").is_file():
+        raise FileNotFoundError(
+            f"{path}: the run there ended before its first checkpoint; go on with it (resume=True), or begin it again."
+        )
+    raise FileNotFoundError(
+        f"{path}: no saved flow there ({FILE} is missing); pass a folder that cflow.save or training.fit wrote."
+    )
 
 
 def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Rebuilds what :func:`save` wrote, with its weights, dtypes and mode, on ``device``.
+    """Rebuilds what :func:`save` wrote, with its weights and dtypes, in evaluation mode, on ``device``.
+
+    ``path`` may also be the folder of a run: ``fit(out=path)``. The flow is then the one in its ``model``, or, where
+    the run was killed or interrupted, that of its newest checkpoint: what ``fit`` would have left at that step.
 
     Classes of one's own must be registered (imported) first.
 
     Raises:
         FileNotFoundError: where ``path`` holds no saved flow.
-        ValueError: for a damaged or foreign file, an unknown class, or tensors that do not fit; nothing is executed.
+        ValueError: for a damaged or foreign file, an unknown class, sizes that the tensors do not explain, or tensors
+            that do not fit; nothing is executed, and no memory taken for what is not there.
     """
-    path = Path(path)
-    if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
-        hint = " Its folder `model` does." if (path / "model" / CONFIG).is_file() else ""
-        raise FileNotFoundError(
-            f"load({str(path)!r}): no {CONFIG} and {TENSORS} there, so it holds no saved flow.{hint}"
-        )
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    folder = find(path)
     try:
-        document = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        # Copies are aligned in memory, as fresh parameters are; sums then round as they did before saving.
-        tensors = {name: value.clone() for name, value in load_file(path / TENSORS, device=str(device)).items()}
-    except (ValueError, SafetensorError, RecursionError) as error:
-        raise ValueError(f"load({str(path)!r}): the files are damaged ({error}); save the flow again.") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("flow"), dict):
-        raise ValueError(f"load({str(path)!r}): {CONFIG} is not a saved flow of the format {FORMAT!r}.")
+        tensors, document = read_tensors(folder / FILE)
+    except ValueError as error:
+        raise ValueError(f"load({str(path)!r}): {error} Take a copy, or save the flow again.") from error
+    where = f"load({str(path)!r}): {folder / FILE}"
+    if document.get("format") != FORMAT or not isinstance(document.get("flow"), dict):
+        raise ValueError(f"{where} is not a saved flow of the format {FORMAT!r}; save the flow with this version.")
     try:
-        flow = _build(document["flow"], tensors)
-    except (TypeError, KeyError, IndexError, AttributeError, RecursionError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"load({str(path)!r}): {CONFIG} does not describe a flow ({error!r}).") from error
+        with Budget(len(tensors), sum(each.nbytes for each in tensors.values())):
+            flow = _build(document["flow"], tensors)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be built: {error}") from error
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        said = str(error).split("\n")[0]
+        raise ValueError(f"{where} does not describe a flow ({type(error).__name__}: {said:.200}).") from error
     if not isinstance(flow, nn.Module):
-        raise ValueError(f"load({str(path)!r}): {CONFIG} describes a {type(flow).__name__}, not a flow.")
+        raise ValueError(f"{where} describes a {type(flow).__name__}, not a flow.")
     dtype = getattr(torch, str(document.get("dtype")), None)
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         flow.to(dtype)
-    _fill(flow, tensors, path)
-    return flow.to(device).train(bool(document.get("training", False)))
+    _fill(flow, tensors, where)
+    return flow.to(device).eval()
 
 
 def _identity(value: Tensor) -> tuple:
+    value = value.to_local() if hasattr(value, "to_local") else value  # a shard: whole tensors have no address then
     return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, str(value.device)
 
 
@@ -127,6 +161,7 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tuple, str]) -> Any:
     """Writes a value as JSON; tensors go to ``tensors``, or are named where the state holds them already."""
     nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)
+    value = registry.uncompiled(value)
     if isinstance(value, Plain):
         return value
     if isinstance(value, Tensor):
@@ -182,7 +217,7 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
             beside = rest.get("kept", {})
             if set(beside) != set(registry.kept(made)):
                 raise ValueError(
-                    f"load: {name} is saved with {sorted(beside)} beside its arguments, and the class keeps "
+                    f"{name} is saved with {sorted(beside)} beside its arguments, and the class keeps "
                     f"{sorted(registry.kept(made))}; save it again with this version."
                 )
             for key, part in beside.items():
@@ -190,7 +225,7 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
             return made
         case {"$tensor": str(name), **rest}:
             if name not in tensors:
-                raise ValueError(f"load: the tensor {name!r} is missing from {TENSORS}; the save is incomplete.")
+                raise ValueError(f"the tensor {name!r} is missing; the save is incomplete.")
             value = tensors[name].clone()  # an argument never shares memory with the state
             return nn.Parameter(value, requires_grad=bool(rest["trained"])) if "trained" in rest else value
         case {"$tuple": list(parts)}:
@@ -204,10 +239,10 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
             return {key: _build(part, tensors) for key, part in parts.items()}
         case {"$dtype": str(name)} if isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-    raise ValueError(f"load: {json.dumps(node)[:80]} is nothing that {CONFIG} may hold.")
+    raise ValueError(f"{json.dumps(node)[:80]} is nothing that a saved flow may hold.")
 
 
-def _fill(flow: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def _fill(flow: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Gives the module the saved tensors, dtype included."""
     saved = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
     own = flow.state_dict()
@@ -221,7 +256,7 @@ def _fill(flow: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         }
         shown = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in parts.items() if names)
         raise ValueError(
-            f"load({str(path)!r}): the tensors do not fit the flow that {CONFIG} describes ({shown}); a class may have "
+            f"{where}: the tensors do not fit the flow that is described beside them ({shown}); a class may have "
             f"changed since it was saved."
         )
     tied = len(list(flow.parameters())) != len(list(flow.named_parameters(remove_duplicate=False)))

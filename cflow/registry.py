@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
+from zlib import crc32
 
 from torch import Tensor, nn
 
-__all__ = ["configuration", "is_known", "kept", "lookup", "name_of", "outline", "register", "replace"]
+from cflow.storage import bytes_of
+
+__all__ = [
+    "configuration", "is_known", "kept", "lookup", "name_of", "outline", "register", "replace", "uncompiled",
+    "uncompiled_name",
+]  # fmt: skip
 
 _classes: dict[str, type] = {}
 _names: dict[type, str] = {}
@@ -131,6 +137,16 @@ def build(cls: type, arguments: dict[str, Any]) -> Any:
     return cls(*before, *arguments[spread[0]], **keywords)
 
 
+def uncompiled(obj: Any) -> Any:
+    """Gives the module inside what ``torch.compile(module)`` made of it; anything else as it is."""
+    return obj._modules["_orig_mod"] if isinstance(obj, nn.Module) and "_orig_mod" in obj._modules else obj
+
+
+def uncompiled_name(name: str) -> str:
+    """Gives the name that a tensor has without ``torch.compile``, which puts a module around another."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def kept(obj: Any) -> dict[str, Any]:
     """Reads what travels with an object though its constructor does not take it: what its class names in ``kept``."""
     return {name: getattr(obj, name) for name in getattr(type(obj), "kept", ())}
@@ -151,17 +167,26 @@ def replace(obj: Any, **changes: Any) -> Any:
 def outline(obj: Any) -> Any:
     """Describes what an object is made of, in plain values that JSON holds: to compare two set-ups, not to rebuild one.
 
-    Registered objects are named with their arguments, tensors by shape, and anything else by its class. What is kept
+    Registered objects are named with their arguments and anything else by its class. Tensors are given by shape where
+    they belong to a module's state, which training changes, and with their checksum where they do not. What is kept
     beside the arguments, such as a flow's record of training, is left out.
     """
+    return _outline(obj, set())
+
+
+def _outline(obj: Any, held: set[int]) -> Any:
+    obj = uncompiled(obj)
+    if isinstance(obj, nn.Module):
+        held = held | {id(each) for each in (*obj.parameters(), *obj.buffers())}
     if isinstance(obj, str | int | float | bool | None):
         return obj
     if isinstance(obj, Tensor):
-        return f"{obj.dtype}{list(obj.shape)}"
+        values = "" if id(obj) in held else f" {crc32(bytes_of(obj)):08x}"
+        return f"{obj.dtype}{list(obj.shape)}{values}"
     if isinstance(obj, dict | nn.ModuleDict):
-        return {str(key): outline(value) for key, value in obj.items()}
+        return {str(key): _outline(value, held) for key, value in obj.items()}
     if isinstance(obj, list | tuple | nn.ModuleList):
-        return [outline(value) for value in obj]
+        return [_outline(value, held) for value in obj]
     if type(obj) not in _names:
         return getattr(obj, "__qualname__", type(obj).__qualname__)
-    return {name_of(type(obj)): {key: outline(value) for key, value in configuration(obj).items()}}
+    return {name_of(type(obj)): {key: _outline(value, held) for key, value in configuration(obj).items()}}

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import cflow
-from cflow import bases, discrete, fields, paths, solvers
+from cflow import bases, discrete, fields, objectives, paths, solvers, training
 from cflow.bijections import Dequantise, Rescale
 from cflow.cli import main
 
@@ -161,3 +161,27 @@ def test_a_flow_of_discrete_time_is_drawn_from_and_has_no_solver(tmp_path, capsy
         with pytest.raises(SystemExit):
             main(command)
         assert "has no solver" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_shown_drawn_from_and_scored(tmp_path, capsys):
+    def interrupt(step, flow, row):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+    options = {"steps": 20, "batch_size": 16, "out": tmp_path / "run", "callbacks": [interrupt]}
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(flow, objectives.FlowMatching(), torch.randn(64, 2), **options)
+    (tmp_path / "x.csv").write_text("0.5,1.0\n")
+    place = tmp_path / "run" / "checkpoints" / "step-000007"
+    for run in (tmp_path / "run", place):
+        main(["info", str(run)])
+        assert f"in {place}" in (said := capsys.readouterr().out)
+        assert "a checkpoint: the flow as the run would have left it" in said
+        main(["sample", str(run), "--num", "3", "--seed", "0", "--output", str(tmp_path / "x.npy")])
+        drawn = flow.sample((3,), generator=torch.Generator().manual_seed(0))
+        assert numpy.array_equal(numpy.load(tmp_path / "x.npy"), drawn.numpy())
+        main(["score", str(run), str(tmp_path / "x.csv"), "--output", str(tmp_path / "scores.csv")])
+    with pytest.raises(SystemExit):
+        main(["info", str(tmp_path)])
+    assert "no saved flow there" in capsys.readouterr().err

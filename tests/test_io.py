@@ -1,13 +1,17 @@
-import json
 import pickle
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import cflow
 from cflow import bases, fields, guidance, paths, solvers
 from cflow.bijections import Standardise
+from cflow.storage import read_tensors, write_tensors
 
 
 def flow_with_everything():
@@ -35,8 +39,7 @@ def test_a_flow_comes_back_with_weights_options_and_dtype(tmp_path, dtype):
     assert again.solver == flow.solver
     assert again.context_shape == ()
     assert {each.dtype for each in again.parameters()} == {dtype}
-    assert not again.training
-    assert sorted(each.name for each in (tmp_path / "deep" / "model").iterdir()) == ["flow.json", "flow.safetensors"]
+    assert [each.name for each in (tmp_path / "deep" / "model").iterdir()] == ["flow.safetensors"]
 
 
 def test_saving_again_replaces_and_foreign_folders_are_left_alone(tmp_path):
@@ -88,58 +91,188 @@ class Bomb:
         return (exec, ("raise SystemExit('executed')",))
 
 
+def tampered(path, change):
+    """Writes a save anew with something changed, and the checksum that belongs to it: what an attacker would do."""
+    tensors, note = read_tensors(path / "flow.safetensors")
+    tensors, note = change(tensors, note)
+    write_tensors(path / "flow.safetensors", tensors, note)
+
+
 def test_hostile_and_damaged_files_execute_nothing(tmp_path):
     path = cflow.save(flow_with_everything(), tmp_path / "m")
-    config, weights = path / "flow.json", path / "flow.safetensors"
-    good_config, good_weights = config.read_text(), weights.read_bytes()
+    file = path / "flow.safetensors"
+    good = file.read_bytes()
 
-    def refuse(message, error=ValueError):
-        with pytest.raises(error, match=message):
+    def refuse(message, change=None):
+        if change is not None:
+            tampered(path, change)
+        with pytest.raises(ValueError, match=message) as caught:
             cflow.load(path)
-        config.write_text(good_config)
-        weights.write_bytes(good_weights)
+        assert "flow.safetensors" in str(caught.value)
+        file.write_bytes(good)
 
-    weights.write_bytes(pickle.dumps(Bomb()))
-    refuse("damaged")
-    weights.write_bytes(good_weights[: len(good_weights) // 2])
-    refuse("damaged")
-    config.write_text(good_config[:100])
-    refuse("damaged")
-    config.write_bytes(b"\xff\xfe\x00")
-    refuse("damaged")
-    config.write_text("[" * 100_000)
-    refuse("damaged")
-    config.write_text(json.dumps({"format": "cflow 99", "flow": {}}))
-    refuse("not a saved flow")
-
-    tree = json.loads(good_config)
+    for bad in (pickle.dumps(Bomb()), good[: len(good) // 2], good[:100], good + b"more", b"", b"\xff" * 100):
+        file.write_bytes(bad)
+        refuse("damaged")
+    for place in (len(good) - 7, good.index(b"ContinuousFlow") + 3, good.index(b"data_offsets") - 20):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        refuse("damaged")
+    tree = lambda flow: lambda tensors, note: (tensors, note | {"flow": flow})
+    refuse("not a saved flow", lambda tensors, note: (tensors, note | {"format": "cflow 99"}))
+    refuse("not a saved flow", tree([]))
     for evil in ("os.system", "torch.load", "builtins.eval", "subprocess.Popen"):
-        config.write_text(json.dumps(tree | {"flow": {"$class": evil, "arguments": {"command": "false"}}}))
-        refuse("not a registered class")
-    config.write_text(json.dumps(tree | {"flow": {"$class": "paths.Linear", "arguments": {}}}))
-    refuse("not a flow")
-    config.write_text(json.dumps(tree | {"flow": {"$evil": 1}}))
-    refuse("nothing that")
-    tree["flow"]["arguments"]["nonsense"] = 1
-    config.write_text(json.dumps(tree))
-    refuse("no constructor argument 'nonsense'")
+        refuse("not a registered class", tree({"$class": evil, "arguments": {"command": "false"}}))
+    refuse("not a flow", tree({"$class": "paths.Linear", "arguments": {}}))
+    refuse("nothing that", tree({"$evil": 1}))
 
-    tensors = load_file(weights)
+    def nonsense(tensors, note):
+        note["flow"]["arguments"]["nonsense"] = 1
+        return tensors, note
+
+    refuse("no constructor argument 'nonsense'", nonsense)
     name = "state.field.output.bias"
-    save_file({key: value for key, value in tensors.items() if key != name}, weights)
-    refuse("missing: field.output.bias")
-    save_file(tensors | {name: torch.zeros(9)}, weights)
-    refuse("of another shape or kind: field.output.bias")
-    weights.unlink()
-    refuse("holds no saved flow", FileNotFoundError)
+    refuse("missing: field.output.bias", lambda tensors, note: (dict(tensors.items() - {(name, tensors[name])}), note))
+    refuse("of another shape or kind: field.output.bias", lambda each, note: (each | {name: torch.zeros(9)}, note))
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="no saved flow there"):
+        cflow.load(path)
+    file.write_bytes(good)
     assert torch.equal(draws(cflow.load(path)), draws(flow := cflow.load(path)))
     assert isinstance(flow, cflow.ContinuousFlow)
 
 
-def test_a_run_folder_is_hinted_at(tmp_path):
-    cflow.save(flow_with_everything(), tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match="Its folder `model` does"):
-        cflow.load(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden", {"$tuple": [60_000, 60_000]}),
+        ("hidden", {"$tuple": [10**18]}),
+        ("hidden", {"$tuple": [8] * 5000}),
+        ("features", 10**9),
+        ("classes", 10**9),
+    ],
+)
+def test_sizes_that_the_tensors_do_not_explain_take_no_memory(tmp_path, name, value):
+    """Linear(60000, 60000) would take 14 GB and a minute; the process may take half a gigabyte more than it has."""
+    path = cflow.save(flow_with_everything(), tmp_path / "m")
+
+    def larger(tensors, note):
+        note["flow"]["arguments"]["field"]["arguments"][name] = value
+        return tensors, note
+
+    tampered(path, larger)
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="flow.safetensors"):
+        cflow.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+
+
+def test_a_flow_is_loaded_in_evaluation_mode(tmp_path):
+    flow = flow_with_everything()
+    assert flow.training
+    again = cflow.load(cflow.save(flow, tmp_path / "m"))
+    assert not any(part.training for part in again.modules())
+    assert flow.training
+
+
+KILLER = """
+import os, pathlib, signal, sys, torch, cflow, cflow.storage as storage
+from cflow import discrete
+moment, path = sys.argv[1:]
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "begun": storage.seal = die
+elif moment == "written": os.replace = die
+elif moment == "in place": storage.sync_folder = die
+torch.manual_seed(2)
+cflow.save(discrete.nsf(2, layers=1, hidden=(8,)), path)
+"""
+
+
+@pytest.mark.parametrize("moment", ["begun", "written", "in place"])
+def test_a_kill_while_saving_over_an_older_flow_leaves_one_of_them_whole(tmp_path, moment):
+    from cflow import discrete
+
+    def flow(seed):
+        torch.manual_seed(seed)
+        return discrete.nsf(2, layers=1, hidden=(8,))
+
+    x = torch.randn(5, 2)
+    with torch.random.fork_rng(devices=[]):
+        old, new = flow(1), flow(2)
+    path = cflow.save(old, tmp_path / "m")
+    done = subprocess.run([sys.executable, "-c", KILLER, moment, str(path)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    expected = new if moment == "in place" else old
+    assert torch.equal(cflow.load(path).log_prob(x), expected.log_prob(x))
+    assert list(tmp_path.iterdir()) == [path]
+    cflow.save(new, path)
+    assert torch.equal(cflow.load(path).log_prob(x), new.log_prob(x))
+    assert [each.name for each in path.iterdir()] == ["flow.safetensors"]  # what was begun is cleared away
+
+
+def test_two_writers_and_a_reader_see_whole_flows_alone(tmp_path):
+    @cflow.register("tests.Numbers")
+    class Numbers(torch.nn.Module):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+            self.values = torch.nn.Parameter(torch.full((50_000,), float(number)))
+
+    path, wrong, done = cflow.save(Numbers(0), tmp_path / "m"), [], threading.Event()
+
+    def write(number):
+        for _ in range(30):
+            cflow.save(Numbers(number), path)
+
+    def read():
+        while not done.is_set():
+            try:
+                found = cflow.load(path)
+                wrong.extend([] if bool((found.values == found.number).all()) else [found.number])
+            except Exception as error:  # a thread's own goes unseen
+                wrong.append(error)
+
+    reader, *writers = [threading.Thread(target=read), *(threading.Thread(target=write, args=(n,)) for n in (1, 2))]
+    for each in (reader, *writers):
+        each.start()
+    for each in writers:
+        each.join()
+    done.set()
+    reader.join()
+    assert not wrong
+    assert [each.name for each in path.iterdir()] == ["flow.safetensors"]
+
+
+def test_parts_of_living_writers_are_left_alone(tmp_path):
+    path = cflow.save(flow_with_everything(), tmp_path / "m")
+    from cflow.storage import written
+
+    with written(path / "flow.safetensors") as part:
+        part.write_bytes(b"half")
+        cflow.save(flow_with_everything(), path)
+        assert part.read_bytes() == b"half"
+        part.write_bytes((path / "flow.safetensors").read_bytes())
+    cflow.load(path)
+
+
+def test_the_folder_of_a_run_is_its_model(tmp_path):
+    flow = flow_with_everything()
+    cflow.save(flow, tmp_path / "model")
+    assert torch.equal(draws(cflow.load(tmp_path)), draws(flow))
+
+
+def test_a_compiled_network_is_saved_as_it_is_without(tmp_path):
+    flow = flow_with_everything()
+    before = draws(flow)
+    flow.field = torch.compile(flow.field)  # compiles nothing before it is called
+    again = cflow.load(cflow.save(flow, tmp_path / "m"))
+    assert torch.equal(draws(again), before)
+    assert isinstance(again.field, fields.MLP)
+    assert cflow.registry.outline(flow) == cflow.registry.outline(again)
+    flow.field = flow.field._orig_mod
+    flow.field.compile()
+    assert torch.equal(draws(cflow.load(cflow.save(flow, tmp_path / "m"))), before)
+    assert torch.equal(draws(cflow.load(cflow.save(torch.compile(flow), tmp_path / "m"))), before)
 
 
 def test_guidance_objects_are_plain_configuration(tmp_path):

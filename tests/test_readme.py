@@ -25,7 +25,7 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["x"].shape == (1000, 2)
     assert names["density"].cost() == (3, 3, 3)
     assert len(names["own"].bijection) == 6
-    assert (tmp_path / "moons" / "flow.json").is_file()
+    assert (tmp_path / "moons" / "flow.safetensors").is_file()
 
 
 def test_there_are_exactly_two_set_up_commands():

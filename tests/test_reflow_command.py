@@ -66,12 +66,12 @@ from cflow.training import pairs
 from cflow.training.checkpoints import Checkpoints
 phase = sys.argv[1]
 if phase == "pairs":
-    write = pairs._write
-    def killed(file, tensors):
+    write = pairs.write_tensors
+    def killed(file, *given):
         if file.name.endswith("00001.safetensors"):
             os.kill(os.getpid(), signal.SIGKILL)
-        write(file, tensors)
-    pairs._write = killed
+        write(file, *given)
+    pairs.write_tensors = killed
 else:
     save = Checkpoints.save
     def killed(self, *args):
@@ -129,3 +129,11 @@ def test_mistakes_end_in_one_line(run, arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(["reflow", str(run), *SMALL, *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_damaged_note_of_the_folder_is_named(run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "reflow.json").write_text('{"pairs": 6')
+    with pytest.raises(SystemExit):
+        main(["reflow", str(run), "--output", str(tmp_path / "out"), *SMALL])
+    assert "reflow.json is damaged" in capsys.readouterr().err

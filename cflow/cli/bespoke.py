@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -42,8 +41,6 @@ def bespoke(
     needs_solver(flow, f"bespoke {run}")
     context = labels_of(flow, None, flow.classes)
     options = guidance_of(flow, run, guidance)
-    solver = fit_bespoke(
-        flow, steps, seed=seed, context=context, iterations=iterations, progress=sys.stderr.isatty(), **options
-    )
+    solver = fit_bespoke(flow, steps, seed=seed, context=context, iterations=iterations, **options)
     file = solver.write(bespoke_file(folder) if output is None else output)
     print(f"{file}: {steps} steps, root mean square error {solver.error:.4g} (generic: {solver.error_before:.4g})")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cflow.cli.commands import app
 from cflow.cli.runs import folder_of, report_of
-from cflow.io import load
+from cflow.io import FILE, load
 from cflow.registry import configuration
 
 
@@ -26,8 +26,10 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
     folder = folder_of(run)
     flow = load(folder)
     count = sum(each.numel() for each in flow.parameters())
-    weights = (folder / "flow.safetensors").stat().st_size
+    weights = (folder / FILE).stat().st_size
     print(f"{type(flow).__name__} in {folder}: {count:,} parameters, {weights / 2**20:.1f} MiB")
+    if folder.parent.name == "checkpoints":
+        print("  a checkpoint: the flow as the run would have left it at that step")
     for name, value in configuration(flow).items():
         if name == "transform":
             value = ", ".join(type(each).__name__ for each in value.maps) or None

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from cflow import metrics, plot
 from cflow.cli.commands import app
-from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.cli.runs import device_of, folder_of, guidance_of, home_of, labels_of, needs_solver
 from cflow.io import load, save
 from cflow.solvers import Euler, by_name
+from cflow.storage import read_json, write_json, written
 from cflow.training import Constant, Pairs, distill, generate_pairs, is_main
 from cflow.training import reflow as straighten
 
@@ -69,7 +70,7 @@ def reflow(
         raise ValueError(
             f"--rounds {rounds} --pairs {pairs} --steps {steps} --evaluations {evaluations}: all are at least 1."
         )
-    out = folder.resolve().with_name("reflow") if output is None else output
+    out = home_of(folder) / "reflow" if output is None else output
     how = by_name(solver, steps=solver_steps)
     guided = guidance_of(flow, run, guidance).get("guidance")
     settings = {
@@ -78,7 +79,7 @@ def reflow(
     }  # fmt: skip
     _claim(out, settings)
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "schedule": Constant(warmup=steps // 20)}
-    options |= {"seed": seed, "device": device_of(device), "progress": sys.stderr.isatty(), "resume": True}
+    options |= {"seed": seed, "device": device_of(device), "resume": True}
     flows, last = {"flow": flow}, flow
     for number in range(1, rounds + 1):
         # Guidance is in the first pairs: what learns from them needs none.
@@ -98,7 +99,10 @@ def _claim(out: Path, settings: dict) -> None:
     """Notes what the folder is for, or sees that it was for the same."""
     file = out / NOTE
     if file.is_file():
-        before = json.loads(file.read_text())
+        try:
+            before = read_json(file)
+        except ValueError as error:
+            raise ValueError(f"{error} Pass another --output, or remove the folder.") from None
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise ValueError(
@@ -107,15 +111,12 @@ def _claim(out: Path, settings: dict) -> None:
             )
         return
     if is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=1) + "\n")
+        write_json(file, settings)
 
 
 def _pairs(flow, num: int, place: Path, solver, seed: int, batch_size: int, options: dict) -> Pairs:
     print(f"{place}: {num} pairs", file=sys.stderr)
-    return generate_pairs(
-        flow, num, place, solver=solver, seed=seed, batch_size=batch_size, progress=sys.stderr.isatty(), **options
-    )
+    return generate_pairs(flow, num, place, solver=solver, seed=seed, batch_size=batch_size, **options)
 
 
 def _trained(place: Path, train, given: tuple, options: dict):
@@ -158,7 +159,8 @@ def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out
     report = {"floor": floor, "energy_distance": table}
     report |= {"straightness": {name: vars(each) for name, each in straightness.items()}}
     report |= {"transport_cost": {name: vars(each) for name, each in cost.items()}}
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    with written(out / "metrics.json") as part:
+        part.write_text(json.dumps(report, indent=1) + "\n")
     print(f"energy distance to samples of the flow by {solver!r} (two sets of these: {floor:.4f})")
     heads = "".join(f"{calls:>10d}" for calls in evaluations)
     print(f"{'evaluations':14s}{heads}{'straightness':>20s}{'transport cost':>20s}")

@@ -9,24 +9,27 @@ import torch
 from torch import Tensor
 
 from cflow.continuous.guidance import ClassifierFree
+from cflow.io import find
 from cflow.solvers import METHODS, Bespoke, by_name
 
 __all__ = [
-    "bespoke_file", "device_of", "folder_of", "guidance_of", "labels_of", "needs_solver", "report_of",
+    "bespoke_file", "device_of", "folder_of", "guidance_of", "home_of", "labels_of", "needs_solver", "report_of",
     "solver_of",
 ]  # fmt: skip
 
 
 def folder_of(run: Path) -> Path:
-    """Finds the saved flow of a run: its folder ``model``, or the folder itself."""
-    for folder in (run / "model", run):
-        if (folder / "flow.json").is_file():
-            return folder
-    if (run / "checkpoints").is_dir() or (run / "history.csv").is_file():
-        raise FileNotFoundError(
-            f"{run}: the run ended before its model was written; continue it with --resume (or begin it again)."
-        )
-    raise FileNotFoundError(f"{run}: no saved flow there (flow.json is missing); pass the folder that a recipe wrote.")
+    """Finds the saved flow of a run: its model, its newest checkpoint where it has not ended, or the folder itself."""
+    try:
+        return find(run)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("resume=True", "--resume")) from None
+
+
+def home_of(folder: Path) -> Path:
+    """Gives the folder for results about a flow: the run's, or the one beside a flow that was saved by itself."""
+    home = folder.resolve().parent
+    return home.parent if home.name == "checkpoints" else home
 
 
 def bespoke_file(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
+from cflow.storage import written
 
 SHOWN = 20  # bad rows named one by one
 
@@ -203,11 +203,5 @@ def _log_prob(flow, x: Tensor, context: Tensor | None, generator: torch.Generato
 @contextlib.contextmanager
 def _written(output: Path) -> Iterator:
     """Opens a file that appears under its name when it is complete."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as lines:
-            yield lines
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
+    with written(output) as part, part.open("w", encoding="utf-8") as lines:
+        yield lines

@@ -44,6 +44,7 @@ class FlowDensity(FlowEstimator):
         random_state: a seed, a ``numpy.random.RandomState``, or None for another result each time. Neither NumPy's nor
             torch's global state is read or moved.
         device: where to train and to score, such as ``"cuda"``.
+        verbose: whether to show a bar with the losses.
 
     Attributes:
         flow_: the fitted flow.

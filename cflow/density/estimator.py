@@ -39,6 +39,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         patience: int = 10,
         random_state: Any = None,
         device: str = "cpu",
+        verbose: bool | int = False,
     ):
         self.flow = flow
         self.flow_options = flow_options
@@ -52,6 +53,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         self.patience = patience
         self.random_state = random_state
         self.device = device
+        self.verbose = verbose
 
     def _learn(self, x: np.ndarray, context: np.ndarray | None, weights: np.ndarray | None) -> None:
         """Trains the flow of ``x [N, D]`` given ``context [N, C]`` and keeps it, in float64, as ``flow_``."""
@@ -117,7 +119,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         return Settings(
             int(self.max_steps), int(self.batch_size), float(self.lr), float(self.weight_decay),
             float(self.validation_fraction), int(self.check_every), int(self.patience), self.device,
-            seed_of(self.random_state),
+            seed_of(self.random_state), bool(self.verbose),
         )  # fmt: skip
 
     @torch.no_grad()

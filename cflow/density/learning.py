@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +51,7 @@ class Settings:
     patience: int
     device: str
     seed: int
+    verbose: bool
 
 
 @dataclass
@@ -61,27 +61,6 @@ class Learned:
     history: list[dict[str, Any]]
     steps: int
     best_step: int
-
-
-class WeightedBatches:
-    """Draws batches whose rows are drawn with replacement, as often as their weights say.
-
-    The mean loss of a batch is then an unbiased estimate of the weighted mean, for every objective and coupling: a row
-    of weight two counts as one that is there twice. Draws come from torch's default generator, which ``training.fit``
-    lends a stream of the run.
-    """
-
-    def __init__(self, rows: Rows, batch_size: int):
-        self.rows, self.batch_size = rows, batch_size
-        self.heights = rows.weights.double().cumsum(0)
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(math.ceil(len(self.rows) / self.batch_size)):
-            draws = torch.rand(self.batch_size, dtype=torch.float64) * self.heights[-1]
-            # A draw that rounds up to the very top belongs to the last row.
-            drawn = torch.searchsorted(self.heights, draws, right=True).clamp(max=len(self.rows) - 1)
-            x, context = self.rows.x[drawn], self.rows.context
-            yield x if context is None else (x, context[drawn])
 
 
 @dataclass
@@ -119,10 +98,7 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
     order = torch.from_numpy(np.random.default_rng(settings.seed).permutation(len(rows)))
     trained = rows.take(order[count:])
     batch_size = min(settings.batch_size, len(trained))
-    if rows.weights is None:
-        data = trained.x if trained.context is None else (trained.x, trained.context)
-    else:
-        data = WeightedBatches(trained, batch_size)
+    data = trained.x if trained.context is None else (trained.x, trained.context)
     watched = {}
     if count:
         held = HeldOut(rows.take(order[:count]), objective, settings.seed)
@@ -132,6 +108,7 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
         objective,
         data,
         steps=settings.max_steps,
+        weights=trained.weights,
         batch_size=batch_size,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
@@ -140,6 +117,7 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
         log_every=settings.check_every,
         seed=settings.seed,
         device=settings.device,
+        progress=settings.verbose,
         **watched,
     )
     return Learned([dict(row) for row in run.history], run.steps, run.steps if run.best_step is None else run.best_step)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import cflow
-from cflow.io import CONFIG, TENSORS
+from cflow.io import FILE
 from cflow.io import load as load_folder
 from cflow.io import save as save_folder
 from cflow.registry import configuration
@@ -32,7 +32,7 @@ def push(
 ) -> str:
     """Pushes a flow to a repository of the hub, which is made if there is none; gives the address of the commit.
 
-    The commit holds ``flow.json`` and ``flow.safetensors`` (see :func:`cflow.save`), the card ``README.md`` (see
+    The commit holds ``flow.safetensors`` (see :func:`cflow.save`), the card ``README.md`` (see
     :func:`card`) and, where metrics are given, ``metrics.json``.
 
     Args:
@@ -70,7 +70,7 @@ def push(
 
 
 def load(repo: str, *, revision: str | None = None, device: str | torch.device = "cpu", api=None) -> nn.Module:
-    """Loads a flow from a repository of the hub: two files, of which nothing is executed (see :func:`cflow.load`).
+    """Loads a flow from a repository of the hub: one file, of which nothing is executed (see :func:`cflow.load`).
 
     What was loaded once is kept on disk and needs no network again. A ``revision`` that names a commit stays what it
     is; a branch may change.
@@ -90,17 +90,16 @@ def load(repo: str, *, revision: str | None = None, device: str | torch.device =
     hub = _hub("load")
     api = hub.HfApi() if api is None else api
     try:
-        folder = api.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[CONFIG, TENSORS])
+        folder = api.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[FILE])
     except (OSError, hub.errors.HTTPError) as error:
         raise OSError(
             f"hub.load({repo!r}, revision={revision!r}): the files cannot be had ({_first_line(error)}); check the "
             f"name and the revision, log in by `hf auth login` for a private repository, and connect: only what was "
             f"loaded before is there without a network."
         ) from error
-    missing = [name for name in (CONFIG, TENSORS) if not Path(folder, name).is_file()]
-    if missing:
+    if not Path(folder, FILE).is_file():
         raise FileNotFoundError(
-            f"hub.load({repo!r}, revision={revision!r}): that repository has no {missing[0]}, so it holds no flow; "
+            f"hub.load({repo!r}, revision={revision!r}): that repository has no {FILE}, so it holds no flow; "
             f"name one that hub.push wrote, or the revision that did."
         )
     return load_folder(folder, device=device)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
+from cflow.storage import bytes_of
 from cflow.training.streams import EPOCH, LOADER, generator_for, stream
 
 __all__ = ["EmptyBatches", "LoaderBatches", "RawBatch", "RowBatches", "batches_of"]
@@ -28,6 +30,7 @@ class RawBatch:
     context: Any
     epoch: int
     used: int  # batches of this epoch taken so far, this one included
+    mark: int | None = None  # a checksum, where a resumed run is to compare it
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -53,6 +56,17 @@ def _alone(item: Any) -> tuple[Any, Any]:
     return torch.empty(len(tree_leaves(item)[0]), 0), item
 
 
+def _heights(weights: Tensor, size: int) -> Tensor:
+    """Adds weights up, after a look at whether they are some of the rows'."""
+    weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
+    if weights.shape != (size,) or not bool((weights.isfinite() & (weights >= 0)).all()) or not weights.sum() > 0:
+        raise ValueError(
+            f"fit(weights of shape {list(weights.shape)}): a weight says how often a row counts; pass one for each of "
+            f"the {size} rows, none of them negative or NaN, and some of them positive."
+        )
+    return weights.cumsum(0)
+
+
 def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
     """Finds how items are joined: as the dataset says, or the one that it is a part of; else as torch does."""
     while getattr(dataset, "collate", None) is None and isinstance(dataset, Subset):
@@ -66,8 +80,42 @@ def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
     return default_collate if own is None else own
 
 
+def _checksum(values: Iterable[Any]) -> int:
+    """Gives a checksum of tensors, arrays and plain values; of anything else its class alone is seen."""
+    checksum = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            checksum = zlib.crc32(bytes_of(value), checksum)
+            continue
+        seen = type(value).__qualname__.encode()
+        if isinstance(value, str | bytes | int | float | None):
+            seen = repr(value).encode()
+        elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # arrays and pictures
+            array = numpy.asarray(value)
+            seen = seen if array.dtype.hasobject else array.tobytes()
+        checksum = zlib.crc32(seen, checksum)
+    return checksum
+
+
+def _content(dataset: Any, seed: int) -> int | None:
+    """Gives a checksum of some items of a map-style dataset; None where an item is another one each time.
+
+    Items may draw from torch's default generator, which stands at the same place for both looks.
+    """
+
+    def look() -> int:
+        with stream(CPU, seed, LOADER, 0):
+            rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), 16), dtype=torch.float64).long().tolist()
+            return _checksum(leaf for row in rows for leaf in tree_leaves(dataset[row]))
+
+    first = look()
+    return first if look() == first else None
+
+
 class EmptyBatches:
     """Gives batches of rows that hold nothing, for objectives that learn from the flow's own draws."""
+
+    mark, marks = None, False
 
     def __init__(self, batch_size: int, world: int = 1, across: bool = False) -> None:
         self.batch_size, self.world = (batch_size * world, 1) if across else (batch_size, world)
@@ -93,7 +141,12 @@ class RowBatches:
     The order of epoch ``e`` is the permutation drawn from ``(seed, e)``, so that any step can be fetched by its number.
     With several processes each takes its own stretch of the same permutation; with ``across`` every one of them takes
     the stretches of all, in the order in which one process with their total batch size would.
+
+    With ``weights [N]`` rows are drawn with replacement instead, as often as these say, those of step ``n`` by
+    ``(seed, n)``.
     """
+
+    mark, marks = None, False  # items are looked at by their number
 
     def __init__(
         self,
@@ -104,6 +157,7 @@ class RowBatches:
         world: int = 1,
         across: bool = False,
         split: Split = _pair,
+        weights: Tensor | None = None,
     ) -> None:
         self.dataset, self.split = data if isinstance(data, Dataset) else None, split
         self.x, self.context = (None, None) if self.dataset is not None else split(data)
@@ -112,6 +166,7 @@ class RowBatches:
             self.batch_size, self.rank, self.world = batch_size * world, 0, 1
         self.size = len(self.dataset) if self.dataset is not None else len(tree_leaves(self.x)[0])
         self.step, self._epoch, self._order = 0, -1, None
+        self._heights = None if weights is None else _heights(weights, self.size)
 
     @property
     def per_epoch(self) -> int:
@@ -122,12 +177,15 @@ class RowBatches:
         """Says what must be equal for a resumed run to repeat this one."""
         kind = "dataset" if self.dataset is not None else "tensors"
         described = {"data": kind, "data size": self.size, "batch_size": self.batch_size * self.world}
-        if self.dataset is None:
+        if self.dataset is not None:
+            described["data content"] = _content(self.dataset, self.seed)
+        else:
             # A thousand rows spread over the data: enough to notice other data, cheap at any size.
             rows = torch.linspace(0, self.size - 1, min(self.size, 1000), dtype=torch.float64).long()
             leaves = [leaf for leaf in tree_leaves((self.x, self.context)) if leaf is not None]
-            taken = [leaf[rows.to(leaf.device)].detach().cpu().contiguous() for leaf in leaves]
-            described["data content"] = zlib.crc32(b"".join(each.view(torch.uint8).numpy().tobytes() for each in taken))
+            described["data content"] = _checksum([leaf[rows.to(leaf.device)] for leaf in leaves])
+        if self._heights is not None:
+            described["weights"] = _checksum([self._heights])
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
@@ -136,6 +194,13 @@ class RowBatches:
 
     def rows(self, step: int) -> Tensor:
         """Gives the row indices of a step's batch."""
+        if self._heights is not None:
+            generator = generator_for("cpu", self.seed, EPOCH, step)
+            draws = torch.rand(self.batch_size * self.world, dtype=torch.float64, generator=generator)
+            drawn = torch.searchsorted(self._heights, draws * self._heights[-1], right=True)
+            # A draw that rounds up to the very top belongs to the last row that counts.
+            last = int((self._heights < self._heights[-1]).sum())
+            return drawn.clamp(max=last)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             generator = generator_for("cpu", self.seed, EPOCH, epoch)
@@ -170,20 +235,27 @@ class LoaderBatches:
 
     ``iter(loader)`` and every fetch in this process see torch's default generator as the stream left it, started anew
     from ``(seed, epoch)``; loaders with workers seed them from it. Augmentations through NumPy or ``random`` in this
-    process are out of its reach. Resuming goes through the batches already used in the epoch and drops them.
+    process are out of its reach. Resuming goes through the batches already used in the epoch and drops them; where the
+    last of these is not what it was, ``mark`` tells.
     """
 
     def __init__(self, loader: Iterable, seed: int, world: int = 1, split: Split = _pair) -> None:
         self.loader, self.seed, self.world, self.split = loader, seed, world, split
         self.epoch, self.used, self._iterator, self._state = 0, 0, None, None
+        # Where no item can be looked at by its number, batches are compared when a run goes on.
+        self.mark: int | None = None
+        self.marks = False
+        dataset = getattr(loader, "dataset", None)
+        self._items = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None
 
     def describe(self) -> dict[str, Any]:
         """Says what must be equal for a resumed run to repeat this one."""
         size = getattr(self.loader, "batch_size", None)
         described = {"data": "loader", "batch_size": size * self.world if isinstance(size, int) else None}
-        dataset = getattr(self.loader, "dataset", None)
-        if hasattr(dataset, "__len__"):
-            described["data size"] = len(dataset)
+        if self._items is not None:
+            described["data size"] = len(self._items)
+            if self.world == 1:  # else each process has rows of its own
+                described["data content"] = _content(self._items, self.seed)
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
@@ -206,7 +278,7 @@ class LoaderBatches:
                 )
             self.epoch, self.used, self._iterator = self.epoch + 1, 0, None
             return self.fetch()
-        return RawBatch(*self.split(item), self.epoch, self.used)
+        return RawBatch(*self.split(item), self.epoch, self.used, self.mark)
 
     def _next(self) -> Any:
         with stream(CPU, self.seed, LOADER, self.epoch):
@@ -220,6 +292,8 @@ class LoaderBatches:
             item = next(self._iterator, None)
             self._state = torch.default_generator.get_state()
         self.used += item is not None
+        if self._items is None and self.marks:
+            self.mark = _checksum(tree_leaves(item))
         return item
 
     def once(self) -> Iterator[tuple[Any, Any]]:
@@ -237,13 +311,21 @@ def batches_of(
     world: int = 1,
     across: bool = False,
     samples_per_item: int | None = None,
+    weights: Tensor | None = None,
 ) -> RowBatches | LoaderBatches | EmptyBatches:
     """Chooses how batches are taken from data; where ``samples_per_item`` is 0, these are contexts, or nothing at all.
 
     Raises:
         TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
-        ValueError: for a loader where every process must see the rows of all (``across``).
+        ValueError: for a loader where every process must see the rows of all (``across``), or where rows have weights.
     """
+    first = data[0] if isinstance(data, list | tuple) and data else data
+    has_rows = isinstance(data, Dataset) or isinstance(first, Tensor | dict)
+    if weights is not None and not has_rows:
+        raise ValueError(
+            f"fit(data={type(data).__name__}, weights=...): rows are drawn by their weights, and these have no rows "
+            f"that could be; pass tensors or a map-style Dataset, or let the loader draw by weight."
+        )
     if data is None:
         return EmptyBatches(batch_size, world, across)
     split = _alone if samples_per_item == 0 else _pair
@@ -252,9 +334,8 @@ def batches_of(
             "fit(data=IterableDataset): it gives single items, not batches; wrap it in "
             "torch.utils.data.DataLoader(data, batch_size=...)."
         )
-    first = data[0] if isinstance(data, list | tuple) and data else data
-    if isinstance(data, Dataset) or isinstance(first, Tensor | dict):
-        return RowBatches(data, batch_size, seed, rank, world, across, split)
+    if has_rows:
+        return RowBatches(data, batch_size, seed, rank, world, across, split, weights)
     if hasattr(data, "__iter__") and not isinstance(data, list | tuple) and not hasattr(data, "__array__"):
         if across:
             raise ValueError(

@@ -26,6 +26,7 @@ from cflow.solvers import (
     Solver,
     UniPC,
 )
+from cflow.training.tracking import is_watched
 
 __all__ = ["fit_bespoke"]
 
@@ -43,7 +44,7 @@ def fit_bespoke(
     iterations: int = 400,
     lr: float = 2e-2,
     reference: Solver | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Bespoke:
     r"""Fits a solver with ``steps`` calls of the network to a trained continuous flow.
 
@@ -74,7 +75,7 @@ def fit_bespoke(
         iterations: steps of Adam.
         lr: its learning rate, in units of a step's length.
         reference: a solver that is accurate; ``Dopri5(rtol=1e-5, atol=1e-5)`` unless given.
-        progress: show a bar.
+        progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
 
     Raises:
         TypeError: for a flow without a velocity.
@@ -112,7 +113,7 @@ def fit_bespoke(
         model = _Coefficients(start, flow.interval).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations + 1, pct_start=0.1)
-        for step in _bar(iterations, progress):
+        for step in _bar(iterations, is_watched() if progress is None else progress):
             with torch.enable_grad():
                 x, target, given = pairs.some(batch_size, generator)
                 loss = _log_error(model(pairs.velocity, x, given), target).mean()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +71,19 @@ class Best:
         """Writes the best weights into the module."""
         for name, value in self._live().items():
             local(value).copy_(local(self._kept[name]))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Lends the module the best weights and gives it its own back, bit for bit."""
+        with torch.no_grad():
+            own = {name: local(value).clone() for name, value in self._live().items()}
+        self.copy_to_module()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in self._live().items():
+                    local(value).copy_(own[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the tensors that a checkpoint keeps."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cflow.io import FILE
+from cflow.storage import read_json, seal, sync_folder, write_json
 from cflow.training.best import Best
 from cflow.training.ema import Average
 from cflow.training.processes import Processes
@@ -30,9 +30,9 @@ class Checkpoints:
     """The checkpoints of one run, in ``out/checkpoints/step-000500/``.
 
     A checkpoint is written by ``torch.distributed.checkpoint``, each process its share: weights, optimizer and moving
-    average, by name, so that another number of processes, sharded or not, can read them. Beside it lies a note with the
-    step, the settings and the size and CRC-32 of every file. Global random states are not part of it: all draws are by
-    counter.
+    average, by name, so that another number of processes, sharded or not, can read them. Beside it lie the flow as the
+    run would leave it at this step, for ``cflow.load``, and a note with the step, the settings and the size and CRC-32
+    of every file. Global random states are not part of it: all draws are by counter.
     """
 
     def __init__(self, out: Path, processes: Processes, keep: int) -> None:
@@ -45,31 +45,38 @@ class Checkpoints:
         found = [_NAME.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir()]
         return sorted(int(match[1]) for match in found if match)
 
+    def clear(self) -> None:
+        """Removes what a killed run has begun to write, or to remove."""
+        for each in self.folder.glob("part-*"):
+            shutil.rmtree(each)
+
     def path(self, step: int) -> Path:
         """Gives the folder of a step's checkpoint."""
         return self.folder / f"step-{step:06d}"
 
-    def save(self, step: int, note: dict[str, Any], state: State) -> None:
-        """Writes a checkpoint into a temporary folder, brings it to the disk and moves it into place."""
+    def save(self, step: int, note: dict[str, Any], state: State, write_flow: Callable[[Path], None]) -> None:
+        """Writes a checkpoint into a temporary folder, brings it to the disk and moves it into place.
+
+        ``write_flow(file)`` is called by all processes; the main one writes.
+        """
         import torch.distributed.checkpoint as storage
 
         part = self.folder / f"part-{step:06d}"
         self.processes.from_main(lambda: _clear(part))
         with self.processes.together(), _quiet():
             storage.save(state.tensors(), checkpoint_id=part, process_group=self.processes.group)
+        write_flow(part / FILE)
         self.processes.from_main(lambda: self._seal(step, part, note))
 
     def _seal(self, step: int, part: Path, note: dict[str, Any]) -> None:
-        files = {str(file.relative_to(part)): _seal(file) for file in sorted(part.rglob("*")) if file.is_file()}
-        (part / _NOTE).write_text(json.dumps({**note, "step": step, "files": files}, indent=1))
-        _seal(part / _NOTE)
-        _sync_folder(part)
-        # The same step again (an interrupted run that ended on it): the new one replaces the old.
-        shutil.rmtree(self.path(step), ignore_errors=True)
+        files = {str(file.relative_to(part)): seal(file) for file in sorted(part.rglob("*")) if file.is_file()}
+        write_json(part / _NOTE, {**note, "step": step, "files": files})
         os.replace(part, self.path(step))
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old))
+            gone = self.folder / f"part-{old:06d}"  # a kill in between leaves no half checkpoint under its name
+            os.replace(self.path(old), gone)
+            shutil.rmtree(gone)
 
     def read_note(self, step: int) -> dict[str, Any]:
         """Verifies a checkpoint's files and gives its note.
@@ -79,9 +86,9 @@ class Checkpoints:
         """
         folder = self.path(step)
         try:
-            note = json.loads((folder / _NOTE).read_text())
-            damaged = [name for name, seal in note["files"].items() if _seal(folder / name, sync=False) != seal]
-        except (OSError, ValueError, KeyError) as error:
+            note = read_json(folder / _NOTE)
+            damaged = [name for name, sealed in note["files"].items() if seal(folder / name, sync=False) != sealed]
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             damaged = [getattr(error, "filename", None) or _NOTE]
         if damaged:
             older = [each for each in self.steps() if each < step]
@@ -165,24 +172,3 @@ def _quiet() -> Iterator[None]:
 def _clear(part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-
-
-def _seal(file: Path, sync: bool = True) -> list[int]:
-    """Brings a file to the disk and gives its size and checksum."""
-    size = checksum = 0
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 22):
-            size, checksum = size + len(block), zlib.crc32(block, checksum)
-        if sync:
-            os.fsync(opened.fileno())
-    return [size, checksum]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Brings a folder's entries to the disk (where the system lets folders be opened)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from cflow import registry
 from cflow.arguments import is_integer
+from cflow.io import describe
+from cflow.modes import looks_at_batch
 from cflow.shapes import pattern, shown
 from cflow.training.batches import EmptyBatches, LoaderBatches, RowBatches
 from cflow.training.ema import EMA
 from cflow.training.options import Options
+from cflow.training.tracking import check_boards
 
 __all__ = ["check_batch", "check_data", "check_options", "check_presence", "settings_of"]
 
@@ -177,6 +180,15 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
             f"fit(patience={options.patience}, validation=None): what is to improve is the validation loss; pass "
             f"validation=... as well, or omit patience."
         )
+    check_boards(options.log_with, options.out)
+    by_batch = [name for name, part in flow.named_modules() if looks_at_batch(part)] if options.accumulate > 1 else []
+    if by_batch:
+        warnings.warn(
+            f"fit(accumulate={options.accumulate}): {by_batch[0]} learns from the statistics of the batch, and sees "
+            f"each of the {options.accumulate} pieces alone, so the result is not that of whole batches; use a layer "
+            f"without them (layer or group norm), or accumulate=1.",
+            stacklevel=3,
+        )
     objective.check_transform(flow)
     if options.resume and options.out is None:
         raise ValueError("fit(resume=True, out=None): there is no folder to resume from; pass out=...")
@@ -185,15 +197,12 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
             "fit(flow): no parameter requires a gradient, so nothing can be trained; unfreeze some of them."
         )
     if options.out is not None:
-        from cflow.io import save
-
         if Path(options.out).exists() and not Path(options.out).is_dir():
             raise ValueError(f"fit(out={str(options.out)!r}): that is a file; pass the name of a folder.")
 
         # A flow that cannot be saved is refused now, not after training.
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                save(flow, Path(folder) / "model")
+            describe(flow, flow.state_dict())
         except ValueError as error:
             raise ValueError(
                 f"fit(out={str(options.out)!r}): the trained flow could not be written there. {error} Write the "
@@ -206,7 +215,12 @@ def _parameters(part: Any) -> Iterable[nn.Parameter]:
 
 
 def settings_of(flow: Any, objective: Any, source: Any, options: Options) -> dict[str, Any]:
-    """Collects what must be equal for a resumed run to repeat the one before, in the form that JSON gives back."""
+    """Collects what must be equal for a resumed run to repeat the one before, in the form that JSON gives back.
+
+    Nothing where the run writes no checkpoints.
+    """
+    if options.out is None:
+        return {}
     names = ("seed", "lr", "weight_decay", "clip", "precision", "accumulate", "pool", "patience")
     settings = {name: getattr(options, name) for name in names} | source.describe()
     settings["betas"] = list(options.betas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,18 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cflow.io import save
 from cflow.modes import modes_kept
 from cflow.record import recall, records_of
 from cflow.training.batches import batches_of
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State, check_settings
 from cflow.training.checks import check_data, check_options, check_presence, settings_of
+from cflow.training.claims import claimed
 from cflow.training.ema import EMA, Average
 from cflow.training.loop import Loop
 from cflow.training.options import Options
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.schedules import Cosine
 from cflow.training.sharding import MeanLoss, Trained, wants_sharding
+from cflow.training.tracking import is_watched
 
 __all__ = ["Run", "fit"]
 
@@ -67,6 +71,7 @@ def fit(
     data: Any = None,
     *,
     steps: int,
+    weights: Any = None,
     batch_size: int = 256,
     lr: float = 1e-3,
     seed: int = 0,
@@ -90,8 +95,9 @@ def fit(
     keep: int = 2,
     log_every: int = 50,
     device: torch.device | str | None = None,
-    progress: bool = False,
-    callbacks: Iterable[Callable[[int, Any], Any]] = (),
+    progress: bool | None = None,
+    log_with: Any = (),
+    callbacks: Iterable[Callable[[int, Any, dict[str, Any] | None], Any]] = (),
 ) -> Run:
     r"""Trains a flow: AdamW on the mean of ``objective`` over batches of ``data``.
 
@@ -125,12 +131,17 @@ def fit(
             last partial batch of an epoch is left out; a loader decides for itself (under several processes it must
             give each its own rows).
         steps: number of optimizer steps.
+        weights: ``[N]``, how often each row of tensors or of a map-style dataset counts (two: as if it were there
+            twice). Rows are then drawn with replacement, as often as their weights say, so that the mean loss of a
+            step estimates the weighted mean, whatever the objective and the coupling. ``validation`` counts each of
+            its rows once, unless it is a function that does otherwise.
         batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
             draws.
         lr: learning rate, multiplied by ``schedule``.
         seed: of all draws, and of the order of the data.
         out: folder for ``history.csv``, ``tensorboard/``, ``checkpoints/`` and, at the end, ``model/`` (read it with
-            ``cflow.load``). Without it nothing is written anywhere.
+            ``cflow.load``). Without it nothing is written anywhere. One run at a time writes there. Of a run that was
+            interrupted, ``cflow.load(out)`` gives the flow of the newest checkpoint.
         resume: go on from the newest checkpoint in ``out`` (from the start where there is none). More steps than before
             are allowed, but a schedule that falls towards the last step then takes another course than in one long run.
         validation: data of the same kinds, whose loss is recorded every ``validate_every`` steps: averaged weights,
@@ -146,7 +157,8 @@ def fit(
         ema: how weights are averaged; ``None`` for not at all.
         precision: ``"bf16"`` runs the loss under bfloat16 autocast; weights and their average stay as they are.
         accumulate: computes each batch in that many pieces, to save memory. Draws and couplings are those of the whole
-            batch, so the result is the same up to rounding.
+            batch, so the result is the same up to rounding; but layers that look at the batch (batch norm) see each
+            piece alone, of which a warning tells, and dropout draws for each.
         pool: draws and couples the batches of that many steps together and hands them out one by one, so that a
             coupling sees ``pool * batch_size`` rows. Where it keeps fewer, each step gets its equal part of what is
             left. Draws are then those of the pool's first step.
@@ -166,10 +178,14 @@ def fit(
         keep: how many checkpoints stay.
         log_every: steps between rows of the history.
         device: where to train; accelerate chooses unless given.
-        progress: whether to show a bar.
-        callbacks: called as ``callback(step, flow)`` after every step, on every process that has any; one that returns
-            True ends the run. Under FSDP the flow is gathered for them after every step: it can be evaluated, but not
-            changed.
+        progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
+        log_with: where else the history goes, beside ``history.csv`` and ``tensorboard/``: the name of a tracker of
+            accelerate (``"wandb"``, ``"trackio"``, ``"mlflow"`` and so on), whose package is installed, or an
+            ``accelerate.tracking.GeneralTracker`` of your own, or a list of these.
+        callbacks: called as ``callback(step, flow, row)`` after every step, on every process that has any; ``row`` is
+            the row of the history that the step ends, or None where it ends none. One that returns True ends the run.
+            The flow is in training mode: call ``flow.eval()`` before it is used, and ``flow.train()`` after. Under
+            FSDP the flow is gathered for them after every step: it can be evaluated, but not changed.
 
     Cost: on an accelerator the host waits for it only at rows, validations and checkpoints.
 
@@ -177,7 +193,8 @@ def fit(
         ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for data that are missing,
             or that the objective does not read; for a transform with parameters to train, which a matching loss
             would collapse; for a loader with ``across_processes``; for a folder with checkpoints
-            when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings.
+            when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings; for a folder in
+            which another process is training.
         FloatingPointError: where the loss or a gradient is not finite, or a validation (with ``patience``: none of
             them is); the weights stay as they were before that step. On the CPU it is raised at the step, on an
             accelerator at the next row, validation or checkpoint.
@@ -198,7 +215,9 @@ def fit(
         validate_every=validate_every, patience=patience, weight_decay=weight_decay, betas=betas, clip=clip,
         schedule=schedule, ema=ema, precision=precision, accumulate=accumulate, pool=pool,
         across_processes=across_processes, prefetch=prefetch, workers=workers, checkpoint_every=checkpoint_every,
-        keep=keep, log_every=log_every, device=device, progress=progress, callbacks=tuple(callbacks),
+        keep=keep, log_every=log_every, device=device,
+        progress=is_watched() if progress is None else progress,
+        log_with=tuple(log_with) if isinstance(log_with, list | tuple) else (log_with,), callbacks=tuple(callbacks),
     )  # fmt: skip
     check_options(flow, objective, validation, options)
     processes = _processes(options)
@@ -206,7 +225,8 @@ def fit(
         sharded = wants_sharding(processes.accelerator)
         check_presence(flow, objective, data, "data")
         rank, world = processes.rank, processes.world
-        source = batches_of(data, batch_size, seed, rank, world, across_processes, objective.samples_per_item)
+        items = objective.samples_per_item
+        source = batches_of(data, batch_size, seed, rank, world, across_processes, items, weights)
         check_data(flow, objective, source, "data", drops_last=True, processes=world)
         judged = _judged(flow, objective, validation, processes, options)
         settings = settings_of(flow, objective, source, options)
@@ -227,13 +247,15 @@ def fit(
         checkpoints=None if options.out is None else Checkpoints(options.out, processes, keep),
         state=State(trained.module, optimizer, average, best),
     )  # fmt: skip
-    resumed_from = _resume(loop)
-    loop.track()
-    stopped = _run(loop, resumed_from)
-    if options.out is not None:
-        from cflow.io import save
-
-        processes.from_main(lambda: save(flow, options.out / "model") and None)
+    with ExitStack() as held:
+        if options.out is not None:
+            processes.from_main(lambda: held.enter_context(claimed(options.out, "fit")))
+            processes.from_main(loop.checkpoints.clear)
+        resumed_from = _resume(loop)
+        loop.track()
+        stopped = _run(loop, resumed_from)
+        if options.out is not None:
+            processes.from_main(lambda: save(flow, options.out / "model") and None)
     history, seconds = processes.from_main(lambda: (loop.tracker.history, loop.seconds))
     best_step = None if best is None else best.step
     return Run(loop.step, seconds, history, options.out, resumed_from, stopped, best_step)
@@ -244,7 +266,8 @@ def _processes(options: Options) -> Processes:
     from accelerate import Accelerator
 
     group_was_there = group_is_open()
-    accelerator = Accelerator()
+    directory = None if options.out is None else str(options.out)
+    accelerator = Accelerator(log_with=list(options.log_with) or None, project_dir=directory)
     accelerator.gradient_accumulation_steps = 1  # the loop weighs its pieces itself, whatever the launcher says
     if accelerator.mixed_precision not in ("no", options.precision):
         raise ValueError(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from cflow.io import write
 from cflow.modes import evaluating
 from cflow.record import TrainingEntry, recall, records_of
 from cflow.training.batches import LoaderBatches, RawBatch
@@ -26,7 +29,7 @@ from cflow.training.processes import Processes
 from cflow.training.safety import Interrupt, Watch
 from cflow.training.sharding import Trained
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
-from cflow.training.tracking import Tracker
+from cflow.training.tracking import Boards, Tracker
 
 __all__ = ["Loop"]
 
@@ -54,6 +57,7 @@ class Loop:
     step: int = 0
     epoch: int = 0  # where the data of the pool of the next step begin
     used: int = 0
+    mark: int | None = None  # of the batch before that place
     seconds: float = 0.0
     whole: bool = True  # False while weights and average are being updated
     due: bool = False  # whether the row or the validation of the last step is still to be made
@@ -67,6 +71,7 @@ class Loop:
         self.watch.several = self.processes.several
         self.metric_names: tuple[str, ...] = tuple(self.objective.metric_names)
         self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and what the objective logs, of each step
+        self.source.marks = self.checkpoints is not None
         self.interrupt = Interrupt(patience=5.0 if self.processes.several else 0.0)
         base, transform = getattr(self.flow, "base", None), self.flow.transform
         held = [*(() if base is None else base.parameters()), *transform.parameters()]
@@ -118,16 +123,16 @@ class Loop:
             parts.append([(part, share * portion) for part, portion in pieces(piece, size, self.options.accumulate)])
         return parts
 
-    def batches(self, steps: int) -> Iterator[tuple[Parts, int, int]]:
+    def batches(self, steps: int) -> Iterator[tuple[Parts, int, int, int | None]]:
         """Yields each step's parts, and the epoch and position from where a run resumed after it must read."""
         pool = self.options.pool
         start = self.step - self.step % pool
         fetch = lambda: [self.source.fetch() for _ in range(pool)]
-        place = self.epoch, self.used
+        place = self.epoch, self.used, self.mark
         made = ahead(fetch, self.prepare_pool, start, steps, self.depth, self.workers, pool, self.device)
         try:
             for first, (raws, parts) in zip(range(start, steps, pool), made):
-                after = raws[-1].epoch, raws[-1].used
+                after = raws[-1].epoch, raws[-1].used, raws[-1].mark
                 for number in range(first, min(first + pool, steps)):
                     if number >= self.step:
                         yield parts[number - first], *(after if number == first + pool - 1 else place)
@@ -138,7 +143,8 @@ class Loop:
     def track(self) -> None:
         """Takes up the history where the run begins or goes on; it is written by the main process alone."""
         writes = self.options.out is not None and self.processes.is_main
-        self.tracker = Tracker(self.options.out if writes else None, self.step)
+        boards = Boards(self.processes.accelerator, self.options)
+        self.tracker = Tracker(self.options.out if writes else None, self.step, boards)
 
     def run(self, bar: Any) -> bool:
         """Trains up to the last step; says whether a callback or ``patience`` ended the run before."""
@@ -155,20 +161,24 @@ class Loop:
         try:
             while self.step < steps and not stopped:
                 with self.processes.together(), self.lends():
-                    parts, epoch, used = next(batches)
+                    parts, *place = next(batches)
                 self.update(parts, steps)
-                self.step, self.epoch, self.used = self.step + 1, epoch, used
+                self.step, (self.epoch, self.used, self.mark) = self.step + 1, place
                 self.seconds = time.perf_counter() - begun
-                looks = self.validation is not None and self.step % options.validate_every == 0
+                looks = self.validation is not None and (self.step % options.validate_every == 0 or self.step == steps)
                 self.due = looks or self.step % options.log_every == 0 or self.step == steps
-                stopped, interrupted = self.call_back()
+                row = self.row(looks) if self.due else None
+                stopped, interrupted = self.call_back(row)
                 last = stopped or self.step == steps
-                validates = looks or (self.validation is not None and last)
-                if self.due or last:
-                    self.record(validates, bar)
+                if row is not None or last:
+                    row = self.row(False) if row is None else row
+                    if last and self.validation is not None and not looks:
+                        row |= self.validate()
+                        looks = True
+                    self.record(row, bar)
                     self.due = False
                     self.seconds = time.perf_counter() - begun
-                if validates and self.best is not None and self.best.is_over(self.step):
+                if looks and self.best is not None and self.best.is_over(self.step):
                     stopped = last = True
                 if bar is not None:
                     bar.update()
@@ -187,12 +197,12 @@ class Loop:
             )
         return stopped
 
-    def call_back(self) -> tuple[bool, bool]:
+    def call_back(self, row: dict[str, Any] | None) -> tuple[bool, bool]:
         """Calls the callbacks, all of them; says whether one on any process ends the run, and of interrupts."""
         stopped = False
         if self.calls:
             with self.processes.together(), self.trained.gathered():
-                answers = [callback(self.step, self.flow) for callback in self.options.callbacks]
+                answers = [callback(self.step, self.flow, row) for callback in self.options.callbacks]
                 stopped = any(answer is True for answer in answers)
         stopped, interrupted = self.processes.maxima(int(stopped), int(self.interrupt.name is not None))
         return bool(stopped), bool(interrupted)
@@ -264,8 +274,8 @@ class Loop:
         read = torch.stack([torch.stack([each.float() for each in step]) for step in self.pending])
         return self.processes.mean(read).double().tolist()
 
-    def record(self, validates: bool, bar: Any) -> None:
-        """Adds a row to the history, the same on all processes: means since the last row."""
+    def row(self, validates: bool) -> dict[str, Any]:
+        """Makes a row of the history, the same on all processes: means since the last row."""
         self.look()
         read = torch.tensor(self.means(), dtype=torch.float64)
         loss, norm, *logged = read.mean(0).tolist()
@@ -273,8 +283,10 @@ class Loop:
         row = {"step": self.step, "loss": loss, "grad_norm": norm}
         seconds = self.processes.from_main(lambda: self.seconds)
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds, **dict(zip(self.metric_names, logged))}
-        if validates:
-            row |= self.validate()
+        return row | self.validate() if validates else row
+
+    def record(self, row: dict[str, Any], bar: Any) -> None:
+        """Adds a row to the history."""
         self.processes.from_main(lambda: self.tracker.add(row))
         if not self.processes.is_main:
             self.tracker.add(row)
@@ -336,10 +348,20 @@ class Loop:
             return
         self.processes.from_main(self.tracker.sync)
         note = {"settings": self.settings, "steps": self.options.steps, "epoch": self.epoch, "used": self.used}
+        note["mark"] = self.mark
         note["best"] = None if self.best is None else [self.best.step, self.best.loss]
         records = records_of(self.flow).items()
         note["trained_by"] = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in records}
-        self.checkpoints.save(self.step, {**note, "seconds": self.seconds, "pending": self.means()}, self.state)
+        note |= {"seconds": self.seconds, "pending": self.means()}
+        self.checkpoints.save(self.step, note, self.state, self.write_flow)
+
+    def write_flow(self, file: Path) -> None:
+        """Writes the flow as the run would leave it here: with the best weights, or the averaged ones."""
+        left = self.average if self.best is None else self.best
+        with nullcontext() if left is None else left.applied():
+            whole = lambda value: value.full_tensor() if hasattr(value, "full_tensor") else value
+            state = {name: whole(value) for name, value in self.flow.state_dict().items()}
+            self.processes.from_main(lambda: write(self.flow, file, state))
 
     def restore(self, step: int, note: dict[str, Any]) -> None:
         """Goes back to a checkpoint."""
@@ -351,6 +373,13 @@ class Loop:
         recall(self.flow, {name: tuple(TrainingEntry(**each) for each in entries) for name, entries in records})
         self.pending = [tuple(torch.tensor(step, device=self.device).float()) for step in note["pending"]]
         self.source.seek(step - step % self.options.pool, self.epoch, self.used)
+        self.mark = self.source.mark
+        if self.processes.is_main and self.mark != note["mark"]:
+            warnings.warn(
+                f"fit(resume=True): batch {self.used} of epoch {self.epoch} is not what it was before the run was "
+                f"interrupted, so it goes on with other data; or the loader draws from another generator than torch's.",
+                stacklevel=4,
+            )
 
 
 def _number(loss: Any) -> float:

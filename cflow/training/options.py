@@ -42,4 +42,5 @@ class Options:
     log_every: int
     device: torch.device | str | None
     progress: bool
-    callbacks: tuple[Callable[[int, Any], Any], ...]
+    log_with: tuple[Any, ...]
+    callbacks: tuple[Callable[[int, Any, dict[str, Any] | None], Any], ...]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from re import fullmatch
 from typing import Any
 
 import torch
@@ -14,12 +17,15 @@ from torch import Tensor
 from cflow.couplings import paired
 from cflow.modes import evaluating
 from cflow.registry import outline
+from cflow.storage import bytes_of, is_part, read_json, read_tensors, write_json, write_tensors
+from cflow.training.claims import claimed, is_claim
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.streams import PAIRS, generator_for
+from cflow.training.tracking import is_watched
 
 __all__ = ["Pairs", "generate_pairs"]
 
-FORMAT, NOTE = "cflow pairs 1", "pairs.json"
+FORMAT, NOTE = "cflow pairs 2", "pairs.json"
 SHARD = 4096
 
 
@@ -35,26 +41,36 @@ class Pairs:
 
     Raises:
         FileNotFoundError: where the folder holds no pairs.
-        ValueError: where shards are missing: the generation was not finished.
+        ValueError: where shards are missing (the generation was not finished) or damaged; the file is named.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        from safetensors.torch import load_file
-
         self.folder = Path(folder)
         if not (self.folder / NOTE).is_file():
             raise FileNotFoundError(
                 f"Pairs({str(folder)!r}): no pairs there ({NOTE} is missing); write them by training.generate_pairs."
             )
-        self.note = json.loads((self.folder / NOTE).read_text())
-        shards = _shards(self.note["num"], self.note["shard"])
+        again = "call training.generate_pairs again to make what is missing or damaged anew"
+        try:
+            self.note = read_json(self.folder / NOTE)
+            shards = _shards(self.note["num"], self.note["shard"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"Pairs({str(folder)!r}): {error}; {again}.") from None
         missing = [index for index in range(len(shards)) if not _file(self.folder, index).is_file()]
         if missing:
             raise ValueError(
                 f"Pairs({str(folder)!r}): {len(missing)} of {len(shards)} shards are missing (the first is "
-                f"{_file(self.folder, missing[0]).name}); call training.generate_pairs again to make them."
+                f"{_file(self.folder, missing[0]).name}); {again}."
             )
-        parts = [load_file(_file(self.folder, index)) for index in range(len(shards))]
+        try:
+            parts = [_read(self.folder, index, self.note) for index in range(len(shards))]
+            for index, part in enumerate(parts):
+                if _kind(part) != _kind(parts[0]):
+                    raise ValueError(
+                        f"{_file(self.folder, index)} is damaged: its tensors are not those of the others."
+                    )
+        except ValueError as error:
+            raise ValueError(f"Pairs({str(folder)!r}): {error} Then {again}.".replace(". Then", ";")) from None
         self.x = paired(*(torch.cat([part[name] for part in parts]) for name in ("x0", "x1")))
         self.context = torch.cat([part["context"] for part in parts]) if "context" in parts[0] else None
 
@@ -77,7 +93,7 @@ def generate_pairs(
     seed: int = 0,
     batch_size: int = 256,
     shard: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Pairs:
     r"""Writes pairs of noise and the sample that a flow carries it to, shard by shard.
 
@@ -86,7 +102,8 @@ def generate_pairs(
 
     Every shard draws from a stream of its own, named by the seed and its number. So a run that was interrupted goes on
     with the shards that are missing, under ``accelerate launch`` every process makes its part of the same shards, and
-    each pair can be made again from what is written beside it. A shard is written whole or not at all.
+    each pair can be made again from what is written beside it. A shard is written whole or not at all, with a checksum;
+    one that is damaged is named in a warning and drawn anew.
 
     Args:
         flow: a trained :class:`cflow.ContinuousFlow`.
@@ -99,7 +116,7 @@ def generate_pairs(
         seed: of the noise.
         batch_size: pairs carried at once.
         shard: pairs per file; 4096 unless given.
-        progress: show a bar.
+        progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
 
     Shapes: each file ``pairs-00000.safetensors`` holds ``x0``, ``x1 [n, *event]`` in model space and ``context``.
 
@@ -107,7 +124,8 @@ def generate_pairs(
 
     Raises:
         TypeError: for a flow without a velocity.
-        ValueError: for contexts or data that do not fit, and a folder with pairs of another flow, seed or solver.
+        ValueError: for contexts or data that do not fit, for a folder with pairs of another flow, seed or solver, and
+            for one in which another process is at work.
         FloatingPointError: where a solve fails.
 
     Source: Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003; pairs with a true half after Kim et al.,
@@ -128,6 +146,7 @@ def generate_pairs(
     shard = SHARD if shard is None else shard
     if min(num, batch_size, shard) < 1:
         raise ValueError(f"generate_pairs(num={num}, batch_size={batch_size}, shard={shard}): all are at least 1.")
+    progress = is_watched() if progress is None else progress
     context = _contexts(flow, context, num, data)
     if data is not None and len(data) != num:
         raise ValueError(
@@ -140,14 +159,16 @@ def generate_pairs(
     processes, folder = Processes(accelerator, group_was_there), Path(out)
     note = {
         "format": FORMAT, "num": num, "shard": shard, "seed": seed, "batch_size": batch_size,
-        "solver": outline(flow.solver if solver is None else solver), "guidance": outline(guidance),
-        "data": _digest([data]), "context": _digest([context]), "flow": _digest(flow.state_dict().values()),
+        "solver": _made_of(flow.solver if solver is None else solver), "guidance": _made_of(guidance),
+        "data": _digest([data]), "context": _digest([context]), "flow": _made_of(flow, without="solver"),
     }  # fmt: skip
-    with processes.together():
+    with ExitStack() as held, processes.together():
+        processes.from_main(lambda: _check_folder(folder))
+        processes.from_main(lambda: held.enter_context(claimed(folder, "generate_pairs")))
         processes.from_main(lambda: _claim(folder, note))
         sizes = _shards(num, shard)
         mine = [index for index in range(len(sizes)) if index % processes.world == processes.rank]
-        waiting = [index for index in mine if not _file(folder, index).is_file()]
+        waiting = [index for index in mine if not _is_whole(folder, index, note)]
         with evaluating(flow):
             bar = _bar(len(mine), len(mine) - len(waiting), progress and processes.is_main)
             for index in waiting:
@@ -156,7 +177,7 @@ def generate_pairs(
                 given = None if context is None else context[rows % len(context)]
                 real = None if data is None else data[rows]
                 tensors = _shard(flow, sizes[index], given, real, seed, index, batch_size, solver, guidance)
-                _write(_file(folder, index), tensors)
+                write_tensors(_file(folder, index), tensors, {"shard": index, "set": _digest_of(note)})
                 bar.update()
             bar.close()
     return Pairs(folder)
@@ -217,32 +238,97 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"pairs-{index:05d}.safetensors"
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises where a folder holds something that is no part of a set of pairs."""
+    ours = lambda name: is_part(name) or is_claim(name) or name == NOTE or fullmatch(r"pairs-\d+\.safetensors", name)
+    if folder.is_dir() and not all(ours(each.name) for each in folder.iterdir()):
+        raise ValueError(f"generate_pairs(out={str(folder)!r}): the folder holds something else; choose another one.")
+
+
 def _claim(folder: Path, note: dict[str, Any]) -> None:
     """Writes what the folder is for, or sees that it was for the same."""
     file = folder / NOTE
-    if file.is_file():
-        before = json.loads(file.read_text())
-        for name in note:
-            if before.get(name) != note[name]:
+    try:
+        before = read_json(file)
+    except FileNotFoundError:
+        before = {}
+    except ValueError as error:
+        warnings.warn(f"generate_pairs: {error} It is written anew.", stacklevel=2)
+        before = {}
+    if not before:  # the shards say whose they are
+        for shard in sorted(folder.glob("pairs-*.safetensors")):
+            if _set_of(shard) not in (None, _digest_of(note)):
                 raise ValueError(
-                    f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} "
-                    f"({before.get(name)}, now {note[name]}); choose another folder, or remove it."
+                    f"generate_pairs(out={str(folder)!r}): {shard.name} there belongs to another set of pairs, whose "
+                    f"{NOTE} is lost; choose another folder, or remove it."
                 )
+        write_json(file, note)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ValueError(f"generate_pairs(out={str(folder)!r}): the folder holds something else; choose another one.")
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(note, indent=1) + "\n")
-    os.replace(part, file)
+    for name in note:
+        if before.get(name) != note[name]:
+            raise ValueError(
+                f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} "
+                f"({_where_they_differ(before.get(name), note[name])}); choose another folder, or remove it."
+            )
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
+def _set_of(shard: Path) -> str | None:
+    """Reads which set a shard belongs to; None where it is damaged."""
+    with suppress(ValueError):
+        return read_tensors(shard)[1].get("set")
+    return None
 
-    part = file.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part)
-    os.replace(part, file)
+
+def _where_they_differ(before: Any, now: Any, place: str = "") -> str:
+    """Names the first of two plain values' parts in which they differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in (*now, *(each for each in before if each not in now)):
+            if before.get(name) != now.get(name):
+                return _where_they_differ(before.get(name), now.get(name), f"{place}.{name}".removeprefix("."))
+    return f"{place}{': ' if place else ''}{before!s:.80}, now {now!s:.80}"
+
+
+def _read(folder: Path, index: int, note: dict[str, Any]) -> dict[str, Tensor]:
+    """Reads a shard of a set; raises a ValueError that names the file where it is damaged, or another one."""
+    file = _file(folder, index)
+    tensors, own = read_tensors(file)
+    size = _shards(note["num"], note["shard"])[index]
+    names = {"x0", "x1", *(("context",) if note["context"] else ())}
+    fits = set(tensors) == names and all(each.dim() > 0 and len(each) == size for each in tensors.values())
+    fits = fits and _kind(tensors)["x0"] == _kind(tensors)["x1"]
+    if own != {"shard": index, "set": _digest_of(note)} or not fits:
+        raise ValueError(f"{file} is no part of this set of pairs: it was made for another one, or another place.")
+    return tensors
+
+
+def _kind(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Gives what all shards of a set have in common: shapes of single items, and dtypes."""
+    return {name: (each.shape[1:], each.dtype) for name, each in tensors.items()}
+
+
+def _is_whole(folder: Path, index: int, note: dict[str, Any]) -> bool:
+    """Says whether a shard is there; one that is damaged is named, and will be drawn anew."""
+    try:
+        _read(folder, index, note)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        warnings.warn(f"generate_pairs: {error} It is drawn anew.", stacklevel=2)
+        return False
+    return True
+
+
+def _made_of(part: Any, without: str = "") -> Any:
+    """Describes a part by what it is made of, ``without`` one argument, and by the values of its state."""
+    said = outline(part)
+    if without and isinstance(said, dict):
+        said = {name: {key: each for key, each in parts.items() if key != without} for name, parts in said.items()}
+    state = part.state_dict() if isinstance(part, torch.nn.Module) else {}
+    return {"made of": said, "names": list(state), "values": _digest(state.values())} if state else said
+
+
+def _digest_of(note: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(note).encode()).hexdigest()[:16]
 
 
 def _digest(tensors) -> str | None:
@@ -251,7 +337,7 @@ def _digest(tensors) -> str | None:
     for each in tensors:
         if each is not None:
             some = True
-            digest.update(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(bytes_of(each))
     return digest.hexdigest()[:16] if some else None
 
 

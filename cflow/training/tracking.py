@@ -1,16 +1,76 @@
-"""What a run records: rows in memory, in history.csv and in TensorBoard."""
+"""What a run records: rows in memory, in history.csv, in TensorBoard and where else its user looks."""
 
 from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLUMNS", "Tracker"]
+from cflow.storage import written
+from cflow.training.options import Options
+
+__all__ = ["COLUMNS", "Boards", "Tracker", "check_boards", "is_watched"]
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "validation")
+
+
+class Boards:
+    """The trackers of accelerate that a run was given (``fit(log_with=...)``): each row goes to all of them."""
+
+    def __init__(self, accelerator: Any, options: Options) -> None:
+        self.accelerator, self.options, self.begun = accelerator, options, False
+
+    def begin(self) -> None:
+        """Opens a run on every board, named after the folder, with the options of ``fit``."""
+        if not self.options.log_with:
+            return
+        plain = lambda value: value if isinstance(value, str | int | float) else repr(value)
+        config = {
+            name: plain(value) for name, value in vars(self.options).items() if name not in ("log_with", "callbacks")
+        }
+        self.begun = True
+        self.accelerator.init_trackers("cflow" if self.options.out is None else self.options.out.name, config)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Sends a row."""
+        if self.begun:
+            self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        """Ends the runs on the boards. The processes live on, which accelerate's own end of training would not let."""
+        for each in self.accelerator.trackers if self.begun else ():
+            each.finish()
+        self.begun = False
+
+
+def check_boards(log_with: tuple, out: Path | None) -> None:
+    """Raises where a board is not known, not installed, or wants a folder that there is not."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+    installed = sorted(str(each) for each in get_available_trackers())
+    for each in log_with:
+        if isinstance(each, GeneralTracker):
+            continue
+        if each not in installed:
+            known = isinstance(each, str) and each in map(str, LOGGER_TYPE_TO_CLASS)
+            what = f"its package is not installed; pip install {each}" if known else "accelerate has no such tracker"
+            raise ValueError(
+                f"fit(log_with={each!r}): {what}. Trackers here: {', '.join(installed)}, or an "
+                f"accelerate.tracking.GeneralTracker of your own."
+            )
+        if LOGGER_TYPE_TO_CLASS[each].requires_logging_directory and out is None:
+            raise ValueError(
+                f"fit(log_with={each!r}, out=None): this tracker writes to a folder; pass out=... as well."
+            )
+
+
+def is_watched() -> bool:
+    """Says whether a person looks at what this process shows: in a terminal, or in a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
 
 
 class Tracker:
@@ -21,7 +81,8 @@ class Tracker:
     resumed run reads back what it had.
     """
 
-    def __init__(self, out: Path | None, resumed_from: int) -> None:
+    def __init__(self, out: Path | None, resumed_from: int, boards: Boards) -> None:
+        self._boards = boards
         self.history: list[dict[str, Any]] = []
         self._file = self._board = None
         self._out, self._resumed_from = out, resumed_from
@@ -30,6 +91,7 @@ class Tracker:
 
     def begin(self, metric_names: Sequence[str] = ()) -> None:
         """Opens the files, with columns for what the objective logs."""
+        self._boards.begin()
         if self._out is None:
             return
         # TensorBoard takes a second to import: only runs that write pay for it.
@@ -38,15 +100,10 @@ class Tracker:
         self._out.mkdir(parents=True, exist_ok=True)
         path = self._out / "history.csv"
         columns = (*COLUMNS, *metric_names, *(f"validation_{name}" for name in metric_names))
-        # Written anew and put in place in one move: a kill leaves the old file or the new one.
-        fresh = path.with_suffix(".tmp")
-        with fresh.open("w", newline="") as file:
+        with written(path) as fresh, fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.history)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, restval="")
         self._board = SummaryWriter(str(self._out / "tensorboard"), purge_step=self._resumed_from + 1)
@@ -54,6 +111,7 @@ class Tracker:
     def add(self, row: dict[str, Any]) -> None:
         """Records one row."""
         self.history.append(row)
+        self._boards.add(row)
         if self._file is None:
             return
         self._writer.writerow(row)
@@ -71,6 +129,7 @@ class Tracker:
 
     def close(self) -> None:
         """Closes the files."""
+        self._boards.close()
         if self._file is not None:
             self._file.close()
             self._board.close()

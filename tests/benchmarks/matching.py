@@ -184,7 +184,7 @@ def fitted(kind, batch, coupling=None, ema=None, **options):
         x = rows(kind)
         flow, times = as_flow(network(kind), x), []
 
-        def look(step, flow):
+        def look(step, flow, row):
             if step in (warm, warm + steps):
                 times.append((time.perf_counter(), time.process_time()))
 

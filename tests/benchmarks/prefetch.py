@@ -41,7 +41,7 @@ def step_time(asked, coupling, steps, **options):
         x,
         steps=steps + 5,
         batch_size=asked.batch,
-        callbacks=[lambda step, flow: ticks.append(time.perf_counter())],
+        callbacks=[lambda step, flow, row: ticks.append(time.perf_counter())],
         pool=asked.pool,
         **options,
     )

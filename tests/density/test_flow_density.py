@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import cflow
 from cflow import bases, discrete, fields, paths
 from cflow.density import FLOWS, FlowDensity
-from cflow.density.learning import HeldOut, Rows, WeightedBatches
+from cflow.density.learning import HeldOut, Rows
 from cflow.objectives import MaximumLikelihood
 
 SMALL = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 12, "check_every": 4, "random_state": 0}
@@ -89,24 +89,6 @@ def test_training_stops_by_the_held_out_rows_and_keeps_the_best_weights(moons):
     whole = FlowDensity(**{**SMALL, "validation_fraction": 0}).fit(moons)
     assert whole.n_iter_ == whole.best_step_ == 12
     assert "validation" not in whole.history_[-1]
-
-
-def test_weighted_batches_are_repeated_rows_in_expectation():
-    """Means of batches against the weighted mean: 4.5 standard errors, which fails once in 100,000 seeds."""
-    weights = torch.tensor([0.5, 3.0, 1.0, 0.0, 2.5], dtype=torch.float64)
-    rows = Rows(torch.arange(5.0)[:, None], torch.arange(5.0)[:, None] * 10, weights)
-    batches = WeightedBatches(rows, 3)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        drawn = [batch for _ in range(2000) for batch in batches]
-    assert len(drawn) == 2000 * 2
-    x, context = (torch.cat(each)[:, 0].double() for each in zip(*drawn))
-    assert torch.equal(context, 10 * x)
-    counts = torch.bincount(x.long(), minlength=5)
-    share = weights / weights.sum()
-    error = (share * (1 - share) / len(x)).sqrt()
-    assert bool(((counts / len(x) - share).abs() <= 4.5 * error).all())
-    assert counts[3] == 0
 
 
 def test_integer_weights_are_repeated_rows_in_units_and_held_out_loss(moons):
@@ -273,3 +255,13 @@ def test_values_on_a_lattice_and_repeated_rows_are_warned_of(moons):
     with pytest.warns(UserWarning, match="150 of 300 rows repeat others.*sample_weight") as caught:
         density.fit(np.concatenate([moons[:150], moons[:150]]))
     assert caught[0].filename == __file__
+
+
+def test_training_is_shown_where_it_is_asked_for(capsys, generator):
+    x = torch.randn(60, 2, generator=generator).numpy()
+    options = {"flow_options": {"layers": 1, "hidden": (8,)}, "max_steps": 4, "check_every": 2, "random_state": 0}
+    quiet = FlowDensity("nsf", **options).fit(x)
+    assert capsys.readouterr().err == ""
+    told = FlowDensity("nsf", verbose=1, **options).fit(x)
+    assert "4/4" in capsys.readouterr().err
+    assert (quiet.score_samples(x) == told.score_samples(x)).all()

@@ -75,13 +75,11 @@ def test_a_flow_comes_back_as_it_was(api, tmp_path):
     assert torch.equal(again.log_prob(x), flow.log_prob(x))
     assert not again.training
     pushed = tmp_path / "hub" / "me" / "moons" / "main"
-    assert sorted(each.name for each in pushed.iterdir()) == [
-        "README.md", "flow.json", "flow.safetensors", "metrics.json",
-    ]  # fmt: skip
+    assert sorted(each.name for each in pushed.iterdir()) == ["README.md", "flow.safetensors", "metrics.json"]
     assert json.loads((pushed / "metrics.json").read_text()) == metrics
     assert (pushed / "README.md").read_text() == hub.card(flow, "me/moons", metrics)
     # Only what a flow is made of is fetched: what else a repository holds stays there.
-    assert api.calls[-1][1]["allow_patterns"] == ["flow.json", "flow.safetensors"]
+    assert api.calls[-1][1]["allow_patterns"] == ["flow.safetensors"]
 
 
 def test_options_reach_the_hub(api):
@@ -124,7 +122,7 @@ def test_the_card_tells_what_a_flow_is_and_its_code_runs(api, monkeypatch):
 
 def test_repositories_without_a_flow_are_named(api, tmp_path):
     (tmp_path / "hub" / "me" / "text" / "main").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"has no flow.json, so it holds no flow"):
+    with pytest.raises(FileNotFoundError, match=r"has no flow.safetensors, so it holds no flow"):
         hub.load("me/text", api=api)
 
 

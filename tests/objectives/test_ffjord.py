@@ -211,7 +211,7 @@ def test_training_repeats_to_the_bit_and_resumes(tmp_path, generator):
     options = {"validation": x[:20], "validate_every": 6}
     runs = [fitted(make(), flows[0], x, **options), fitted(make(), flows[1], x, prefetch=2, workers=2, **options)]
 
-    def fail(step, flow):
+    def fail(step, flow, row):
         if step == 5:
             raise InterruptedError
 

@@ -149,7 +149,7 @@ def test_fit_warns_of_solves_that_grow(generator):
 
     field = Turning(matrix=[[0.0, -1.0], [1.0, 0.0]])
     flow = cflow.ContinuousFlow(field, bases.Normal(2)).double()
-    faster = lambda step, flow: setattr(flow.field, "turns", 0 if step < 3 else 20)
+    faster = lambda step, flow, row: setattr(flow.field, "turns", 0 if step < 3 else 20)
     x = torch.randn(16, 2, generator=generator, dtype=torch.float64)
     with pytest.warns(UserWarning, match="the flow becomes stiff") as told:
         fitted(objectives.FFJORD(), flow, x, lr=1e-9, log_every=1, callbacks=[faster], batch_size=4)

@@ -263,7 +263,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, generator):
     weights = []
     for folder, halt in (("whole", None), ("parts", 7)):
         torch.manual_seed(0)
-        flow, stop = plain_flow(), [lambda step, _, halt=halt: step == halt]
+        flow, stop = plain_flow(), [lambda step, _, row, halt=halt: step == halt]
         options = {"steps": 15, "batch_size": 32, "out": tmp_path / folder}
         objective = objectives.MultiMarginal(snapshots.times, interpolation="spline")
         run = training.fit(flow, objective, snapshots, callbacks=stop, **options)

@@ -50,7 +50,9 @@ def test_another_seed_gives_another_run():
 
 def test_the_flow_holds_the_average_of_the_weights():
     seen = []
-    flow, _ = train(ema=training.EMA(0.8), steps=12, callbacks=[lambda step, flow: seen.append(weight(flow).clone())])
+    flow, _ = train(
+        ema=training.EMA(0.8), steps=12, callbacks=[lambda step, flow, row: seen.append(weight(flow).clone())]
+    )
     average = weight(small_flow())
     for number, value in enumerate(seen, 1):
         average = average + (1 - min(0.8, (1 + number) / (10 + number))) * (value - average)
@@ -299,7 +301,7 @@ def test_a_learned_base_is_never_sampled_ahead():
 
 
 def test_a_callback_ends_the_run():
-    _, run = train(callbacks=[lambda step, flow: step == 9])
+    _, run = train(callbacks=[lambda step, flow, row: step == 9])
     assert (run.stopped, run.steps, run.history[-1]["step"]) == (True, 9, 9)
 
 

@@ -100,7 +100,7 @@ def test_a_flow_that_cannot_be_saved_is_refused_before_training(tmp_path):
         pass
 
     with pytest.raises(ValueError, match=r"Unregistered is not registered"):
-        fit(data(), flow=Unregistered(), out=tmp_path, callbacks=[lambda step, flow: pytest.fail("trained")])
+        fit(data(), flow=Unregistered(), out=tmp_path, callbacks=[lambda step, flow, row: pytest.fail("trained")])
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -131,7 +131,7 @@ class Failing(SmallMatching):
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_non_finite_step_stops_before_the_weights_are_touched(tmp_path, gradient):
     flow, good = small_flow(), []
-    note = lambda step, flow: good.append([each.detach().clone() for each in flow.parameters()])
+    note = lambda step, flow, row: good.append([each.detach().clone() for each in flow.parameters()])
     options = {"steps": 20, "batch_size": 32, "checkpoint_every": 4, "out": tmp_path, "ema": None, "seed": 5}
     with pytest.raises(
         FloatingPointError, match=r"step 10 \(batch of rows \[.*the last checkpoint is .*step-000008"

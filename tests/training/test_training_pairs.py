@@ -1,6 +1,8 @@
 """Pairs on disk, and what is learned from them."""
 
-import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 import cflow
 from cflow import bases, bijections, fields, guidance, objectives, paths, solvers, training
+from cflow.storage import read_tensors, write_tensors
 from cflow.testing import GaussianField
 
 
@@ -86,8 +89,131 @@ def test_another_set_is_refused_in_the_same_folder(tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="something else"):
         training.generate_pairs(flow, 10, tmp_path / "full")
-    note = json.loads((tmp_path / "pairs" / "pairs.json").read_text())
+    note = training.Pairs(tmp_path / "pairs").note
     assert note["solver"]["solvers.Heun"]["steps"] == 3
+
+
+def test_pairs_of_another_flow_are_refused_where_the_weights_are_the_same(tmp_path):
+    """Path, prediction and base are no weights, and decide where a pair ends."""
+    make = lambda path, base: cflow.ContinuousFlow(small().field, base, path=path)
+    options = {"solver": solvers.Heun(steps=2)}
+    for number, (path, base, name) in enumerate(
+        (
+            (paths.Cosine(), bases.Normal(2), "path"),
+            (paths.Linear("x1"), bases.Normal(2), "predict"),
+            (paths.Linear(), bases.StudentT(2, df=5.0), "base"),
+        )
+    ):
+        place = tmp_path / str(number)
+        first = make(paths.Linear(), bases.Normal(2))
+        training.generate_pairs(first, 4, place, **options)
+        with pytest.raises(ValueError, match=rf"another flow \(.*{name}.*choose another folder"):
+            training.generate_pairs(make(path, base), 4, place, **options)
+        first.solver = solvers.Euler(steps=9)  # not the one that is used
+        training.generate_pairs(first, 4, place, **options)
+
+
+KILLER = """
+import os, signal, sys
+import cflow, torch
+from cflow import bases, fields, paths, solvers, storage, training
+from cflow.training import pairs
+moment, folder = sys.argv[1:]
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "claim": storage.os.replace = die
+if moment == "note": pairs.write_tensors = die
+if moment == "shard":
+    seal = storage.seal
+    storage.seal = lambda file: die() if "00001" in file.name else seal(file)
+torch.manual_seed(0)
+flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+training.generate_pairs(flow, 20, folder, solver=solvers.Heun(steps=2), shard=8)
+"""
+
+
+@pytest.mark.parametrize("moment", ["claim", "note", "shard"])
+def test_a_kill_blocks_no_folder_and_leaves_nothing_behind(tmp_path, moment):
+    script = [sys.executable, "-c", KILLER, moment, str(tmp_path / "broken")]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+    options = {"solver": solvers.Heun(steps=2), "shard": 8}
+    training.generate_pairs(flow, 20, tmp_path / "broken", **options)
+    training.generate_pairs(flow, 20, tmp_path / "whole", **options)
+    same(files(tmp_path / "whole"), files(tmp_path / "broken"))
+    assert names(tmp_path / "broken") == names(tmp_path / "whole")
+
+
+def names(folder):
+    return sorted(each.name for each in folder.iterdir())
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "flipped", "another place", "another set"])
+def test_a_damaged_shard_is_named_and_drawn_anew(tmp_path, harm):
+    flow, options = small(), {"shard": 8, "solver": solvers.Heun(steps=2)}
+    training.generate_pairs(flow, 30, tmp_path / "whole", **options)
+    training.generate_pairs(flow, 30, tmp_path / "pairs", **options)
+    training.generate_pairs(flow, 30, tmp_path / "other", seed=1, **options)
+    file = tmp_path / "pairs" / "pairs-00001.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut": content[:-40],
+            "empty": b"",
+            "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+            "another place": (tmp_path / "pairs" / "pairs-00000.safetensors").read_bytes(),
+            "another set": (tmp_path / "other" / "pairs-00001.safetensors").read_bytes(),
+        }[harm]
+    )
+    with pytest.raises(ValueError, match=r"pairs-00001.safetensors is .*generate_pairs again"):
+        training.Pairs(tmp_path / "pairs")
+    with pytest.warns(UserWarning, match=r"pairs-00001.safetensors is .* drawn anew"):
+        training.generate_pairs(flow, 30, tmp_path / "pairs", **options)
+    same(files(tmp_path / "whole"), files(tmp_path / "pairs"))
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path):
+    training.generate_pairs(small(), 30, tmp_path, shard=8, solver=solvers.Heun(steps=2))
+    file = tmp_path / "pairs-00001.safetensors"
+    tensors, note = read_tensors(file)
+    for change in (
+        {"x1": tensors["x1"][..., None]},
+        {"x0": tensors["x0"][..., None], "x1": tensors["x1"][..., None]},
+        {"x0": tensors["x0"].double(), "x1": tensors["x1"].double()},
+        {"x0": tensors["x0"][:3], "x1": tensors["x1"][:3]},
+        {"context": tensors["x0"].clone()},
+    ):
+        write_tensors(file, tensors | change, note)
+        with pytest.raises(ValueError, match="pairs-00001.safetensors is "):
+            training.Pairs(tmp_path)
+
+
+def test_a_damaged_note_is_written_anew_where_the_shards_are_of_this_set(tmp_path):
+    flow, options = small(), {"shard": 8, "solver": solvers.Heun(steps=2)}
+    whole = training.generate_pairs(flow, 30, tmp_path / "pairs", **options)
+    note = tmp_path / "pairs" / "pairs.json"
+    content = note.read_text()
+    stamp = (tmp_path / "pairs" / "pairs-00000.safetensors").stat().st_mtime_ns
+    note.write_text(content.replace('"num": 30', '"num": 31'))
+    with pytest.raises(ValueError, match=r"pairs.json is damaged.*generate_pairs again"):
+        training.Pairs(tmp_path / "pairs")
+    with pytest.warns(UserWarning, match="pairs.json is damaged.*written anew"):
+        again = training.generate_pairs(flow, 30, tmp_path / "pairs", **options)
+    assert torch.equal(again.x, whole.x)
+    assert note.read_text() == content
+    assert (tmp_path / "pairs" / "pairs-00000.safetensors").stat().st_mtime_ns == stamp
+    note.unlink()
+    with pytest.raises(ValueError, match="belongs to another set"):
+        training.generate_pairs(flow, 30, tmp_path / "pairs", seed=1, **options)
+
+
+def test_two_processes_do_not_make_one_set(tmp_path):
+    from cflow.training.claims import claimed
+
+    with claimed(tmp_path, "test"), pytest.raises(ValueError, match="is writing there"):
+        training.generate_pairs(small(), 4, tmp_path)
 
 
 def test_classes_in_turn_and_guidance_within(tmp_path):

@@ -63,7 +63,7 @@ def test_data_are_watched_too_and_a_resumed_run_ends_as_the_uninterrupted_one(tm
     class Stop(Exception):
         pass
 
-    def interrupt(step, flow):
+    def interrupt(step, flow, row):
         if step == 8:
             raise Stop
 
@@ -120,7 +120,7 @@ def test_an_interrupt_before_a_validation_loses_none(tmp_path):
     assert run.stopped
     assert run.best_step < run.steps
 
-    def interrupt(step, flow):
+    def interrupt(step, flow, row):
         if step == 20:
             raise KeyboardInterrupt
 

@@ -99,5 +99,5 @@ def test_one_process_goes_on_from_what_two_wrote(runs, way):
 def test_two_processes_make_the_pairs_of_one(runs, tmp_path):
     pairs(tmp_path / "one")
     one, two = written(tmp_path / "one"), written(runs["folder"] / "pairs")
-    assert len(one) == 10  # the files and their note, and nothing left over
+    assert len(one) == 11  # the files, their note and the lock, and nothing left over
     assert one == two

@@ -17,6 +17,7 @@ from training_standins import SmallMatching, checkpoint, data, small_flow, sourc
 
 from cflow import ContinuousFlow, bases, couplings, paths, times, training
 from cflow.fields import MLP
+from cflow.io import load
 from cflow.objectives import FlowMatching
 
 
@@ -25,7 +26,7 @@ class Accident(Exception):
 
 
 def accident(at, error=Accident):
-    def callback(step, flow):
+    def callback(step, flow, row):
         if step == at:
             raise error
 
@@ -165,7 +166,7 @@ def usual_signals():
 
 
 def test_ctrl_c_saves_the_last_complete_step(tmp_path, usual_signals):
-    def press(step, flow):
+    def press(step, flow, row):
         if step == 17:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -190,7 +191,7 @@ def test_a_keyboard_interrupt_from_a_callback_saves_too(tmp_path):
 
 
 def test_sigterm_ends_like_ctrl_c(tmp_path, usual_signals):
-    def end(step, flow):
+    def end(step, flow, row):
         if step == 9:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -249,11 +250,16 @@ def test_more_steps_are_allowed_and_fewer_are_not(tmp_path):
         train(out=tmp_path, steps=12, resume=True, **fixed)
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "cflow.json"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "cflow.json", "flow.safetensors"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_still_serves(tmp_path, file):
     whole, _ = train(out=tmp_path)
     newest = tmp_path / "checkpoints" / "step-000045"
-    (newest / file).write_bytes((newest / file).read_bytes()[:-20])
+    content = (newest / file).read_bytes()
+    middle = len(content) // 2
+    (newest / file).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(ValueError, match=rf"step-000045 is damaged .*{file}"):
+        train(out=tmp_path, resume=True)
+    (newest / file).write_bytes(content[:-20])
     with pytest.raises(ValueError, match=r"step-000045 is damaged .*delete that folder, .* resumes from step 42"):
         train(out=tmp_path, resume=True)
     for each in newest.iterdir():
@@ -273,13 +279,13 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_a_folder_holds_history_events_checkpoints_and_the_model(tmp_path, capfd):
-    import cflow.io
-
     flow, run = train(out=tmp_path, validation=data(20), validate_every=20)
     assert capfd.readouterr() == ("", "")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["checkpoints", "history.csv", "model", "tensorboard"]
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == [".lock", "checkpoints", "history.csv", "model", "tensorboard"]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    assert same(cflow.io.load(tmp_path / "model"), flow)
+    assert same(load(tmp_path / "model"), flow)
+    assert same(load(tmp_path), flow)
     written = rows(tmp_path)
     assert [int(row["step"]) for row in written] == [*range(4, 45, 4), 45]
     assert [float(row["loss"]) for row in written] == [row["loss"] for row in run.history]
@@ -318,3 +324,106 @@ def test_another_flow_or_objective_is_refused(tmp_path, change, name):
     assert go(6).resumed_from == 4
     with pytest.raises(ValueError, match=rf"fit\(resume=True\): {name} is .* now and was"):
         go(8, **change)
+
+
+class Table(torch.utils.data.Dataset):
+    """Rows without a tensor to look at; ``draws`` makes an item another one each time, by a generator of its own."""
+
+    def __init__(self, shift=0.0, draws=None):
+        self.shift, self.draws = shift, draws
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, row):
+        noise = 0.0 if self.draws is None else torch.from_numpy(self.draws.normal(size=2)).float()
+        return data()[row] + self.shift + noise
+
+
+class Stream:
+    """A loader that says nothing of its items."""
+
+    def __init__(self, shift=0.0):
+        self.shift = shift
+
+    def __iter__(self):
+        order = torch.randperm(200)
+        return iter((data() + self.shift)[order].split(40))
+
+
+def test_other_data_behind_a_dataset_or_a_loader_are_refused(tmp_path):
+    def go(name, source, **options):
+        fixed = {"steps": 6, "batch_size": 32, "checkpoint_every": 3, "resume": True, "out": tmp_path / name}
+        return training.fit(small_flow(), SmallMatching(), source, **(fixed | options))
+
+    loader = lambda dataset: torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)
+    for name, kind in (("dataset", lambda dataset: dataset), ("loader", loader)):
+        go(name, kind(Table()))
+        assert go(name, kind(Table()), steps=8).resumed_from == 6
+        with pytest.raises(ValueError, match="data content is"):
+            go(name, kind(Table(1.0)), steps=10)
+        drawn = [kind(Table(draws=numpy.random.default_rng(seed))) for seed in (0, 1)]
+        go(f"{name} drawn", drawn[0])
+        assert go(f"{name} drawn", drawn[1], steps=8).resumed_from == 6  # not the same twice: nothing is known
+
+
+def test_other_batches_of_a_loader_are_told(tmp_path, recwarn):
+    def go(source, steps, **options):
+        fixed = {"checkpoint_every": 4, "out": tmp_path, "resume": True}
+        return training.fit(small_flow(), SmallMatching(), source, steps=steps, **(fixed | options))
+
+    go(Stream(), 7)
+    go(Stream(), 14)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="batch 4 of epoch 2 is not what it was"):
+        go(Stream(1.0), 16)
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    told = []
+
+    def second(step, flow, row):
+        if step == 5:
+            with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing there") as caught:
+                train(out=tmp_path, resume=True)
+            told.append(str(caught.value))
+
+    whole, _ = train(out=tmp_path, callbacks=[second])
+    assert len(told) == 1
+    assert same(whole, train()[0])
+    assert len(rows(tmp_path)) == 12
+    assert train(out=tmp_path, resume=True)[1].resumed_from == 45  # and is let in once the first has ended
+
+
+def test_a_process_that_is_no_more_keeps_nobody_out(tmp_path):
+    from cflow.storage import write_json
+
+    write_json(tmp_path / "running.json", {"pid": 2**22 + 1, "host": os.uname().nodename, "begun": "yesterday"})
+    (tmp_path / ".lock").touch()
+    train(out=tmp_path, steps=8)
+    assert not (tmp_path / "running.json").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": None}, {"validation": data(30), "validate_every": 5, "patience": 9}])
+def test_a_run_that_ended_early_is_loaded_as_it_was_left(tmp_path, options):
+    flow = small_flow()
+    with pytest.raises(KeyboardInterrupt):
+        train(flow=flow, out=tmp_path, callbacks=[accident(17, KeyboardInterrupt)], **options)
+    assert not (tmp_path / "model").exists()
+    assert flow.training
+    for place in (tmp_path, tmp_path / "checkpoints" / "step-000017"):
+        found = load(place)
+        assert same(found, flow)
+        assert found.trained_by == flow.trained_by
+        assert not found.training
+    (tmp_path / "checkpoints" / "part-000021").mkdir()
+    train(out=tmp_path, resume=True, **options)
+    assert not list((tmp_path / "checkpoints").glob("part-*"))
+    assert same(load(tmp_path), load(tmp_path / "model"))
+
+
+def test_a_run_without_a_checkpoint_is_no_flow(tmp_path):
+    with pytest.raises(Accident):
+        train(out=tmp_path, callbacks=[accident(2)])
+    with pytest.raises(FileNotFoundError, match="before its first checkpoint"):
+        load(tmp_path)

@@ -147,7 +147,7 @@ def stops(folder, rank):
     fixed = {"steps": 12, "batch_size": 8, "log_every": 4}
 
     def on_one(at, do):
-        return [lambda step, flow: do() if (step, rank) == (at, 1) else None]
+        return [lambda step, flow, row: do() if (step, rank) == (at, 1) else None]
 
     fit = lambda **options: training.fit(small_flow(), SmallMatching(), data(), **(fixed | options))
     run = fit(callbacks=on_one(6, lambda: True))
@@ -202,7 +202,7 @@ def fit_on(given, **options):
 def interrupted(folder, processes):
     """A run that stops in the middle of a pool, between its checkpoints."""
 
-    def press(step, flow):
+    def press(step, flow, row):
         if step == 7:
             raise KeyboardInterrupt
 
@@ -222,7 +222,7 @@ def check(folder):
     results = {}
     for name in OBJECTIVES:
         seen = []
-        ask = lambda step, flow, seen=seen: seen.append(flow.sample((2,), torch.zeros(2, dtype=torch.long)))
+        ask = lambda step, flow, row, seen=seen: seen.append(flow.sample((2,), torch.zeros(2, dtype=torch.long)))
         flow = build(name)
         results[name] = result(*train(name, 2, callbacks=[] if "Match" not in name else [ask]))
         assert not seen or (len(seen) == STEPS and seen[0].shape == (2, 2, 2))

@@ -117,7 +117,7 @@ def train(kind="tensor", flow=None, **options):
 
 if __name__ == "__main__":
 
-    def tell(step, flow):
+    def tell(step, flow, row):
         print(step, flush=True)
 
     train(out=sys.argv[1], resume=True, callbacks=[tell], steps=int(sys.argv[2]))

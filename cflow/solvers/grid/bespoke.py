@@ -18,6 +18,7 @@ from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
 from cflow.solvers.solver import Solver
 from cflow.solvers.uploads import upload
+from cflow.storage import written
 
 __all__ = ["Bespoke"]
 
@@ -167,7 +168,8 @@ class Bespoke(Solver):
     def write(self, path: str | os.PathLike) -> Path:
         """Writes the solver to a JSON file, for :meth:`read` and ``cflow sample --solver``."""
         path = Path(path)
-        path.write_text(json.dumps({"solver": "bespoke", **configuration(self)}, indent=1) + "\n")
+        with written(path) as part:
+            part.write_text(json.dumps({"solver": "bespoke", **configuration(self)}, indent=1) + "\n")
         return path
 
     @classmethod

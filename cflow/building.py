@@ -1,0 +1,109 @@
+"""A limit to what a module may take while it is built from a description that may be damaged or hostile."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+__all__ = ["Budget"]
+
+SMALL = 1 << 22  # numbers in a result that is not worth a question
+TINY = 4096  # bytes that are not counted
+
+
+class Budget(TorchDispatchMode):
+    """Raises before a constructor takes more memory, or more operations, than its tensors on the disk explain.
+
+    An operation whose result may be large is asked for its shape first, without memory (on the ``meta`` device).
+    Constructors take more than the tensors that are saved: masks, tables, initial values. The limits leave room for
+    that, and keep a size of 10^9 in a file from taking minutes and gigabytes.
+
+    Args:
+        tensors: how many tensors are saved.
+        size: their bytes.
+
+    Cost: some 20 microseconds per operation of a constructor.
+
+    Example:
+        >>> with Budget(tensors=2, size=24):
+        ...     torch.nn.Linear(60_000, 60_000)
+        Traceback (most recent call last):
+        ValueError: it asks for 14,400 MB of memory, which the 0 MB of its tensors do not explain
+    """
+
+    def __init__(self, tensors: int, size: int) -> None:
+        super().__init__()
+        self.size, self.limit = size, (1 << 28) + 32 * size
+        self.operations_left = 500_000 + 1000 * tensors + size // 64
+        self._taken, self._living = 0, []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # else the first use imports torch's compiler, which takes two seconds
+        return False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        self.operations_left -= 1
+        if self.operations_left < 0:
+            raise ValueError("it takes more operations to build than its tensors explain")
+        if function._schema.is_mutable or function.is_view:
+            return function(*args, **kwargs)
+        if _bound(function, args, kwargs) > SMALL:
+            self._check(_asked(function, args, kwargs))
+        result = function(*args, **kwargs)
+        for each in _leaves(result):
+            if isinstance(each, Tensor) and each.nbytes > TINY and each.device.type != "meta":
+                self._taken += each.nbytes
+                self._living.append((StorageWeakRef(each.untyped_storage()), each.nbytes))
+                self._check(0)
+        return result
+
+    def _check(self, wanted: int) -> None:
+        if self._taken + wanted > self.limit:
+            self._living = [(storage, size) for storage, size in self._living if not storage.expired()]
+            self._taken = sum(size for _, size in self._living)
+        if self._taken + wanted > self.limit:
+            raise ValueError(
+                f"it asks for {(self._taken + wanted) / 1e6:,.0f} MB of memory, which the {self.size / 1e6:,.0f} MB of "
+                f"its tensors do not explain"
+            )
+
+
+def _bound(function, args, kwargs) -> int:
+    """Bounds the numbers in a result, quickly."""
+    leaves = [*_leaves(args), *_leaves(tuple(kwargs.values()))]
+    tensors = [each for each in leaves if isinstance(each, Tensor)]
+    if tensors and torch.Tag.pointwise in function.tags:
+        rank = max(each.dim() for each in tensors)
+        shapes = [(1,) * (rank - each.dim()) + tuple(each.shape) for each in tensors]
+        return math.prod(map(max, zip(*shapes))) if rank else 1
+    if function.overloadpacket is torch.ops.aten.mm:
+        return len(tensors[0]) * tensors[1].shape[1]
+    numbers = [abs(int(each)) for each in leaves if isinstance(each, int | float) and math.isfinite(each)]
+    return math.prod(max(1, each) for each in (*numbers, *(each.numel() for each in tensors)))
+
+
+def _asked(function, args, kwargs) -> int:
+    """Gives the bytes of an operation's result without making it; 0 where that depends on values."""
+    unreal = lambda each: each.to("meta") if isinstance(each, Tensor) else each
+    unreal_args, options = tree_map(unreal, args), tree_map(unreal, kwargs)
+    if any(each.name == "device" for each in function._schema.arguments):
+        options["device"] = torch.device("meta")
+    options.pop("generator", None)
+    try:
+        result = function(*unreal_args, **options)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return 0
+    return sum(each.nbytes for each in _leaves(result) if isinstance(each, Tensor))
+
+
+def _leaves(values) -> list:
+    if not isinstance(values, list | tuple):
+        return [values]
+    return [leaf for each in values for leaf in (_leaves(each) if isinstance(each, list | tuple) else (each,))]
