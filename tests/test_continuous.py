@@ -264,7 +264,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: FLOWS["plain"]()[0].score(0.5, torch.zeros(2)), "has no path"),
         (lambda: FLOWS["line"]()[0].score(0.5, torch.zeros(1)), "needs bases.Normal"),
         (lambda: FLOWS["plain"]()[0].trajectory(torch.zeros(2), times=1), "two times or more"),
-        (lambda: FLOWS["plain"]()[0].log_prob(torch.full((2,), math.nan)), "If the input is sound"),
+        (lambda: FLOWS["plain"]()[0].encode(torch.full((2,), math.nan)), "If the input is sound"),
     ],
 )
 def test_bad_use_says_what_to_do(call, message):

@@ -59,7 +59,7 @@ class Dequantise(Surjection):
             raise ValueError(
                 f"Dequantise(levels={levels}): the levels are counted from 2 to 65,536; 8-bit images have 256."
             )
-        self.levels = levels
+        self.levels, self.domain = levels, (0.0, levels - 1.0)
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")

@@ -21,8 +21,8 @@ class Logit(EntryMap):
     .. math:: z = \operatorname{logit}(p), \quad p = \alpha + (1 - 2 \alpha) x, \qquad
         \log |\det| = \sum_i \log(1 - 2 \alpha) - \log p_i - \log(1 - p_i)
 
-    Beside ``Inverse(Sigmoid(shape))``, which gives NaN beyond the interval, this is for data: alpha makes their ends 0
-    and 1 harmless, and data that lie outside are refused.
+    Beside ``Inverse(Sigmoid(shape))``, which gives points beyond the interval no density, this is for data: alpha makes
+    their ends 0 and 1 harmless, and data that lie outside are refused.
 
     The map is defined for x from ``-alpha / (1 - 2 alpha)`` to ``1 + alpha / (1 - 2 alpha)``, a little more than
     [0, 1], so that everything ``decode`` gives can be encoded. With ``alpha = 0`` the ends 0 and 1 themselves are out.
@@ -53,6 +53,8 @@ class Logit(EntryMap):
         if not 0 <= alpha < 0.5:
             raise ValueError(f"Logit(alpha={alpha}): alpha shrinks [0, 1] towards 1/2 and lies in [0, 1/2); pass 0.05.")
         self.alpha = alpha
+        self.domain = (-alpha / (1 - 2 * alpha), 1 + alpha / (1 - 2 * alpha))
+        self.holds_ends = alpha > 0
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p, q = self.alpha + (1 - 2 * self.alpha) * x, self.alpha + (1 - 2 * self.alpha) * (1 - x)

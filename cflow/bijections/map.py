@@ -70,6 +70,10 @@ class Map(nn.Module):
         reads_values: whether a direction reads values back from the device (to refuse some), as no graph can hold.
         fixed_buffers: whether the buffers are given or measured once, so that averages of the weights leave them alone.
         levels: how many whole numbers the data may be, where they are whole numbers from 0 on.
+        domain: the ends of the interval in which every entry of the data lies; None for all real numbers. Data beyond
+            are refused by ``encode``, or taken as the nearest inside with a contribution of -inf and no gradient.
+        image: the same for ``decode`` and its latents.
+        holds_ends: whether the ends of the domain belong to it.
     """
 
     likelihood: Likelihood = "exact"
@@ -82,6 +86,9 @@ class Map(nn.Module):
     reads_values: bool = False
     fixed_buffers: bool = False
     levels: int | None = None
+    domain: tuple[float, float] | None = None
+    image: tuple[float, float] | None = None
+    holds_ends: bool = True
 
     def __init__(self, event_shape, context_shape=None, *, latent_shape=None):
         super().__init__()
@@ -99,6 +106,10 @@ class Map(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Maps latents to data: ``(x [B, *event_shape], contribution [B])``; both contributions are opposite."""
         raise TypeError(f"{type(self).__qualname__} does not define decode.")
+
+    def members(self) -> list[Map]:
+        """Lists the maps that data meet one after the other: the map itself, unless it is a chain."""
+        return [self]
 
     def cost(self) -> Cost:
         """Says how many passes through networks each direction takes."""

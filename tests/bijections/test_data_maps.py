@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -241,3 +242,40 @@ def test_data_to_standardise_are_a_tensor_and_go_to_fit():
         Standardise.fit([1.0, 2.0])
     with pytest.raises(ValueError, match=r"shape tensor of shape \[200, 2\]: a shape is an int"):
         Standardise(torch.randn(200, 2))
+
+
+def test_a_few_rows_that_decide_the_scale_are_named(generator):
+    data = torch.randn(4000, 3, generator=generator)
+    data[:4, 1] = 1e8
+    with pytest.warns(UserWarning, match=r"some 4 of the data decide the scale of 1 features \(at \(1,\)\)"):
+        plain = Standardise.fit(data)
+    assert plain.scale[1] > 1e6
+    # Neither heavy tails of finite variance nor a rare indicator are taken for such rows (warnings are errors here).
+    Standardise.fit(torch.randn(4000, 1, generator=generator).exp())
+    Standardise.fit((torch.arange(4000) < 3).float()[:, None])
+
+
+@pytest.mark.parametrize("pooled", [(), (-1,), (-2, -1), (-3, -2, -1)])
+def test_robust_standardisation_measures_median_and_quantiles(pooled, generator):
+    """Against NumPy's quantiles; of normal data they are mean and deviation, whatever four rows hold."""
+    data = 7 + torch.tensor([1.0, 2.0, 3.0])[:, None, None] * torch.randn(400, 3, 2, 5, generator=generator).double()
+    dims = (0, *pooled)
+    robust = Standardise.fit(data, pooled=pooled, robust=True)
+    share = 0.5 * math.erfc(2**-0.5)
+    low, middle, high = np.quantile(data.numpy(), [share, 0.5, 1 - share], axis=dims, keepdims=True)
+    np.testing.assert_allclose(robust.loc, middle[0], rtol=1e-12)
+    np.testing.assert_allclose(robust.scale, (high - low)[0] / 2, rtol=1e-12)
+    data[:4] = 1e8
+    moved = Standardise.fit(data, pooled=pooled, robust=True)
+    torch.testing.assert_close(moved.scale, robust.scale, rtol=0.05, atol=0)
+
+
+def test_robust_scales_of_data_that_are_mostly_equal():
+    data = torch.zeros(1000, 2)
+    data[:100, 0] = torch.linspace(1, 2, 100)  # a tenth differs: wider quantiles
+    data[:1, 1] = 1.0  # one value alone: the standard deviation
+    scale = Standardise.fit(data, robust=True).scale
+    assert 0.2 < scale[0] < 1
+    torch.testing.assert_close(scale[1], data[:, 1].std(correction=0))
+    with pytest.raises(ValueError, match="constant"):
+        Standardise.fit(torch.ones(10, 1), robust=True)
