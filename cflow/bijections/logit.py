@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cflow.bijections.functions import EntryMap, log_slope_of_sigmoid, logit
+from cflow.bijections.map import check_table
 from cflow.registry import register
 
 __all__ = ["Logit"]
@@ -55,6 +56,24 @@ class Logit(EntryMap):
         self.alpha = alpha
         self.domain = (-alpha / (1 - 2 * alpha), 1 + alpha / (1 - 2 * alpha))
         self.holds_ends = alpha > 0
+
+    @classmethod
+    def fit(cls, data: Tensor, alpha: float = 0.05) -> Logit:
+        """Opens the interval of data ``[N, *event]``, which lie in [0, 1].
+
+        Raises:
+            TypeError: for data that are not a tensor.
+            ValueError: for data outside [0, 1]; with ``alpha = 0`` also at its ends.
+
+        Example:
+            >>> Logit.fit(torch.rand(100, 3))
+            Logit((3,), alpha=0.05)
+        """
+        check_table("Logit", data)
+        layer = cls(tuple(data.shape[1:]), alpha)
+        for part in data.split(4096):
+            layer.encode(part)
+        return layer
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p, q = self.alpha + (1 - 2 * self.alpha) * x, self.alpha + (1 - 2 * self.alpha) * (1 - x)

@@ -158,6 +158,18 @@ class Map(nn.Module):
         raise TypeError(f"{name}({given}): this map takes floating tensors; pass one of shape {pattern(shape, 'B')}.")
 
 
+def check_table(name: str, data: Tensor) -> None:
+    """Raises where what a map is fitted to is no tensor ``[N, *event]`` with some numbers."""
+    if not isinstance(data, Tensor):
+        raise TypeError(
+            f"{name}.fit({type(data).__name__}): data are a tensor [N, *event]; pass torch.as_tensor(data)."
+        )
+    if data.ndim < 1 or not data.numel():
+        raise ValueError(
+            f"{name}.fit(data of shape {list(data.shape)}): there is nothing to measure; pass [N, *event] with rows."
+        )
+
+
 class Bijection(Map):
     r"""Maps data to latents one to one; contributions are the log-determinants of each direction's own Jacobian.
 

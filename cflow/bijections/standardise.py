@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cflow.bijections.map import Bijection
+from cflow.bijections.map import Bijection, check_table
 from cflow.registry import register
 from cflow.shapes import as_shape
 
@@ -112,10 +112,7 @@ class Standardise(Bijection):
             ValueError: if there are fewer than two items, a value is not finite, an entry is constant (the message
                 names some) while ``minimum_scale`` is ``None``, or ``pooled`` names no event dimension.
         """
-        if not isinstance(data, Tensor):
-            raise TypeError(
-                f"Standardise.fit({type(data).__name__}): data are a tensor [N, *event]; pass torch.as_tensor(data)."
-            )
+        check_table("Standardise", data)
         loc, scale = _measure(data, tuple(pooled), minimum_scale, robust)
         dtype = dtype or (data.dtype if data.is_floating_point() else torch.get_default_dtype())
         return Standardise(tuple(data.shape[1:]), loc.to(dtype), scale.to(dtype), learned=learned)

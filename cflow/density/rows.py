@@ -48,9 +48,9 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
         )
     elif len(spikes := _spikes(unique[:, -x.shape[1] :])):
         warn(
-            f"{where}: {_columns(spikes + dimensions - x.shape[1], labels)} of one value in more than a twentieth of the "
-            f"rows. A density can grow there without bound, and the log-likelihood says how narrow the spike is; model "
-            f"the rows with that value apart, or add noise of the size that matters."
+            f"{where}: {_columns(spikes + dimensions - x.shape[1], labels)} of one value in more than a twentieth of "
+            f"the rows. A density can grow there without bound, and the log-likelihood says how narrow the spike is; "
+            f"model the rows with that value apart, or add noise of the size that matters."
         )
     elif repeated > rows / 20:
         warn(

@@ -279,3 +279,25 @@ def test_robust_scales_of_data_that_are_mostly_equal():
     torch.testing.assert_close(scale[1], data[:, 1].std(correction=0))
     with pytest.raises(ValueError, match="constant"):
         Standardise.fit(torch.ones(10, 1), robust=True)
+
+
+def test_data_transforms_are_made_from_data(generator):
+    bytes_ = torch.randint(0, 256, (20, 1, 2, 2), dtype=torch.uint8, generator=generator)
+    assert Dequantise.fit(bytes_).levels == 256
+    assert Dequantise.fit(torch.tensor([[0.0, 3.0], [5.0, 1.0]])).levels == 6
+    assert Dequantise.fit(torch.zeros(3, 2, dtype=torch.int64)).levels == 2
+    rescale = Rescale.fit(torch.tensor([[1.0, -3.0], [5.0, 2.0]]))
+    assert (rescale.low, rescale.high, tuple(rescale.event_shape)) == (-3.0, 5.0, (2,))
+    ends = torch.stack(Rescale.fit(bytes_).encode(bytes_)[0].aminmax())
+    torch.testing.assert_close(ends, torch.tensor([-1.0, 1.0]))
+    assert Logit.fit(torch.rand(9, 2, generator=generator), alpha=0.1).alpha == 0.1
+    before = torch.get_rng_state()
+    Dequantise.fit(bytes_)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [Dequantise, Logit, Rescale, Standardise])
+@pytest.mark.parametrize("data", ["text", torch.zeros(0, 2), torch.tensor([[0.5, math.nan]]), torch.full((3, 2), 1e9)])
+def test_what_a_data_transform_cannot_be_made_from_is_refused(kind, data):
+    with pytest.raises((TypeError, ValueError), match=rf"^{kind.__name__}"):
+        kind.fit(data)
