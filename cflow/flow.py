@@ -232,7 +232,7 @@ class BaseFlow(Calls):
                 f"flow(): the event of this {type(self).__qualname__} has the parts {sorted(self.event_shape)}, and a "
                 f"torch Distribution holds one tensor; call flow.sample and flow.log_prob instead."
             )
-        return FlowDistribution(self, context)
+        return FlowDistribution(self, self._as_context(context))
 
     # The condition
 

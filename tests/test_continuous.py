@@ -245,7 +245,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
     ("call", "message"),
     [
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(3)), "give both the same shape"),
-        (lambda: cflow.ContinuousFlow(MLP(2, classes=3), bases.Normal(2)), r"pass context_shape=\(\)"),
+        (lambda: cflow.ContinuousFlow(MLP(2, classes=3), bases.Normal(2), context_shape=2), r"pass context_shape=\(\)"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), context_shape=()), "pass context_shape=None"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Uniform(2), path=paths.Linear("score")), "standard normal"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), manifold="sphere"), "flat space"),

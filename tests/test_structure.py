@@ -13,7 +13,7 @@ ORDER = [
     "cli", "testing", "integrations", "density", "training", "plot", "metrics", "data", "objectives", "continuous",
     "discrete", "standardised_context", "invertible_flow", "flow", "distribution", "support", "calls", "couplings",
     "paths", "fields", "bijections", "solvers", "bases", "times", "lost_rows", "io", "record", "modes",
-    "autocasting", "arguments", "shapes", "registry",
+    "autocasting", "keywords", "arguments", "shapes", "registry",
 ]  # fmt: skip
 # What the whole package is asked for, such as its version or the classes that its rooms register.
 WHOLE = {"integrations"}
