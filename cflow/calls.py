@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
 from cflow.draws import Source, check_generator
+from cflow.keywords import CALLS, hint
 from cflow.modes import tell_training
 from cflow.shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, pattern
 
@@ -68,10 +68,9 @@ class Calls(nn.Module):
         known = self.options_of(method) if options else ()
         for name in options:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
+                meant = f"{CALLS[name]}; " if name in CALLS else hint(name, ("generator", "context", *known), {})
                 takes = ", ".join(("generator", *known))
-                raise TypeError(f"flow.{method}({name}=...): there is no such option; {hint}it takes {takes}.")
+                raise TypeError(f"flow.{method}({name}=...): there is no such option; {meant}it takes {takes}.")
         if "log_prob" in method and self.likelihood == "none":
             base = getattr(self, "base", None)
             what = type(self).__qualname__ + ("" if base is None else f" from base {type(base).__name__}")
@@ -81,6 +80,8 @@ class Calls(nn.Module):
             )
 
     def _context(self, context: Value | None, method: str) -> Size:
+        if method == "forward":
+            self._refuse_data(context)
         if self.context_shape is None:
             if context is not None:
                 raise ValueError(
@@ -108,12 +109,31 @@ class Calls(nn.Module):
                 self._check_null(f"{method}: label {high}")
         return batch
 
+    def _refuse_data(self, context: Value | None) -> None:
+        """Raises where a flow is called with data: calling it with a context gives a distribution."""
+        if not isinstance(context, Tensor) or isinstance(self.event_shape, dict):
+            return
+        ends_in = lambda shape: context.dim() >= len(shape) and context.shape[context.dim() - len(shape) :] == shape
+        reads = self.context_shape is not None and not isinstance(self.context_shape, dict)
+        label = self.classes > 0 and context.is_floating_point()  # which no label is
+        if ends_in(self.event_shape) and (label or not (reads and ends_in(self.context_shape))):
+            raise ValueError(
+                f"flow(x of shape {list(context.shape)}): a flow is called with a context, flow(context), and gives a "
+                f"torch Distribution; with data call flow.log_prob(x), or flow.encode(x) for latents."
+            )
+
     @staticmethod
     def _may_read(context: Value) -> bool:
         """Says whether the values of a context can be read: not on a device, in a compiled graph or under vmap."""
         if not isinstance(context, Tensor) or torch.compiler.is_compiling() or is_batchedtensor(context):
             return False
         return context.device.type == "cpu" and context.numel() > 0
+
+    def _as_context(self, context: Any) -> Any:
+        """Makes a tensor of numbers, and of lists of them: ``context=3`` is a class label."""
+        if self.context_shape is None or not isinstance(context, int | float | list) or isinstance(context, bool):
+            return context
+        return torch.as_tensor(context, device=self.device)
 
     def cast(self, value: Value | None) -> Value | None:
         """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""
@@ -125,7 +145,7 @@ class Calls(nn.Module):
         self, x: Value, context: Value | None, method: str, shape: Shape | None = None, name: str = "x"
     ) -> tuple:
         """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
-        shape = self.event_shape if shape is None else shape
+        shape, context = self.event_shape if shape is None else shape, self._as_context(context)
         own = batch_of(x, shape, f"flow.{method}: {name}")
         batch = broadcast(f"flow.{method}", own, self._context(context, method))
         if context is not None:
@@ -133,6 +153,7 @@ class Calls(nn.Module):
         return self.cast(flatten(x, shape, batch)), context, batch
 
     def _count(self, shape, context: Value | None, method: str) -> tuple[Value | None, Size]:
+        context = self._as_context(context)
         batch = Size((*as_shape(shape), *self._context(context, method)))
         if context is not None:
             context = flatten(self.cast(context), self.context_shape, batch)

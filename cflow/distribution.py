@@ -8,12 +8,16 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from cflow.shapes import Value, broadcast
+from cflow.support import support_of
 
 __all__ = ["FlowDistribution"]
 
 
 class FlowDistribution(Distribution):
     """The distribution of a flow's data given a context, as ``torch.distributions`` knows it.
+
+    ``support`` says where there is a density, as far as the flow's maps bound it (the logarithm of positive data, a
+    logit): ``flow().support.check(x)``. A bounded base bounds it further; ``log_prob`` is -inf there.
 
     Shapes: ``batch_shape`` is the context's batch (empty for an unconditional flow), ``event_shape`` the flow's.
 
@@ -38,7 +42,7 @@ class FlowDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return support_of(self.flow._maps(), len(self.event_shape))
 
     def expand(self, batch_shape, _instance=None) -> FlowDistribution:
         context = self.context

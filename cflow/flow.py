@@ -19,6 +19,7 @@ from cflow.bijections.compose import Compose
 from cflow.bijections.map import Likelihood, Map
 from cflow.calls import Calls
 from cflow.distribution import FlowDistribution
+from cflow.lost_rows import fill_outside, restore, set_aside
 from cflow.record import TrainingEntry
 from cflow.shapes import (
     Shape,
@@ -142,6 +143,10 @@ class BaseFlow(Calls):
     def _sample(self, count: int, context: Value | None, generator, **options) -> Value:
         raise TypeError(f"{type(self).__qualname__} does not define _sample; a flow must be able to sample.")
 
+    def _maps(self) -> tuple[Map, ...]:
+        """Gives the maps that data meet, the first one first."""
+        return (self.transform,)
+
     def _log_prob(self, x: Value, context: Value | None, generator, **options) -> Tensor:
         raise TypeError(f"{type(self).__qualname__} does not define _log_prob; its likelihood is {self.likelihood!r}.")
 
@@ -162,14 +167,19 @@ class BaseFlow(Calls):
 
         Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``; returns ``[*batch]``. Differentiable.
 
+        Outside the support of the data (``flow().support``) and at infinity the log-density is minus infinity, and
+        sends no gradient. Of a row with NaN it is NaN, and no other row is affected.
+
         Raises:
             TypeError: for an option that ``options`` does not name.
             ValueError: where ``likelihood`` is ``"none"``, a shape does not fit, or a context is missing or not read.
         """
         self._check(options, "log_prob", generator)
         x, context, batch = self._enter(x, context, "log_prob")
+        x, size = set_aside(x, self.event_shape)
         u, ladj = self.preprocess(x, context, generator=generator)
-        return (self._log_prob(u, context, generator, **options) + ladj).reshape(batch)
+        logp = self._log_prob(fill_outside(u, ladj, 0.0), context, generator, **options) + ladj
+        return restore(logp, size).reshape(batch)
 
     def log_prob_estimate(
         self, x: Value, context: Value | None = None, *, draws: int = 8, generator=None, **options
@@ -226,7 +236,7 @@ class BaseFlow(Calls):
                 f"flow(): the event of this {type(self).__qualname__} has the parts {sorted(self.event_shape)}, and a "
                 f"torch Distribution holds one tensor; call flow.sample and flow.log_prob instead."
             )
-        return FlowDistribution(self, context)
+        return FlowDistribution(self, self._as_context(context))
 
     # The condition
 
@@ -325,8 +335,14 @@ class BaseFlow(Calls):
         return flow
 
     def preprocess(self, x: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
-        """Carries data ``[B, *event]`` to what the flow models: ``(u [B, *model], contribution [B])``."""
-        return self.transform.encode(x, context, generator=generator) if len(self.transform) else (x, 0.0)
+        """Carries data ``[B, *event]`` to what the flow models: ``(u [B, *model], contribution [B])``.
+
+        Of a row outside the domain of the transforms there is nothing to model: NaN, with a contribution of -inf.
+        """
+        if not len(self.transform):
+            return x, 0.0
+        u, contribution = self.transform.encode(x, context, generator=generator)
+        return fill_outside(u, contribution, math.nan), contribution
 
     def postprocess(self, u: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
         """Carries what the flow models back to data: ``(x [B, *event], contribution [B])``."""

@@ -74,10 +74,6 @@ class BaseInvertibleFlow(BaseFlow):
             return "none"
         return weakest(*[each.likelihood for each in self._maps()])
 
-    def _maps(self) -> tuple[Map, ...]:
-        """Gives the maps on the way from the data to the base."""
-        return (self.transform,)
-
     def _log_prob(self, x: Tensor, context: Tensor | None, generator, **options) -> Tensor:
         z, ladj = self._encode(x, context, generator, **options)
         return self.base.log_prob(z) + ladj

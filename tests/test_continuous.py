@@ -245,7 +245,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
     ("call", "message"),
     [
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(3)), "give both the same shape"),
-        (lambda: cflow.ContinuousFlow(MLP(2, classes=3), bases.Normal(2)), r"pass context_shape=\(\)"),
+        (lambda: cflow.ContinuousFlow(MLP(2, classes=3), bases.Normal(2), context_shape=2), r"pass context_shape=\(\)"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), context_shape=()), "pass context_shape=None"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Uniform(2), path=paths.Linear("score")), "standard normal"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), manifold="sphere"), "flat space"),
@@ -264,7 +264,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: FLOWS["plain"]()[0].score(0.5, torch.zeros(2)), "has no path"),
         (lambda: FLOWS["line"]()[0].score(0.5, torch.zeros(1)), "needs bases.Normal"),
         (lambda: FLOWS["plain"]()[0].trajectory(torch.zeros(2), times=1), "two times or more"),
-        (lambda: FLOWS["plain"]()[0].log_prob(torch.full((2,), math.nan)), "If the input is sound"),
+        (lambda: FLOWS["plain"]()[0].encode(torch.full((2,), math.nan)), "If the input is sound"),
     ],
 )
 def test_bad_use_says_what_to_do(call, message):

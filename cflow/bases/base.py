@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cflow.arguments import is_integer
 from cflow.draws import Source, check_generator, draw_rows
+from cflow.lost_rows import restore, set_aside
 
 __all__ = ["Base", "Number", "broadcasts", "show"]
 
@@ -73,6 +74,8 @@ class Base(nn.Module, ABC):
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Computes the log-density ``[*batch]`` of ``x [*batch, *event]`` in nats, in float32 at least.
 
+        At infinity it is -inf, and NaN where ``x`` has NaN; neither reaches the gradients of other points.
+
         Raises:
             ValueError: if ``x`` does not end in the event's shape, or a context or a mask is given.
         """
@@ -83,7 +86,8 @@ class Base(nn.Module, ABC):
                 f"{type(self).__name__}.log_prob(x of shape {list(x.shape)}): this base has events of shape "
                 f"{list(self.event_shape)}, which x must end in; pass a tensor of shape [*batch, *event]."
             )
-        return self._log_prob(x.to(torch.promote_types(x.dtype, self.dtype)))
+        x, size = set_aside(x.to(torch.promote_types(x.dtype, self.dtype)), self.event_shape)
+        return restore(self._log_prob(x), size)
 
     @abstractmethod
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

@@ -13,6 +13,8 @@ from cflow.registry import register
 
 __all__ = ["Mixture", "Normal", "StudentT", "Uniform"]
 
+FAR = 1e15  # below it squares are finite in float32, and above it 1 + z^2 / df is z^2 / df unless df is beyond 1e14
+
 
 @register("bases.Normal")
 class Normal(Base):
@@ -186,7 +188,11 @@ class Mixture(Base):
         z = (x.unsqueeze(-len(self.event_shape) - 1) - self.means.to(x.dtype)) / scales
         logs = -0.5 * self._sum_event(z.square()) - self._sum_event(scales.log())
         constant = 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
-        return torch.logsumexp(logs + self._probabilities(x.dtype).log(), -1) - constant
+        logs = logs + self._probabilities(x.dtype).log()
+        # Where all components underflow, the gradient of a sum of their exponentials would be NaN.
+        none = (logs == -torch.inf).all(-1)
+        total = torch.logsumexp(logs.masked_fill(none.unsqueeze(-1), 0.0), -1)
+        return torch.where(none, -torch.inf, total) - constant
 
 
 @register("bases.StudentT")
@@ -234,5 +240,8 @@ class StudentT(Base):
         df = self._full(self._number("df", torch.float64), torch.float64)
         constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (math.pi * df).log()
         df = df.to(x.dtype)
-        tails = 0.5 * (df + 1) * torch.log1p(z.square() / df)
+        # Far out the square would overflow where its logarithm does not.
+        far = z.abs() > FAR
+        near = torch.log1p(torch.where(far, 0.0, z).square() / df)
+        tails = 0.5 * (df + 1) * torch.where(far, 2 * torch.where(far, z.abs(), 1.0).log() - df.log(), near)
         return constant.sum().to(x.dtype) - scale.log().sum() - self._sum_event(tails)

@@ -78,6 +78,9 @@ class Compose(Map):
         z, context = self.accept(z, context, "decode")
         return chain(z, context, self._directions("decode"), generator)
 
+    def members(self) -> list[Map]:
+        return [part for each in self.maps for part in each.members()]
+
     def cost(self) -> Cost:
         return sum((each.cost() for each in self.maps), Cost())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cflow.arguments import is_integer
-from cflow.bijections.map import Surjection
+from cflow.bijections.map import Surjection, check_table
 from cflow.draws import draw_rows
 from cflow.registry import register
 
@@ -61,7 +61,27 @@ class Dequantise(Surjection):
             raise ValueError(
                 f"Dequantise(levels={levels}): the levels are counted from 2 to 65,536; 8-bit images have 256."
             )
-        self.levels = levels
+        self.levels, self.domain = levels, (0.0, levels - 1.0)
+
+    @classmethod
+    def fit(cls, data: Tensor) -> Dequantise:
+        """Spreads the levels of data ``[N, *event]``: 256 for bytes, else from 0 to the largest number there is.
+
+        Raises:
+            TypeError: for data that are not a tensor.
+            ValueError: for data that are not whole numbers from 0 on.
+
+        Example:
+            >>> Dequantise.fit(torch.tensor([[0.0, 3.0], [1.0, 6.0]])).levels
+            7
+        """
+        check_table("Dequantise", data)
+        most = data.max()  # NaN, where there is one
+        levels = 256 if data.dtype == torch.uint8 else max(2, int(most) + 1) if bool(most.isfinite()) else 2
+        layer = cls(tuple(data.shape[1:]), levels)
+        for part in data.split(4096):
+            layer.encode(part, generator=torch.Generator(part.device).manual_seed(0))
+        return layer
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")

@@ -5,8 +5,8 @@ are brought to the whole line by ``Inverse(Exp(shape))``, whose ``encode`` is th
 interval by ``Inverse(Sigmoid(shape))``, the logit.
 
 Where a function maps to an interval, its result is kept on the last number inside, so that it can be decoded; numbers
-on the ends of the interval are decoded as if they were that number, and numbers beyond give NaN. Nothing inside gives
-an infinity.
+on the ends of the interval are decoded as if they were that number. Numbers beyond are too, but their log-determinant
+is minus infinity, without a gradient: they have no density. Nothing inside gives an infinity.
 
     >>> from cflow.bijections import Inverse
     >>> Inverse(Exp(1)).encode(torch.tensor([[1.0], [7.389056]]))
@@ -41,8 +41,13 @@ class EntryMap(Bijection):
         return z, sum_rows(ladj)
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
-        x, ladj = self._unmap(self.accept(z, context, "decode")[0])
-        return x, sum_rows(ladj)
+        z, _ = self.accept(z, context, "decode")
+        if self.image is None:
+            x, ladj = self._unmap(z)
+            return x, sum_rows(ladj)
+        low, high = self.image
+        x, ladj = self._unmap(_onto(z, low, high))
+        return x, sum_rows(torch.where((z < low) | (z > high), -math.inf, ladj))
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__qualname__} does not define _map.")
@@ -65,6 +70,8 @@ class Exp(EntryMap):
         (tensor([[1.0000, 2.7183]]), tensor([1.]))
     """
 
+    image = (0.0, math.inf)
+
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__(event_shape)
 
@@ -73,7 +80,7 @@ class Exp(EntryMap):
         return _onto(x.clamp(max=largest).exp(), 0.0, math.inf), x
 
     def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        x = _within(z, 0.0, math.inf).log()
+        x = z.log()
         return x, -x
 
 
@@ -92,6 +99,8 @@ class Sigmoid(EntryMap):
                 [16.6355]])
     """
 
+    image = (0.0, 1.0)
+
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__(event_shape)
 
@@ -99,7 +108,6 @@ class Sigmoid(EntryMap):
         return _onto(torch.sigmoid(x), 0.0, 1.0), log_slope_of_sigmoid(x)
 
     def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = _within(z, 0.0, 1.0)
         return logit(z.log(), torch.log1p(-z))
 
 
@@ -115,6 +123,8 @@ class Softplus(EntryMap):
                 [100.0000]])
     """
 
+    image = (0.0, math.inf)
+
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__(event_shape)
 
@@ -122,7 +132,6 @@ class Softplus(EntryMap):
         return _onto(-logsigmoid(-x), 0.0, math.inf), logsigmoid(x)
 
     def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = _within(z, 0.0, math.inf)
         correction = (-torch.expm1(-z)).log()
         return z + correction, -correction
 
@@ -140,6 +149,8 @@ class Tanh(EntryMap):
                 [8.6643]])
     """
 
+    image = (-1.0, 1.0)
+
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__(event_shape)
 
@@ -147,7 +158,6 @@ class Tanh(EntryMap):
         return _onto(torch.tanh(x), -1.0, 1.0), math.log(4.0) + logsigmoid(2 * x) + logsigmoid(-2 * x)
 
     def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = _within(z, -1.0, 1.0)
         left, right = torch.log1p(z), torch.log1p(-z)
         return 0.5 * (left - right), -left - right
 
@@ -234,9 +244,3 @@ def _last_inside(low: float, high: float, dtype: torch.dtype) -> tuple[float, fl
 def _onto(value: Tensor, low: float, high: float) -> Tensor:
     """Keeps what rounding brought to an end of the interval inside."""
     return value.clamp(*_last_inside(low, high, value.dtype))
-
-
-def _within(value: Tensor, low: float, high: float) -> Tensor:
-    """Takes the ends of an interval as the last number inside, and what is beyond as no number."""
-    inside = value.clamp(*_last_inside(low, high, value.dtype))
-    return torch.where((value >= low) & (value <= high), inside, math.nan)

@@ -49,6 +49,7 @@ class Inverse(Bijection):
             )
         super().__init__(bijection.latent_shape, bijection.context_shape, latent_shape=bijection.event_shape)
         self.bijection = bijection
+        self.domain, self.image = bijection.image, bijection.domain
         self.likelihood, self.draws, self.has_rsample = bijection.likelihood, bijection.draws, bijection.has_rsample
         self.changes, self.measures, self.reads_values = bijection.changes, bijection.measures, bijection.reads_values
 
@@ -57,6 +58,10 @@ class Inverse(Bijection):
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         return self._call("encode", z, context, generator)
+
+    def members(self) -> list[Map]:
+        parts = self.bijection.members()
+        return [self] if parts == [self.bijection] else [Inverse(each) for each in reversed(parts)]
 
     def cost(self) -> Cost:
         return Cost(*reversed(self.bijection.cost()))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cflow.bijections.functions import EntryMap, log_slope_of_sigmoid, logit
+from cflow.bijections.map import check_table
 from cflow.registry import register
 
 __all__ = ["Logit"]
@@ -21,8 +22,8 @@ class Logit(EntryMap):
     .. math:: z = \operatorname{logit}(p), \quad p = \alpha + (1 - 2 \alpha) x, \qquad
         \log |\det| = \sum_i \log(1 - 2 \alpha) - \log p_i - \log(1 - p_i)
 
-    Beside ``Inverse(Sigmoid(shape))``, which gives NaN beyond the interval, this is for data: alpha makes their ends 0
-    and 1 harmless, and data that lie outside are refused.
+    Beside ``Inverse(Sigmoid(shape))``, which gives points beyond the interval no density, this is for data: alpha makes
+    their ends 0 and 1 harmless, and data that lie outside are refused.
 
     The map is defined for x from ``-alpha / (1 - 2 alpha)`` to ``1 + alpha / (1 - 2 alpha)``, a little more than
     [0, 1], so that everything ``decode`` gives can be encoded. With ``alpha = 0`` the ends 0 and 1 themselves are out.
@@ -53,6 +54,26 @@ class Logit(EntryMap):
         if not 0 <= alpha < 0.5:
             raise ValueError(f"Logit(alpha={alpha}): alpha shrinks [0, 1] towards 1/2 and lies in [0, 1/2); pass 0.05.")
         self.alpha = alpha
+        self.domain = (-alpha / (1 - 2 * alpha), 1 + alpha / (1 - 2 * alpha))
+        self.holds_ends = alpha > 0
+
+    @classmethod
+    def fit(cls, data: Tensor, alpha: float = 0.05) -> Logit:
+        """Opens the interval of data ``[N, *event]``, which lie in [0, 1].
+
+        Raises:
+            TypeError: for data that are not a tensor.
+            ValueError: for data outside [0, 1]; with ``alpha = 0`` also at its ends.
+
+        Example:
+            >>> Logit.fit(torch.rand(100, 3))
+            Logit((3,), alpha=0.05)
+        """
+        check_table("Logit", data)
+        layer = cls(tuple(data.shape[1:]), alpha)
+        for part in data.split(4096):
+            layer.encode(part)
+        return layer
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p, q = self.alpha + (1 - 2 * self.alpha) * x, self.alpha + (1 - 2 * self.alpha) * (1 - x)

@@ -70,6 +70,10 @@ class Map(nn.Module):
         reads_values: whether a direction reads values back from the device (to refuse some), as no graph can hold.
         fixed_buffers: whether the buffers are given or measured once, so that averages of the weights leave them alone.
         levels: how many whole numbers the data may be, where they are whole numbers from 0 on.
+        domain: the ends of the interval in which every entry of the data lies; None for all real numbers. Data beyond
+            are refused by ``encode``, or taken as the nearest inside with a contribution of -inf and no gradient.
+        image: the same for ``decode`` and its latents.
+        holds_ends: whether the ends of the domain belong to it.
     """
 
     likelihood: Likelihood = "exact"
@@ -82,6 +86,9 @@ class Map(nn.Module):
     reads_values: bool = False
     fixed_buffers: bool = False
     levels: int | None = None
+    domain: tuple[float, float] | None = None
+    image: tuple[float, float] | None = None
+    holds_ends: bool = True
 
     def __init__(self, event_shape, context_shape=None, *, latent_shape=None):
         super().__init__()
@@ -99,6 +106,10 @@ class Map(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Maps latents to data: ``(x [B, *event_shape], contribution [B])``; both contributions are opposite."""
         raise TypeError(f"{type(self).__qualname__} does not define decode.")
+
+    def members(self) -> list[Map]:
+        """Lists the maps that data meet one after the other: the map itself, unless it is a chain."""
+        return [self]
 
     def cost(self) -> Cost:
         """Says how many passes through networks each direction takes."""
@@ -145,6 +156,18 @@ class Map(nn.Module):
             return value.to(torch.get_default_dtype())
         given = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name}({given}): this map takes floating tensors; pass one of shape {pattern(shape, 'B')}.")
+
+
+def check_table(name: str, data: Tensor) -> None:
+    """Raises where what a map is fitted to is no tensor ``[N, *event]`` with some numbers."""
+    if not isinstance(data, Tensor):
+        raise TypeError(
+            f"{name}.fit({type(data).__name__}): data are a tensor [N, *event]; pass torch.as_tensor(data)."
+        )
+    if data.ndim < 1 or not data.numel():
+        raise ValueError(
+            f"{name}.fit(data of shape {list(data.shape)}): there is nothing to measure; pass [N, *event] with rows."
+        )
 
 
 class Bijection(Map):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from cflow.bijections.map import Bijection
+from cflow.bijections.map import Bijection, check_table
 from cflow.registry import register
 
 __all__ = ["Rescale"]
@@ -33,7 +34,6 @@ class Rescale(Bijection):
         ValueError: if ``low`` is not below ``high``.
 
     Example:
-        >>> import torch
         >>> Rescale(2, 0, 255).encode(torch.tensor([[0, 255]], dtype=torch.uint8))
         (tensor([[-1.,  1.]]), tensor([-9.6962]))
     """
@@ -45,6 +45,22 @@ class Rescale(Bijection):
         if not low < high or not math.isfinite(high - low):
             raise ValueError(f"Rescale(low={low}, high={high}): an interval needs low < high, both finite; swap them?")
         self.low, self.high = low, high
+
+    @classmethod
+    def fit(cls, data: Tensor) -> Rescale:
+        """Brings the smallest and the largest number of data ``[N, *event]`` to -1 and 1: one interval for all entries.
+
+        Raises:
+            TypeError: for data that are not a tensor.
+            ValueError: for data without two different numbers, or with NaN.
+
+        Example:
+            >>> Rescale.fit(torch.tensor([[0.0, 4.0], [8.0, 2.0]]))
+            Rescale((2,), low=0.0, high=8.0)
+        """
+        check_table("Rescale", data)
+        low, high = (float(each) for each in torch.aminmax(data))
+        return cls(tuple(data.shape[1:]), low, high)
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cflow.bijections.map import Bijection
+from cflow.bijections.map import Bijection, check_table
 from cflow.registry import register
 from cflow.shapes import as_shape
 
@@ -88,8 +89,12 @@ class Standardise(Bijection):
         minimum_scale: float | None = None,
         dtype: torch.dtype | None = None,
         learned: bool = False,
+        robust: bool = False,
     ) -> Standardise:
         """Standardises data ``[N, *event]``: mean zero, variance one, measured in float64.
+
+        A ``UserWarning`` says where a few rows decide the scale: where the standard deviation is more than
+        five times that of the middle of the data, on account of less than a hundredth of the rows.
 
         Args:
             data: the training data.
@@ -98,17 +103,17 @@ class Standardise(Bijection):
             minimum_scale: the scale of entries that vary less than it; ``None`` refuses constant ones.
             dtype: of the buffers; default: the data's, or torch's default for whole numbers.
             learned: as for the constructor.
+            robust: by the median and half the distance between the quantiles of 16 and 84 %, which of a normal are mean
+                and standard deviation. What a few rows hold changes neither, and they may come to lie far out:
+                :class:`Arcsinh` behind it draws them in. Cost: one sort of the data.
 
         Raises:
             TypeError: for data that are not a tensor.
             ValueError: if there are fewer than two items, a value is not finite, an entry is constant (the message
                 names some) while ``minimum_scale`` is ``None``, or ``pooled`` names no event dimension.
         """
-        if not isinstance(data, Tensor):
-            raise TypeError(
-                f"Standardise.fit({type(data).__name__}): data are a tensor [N, *event]; pass torch.as_tensor(data)."
-            )
-        loc, scale = _measure(data, tuple(pooled), minimum_scale)
+        check_table("Standardise", data)
+        loc, scale = _measure(data, tuple(pooled), minimum_scale, robust)
         dtype = dtype or (data.dtype if data.is_floating_point() else torch.get_default_dtype())
         return Standardise(tuple(data.shape[1:]), loc.to(dtype), scale.to(dtype), learned=learned)
 
@@ -142,8 +147,8 @@ class Standardise(Bijection):
         return f"{tuple(self.event_shape)}" + (", learned=True" if self.learned else "")
 
 
-def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None) -> tuple[Tensor, Tensor]:
-    """Measures mean and standard deviation in float64, and refuses data that have none."""
+def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None, robust: bool) -> tuple[Tensor, Tensor]:
+    """Measures mean and standard deviation in float64, or what is robust in their place; refuses data without."""
     if data.ndim < 1 or len(data) < 2:
         raise ValueError(
             f"Standardise.fit(data of shape {list(data.shape)}): a standard deviation takes at least two items; "
@@ -164,7 +169,12 @@ def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None)
             f"them first."
         )
     variance = sum((chunk - mean).square().sum(dims, keepdim=True) for chunk in chunks) / count
+    fourth = sum(((chunk - mean).square() / variance).square().sum(dims, keepdim=True) for chunk in chunks) / count
     loc, scale = mean[0], variance[0].sqrt()
+    if robust:
+        loc, scale = middle_of(data, pooled, scale)
+    elif (few := few_decide(fourth[0], count)).any():
+        _warn_of_few(data, pooled, scale, few, float(count / fourth.max()))
     # A constant entry may show a variance of rounding errors, relative to its size.
     constant = scale <= loc.abs() * 1e-12
     if minimum_scale is not None:
@@ -177,6 +187,52 @@ def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None)
             f"scale; drop them, pool dimensions (pooled=...), or pass minimum_scale=1.0."
         )
     return loc, scale
+
+
+FEW = 1 / 100  # the share of the data below which they are a few
+
+
+def few_decide(fourth: Tensor, count: int) -> Tensor:
+    """Says where fewer than ``FEW`` of the data, or five, hold the variance.
+
+    That shows in the mean fourth power of standardised data, which is N / n where n of N numbers hold all of it, and 3
+    of a normal.
+    """
+    return (fourth > min(1 / FEW, count / 5)) & (count >= 20)
+
+
+def middle_of(data: Tensor, pooled: tuple[int, ...], scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Measures the median and half the distance between two quantiles of an event's entries, as ``scale`` is shaped.
+
+    Entries of which two thirds are equal have a wider pair of quantiles, and in the end the standard deviation.
+    """
+    kept = [dim for dim in range(1, data.ndim) if dim - data.ndim not in pooled]
+    values = data.to(torch.float64).permute(*kept, 0, *(dim + data.ndim for dim in pooled)).flatten(len(kept))
+    ordered = values.sort(-1).values
+
+    def at(share: float) -> Tensor:
+        place = share * (values.shape[-1] - 1)
+        return torch.lerp(ordered[..., math.floor(place)], ordered[..., math.ceil(place)], place % 1)
+
+    middle, width = at(0.5), torch.zeros_like(ordered[..., 0])
+    for deviations in (1.0, 2.0, 3.0):
+        share = 0.5 * math.erfc(deviations / math.sqrt(2))
+        width = torch.where(width > 0, width, (at(1 - share) - at(share)) / (2 * deviations))
+    return middle.view(scale.shape), torch.where(width.view(scale.shape) > 0, width.view(scale.shape), scale)
+
+
+def _warn_of_few(data: Tensor, pooled: tuple[int, ...], scale: Tensor, few: Tensor, rows: float) -> None:
+    width = middle_of(data, pooled, torch.zeros_like(scale))[1]
+    wrong = few & (width > 0) & (scale > 5 * width)
+    if wrong.any():
+        where = [tuple(each) for each in wrong.nonzero()[:5].tolist()]
+        worst = float((scale / width)[wrong].max())
+        warnings.warn(
+            f"Standardise.fit(data of shape {list(data.shape)}): some {max(1, round(rows))} of the data decide the "
+            f"scale of {int(wrong.sum())} features (at {', '.join(map(str, where))}), up to {worst:.3g} times that of "
+            f"the others; look at these rows, or pass robust=True (median and quantiles).",
+            stacklevel=4,
+        )
 
 
 def _floating(value: Tensor | float) -> Tensor:

@@ -53,7 +53,8 @@ class ContinuousFlow(BaseInvertibleFlow):
         solver: the default solver; ``Dopri5(rtol=1e-5, atol=1e-6)`` where none is given.
         divergence: how the log-determinant is computed; exact where none is given.
         manifold: None; flows on manifolds are not there yet.
-        context_shape: shape of what the flow is conditioned on; ``()`` for a class label.
+        context_shape: shape of what the flow is conditioned on; ``()`` for a class label. Known where the field says
+            it, as those of :mod:`cflow.fields` do; an adapted one may not.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
@@ -94,6 +95,9 @@ class ContinuousFlow(BaseInvertibleFlow):
                 f"ContinuousFlow(base={type(base).__name__}): the second argument is a distribution such as "
                 f"bases.Normal(2), with event_shape, sample and log_prob."
             )
+        if context_shape is None and isinstance(field, nn.Module):
+            said = as_field(field).context_shape
+            context_shape = None if said is ... else said
         super().__init__(base.event_shape, context_shape, transform)
         if manifold is not None:
             raise ValueError(

@@ -36,8 +36,10 @@ class FlowDensity(FlowEstimator):
         batch_size: rows of a step; all rows where there are fewer.
         lr: the peak of the learning rate, which rises for a while and falls along a cosine towards ``max_steps``.
         weight_decay: decoupled decay of the networks' weights.
-        standardise: whether the flow sees columns of mean zero and variance one. Densities are those of the data as
-            given in any case. Splines and networks want it.
+        standardise: whether the flow sees columns of mean zero and variance one, ``True`` or ``False``; ``"robust"``
+            takes median and quantiles, which a few wild rows do not move, and draws these rows in by
+            :class:`cflow.bijections.Arcsinh`. Densities are those of the data as given in
+            any case. Splines and networks want it.
         validation_fraction: the part of the rows held out to stop by; 0 for none.
         check_every: steps between looks at the held-out rows.
         patience: looks without improvement after which training ends; the best weights are kept.
@@ -60,7 +62,8 @@ class FlowDensity(FlowEstimator):
     Raises:
         TypeError, ValueError: in ``fit``, for hyper-parameters out of range, an unknown flow, tables with text, NaN,
             constant columns, no more rows than columns; later, for another number of columns. A ``UserWarning`` says
-            where values are on a lattice or rows repeat, so that likelihoods mean nothing.
+            where values are on a lattice or rows repeat, so that likelihoods mean nothing, and where a few rows decide
+            the scale of a column.
 
     Example:
         >>> from sklearn.datasets import make_moons

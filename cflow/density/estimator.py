@@ -10,11 +10,12 @@ from sklearn.base import BaseEstimator, DensityMixin
 from torch import Tensor
 
 from cflow.arguments import check_integer
-from cflow.bijections import Standardise
+from cflow.bijections import Compose, Standardise
 from cflow.density.flows import make_flow, objective_of
 from cflow.density.inputs import seed_of
 from cflow.density.learning import CHUNK, Rows, Settings, learn
 from cflow.density.rows import check_rows
+from cflow.density.units import tails, units_of
 from cflow.objectives import MaximumLikelihood
 from cflow.standardised_context import StandardisedContext
 
@@ -33,7 +34,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         batch_size: int = 256,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
-        standardise: bool = True,
+        standardise: Any = True,
         validation_fraction: float = 0.1,
         check_every: int = 50,
         patience: int = 10,
@@ -73,6 +74,10 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         # Units are changed in float64: in float32, years or coordinates would lose the digits that differ.
         units, x_inside = self._standardised(x, weights, flow.dtype)
         context_units, context_inside = self._standardised(context, weights, flow.dtype)
+        robust = self.standardise == "robust"
+        if robust:  # what lies far from the middle, which no longer sets the scale, is drawn in
+            flow = flow.with_transform(*tails(features))
+            context_inside = None if context is None else Compose(*tails(contexts)).encode(context_inside)[0]
         counts = None if weights is None else torch.from_numpy(weights)
         learned = learn(flow, objective, Rows(x_inside, context_inside, counts), settings)
 
@@ -80,7 +85,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         self.seed_ = settings.seed
         flow = flow.double()
         if context_units is not None:
-            flow = StandardisedContext(flow, context_units)
+            flow = StandardisedContext(flow, Compose(context_units, *tails(contexts)) if robust else context_units)
         if units is not None:
             flow = flow.with_transform(units)
             if isinstance(objective, MaximumLikelihood):  # the history in nats of the data as given, too
@@ -92,11 +97,10 @@ class FlowEstimator(DensityMixin, BaseEstimator):
     def _standardised(
         self, values: np.ndarray | None, weights: np.ndarray | None, dtype: torch.dtype
     ) -> tuple[Standardise | None, Tensor | None]:
-        """Measures weighted mean and standard deviation: the transform in float64, and what the flow sees."""
+        """Measures where the columns lie, with weights: the transform in float64, and what the flow sees."""
         if values is None or not self.standardise:
             return None, None if values is None else torch.tensor(values, dtype=dtype)
-        loc = np.average(values, 0, weights)
-        scale = np.sqrt(np.average((values - loc) ** 2, 0, weights))
+        loc, scale = units_of(values, weights, self.standardise == "robust", type(self).__name__)
         units = Standardise(values.shape[1], torch.from_numpy(loc), torch.from_numpy(scale))
         return units, units.encode(torch.tensor(values))[0].to(dtype)
 
@@ -106,6 +110,11 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         for key in ("max_steps", "batch_size", "check_every", "patience"):
             why = "this is a whole number of 1 or more; pass one."
             check_integer(name, key, getattr(self, key), 1, why, numpy=True)
+        if self.standardise not in (True, False, "robust"):
+            raise ValueError(
+                f"{name}(standardise={self.standardise!r}): columns are brought to mean zero and variance one or not, "
+                f"or by median and quantiles; pass True, False or 'robust'."
+            )
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"{name}(validation_fraction={self.validation_fraction!r}): this is the part of the rows that decides "

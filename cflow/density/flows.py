@@ -18,11 +18,6 @@ from cflow.objectives.objective import Objective
 __all__ = ["FLOWS", "make_flow", "objective_of"]
 
 
-def nsf(features: int, context: int = 0, **options: Any) -> discrete.NormalizingFlow:
-    """Makes :func:`discrete.nsf`; of one feature, which has no halves to couple, the autoregressive kind."""
-    return discrete.nsf(features, context, **{"autoregressive": features == 1, **options})
-
-
 def ffjord(features: int, context: int = 0, **options: Any) -> ContinuousFlow:
     """Makes a velocity field between a normal and the data, for maximum likelihood; ``options`` go to the network.
 
@@ -53,21 +48,18 @@ def flow_matching(features: int, context: int = 0, **options: Any) -> Continuous
 
 FLOWS: dict[str, Callable[..., BaseFlow]] = {
     **PRESETS,
-    "nsf": nsf,
     "nsf-ar": functools.partial(discrete.nsf, autoregressive=True),
     "ffjord": ffjord,
     "flow-matching": flow_matching,
 }
 """Every flow by name: called as ``(features, context, **options)``."""
 
-PAIRED = ("nice", "realnvp", "flowpp")  # couplings: one half moves given the other
-
 
 def make_flow(flow: Any, features: int, context: int, options: dict | None, where: str) -> BaseFlow:
     """Builds the flow that an estimator was asked for, by name or by a constructor ``(features, context) -> flow``.
 
     Raises:
-        ValueError: for an unknown name, couplings of one feature, or a constructor's flow of other shapes.
+        ValueError: for an unknown name, or a constructor's flow of other shapes.
         TypeError: where ``flow`` is neither, or has no such option.
     """
     if isinstance(flow, str):
@@ -75,11 +67,6 @@ def make_flow(flow: Any, features: int, context: int, options: dict | None, wher
             close = difflib.get_close_matches(flow.lower(), FLOWS, 1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"{where}(flow={flow!r}): there is no such flow{hint} The flows are {', '.join(FLOWS)}.")
-        if features == 1 and flow in PAIRED:
-            raise ValueError(
-                f"{where}(flow={flow!r}): its couplings move half of the features given the others, and n_features = 1 "
-                f"here; choose nsf, naf or maf."
-            )
         make = FLOWS[flow]
     elif callable(flow) and not isinstance(flow, BaseFlow):
         make = flow

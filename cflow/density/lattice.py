@@ -11,25 +11,56 @@ from cflow.density.inputs import refuse_bad_rows, seed_of
 __all__ = ["dequantise", "lattice_steps"]
 
 
+# Two differences are the same, and a value is a multiple of another, up to this share of them.
+ALIKE = 1e-6
+# The share of the differences that are multiples of the step, where the others are taken for outliers.
+MOST = 0.9
+
+
 def lattice_steps(values: np.ndarray) -> np.ndarray:
     """Finds the step of every column ``[N, D]`` that is on a lattice: ``[D]``, 0 where a column is not.
 
-    A column is taken to be on a lattice where all its values are whole numbers, or at most half as many values as rows
-    are different; the step is the smallest gap between two values. A constant column has none.
+    A lattice shows in the differences of neighbouring values, which repeat: the step is the most frequent of them where
+    nine tenths of them are its multiples. Whole numbers have one in any case, their greatest common divisor; so have
+    columns with at most half as many different values as rows, of which most occur more than once (readings of uneven
+    steps, categories): the smallest difference. Neither a few values that are far from the others nor heavy tails make
+    a lattice, nor does one value that many rows share. A constant column has no step.
 
     Example:
         >>> lattice_steps(np.array([[0.0, 0.31, 7.25], [2.0, 0.3, 7.5], [6.0, 0.87, 7.25], [4.0, 0.11, 7.5]]))
         array([2.  , 0.  , 0.25])
+        >>> lattice_steps(np.array([[0.1], [0.3], [0.2], [0.1], [0.2], [0.3], [0.4], [1e8], [0.4], [0.4]])).round(9)
+        array([0.1])
     """
-    steps = np.zeros(values.shape[1])
-    for i, column in enumerate(values.T):
-        found = np.unique(column)
-        gaps = np.diff(found)
-        # Neighbours that differ by rounding alone are one value.
-        gaps = gaps[gaps > 1e-9 * np.abs(found).max()] if len(found) else gaps
-        if len(gaps) and (len(gaps) < len(column) / 2 or (found == np.round(found)).all()):
-            steps[i] = gaps.min()
-    return steps
+    return np.array([_step(*np.unique(column, return_counts=True)) for column in values.T])
+
+
+def _step(found: np.ndarray, counts: np.ndarray) -> float:
+    """Finds the step of sorted different values, of which each occurs so often."""
+    rounding = 1e-12 * np.abs(found)
+    # Neighbours that differ by rounding alone are one value.
+    apart = np.diff(found, prepend=-np.inf) > rounding
+    found, rounding, counts = found[apart], rounding[apart], np.add.reduceat(counts, np.flatnonzero(apart))
+    gaps, rounding = np.diff(found), rounding[1:]
+    if not len(gaps):
+        return 0.0
+    few = len(found) <= counts.sum() / 2 and np.median(counts) > 1
+    whole = bool((found == np.round(found)).all()) and np.abs(found).max() < 2**53
+    step = _most_frequent(gaps)
+    multiples = np.abs(gaps - step * np.round(gaps / step)) <= ALIKE * step + 2 * rounding
+    alike = (multiples & (gaps < 1.5 * step)).sum()
+    if multiples.mean() >= MOST and alike > (1 if few or whole else 4):
+        return float(step)
+    if whole:
+        return float(np.gcd.reduce(gaps.astype(np.int64)))
+    return float(gaps.min()) if few else 0.0
+
+
+def _most_frequent(gaps: np.ndarray) -> float:
+    """Finds the difference that occurs most often, the smallest of several."""
+    gaps = np.sort(gaps)
+    groups = np.split(gaps, np.flatnonzero(np.diff(gaps) > ALIKE * gaps[:-1]) + 1)
+    return float(np.median(max(groups, key=len)))
 
 
 def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.ndarray:

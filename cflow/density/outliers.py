@@ -95,7 +95,13 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
         if "random_state" in density.get_params() and density.get_params()["random_state"] is None:
             density.set_params(random_state=seed)
         self.density_ = density.fit(table[order[count:]])
-        self.calibration_scores_ = np.sort(self.density_.score_samples(table[order[:count]]))
+        scores = self.density_.score_samples(table[order[:count]])
+        if np.isnan(scores).any():
+            raise ValueError(
+                f"FlowOutlierDetector.fit: the density gave NaN to {int(np.isnan(scores).sum())} of {count} "
+                f"calibration rows, and no threshold follows from what is no number; look at how it was fitted."
+            )
+        self.calibration_scores_ = np.sort(scores)
         # p <= contamination for scores below the k-th smallest.
         k = int(np.floor(self.contamination * (count + 1) * (1 + 1e-12)))
         if k == 0:
@@ -114,8 +120,13 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
         return self.density_.score_samples(features_of(self, X, "score_samples"))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Computes how far a row scores above the threshold, ``[N]``: positive for inliers, negative for outliers."""
-        return self.score_samples(X) - self.offset_
+        """Computes how far a row scores above the threshold, ``[N]``: positive for inliers, negative for outliers.
+
+        A score that is no number (of a foreign density that overflows) is taken as the lowest: minus infinity.
+        """
+        scores = self._ranked(X)
+        with np.errstate(invalid="ignore"):  # of two infinities
+            return np.where(scores == self.offset_, 0.0, scores - self.offset_)
 
     def predict(self, X: Any) -> np.ndarray:
         """Says 1 for inliers and -1 for outliers, ``[N]``."""
@@ -123,5 +134,10 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
 
     def p_values(self, X: Any) -> np.ndarray:
         """Computes conformal p-values, ``[N]``: how often a row of the training rows' law scores as low."""
-        below = np.searchsorted(self.calibration_scores_, self.score_samples(X), side="right")
+        below = np.searchsorted(self.calibration_scores_, self._ranked(X), side="right")
         return (1 + below) / (len(self.calibration_scores_) + 1)
+
+    def _ranked(self, X: Any) -> np.ndarray:
+        """Computes scores, the lowest of all in place of those that are no number."""
+        scores = self.score_samples(X)
+        return np.where(np.isnan(scores), -np.inf, scores)

@@ -15,7 +15,8 @@ __all__ = ["check_rows"]
 def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method: str) -> None:
     """Checks what a density is fitted to, ``x [N, D]`` and what it is given, ``context [N, C]``.
 
-    Raises for too few rows and constant columns; warns of columns of ``x`` on a lattice, and of repeated rows.
+    Raises for too few rows and constant columns; warns of columns of ``x`` on a lattice or with a spike, and of
+    repeated rows.
     """
     where = f"{type(estimator).__name__}.{method}"
     names = getattr(estimator, "feature_names_in_", None)
@@ -45,12 +46,24 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
             f"can grow there without bound, spike upon spike, so the log-likelihood says how narrow the spikes are and "
             f"not how well the model fits; spread the values over their steps with cflow.density.dequantise."
         )
+    elif len(spikes := _spikes(unique[:, -x.shape[1] :])):
+        warn(
+            f"{where}: {_columns(spikes + dimensions - x.shape[1], labels)} of one value in more than a twentieth of "
+            f"the rows. A density can grow there without bound, and the log-likelihood says how narrow the spike is; "
+            f"model the rows with that value apart, or add noise of the size that matters."
+        )
     elif repeated > rows / 20:
         warn(
             f"{where}: {repeated} of {rows} rows repeat others. A density can grow without bound at repeated rows, and "
             f"copies of training rows among the held-out ones hide it; drop them (numpy.unique(X, axis=0)), or give "
             f"them a sample_weight."
         )
+
+
+def _spikes(values: np.ndarray) -> np.ndarray:
+    """Finds columns of which more than a twentieth of the rows, and more than four, hold one value."""
+    most = np.array([np.unique(column, return_counts=True)[1].max() for column in values.T])
+    return np.flatnonzero(most > max(len(values) / 20, 4))
 
 
 def _columns(columns: np.ndarray, labels: list[str]) -> str:

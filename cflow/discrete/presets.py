@@ -5,8 +5,9 @@ All take ``(features, context=0, *, layers, ...)`` and stand on a standard norma
 through ``fields.ContextEmbedding`` of that width, which also knows "no condition". Every layer starts at (or near)
 the identity, so data should be standardised first (``flow.with_transform(bijections.Standardise.fit(x))``), or the box
 of a spline misses them. Whatever else is given (``hidden``, ``activation``, ``residual``; ``inverse`` of autoregressive
-layers) goes to the layers' networks: see :class:`Coupling` and :class:`Autoregressive`. Coupling flows take two
-features or more; autoregressive ones take one, too.
+layers) goes to the layers' networks: see :class:`Coupling` and :class:`Autoregressive`. A single feature has no half
+that another could be coupled to: there coupling flows have layers that move it by itself, as the context says
+(:class:`Elementwise`), and ``nsf`` autoregressive ones.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cflow.discrete.univariate import (
     Univariate,
 )
 from cflow.fields import ContextEmbedding
+from cflow.keywords import FLOWS, hint
 
 __all__ = ["PRESETS"]
 
@@ -44,6 +46,7 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
 
     @functools.wraps(make)
     def preset(features: int, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options):
+        _check(make, features, context, options)
         width = (16 if classes else None) if embedding is None else embedding
         if width is None:
             return make(features, context, **options)
@@ -59,6 +62,29 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
     more = [added.parameters["classes"], added.parameters["embedding"]]
     preset.__signature__ = known.replace(parameters=[*own, *more, *last])
     return preset
+
+
+NETWORK = ("hidden", "activation", "residual", "inverse")
+"""What goes to the networks of layers."""
+
+
+def _check(make: Callable[..., NormalizingFlow], features: int, context: int, options: dict) -> None:
+    """Raises for sizes that make no flow and for keywords that neither a preset nor its networks have."""
+    name, parameters = make.__name__, inspect.signature(make).parameters
+    why = f"an event has one feature or more, counted by a whole number; pass for example {name}(2)."
+    check_integer(name, "features", features, 1, why)
+    check_integer(name, "context", context, 0, "this is the width of a context vector, 0 for none; pass context=3.")
+    if "layers" in options:
+        check_integer(name, "layers", options["layers"], 1, "a flow has one layer or more; pass layers=5.")
+    known = [key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
+    known += NETWORK if any(each.kind is each.VAR_KEYWORD for each in parameters.values()) else ()
+    known += ["context", "classes", "embedding"]
+    for option, value in options.items():
+        if option not in known:
+            meant = hint(option, ["features", *known], FLOWS)
+            hidden = f"(a width for every layer: hidden=({value}, {value})) " if "'hidden'" in meant else ""
+            raise TypeError(f"{name}({option}={value!r}): there is no such option; {meant}{hidden}{name} takes "
+                            f"{', '.join(known)}.")  # fmt: skip
 
 
 @_conditioned
@@ -131,7 +157,7 @@ def nsf(
     Args:
         bins: of every spline.
         bound: the splines work within [-bound, bound].
-        autoregressive: the more expressive kind; sampling goes feature by feature.
+        autoregressive: the more expressive kind, and that of a single feature; sampling goes feature by feature.
         linear: whether an LU layer mixes the features between layers.
 
     Source: Durkan et al., Neural Spline Flows, 2019, arXiv:1906.04032.
@@ -143,7 +169,7 @@ def nsf(
         torch.Size([])
     """
     family = lambda: RationalQuadratic(bins, bound)
-    make = _autoregressives if autoregressive else _couplings
+    make = _autoregressives if autoregressive or features == 1 else _couplings
     return _flow(make(family, features, context, layers, network), mixed=linear)
 
 
@@ -293,7 +319,11 @@ PRESETS: dict[str, Callable[..., NormalizingFlow]] = {
 def _couplings(
     family: Callable[[], Univariate], features: int, context: int, layers: int, network: dict
 ) -> Sequence[Bijection]:
-    """Makes couplings in which the second half moves, then the first, and so on."""
+    """Makes couplings in which the second half moves, then the first, and so on; of one feature, which has no halves,
+    layers that move it by itself.
+    """
+    if features == 1:
+        return [Elementwise(family(), 1, context=context, **network) for _ in range(layers)]
     half = features // 2
     masks = [[(i >= half) == (number % 2 == 0) for i in range(features)] for number in range(layers)]
     return [Coupling(family(), features, context=context, mask=mask, **network) for mask in masks]

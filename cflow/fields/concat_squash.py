@@ -11,6 +11,7 @@ from cflow.fields.activations import ACTIVATIONS, value_and_slope
 from cflow.fields.base import Field
 from cflow.fields.embedding import ContextEmbedding, check_condition, shared_time
 from cflow.fields.traces import layers_trace
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["ConcatSquash"]
@@ -71,7 +72,7 @@ class ConcatSquash(Field):
         autonomous: bool = False,
         skip: bool = False,
     ):
-        hidden = tuple(hidden)
+        hidden = widths_of("ConcatSquash", "hidden", hidden)
         if features < 1 or not hidden or min(hidden) < 1:
             raise ValueError(
                 f"ConcatSquash(features={features}, hidden={hidden}): an event has at least one feature, and a network "

@@ -11,6 +11,7 @@ from cflow.fields.activations import ACTIVATIONS, value_and_slope
 from cflow.fields.base import Field, check_outputs
 from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, SpanEmbedding, check_condition, shared_time
 from cflow.fields.traces import layers_trace
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["MLP"]
@@ -72,7 +73,7 @@ class MLP(Field):
         outputs: int = 1,
         two_times: bool = False,
     ):
-        hidden = tuple(hidden)
+        hidden = widths_of("MLP", "hidden", hidden)
         if features < 1 or not hidden or min(hidden) < 1:
             raise ValueError(
                 f"MLP(features={features}, hidden={hidden}): an event has at least one feature, and a network at "

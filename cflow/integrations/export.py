@@ -20,6 +20,7 @@ from cflow.continuous.divergence import Analytic
 from cflow.continuous.flow import ContinuousFlow
 from cflow.continuous.transport import transport
 from cflow.invertible_flow import BaseInvertibleFlow
+from cflow.lost_rows import fill_outside, restore, set_aside
 from cflow.registry import outline
 from cflow.solvers import Solver
 
@@ -185,10 +186,12 @@ class LogProb(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if not isinstance(self.flow, ContinuousFlow):
             return self.flow.log_prob(x, context)
+        x, size = set_aside(x, self.flow.event_shape)
         u, outer = self.flow.preprocess(x, context)
+        u = fill_outside(u, outer, 0.0)
         options = {"ladj": True, "solver": self.solver, "divergence": Analytic()}
         solution = transport(self.flow, u, 1.0, 0.0, context, None, **options)
-        return self.flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer
+        return restore(self.flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer, size)
 
 
 PARTS = {"network": Network, "sampler": Sampler, "log_prob": LogProb}

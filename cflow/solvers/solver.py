@@ -187,6 +187,11 @@ def check_is_solver(what: str, value: Any) -> None:
         return
     missing = next((name for name in CONTRACT if not hasattr(value, name)), None)
     if missing is not None or isinstance(value, type):
+        if isinstance(value, str):
+            raise TypeError(
+                f"{what}={value!r} is a name, and options are objects, since they have options of their own; pass "
+                f"solvers.Heun(steps=20), solvers.Dopri5(rtol=1e-5), or solvers.by_name({value!r}, ...)."
+            )
         why = "" if isinstance(value, type) or not hasattr(value, "solve") else f", which has no {missing!r}"
         raise TypeError(
             f"{what}={value!r} is a {type(value).__name__}{why}; options are objects, such as solvers.Heun(steps=20), "

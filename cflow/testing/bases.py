@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from cflow.shapes import rows
 from cflow.testing.checks import demand
 from cflow.testing.copies import check_copies, check_draws
+from cflow.testing.far import check_far
 
 __all__ = ["check_base"]
 
@@ -53,6 +54,9 @@ def check_base(base, context: Tensor | None = None, *, density: bool = True, sav
         if event.numel() <= 2:
             _check_integral(base, context)
         _check_gradients(base, context)
+        if event.numel():
+            near = base.sample((3,), context, generator=torch.Generator().manual_seed(7)).detach()
+            check_far(base, near, lambda each, x: each.log_prob(x, context))
 
 
 def _check_shapes(base, context, has_density: bool) -> None:

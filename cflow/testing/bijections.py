@@ -185,6 +185,7 @@ def check_bijection(
     _check_promises(exact, points.double(), given)
     if gradients:
         _check_parameters(exact, points.double(), given)
+    _check_outside(exact, points.double(), given)
     if not exact.reads_values:
         _check_compiled(exact, points.double(), given)
     _check_module(exact, lambda each: each.encode(points.double(), given)[0])
@@ -329,6 +330,29 @@ def _check_batches(bijection, x: Tensor, context) -> None:
         _refuses(lambda: bijection.encode(wrong, context), "an event of another shape")
     if bijection.context_shape is not None:
         _refuses(lambda: bijection.encode(x), "a missing context")
+
+
+def _check_outside(bijection, x: Tensor, context) -> None:
+    """Points beyond the domain are refused, or have a contribution of -inf that leaves the other rows alone."""
+    z = bijection.encode(x, context)[0].detach()
+    for name, value, ends in (("encode", x, bijection.domain), ("decode", z, bijection.image)):
+        for end in ends or ():
+            if abs(end) == float("inf"):
+                continue
+            bad = torch.cat((value[:1], value[1:2] * 0 + end + (1 if end == max(ends) else -1))).requires_grad_()
+            given = None if context is None else context[:2]
+            try:
+                result, ladj = getattr(bijection, name)(bad, given)
+                contribution = ladj.detach()
+            except ValueError:
+                demand(bijection.reads_values, "a map that refuses values says that it reads them")
+                continue
+            demand(bool(result.isfinite().all()), f"{name} gives a point beyond its domain a finite value")
+            demand(contribution[1] == -float("inf"), f"{name} gives a point beyond its domain no density")
+            (gradient,) = torch.autograd.grad(result.sum() + ladj.sum(), bad)
+            demand(
+                bool(gradient.isfinite().all()) and not gradient[1].any(), "a point without density sends no gradient"
+            )
 
 
 def _refuses(call, what: str) -> None:

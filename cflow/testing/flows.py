@@ -13,6 +13,7 @@ from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.io import load, save
 from cflow.shapes import rows
 from cflow.testing.checks import close, demand
+from cflow.testing.far import check_far
 
 __all__ = ["check_flow"]
 
@@ -39,12 +40,19 @@ def check_flow(flow: Flow, context=None, *, tolerance: float = 1e-5, density: bo
         _check_saving(flow, context)
         return
     _check_shapes(flow, context)
+    if flow.likelihood == "exact":
+        near = flow.sample((3,), context, generator=torch.Generator().manual_seed(10))
+        check_far(flow, near, lambda each, x: each.log_prob(x, _like(context, x)))
     if flow.likelihood != "none" and flow.has_rsample and isinstance(flow, BaseInvertibleFlow):
         _check_bijection(flow, context, tolerance)
         _check_gradients(flow, context)
         if density and flow.likelihood == "exact" and math.prod(flow.event_shape) <= 2:
             _check_integral(flow, context)
     _check_saving(flow, context)
+
+
+def _like(context, x):
+    return context if context is None or not context.is_floating_point() else context.to(x.dtype)
 
 
 def _repeat(context, count: int):

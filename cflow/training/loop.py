@@ -27,6 +27,7 @@ from cflow.training.options import Options
 from cflow.training.preparation import ahead, cut, default_workers, merged, pieces, rows_of
 from cflow.training.processes import Processes
 from cflow.training.safety import Interrupt, Watch
+from cflow.training.scale import warn_of_scale
 from cflow.training.sharding import Trained
 from cflow.training.streams import FORWARD, PREPARE, VALIDATION, generator_for, stream
 from cflow.training.tracking import Boards, Tracker
@@ -60,6 +61,7 @@ class Loop:
     mark: int | None = None  # of the batch before that place
     seconds: float = 0.0
     whole: bool = True  # False while weights and average are being updated
+    looked: bool = False  # whether the scale of the data has been looked at
     due: bool = False  # whether the row or the validation of the last step is still to be made
 
     def __post_init__(self) -> None:
@@ -96,6 +98,10 @@ class Loop:
     def check(self, raw: RawBatch) -> RawBatch:
         """Raises where the shapes of a raw batch are not the flow's."""
         check_batch(self.flow, self.objective, raw.x, raw.context, "data")
+        if not self.looked:
+            self.looked = True
+            if self.processes.is_main:
+                warn_of_scale(self.flow, self.objective, raw.x, raw.context)
         return raw
 
     def prepare_pool(self, first: int, raws: list[RawBatch]) -> list[Parts]:

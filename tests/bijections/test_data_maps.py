@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -241,3 +242,62 @@ def test_data_to_standardise_are_a_tensor_and_go_to_fit():
         Standardise.fit([1.0, 2.0])
     with pytest.raises(ValueError, match=r"shape tensor of shape \[200, 2\]: a shape is an int"):
         Standardise(torch.randn(200, 2))
+
+
+def test_a_few_rows_that_decide_the_scale_are_named(generator):
+    data = torch.randn(4000, 3, generator=generator)
+    data[:4, 1] = 1e8
+    with pytest.warns(UserWarning, match=r"some 4 of the data decide the scale of 1 features \(at \(1,\)\)"):
+        plain = Standardise.fit(data)
+    assert plain.scale[1] > 1e6
+    # Neither heavy tails of finite variance nor a rare indicator are taken for such rows (warnings are errors here).
+    Standardise.fit(torch.randn(4000, 1, generator=generator).exp())
+    Standardise.fit((torch.arange(4000) < 3).float()[:, None])
+
+
+@pytest.mark.parametrize("pooled", [(), (-1,), (-2, -1), (-3, -2, -1)])
+def test_robust_standardisation_measures_median_and_quantiles(pooled, generator):
+    """Against NumPy's quantiles; of normal data they are mean and deviation, whatever four rows hold."""
+    data = 7 + torch.tensor([1.0, 2.0, 3.0])[:, None, None] * torch.randn(400, 3, 2, 5, generator=generator).double()
+    dims = (0, *pooled)
+    robust = Standardise.fit(data, pooled=pooled, robust=True)
+    share = 0.5 * math.erfc(2**-0.5)
+    low, middle, high = np.quantile(data.numpy(), [share, 0.5, 1 - share], axis=dims, keepdims=True)
+    np.testing.assert_allclose(robust.loc, middle[0], rtol=1e-12)
+    np.testing.assert_allclose(robust.scale, (high - low)[0] / 2, rtol=1e-12)
+    data[:4] = 1e8
+    moved = Standardise.fit(data, pooled=pooled, robust=True)
+    torch.testing.assert_close(moved.scale, robust.scale, rtol=0.05, atol=0)
+
+
+def test_robust_scales_of_data_that_are_mostly_equal():
+    data = torch.zeros(1000, 2)
+    data[:100, 0] = torch.linspace(1, 2, 100)  # a tenth differs: wider quantiles
+    data[:1, 1] = 1.0  # one value alone: the standard deviation
+    scale = Standardise.fit(data, robust=True).scale
+    assert 0.2 < scale[0] < 1
+    torch.testing.assert_close(scale[1], data[:, 1].std(correction=0))
+    with pytest.raises(ValueError, match="constant"):
+        Standardise.fit(torch.ones(10, 1), robust=True)
+
+
+def test_data_transforms_are_made_from_data(generator):
+    bytes_ = torch.randint(0, 256, (20, 1, 2, 2), dtype=torch.uint8, generator=generator)
+    assert Dequantise.fit(bytes_).levels == 256
+    assert Dequantise.fit(torch.tensor([[0.0, 3.0], [5.0, 1.0]])).levels == 6
+    assert Dequantise.fit(torch.zeros(3, 2, dtype=torch.int64)).levels == 2
+    rescale = Rescale.fit(torch.tensor([[1.0, -3.0], [5.0, 2.0]]))
+    assert (rescale.low, rescale.high, tuple(rescale.event_shape)) == (-3.0, 5.0, (2,))
+    ends = torch.stack(Rescale.fit(bytes_).encode(bytes_)[0].aminmax())
+    torch.testing.assert_close(ends, torch.tensor([-1.0, 1.0]))
+    assert Logit.fit(torch.rand(9, 2, generator=generator), alpha=0.1).alpha == 0.1
+    before = torch.get_rng_state()
+    Dequantise.fit(bytes_)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [Dequantise, Logit, Rescale, Standardise])
+@pytest.mark.parametrize("data", ["text", torch.zeros(0, 2), torch.tensor([[0.5, math.nan]]), torch.full((3, 2), 1e9)])
+def test_what_a_data_transform_cannot_be_made_from_is_refused(kind, data):
+    with pytest.raises((TypeError, ValueError), match=rf"^{kind.__name__}"):
+        kind.fit(data)

@@ -70,13 +70,19 @@ def test_no_number_however_large_leaves_the_finite(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["exp", "sigmoid", "softplus", "tanh"])
-def test_ends_are_taken_as_the_last_number_inside_and_what_is_beyond_as_none(name, dtype):
+def test_ends_are_taken_as_the_last_number_inside_and_what_is_beyond_has_no_density(name, dtype):
     kind, _, _, (low, high) = MAPS[name]
     x, ladj = kind(()).decode(torch.tensor([low, high], dtype=dtype))
     assert x.isfinite().all()
     assert ladj.isfinite().all()
-    beyond = torch.tensor([low - 1e-3, high + 1e-3 if math.isfinite(high) else math.nan], dtype=dtype)
-    assert all(value.isnan().all() for value in kind(()).decode(beyond))
+    beyond = torch.tensor(
+        [low - 1e-3, *([high + 1e-3] if math.isfinite(high) else [])], dtype=dtype, requires_grad=True
+    )
+    nearest, none = kind(()).decode(beyond)
+    assert torch.equal(nearest, x[: len(beyond)])
+    assert (none == -math.inf).all()
+    assert not torch.autograd.grad(nearest.sum() + none.sum(), beyond)[0].any()
+    assert all(value.isnan().all() for value in kind(()).decode(torch.tensor([math.nan], dtype=dtype)))
     again, _ = kind(()).encode(x)
     assert ((again > low) & (again < high)).all()
 

@@ -13,8 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 import cflow
 from cflow import bases, discrete, fields, paths
-from cflow.density import FLOWS, FlowDensity
+from cflow.density import FLOWS, ConditionalFlowDensity, FlowDensity
 from cflow.density.learning import HeldOut, Rows
+from cflow.density.units import units_of
 from cflow.objectives import MaximumLikelihood
 
 SMALL = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 12, "check_every": 4, "random_state": 0}
@@ -265,3 +266,54 @@ def test_training_is_shown_where_it_is_asked_for(capsys, generator):
     told = FlowDensity("nsf", verbose=1, **options).fit(x)
     assert "4/4" in capsys.readouterr().err
     assert (quiet.score_samples(x) == told.score_samples(x)).all()
+
+
+def wild_rows():
+    """A correlated normal, of which four rows were raised to 1e8, and its mean log-density."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1500, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
+    fresh = rng.normal(size=(500, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
+    X[:4, 0] = 1e8
+    return X, fresh, -np.log(2 * np.pi) - np.log(0.6) - 1
+
+
+def test_rows_that_decide_the_scale_are_named_and_a_robust_one_stands_them():
+    X, fresh, wanted = wild_rows()
+    options = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 150, "lr": 5e-3, "random_state": 0}
+    with pytest.warns(UserWarning, match=r"a few rows decide the scale of columns \[0\].*standardise='robust'"):
+        plain = FlowDensity("nsf", **options).fit(X)
+    robust = FlowDensity("nsf", standardise="robust", **options).fit(X)
+    assert plain.score(fresh) < wanted - 3
+    assert robust.score(fresh) == pytest.approx(wanted, abs=0.2)
+    assert np.isfinite(robust.score_samples(X)).all()
+    with pytest.raises(ValueError, match="pass True, False or 'robust'"):
+        FlowDensity("maf", standardise="median").fit(X)
+
+
+def test_contexts_that_decide_the_scale_cost_nothing_where_it_is_robust():
+    rng = np.random.default_rng(0)
+    X, fresh = rng.normal(size=(1500, 1)), rng.normal(size=(500, 1))
+    y, answer = X[:, 0] + 0.3 * rng.normal(size=1500), fresh[:, 0] + 0.3 * rng.normal(size=500)
+    X[:4] = 1e7
+    options = {"flow_options": {"layers": 2, "hidden": (16,)}, "max_steps": 150, "lr": 5e-3, "random_state": 0}
+    robust = ConditionalFlowDensity("maf", standardise="robust", **options).fit(X, y)
+    with pytest.warns(UserWarning, match="a few rows decide"):
+        plain = ConditionalFlowDensity("maf", **options).fit(X, y)
+    assert robust.score(fresh, answer) > plain.score(fresh, answer) + 0.8
+    assert robust.flow_.log_prob(torch.zeros(2, 1).double(), torch.tensor([[0.0], [1e7]]).double()).isfinite().all()
+
+
+def test_robust_units_count_rows_by_their_weights():
+    values = np.array([[0.0], [1.0], [2.0], [3.0], [100.0]])
+    weights = np.array([1.0, 3.0, 1.0, 2.0, 1.0])
+    repeated = np.repeat(values, weights.astype(int), 0)
+    for robust in (False, True):
+        weighted = units_of(values, weights, robust, "Test")
+        np.testing.assert_allclose(weighted, units_of(repeated, None, robust, "Test"))
+
+
+def test_a_spike_is_named():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([np.where(rng.random(300) < 0.4, 0.0, rng.normal(size=300)), rng.normal(size=300)])
+    with pytest.warns(UserWarning, match="column 0 is of one value in more than a twentieth"):
+        FlowDensity("maf", max_steps=2, random_state=0).fit(X)

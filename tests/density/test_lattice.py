@@ -44,3 +44,33 @@ def test_what_is_no_table_is_refused():
         dequantise([[1.0, 2.0]], steps=[1.0])
     with pytest.raises(ValueError, match="one step"):
         dequantise([[1.0, 2.0]], steps=[1.0, -1.0])
+
+
+def test_neither_outliers_nor_heavy_tails_make_a_lattice_or_hide_one():
+    rng = np.random.default_rng(0)
+    first = np.arange(4000) < 4
+    normal, tenths, counts = rng.normal(size=4000), np.round(rng.normal(size=4000), 1), rng.poisson(3.0, 4000)
+    columns = {
+        "outliers": (np.where(first, 1e8, normal), 0.0),
+        "Cauchy": (rng.standard_cauchy(4000) * 1e6, 0.0),
+        "heavier": (rng.standard_t(0.25, 4000), 0.0),
+        "log-normal": (np.exp(5 * normal), 0.0),
+        "two far groups": (np.where(np.arange(4000) % 2, 1e8, 0.0) + normal, 0.0),
+        "mostly zero": (np.where(rng.random(4000) < 0.6, 0.0, normal), 0.0),
+        "seconds since 1970": (1.7e9 + 1e5 * rng.random(4000), 0.0),
+        "counts with outliers": (np.where(first, 1e8, counts), 1.0),
+        "tenths with outliers": (np.where(first, 1e8 + 0.033, tenths), 0.1),
+        "tenths by arithmetic": (0.1 * rng.integers(-50, 50, 4000), 0.1),
+        "hundreds, but for three": (100.0 * rng.integers(0, 1000, 4000) + 17 * (np.arange(4000) < 3), 100.0),
+        "whole Cauchy": (np.round(1000 * rng.standard_cauchy(4000)), 1.0),
+        "uneven categories": (rng.choice([0.5, 1.7, 3.1], 4000), 1.2),
+    }
+    steps = lattice_steps(np.column_stack([values for values, _ in columns.values()]))
+    for (name, (_, wanted)), step in zip(columns.items(), steps):
+        assert step == pytest.approx(wanted, rel=1e-6), name
+
+
+def test_outliers_are_not_moved():
+    x = np.random.default_rng(0).normal(size=(4000, 1))
+    x[:4] = 1e8
+    assert np.array_equal(dequantise(x, random_state=0), x)

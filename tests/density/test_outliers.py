@@ -107,3 +107,31 @@ def test_bad_input_is_refused_and_few_rows_are_warned_of():
     X[5, 0] = np.nan
     with pytest.raises(ValueError, match=r"rows 5\)"):
         detector.p_values(X)
+
+
+class Overflowing(Identity):
+    """Scores a row by its first value, and gives NaN above 100."""
+
+    def score_samples(self, X):
+        return np.where(np.asarray(X)[:, 0] > 100, np.nan, np.asarray(X)[:, 0])
+
+
+def test_a_score_that_is_no_number_is_an_outlier_or_an_error():
+    rng = np.random.default_rng(0)
+    detector = FlowOutlierDetector(Overflowing(), contamination=0.1, random_state=0).fit(rng.normal(size=(400, 1)))
+    X = [[1.0], [1000.0], [-1000.0]]
+    assert detector.predict(X).tolist() == [1, -1, -1]
+    assert detector.p_values(X)[1:] == pytest.approx(1 / 101)
+    assert detector.decision_function(X)[1] == -np.inf
+    with pytest.raises(ValueError, match="NaN to 100 of 100 calibration rows"):
+        detector.fit(rng.normal(size=(400, 1)) + 1000)
+
+
+def test_calibration_rows_without_a_density_are_the_lowest():
+    """Where more of them than the rate of false alarms have none, no score is below the threshold."""
+    rows = np.where(np.arange(400) % 2, -np.inf, 1.0)[:, None]
+    detector = FlowOutlierDetector(Identity(), contamination=0.1, random_state=0)
+    detector.density_, detector.calibration_scores_, detector.offset_ = Identity(), np.sort(rows[:, 0]), -np.inf
+    detector.score_samples = lambda X: np.asarray(X)[:, 0]
+    assert detector.decision_function(rows[:2]).tolist() == [np.inf, 0.0]
+    assert detector.predict(rows[:2]).tolist() == [1, 1]

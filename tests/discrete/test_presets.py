@@ -38,8 +38,8 @@ def test_presets_conform(name, context):
     check_flow(flow_of(name, 2, context), torch.ones(context) if context else None, density=not context)
 
 
-@pytest.mark.parametrize("name", sorted(set(discrete.PRESETS) - COUPLINGS))
-def test_one_feature_will_do_without_a_coupling(name, generator):
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_one_feature_will_do(name, generator):
     flow = flow_of(name, 1).double()
     x = torch.linspace(-30, 30, 20_001, dtype=torch.float64)[:, None]
     with torch.no_grad():
@@ -50,9 +50,39 @@ def test_one_feature_will_do_without_a_coupling(name, generator):
 
 
 @pytest.mark.parametrize("name", sorted(COUPLINGS))
-def test_a_coupling_needs_two_features(name):
-    with pytest.raises(ValueError, match="Elementwise"):
-        discrete.PRESETS[name](1)
+def test_a_single_feature_moves_as_the_context_says(name):
+    flow = flow_of(name, 1, 2)
+    x, contexts = torch.zeros(2, 1), torch.tensor([[0.0, 0.0], [5.0, -5.0]])
+    assert flow.log_prob(x, contexts).unique().numel() == 2
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+@pytest.mark.parametrize("features", [0, -1, 2.0, (2,), True])
+def test_presets_count_features(name, features):
+    with pytest.raises(ValueError, match=rf"{name}\(features=.*pass for example {name}\(2\)"):
+        discrete.PRESETS[name](features)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_bins": 8}, "did you mean 'bins'?"),
+        ({"tail_bound": 3.0}, "did you mean 'bound'?"),
+        ({"hidden_units": 32}, r"did you mean 'hidden'\? \(a width for every layer: hidden=\(32, 32\)\)"),
+        ({"num_layers": 3}, "did you mean 'layers'?"),
+        ({"n_conditional_inputs": 3}, "did you mean 'context'?"),
+        ({"layer": 3}, "did you mean 'layers'?"),
+        ({"quux": 1}, "there is no such option; nsf takes layers, bins"),
+        ({"layers": 0}, "one layer or more"),
+        ({"hidden": 64}, r"pass hidden=\(64, 64\)"),
+        ({"hidden": "wide"}, r"pass hidden=\(64, 64\)"),
+        ({"hidden": (8, 2.5)}, "a whole number for each"),
+        ({"context": -1}, "width of a context vector"),
+    ],
+)
+def test_unknown_keywords_name_the_one_that_was_meant(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        discrete.nsf(2, **options)
 
 
 @pytest.mark.parametrize("name", discrete.PRESETS)

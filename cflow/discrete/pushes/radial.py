@@ -56,20 +56,23 @@ class Radial(Push):
         x, context = self.accept(x, context, "encode")
         center, reach, pull = self._parts(x, context)
         away = x - center
-        r = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
+        r = length(away)
         return center + away * ((r + pull) / (r + reach)), self._ladj(r, reach, pull)
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, context = self.accept(z, context, "decode")
         center, reach, pull = self._parts(z, context)
         away = z - center
-        distance = torch.linalg.vector_norm(away, dim=-1, keepdim=True)
-        # The root as a sum where it is one, and as a quotient where the sum would cancel.
-        half = 0.5 * (distance - pull)
-        product = reach * distance
+        distance = length(away)
+        # The root as a sum where it is one, and as a quotient where the sum would cancel. Lengths are in units of the
+        # distance where its square would overflow.
+        unit = unit_of(distance.detach())
+        far, near = distance / unit, reach / unit
+        half = 0.5 * (far - pull / unit)
+        product = near * far
         root = (half.square() + product).sqrt()
         outside = half > 0
-        r = torch.where(outside, half + root, product / torch.where(outside, 1.0, root - half))
+        r = unit * torch.where(outside, half + root, product / torch.where(outside, 1.0, root - half))
         return center + away * ((r + reach) / (r + pull)), -self._ladj(r, reach, pull)
 
     def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,3 +88,14 @@ class Radial(Push):
         # Quotients first: squares of small numbers would vanish.
         slope = (r / whole) * ((r + 2 * reach) / whole) + (reach / whole) * (pull / whole)
         return ((self.features - 1) * ((r + pull) / whole).log() + slope.log()).squeeze(-1)
+
+
+def unit_of(size: Tensor) -> Tensor:
+    """Gives a unit in which a square does not overflow: one, but for sizes whose square would in float32."""
+    return torch.where(size > 1e15, size, 1.0)
+
+
+def length(vector: Tensor) -> Tensor:
+    """Computes the lengths ``[B, 1]`` of vectors of any size."""
+    unit = unit_of(vector.detach().abs().amax(-1, keepdim=True))
+    return unit * torch.linalg.vector_norm(vector / unit, dim=-1, keepdim=True)

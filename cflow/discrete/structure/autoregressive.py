@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from cflow.bijections import Bijection, Cost
+from cflow.discrete.structure.circles import periods_of
 from cflow.discrete.structure.inverses import Incremental, Jacobi
 from cflow.discrete.structure.masked import MaskedConditioner
 from cflow.discrete.univariate.family import Univariate
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["Autoregressive"]
@@ -34,6 +36,8 @@ class Autoregressive(Bijection):
             on. Any graph without circles; ``decode`` takes as many steps as its longest chain.
         hidden, activation, residual: of the masked network, see :class:`Conditioner`.
         inverse: ``Incremental()`` or ``Jacobi()``.
+        periods: for every feature the length of its circle, or None for a line: of a circle the network sees sine and
+            cosine, so that nothing jumps where it closes. Those of the family unless given (``tails="circular"``).
 
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
@@ -62,10 +66,12 @@ class Autoregressive(Bijection):
         activation: str = "relu",
         residual: bool = False,
         inverse: Incremental | Jacobi | None = None,
+        periods: Sequence[float | None] | None = None,
     ):
         super().__init__(features, context or None)
         self.univariate, self.features, self.context = univariate, features, context
-        self.hidden, self.activation, self.residual = tuple(hidden), activation, residual
+        self.hidden = widths_of("Autoregressive", "hidden", hidden)
+        self.activation, self.residual = activation, residual
         self.order = None if order is None else [int(each) for each in order]
         if adjacency is not None:
             adjacency = torch.as_tensor(adjacency, device="cpu").bool()
@@ -73,9 +79,11 @@ class Autoregressive(Bijection):
         self.inverse = Incremental() if inverse is None else inverse
         if not isinstance(self.inverse, Incremental | Jacobi):
             raise TypeError(f"Autoregressive(inverse={inverse!r}): pass discrete.Incremental() or discrete.Jacobi().")
+        self.periods = periods
         self.conditioner = MaskedConditioner(
-            self._graph(), univariate.size, context=context, hidden=hidden, activation=activation, residual=residual
-        )
+            self._graph(), univariate.size, context=context, hidden=hidden, activation=activation, residual=residual,
+            periods=periods_of("Autoregressive", periods, features, univariate),
+        )  # fmt: skip
 
     def _graph(self) -> Tensor:
         features, adjacency = self.features, self.adjacency

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cflow.fields import mlp
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["Conditioner", "check_hidden", "walk"]
@@ -102,7 +103,7 @@ def walk(layer: Callable[[int, Tensor], Tensor], value: Tensor, network) -> Tens
 
 def check_hidden(owner: str, hidden: Sequence[int], activation: str, residual: bool) -> tuple[int, ...]:
     """Gives the widths as a tuple; raises where they make no network."""
-    hidden = tuple(hidden)
+    hidden = widths_of(owner, "hidden", hidden)
     if not hidden or min(hidden) < 1:
         raise ValueError(f"{owner}(hidden={hidden}): a network has hidden layers of positive width; pass (64, 64).")
     if residual and (len(set(hidden)) > 1 or len(hidden) < 2):

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cflow.bijections import Bijection, Cost
+from cflow.discrete.structure.circles import Circles, periods_of
 from cflow.discrete.structure.conditioner import Conditioner
 from cflow.discrete.univariate.family import Univariate
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["Coupling"]
@@ -30,6 +32,9 @@ class Coupling(Bijection):
         hidden, activation, residual: of the network, see :class:`Conditioner`.
         network: a network of one's own instead, ``network(x_A [B, stay], context) -> [B, moved * univariate.size]``,
             all raw numbers of the first moved feature first.
+        periods: for every feature the length of its circle, or None for a line: of a circle the network sees sine and
+            cosine, two inputs in its place, so that nothing jumps where it closes. Those of the family unless given
+            (``RationalQuadratic(tails="circular")``).
 
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
@@ -61,9 +66,11 @@ class Coupling(Bijection):
         activation: str = "relu",
         residual: bool = False,
         network: nn.Module | None = None,
+        periods: Sequence[float | None] | None = None,
     ):
         super().__init__(features, context or None)
         self.univariate, self.features, self.context = univariate, features, context
+        self.hidden = widths_of("Coupling", "hidden", hidden)
         self.activation, self.residual = activation, residual
         moves = [i >= features // 2 for i in range(features)] if mask is None else [bool(each) for each in mask]
         if len(moves) != features or all(moves) or not any(moves):
@@ -80,12 +87,13 @@ class Coupling(Bijection):
         self.register_buffer("_back", index.argsort(), persistent=False)
         self._sizes = [len(stay), len(moved)]
         outputs = len(moved) * univariate.size
-        self.network = network
+        self.network, self.periods = network, periods
+        lengths = periods_of("Coupling", periods, features, univariate)
+        self.circles = Circles([lengths[i] for i in stay])
         if network is None:
             self.conditioner = Conditioner(
-                len(stay), outputs, context=context, hidden=hidden, activation=activation, residual=residual
+                self.circles.width, outputs, context=context, hidden=hidden, activation=activation, residual=residual
             )
-        self.hidden = tuple(hidden)
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         return self._apply_to(x, context, "encode")
@@ -99,7 +107,7 @@ class Coupling(Bijection):
     def _apply_to(self, value: Tensor, context: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
         value, context = self.accept(value, context, method)
         stay, moved = self._split(value)
-        raw = (self.conditioner if self.network is None else self.network)(stay, context)
+        raw = (self.conditioner if self.network is None else self.network)(self.circles(stay), context)
         shape = (*moved.shape, self.univariate.size)
         if raw.shape != (moved.shape[0], shape[1] * shape[2]):
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cflow.bijections import Bijection, Cost
 from cflow.discrete.structure.conditioner import Conditioner
 from cflow.discrete.univariate.family import Univariate
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["Elementwise"]
@@ -52,7 +53,8 @@ class Elementwise(Bijection):
     ):
         super().__init__(features, context or None)
         self.univariate, self.features, self.context = univariate, features, context
-        self.hidden, self.activation, self.residual = tuple(hidden), activation, residual
+        self.hidden = widths_of("Elementwise", "hidden", hidden)
+        self.activation, self.residual = activation, residual
         if context:
             outputs = features * univariate.size
             self.conditioner = Conditioner(

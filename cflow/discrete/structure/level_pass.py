@@ -33,14 +33,14 @@ class LevelPass:
         if network.context:
             biases[0] = biases[0] + weights[0][:, : network.context] @ context.to(self.dtype).t()
         # Columns of the first layer and rows of the last follow the features' levels.
-        weights[0] = weights[0][:, network.context :].index_select(1, network.order)
+        weights[0] = weights[0][:, network.context :].index_select(1, network.input_order)
         for part in (weights, biases):
             by_feature = part[-1].unflatten(0, (network.features, network.size))
             part[-1] = by_feature.index_select(0, network.order).flatten(0, 1)
         # With a graph nothing may be overwritten, so inputs are joined anew; without, they are written where they stay.
         # A compiler undoes the writing, and its loops (root finding) want nothing that is written to.
         layer = _Joined if torch.is_grad_enabled() or torch.compiler.is_compiling() else _Written
-        given = [[0, *network.feature_counts[:-1]], *network.counts[:-1]]
+        given = [[0, *network.input_counts[:-1]], *network.counts[:-1]]
         self.layers = [
             layer(weight, bias.expand(-1, batch), before, after)
             for weight, bias, before, after in zip(weights, biases, given, network.counts)
@@ -52,6 +52,8 @@ class LevelPass:
         return [_State(layer.bias[:0]) for layer in self.layers]
 
     def __call__(self, states: list[_State], level: int, x: Tensor) -> tuple[Tensor, list[_State]]:
+        if level and self.network.level_circles is not None:  # what the network sees of the level before
+            x = self.network.level_circles[level - 1](x.t()).t()
         x, states = x.to(self.dtype), list(states)
         if level % self.block == 0:
             states[0] = self.layers[0].add(states[0], x, level)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from cflow.discrete.structure.circles import Circles
 from cflow.discrete.structure.conditioner import ACTIVATIONS, check_hidden, walk, widths
 
 __all__ = ["MaskedConditioner", "levels_of"]
@@ -47,6 +48,7 @@ class MaskedConditioner(nn.Module):
         size: raw numbers per feature.
         context: the width of the context, which every unit sees; 0 for none.
         hidden, activation, residual: see :class:`Conditioner`; with residual this is ResMADE.
+        periods: see :class:`Circles`; all lines unless given.
 
     Shapes: ``x [B, features]``, ``context [B, context]`` -> ``[B, features, size]``.
 
@@ -65,6 +67,7 @@ class MaskedConditioner(nn.Module):
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
         residual: bool = False,
+        periods: Sequence[float | None] | None = None,
     ):
         super().__init__()
         hidden = check_hidden("Autoregressive", hidden, activation, residual)
@@ -73,15 +76,25 @@ class MaskedConditioner(nn.Module):
         self.act = ACTIVATIONS[activation]()
         level = levels_of(adjacency)
         kinds, kind_levels = _kinds(adjacency, level, bool(context))
-        shapes = widths(context + self.features, self.features * size, hidden, residual)
+        periods = [None] * self.features if periods is None else list(periods)
+        self.circles = Circles(periods)
+        # The feature that each input of the network belongs to: a circle has two.
+        source = torch.arange(self.features, device="cpu").repeat_interleave(
+            torch.tensor(self.circles.counts, dtype=torch.long, device="cpu")
+        )
+        shapes = widths(context + self.circles.width, self.features * size, hidden, residual)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in shapes)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
         # The set of features that each unit of every layer's input and output may see, and the level of that set.
         chosen = [_spread(len(kinds), width) for _, width in shapes[:-1]]
         owner = torch.arange(self.features, device="cpu").repeat_interleave(size)
-        sets = [torch.eye(self.features, device="cpu").bool(), *(kinds[each] for each in chosen), adjacency[owner]]
-        known = [*(kind_levels[each] for each in chosen), level[owner]]
+        sets = [
+            torch.eye(self.features, device="cpu").bool()[source],
+            *(kinds[each] for each in chosen),
+            adjacency[owner],
+        ]
+        levels = [*(kind_levels[each] for each in chosen), level[owner]]
         for i, layer in enumerate(self.layers):
             mask = (~sets[i + 1]).float() @ sets[i].t().float() == 0  # nothing is seen that may not be
             mask = nn.functional.pad(mask, (context if i == 0 else 0, 0), value=True)
@@ -89,10 +102,16 @@ class MaskedConditioner(nn.Module):
         # What the pass level by level needs: the features sorted by level, and how many units each level makes known.
         self.levels = int(level.max()) + 1
         self.nested = bool((adjacency == (level[:, None] > level)).all())
-        self.counts = [torch.bincount(each, minlength=self.levels).tolist() for each in known]
+        self.counts = [torch.bincount(each, minlength=self.levels).tolist() for each in levels]
         self.feature_counts = torch.bincount(level, minlength=self.levels).tolist()
-        order = level.argsort(stable=True)
-        for name, value in (("level", level), ("order", order), ("back", order.argsort())):
+        self.input_counts = torch.bincount(level[source], minlength=self.levels).tolist()
+        order, inputs = level.argsort(stable=True), level[source].argsort(stable=True)
+        self.level_circles = None
+        if any(each is not None for each in periods):
+            parts = order.split(self.feature_counts)
+            self.level_circles = nn.ModuleList(Circles([periods[i] for i in part.tolist()]) for part in parts)
+        buffers = {"level": level, "order": order, "back": order.argsort(), "input_order": inputs}
+        for name, value in buffers.items():
             self.register_buffer(name, value.to(self.layers[0].weight.device), persistent=False)
 
     def weights(self, sliced: bool = False) -> list[Tensor]:
@@ -106,6 +125,7 @@ class MaskedConditioner(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         weights = self.weights()
+        x = self.circles(x)
         value = (x if context is None else torch.cat((context, x), -1)).to(weights[0].dtype)
         layer = lambda i, value: linear(value, weights[i], self.layers[i].bias)
         return walk(layer, value, self).unflatten(1, (self.features, self.size))

@@ -29,6 +29,9 @@ class Univariate(nn.Module):
     size: int
     """How many raw numbers one function takes."""
 
+    period: float | None = None
+    """The length of the circle that the family maps onto itself; None for maps of the line."""
+
     def encode(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Maps data to latents: ``(z, log dz/dx)``, both like ``x``."""
         raise TypeError(f"{type(self).__qualname__} does not define encode.")

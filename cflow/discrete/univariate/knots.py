@@ -27,7 +27,8 @@ class Spline(Univariate):
     - ``"affine"``: the same, with a box that is learned for every entry, on the side of the data and on that of the
       latents: :math:`z = b + e^{t} f\bigl((x - a) e^{-s}\bigr)`, log-scales softly clamped to 3.
     - ``"circular"``: a map of the circle, with equal slopes where it closes and a shift of the phase. Numbers outside
-      are taken to be angles and wrapped; results lie in [-bound, bound).
+      are taken to be angles and wrapped; results lie in [-bound, bound). Networks that know such a column see its sine
+      and cosine.
 
     Everything has a static shape, nothing is read by the host, and numbers outside are clamped before the arithmetic
     of the spline, so that no gradient of the branch not taken can spoil the other's. Bins come first inside, ``[bins,
@@ -49,6 +50,7 @@ class Spline(Univariate):
                 f"and all together fill less than the box; pass less than {1 / bins:g}, such as 1e-3."
             )
         self.bins, self.bound, self.tails, self.minimum_bin = bins, float(bound), tails, minimum_bin
+        self.period = 2 * self.bound if tails == "circular" else None
 
     def encode(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         return self._map(x, raw, 0)

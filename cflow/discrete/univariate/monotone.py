@@ -15,6 +15,7 @@ from cflow.discrete.univariate.polynomials import ONE
 from cflow.discrete.univariate.quadrature import legendre, real
 from cflow.discrete.univariate.rootfinding import invert
 from cflow.fields.mlp import ACTIVATIONS
+from cflow.keywords import widths_of
 from cflow.registry import register
 
 __all__ = ["IntegratedNetwork", "SigmoidalNetwork"]
@@ -141,7 +142,7 @@ class IntegratedNetwork(Univariate):
         floor: float = 1e-3,
     ):
         super().__init__()
-        hidden = tuple(hidden)
+        hidden = widths_of("IntegratedNetwork", "hidden", hidden)
         if signal < 1 or not hidden or min(hidden) < 1 or nodes < 1 or not 0 < floor < 1:
             raise ValueError(
                 f"IntegratedNetwork(signal={signal}, hidden={hidden}, nodes={nodes}, floor={floor}): counts and widths "

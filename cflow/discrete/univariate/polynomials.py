@@ -16,6 +16,8 @@ from cflow.registry import register
 __all__ = ["Bernstein", "SumOfSquares"]
 
 ONE = math.log(math.e - 1)  # softplus of it is 1
+# The largest raw number of a shape: far outside of the data a network's may have any size, and layers multiply slopes.
+MOST = 50.0
 
 
 @register("discrete.Bernstein")
@@ -81,7 +83,7 @@ class Bernstein(Univariate):
 
     def _parts(self, raw: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         raw = raw.to(dtype)
-        slopes = self.floor + (1 - self.floor) * softplus(raw[..., 1:] + ONE, threshold=40.0)
+        slopes = self.floor + (1 - self.floor) * softplus(raw[..., 1:].clamp(max=MOST) + ONE, threshold=40.0)
         rise = slopes.cumsum(-1)
         levels = 2 * self.bound / self.degree * (pad(rise, (1, 0)) - rise[..., -1:] / 2) + raw[..., :1]
         return levels, slopes
@@ -102,23 +104,25 @@ class Bernstein(Univariate):
 
 @register("discrete.SumOfSquares")
 class SumOfSquares(Univariate):
-    r"""Maps by the integral of a sum of squared polynomials.
+    r"""Maps by the integral of a sum of squared polynomials, and by its tangents outside of a box.
 
     .. math:: z = c + \int_0^x \epsilon + (1 - \epsilon) \sum_{k=1}^{K} p_k(u)^2 \, du, \qquad
         p_k(u) = \frac{1}{\sqrt K} + \sum_{l=0}^{L} a_{kl} \Bigl(\frac{k}{K} \frac{u}{B}\Bigr)^l
 
     Raw numbers of zero give the identity. The squared polynomials have length scales of their own, without which they
-    would all learn the same. Outside of the box the function grows like :math:`x^{2L + 1}`, so standardise the data.
+    would all learn the same. That is the function within [-B, B]; outside it goes on with the slopes that it has at the
+    edges (the paper lets it grow like :math:`x^{2L + 1}`, which three layers of degree 4 carry out of the range of
+    float32 at five deviations).
 
     Raw numbers: ``(c, a [K, L + 1])``; ``size = K (L + 1) + 1``.
 
     The integral is taken by Gauss and Legendre's rule with L + 1 nodes, which is exact for it, and adds positive terms
-    only. The inverse is found by Newton's method in a bracket that widens until it holds the root.
+    only. The inverse is in closed form outside of the box, and found by Newton's method within.
 
     Args:
         degree: of the polynomials that are squared, L.
         polynomials: how many, K; two already suffice for every positive polynomial.
-        bound: the size of typical data, B.
+        bound: half the width of the box, B.
         floor: the least slope, in (0, 1).
 
     Cost: L + 2 evaluations of K polynomials per entry; to decode, as much per iteration.
@@ -129,10 +133,10 @@ class SumOfSquares(Univariate):
     Source: Jaini et al., Sum-of-Squares Polynomial Flow, 2019, arXiv:1905.02325.
 
     Example:
-        >>> family = SumOfSquares(degree=1, polynomials=1, bound=1.0, floor=1e-6)
-        >>> z, _ = family.encode(torch.tensor(3.0), torch.tensor([0.0, -1.0, 1.0]))  # the integral of u^2
-        >>> round(z.item(), 4)
-        9.0
+        >>> family = SumOfSquares(degree=1, polynomials=1, bound=3.0, floor=1e-6)
+        >>> z, _ = family.encode(torch.tensor([3.0, 4.0]), torch.tensor([[0.0, -1.0, 3.0]] * 2))  # the integral of u^2
+        >>> z.round(decimals=3)
+        tensor([ 9., 18.])
     """
 
     def __init__(self, degree: int = 4, polynomials: int = 3, *, bound: float = 5.0, floor: float = 1e-3):
@@ -152,23 +156,33 @@ class SumOfSquares(Univariate):
 
     def decode(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         constant, coefficients = self._parts(raw, z.dtype)
-        return invert(lambda x: self._evaluate(x, constant, coefficients), z, torch.zeros_like(z))
+        with torch.no_grad():
+            bound = torch.full_like(z, self.bound)
+            (least, first), (most, last) = (self._evaluate(x, constant, coefficients) for x in (-bound, bound))
+            left, right = z - least, z - most
+            low, high = torch.where(left < 0, -math.inf, -bound), torch.where(right > 0, math.inf, bound)
+            start = bound * (left + right) / (left - right)
+            start = torch.where(left < 0, left * (-first).exp() - bound, start)
+            start = torch.where(right > 0, right * (-last).exp() + bound, start)
+        return invert(lambda x: self._evaluate(x, constant, coefficients), z, start, low=low, high=high)
 
     def _parts(self, raw: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         raw, count = raw.to(dtype), self.polynomials
         scales = torch.arange(1, count + 1, dtype=dtype, device=raw.device) / (count * self.bound)
         powers = scales[:, None] ** torch.arange(self.degree + 1, dtype=dtype, device=raw.device)
-        coefficients = raw[..., 1:].unflatten(-1, powers.shape) * powers
+        coefficients = raw[..., 1:].clamp(-MOST, MOST).unflatten(-1, powers.shape) * powers
         return raw[..., 0], coefficients + pad(raw.new_full((1,), count**-0.5), (0, self.degree))
 
     def _evaluate(self, x: Tensor, constant: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         nodes, weights = real(self.rule, x.dtype)
-        u = (x[..., None] * pad(nodes, (0, 1), value=1.0))[..., None]
+        inside = x.clamp(-self.bound, self.bound)
+        u = (inside[..., None] * pad(nodes, (0, 1), value=1.0))[..., None]
         value = torch.zeros_like(u)
         for each in reversed(coefficients.unbind(-1)):
             value = torch.addcmul(each[..., None, :], value, u)
         slopes = self.floor + (1 - self.floor) * value.square().sum(-1)
-        return torch.addcmul(constant, x, (slopes[..., :-1] * weights).sum(-1)), slopes[..., -1].log()
+        value = torch.addcmul(constant, inside, (slopes[..., :-1] * weights).sum(-1))
+        return torch.addcmul(value, slopes[..., -1], x - inside), slopes[..., -1].log()
 
     def extra_repr(self) -> str:
         return f"degree={self.degree}, polynomials={self.polynomials}"

@@ -1,0 +1,88 @@
+"""Keywords that are not known: the one that was meant, also where another library's name for it was given."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+__all__ = ["CALLS", "FLOWS", "hint", "widths_of"]
+
+
+def _named(**ours: str) -> dict[str, str]:
+    """Turns ``ours="theirs theirs"`` around."""
+    return {theirs: name for name, several in ours.items() for theirs in several.split()}
+
+
+FLOWS = _named(
+    bins="num_bins n_bins count_bins nbins knots num_knots",
+    bound="tail_bound tail_bounds bounds interval box",
+    layers="num_layers n_layers n_layer num_flows n_flows flows transforms num_transforms n_transforms num_blocks "
+    "n_blocks num_coupling_layers n_coupling_layers num_flow_steps flow_steps n_flow_steps depth num_stages",
+    hidden="hidden_units hidden_features hidden_dims hidden_dim hidden_size hidden_sizes hidden_channels hidden_layers "
+    "hidden_width num_hidden_channels n_neurons units width widths nodes",
+    features="dim dims d n_dims num_dims ndim num_features n_features input_dim input_size n_inputs event_shape "
+    "num_input_channels",
+    context="condition conditional context_features context_dim context_size context_shape num_context n_context cond "
+    "cond_dim n_conditional_inputs num_context_channels",
+    classes="num_classes n_classes",
+    activation="act activation_fn activation_function nonlinearity",
+    residual="use_residual_blocks use_residual resnet residual_blocks",
+    linear="linear_transform lu permutation permute use_lu",
+    components="num_components n_components mixtures num_mixtures n_mixtures",
+    clamp="scale_clamp clamp_value max_scale",
+    degree="order polynomial_degree",
+    polynomials="num_polynomials n_polynomials",
+)
+"""The keywords of flows that other libraries (zuko, nflows, normflows, glasflow and so on) have, and ours for them."""
+
+CALLS = {
+    **dict.fromkeys(
+        ["n", "n_samples", "num_samples", "n_sample", "size", "num", "count", "sample_shape", "batch_size"],
+        "pass the number or the shape first: flow.sample((16,))",
+    ),
+    **dict.fromkeys(
+        ["c", "cond", "condition", "conditional", "y", "label", "labels", "class_label", "class_labels", "given"],
+        "pass context=...",
+    ),
+    **dict.fromkeys(
+        ["steps", "n_steps", "num_steps", "method", "sampler", "ode_solver", "rtol", "atol", "step_size"],
+        "these belong to a solver: pass solver=solvers.Heun(steps=20)",
+    ),
+    **dict.fromkeys(["cfg", "cfg_scale", "guidance_scale", "scale", "w"], "pass guidance=guidance.ClassifierFree(2.0)"),
+    **dict.fromkeys(["seed", "random_state", "rng", "key"], "pass generator=torch.Generator().manual_seed(0)"),
+    **dict.fromkeys(["value", "values", "inputs", "samples"], "pass the data first: flow.log_prob(x)"),
+}
+"""The keywords of calls that other libraries have, and what to write for them."""
+
+
+def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
+    """Names the known keyword that was meant by ``given``, as the end of an error; empty where none is near.
+
+    Example:
+        >>> hint("num_bins", ["bins", "bound"], FLOWS), hint("boud", ["bins", "bound"], FLOWS)
+        ("did you mean 'bins'? ", "did you mean 'bound'? ")
+    """
+    known = list(known)
+    meant = foreign.get(given)
+    if meant not in known:
+        meant = next(iter(difflib.get_close_matches(given, known, 1)), None)
+    return "" if meant is None else f"did you mean {meant!r}? "
+
+
+def widths_of(owner: str, name: str, value: object) -> tuple[int, ...]:
+    """Reads the widths of hidden layers, one number for each.
+
+    Raises:
+        TypeError: for anything that lists no whole numbers.
+    """
+    try:
+        widths = tuple(value)  # type: ignore[arg-type]
+    except TypeError:
+        widths = (None,)
+    if isinstance(value, str) or not all(isinstance(each, int) and not isinstance(each, bool) for each in widths):
+        two = (value, value) if isinstance(value, int) else (64, 64)
+        raise TypeError(
+            f"{owner}({name}={value!r}): the width of every hidden layer is wanted, a whole number for each; pass "
+            f"{name}={two}."
+        )
+    return widths  # type: ignore[return-value]

@@ -1,0 +1,74 @@
+"""Where a flow has a density, as a constraint of ``torch.distributions``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from cflow.shapes import rows
+
+__all__ = ["support_of"]
+
+
+def support_of(maps: Sequence[Any], event_rank: int) -> constraints.Constraint:
+    """Gives the data that maps take, the first map first: all real numbers unless some map has a ``domain``."""
+    members = [each for part in maps for each in part.members()]
+    bounded = [i for i, each in enumerate(members) if each.domain is not None]
+    if not bounded:
+        return constraints.independent(constraints.real, event_rank)
+    if bounded == [0] and members[0].holds_ends:
+        return constraints.independent(_interval(members[0]), event_rank)
+    return _Chain(members[: bounded[-1] + 1], event_rank)
+
+
+def _taken(member: Any, x: Tensor) -> Tensor:
+    """Says which entries lie in the domain of a map."""
+    low, high = member.domain
+    inside = (x >= low) & (x <= high) if member.holds_ends else (x > low) & (x < high)
+    return inside if member.levels is None else inside & (x == x.floor())
+
+
+def _interval(member: Any) -> constraints.Constraint:
+    """Gives the constraint of every entry that a map takes."""
+    low, high = member.domain
+    if member.levels is not None:
+        return constraints.integer_interval(low, high)
+    if (low, high) == (0.0, 1.0):
+        return constraints.unit_interval
+    return constraints.greater_than_eq(low) if high == math.inf else constraints.interval(low, high)
+
+
+class _Chain(constraints.Constraint):
+    """Holds for data that every map of a chain takes, as the maps before it give them."""
+
+    def __init__(self, members: Sequence[Any], event_rank: int):
+        self.members, self._rank = members, event_rank
+
+    @property
+    def event_dim(self) -> int:
+        return self._rank
+
+    @torch.no_grad()
+    def check(self, value: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - self._rank]
+        x = value.reshape(batch.numel(), *value.shape[len(batch) :])
+        inside, places = x.new_zeros(len(x), dtype=torch.bool), torch.arange(len(x), device=x.device)
+        # Draws of a map (the noise of dequantisation) are not to move the state of the caller's generator.
+        generator = torch.Generator(x.device).manual_seed(0)
+        for member in self.members:
+            if member.domain is not None:
+                fine = rows(_taken(member, x)).all(1)
+                x, places = x[fine], places[fine]
+            if member.context_shape is not None:
+                break  # what such a map does to data is not known without its context; log_prob is exact
+            x = member.encode(x, **({"generator": generator} if member.draws else {}))[0]
+        inside[places] = True
+        return inside.reshape(batch)
+
+    def __repr__(self) -> str:
+        return f"support of {' and '.join(type(each).__name__ for each in self.members)}"

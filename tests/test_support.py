@@ -1,0 +1,130 @@
+"""Where a flow has a density: constraints, points outside, rows beside them."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import constraints
+
+import cflow
+from cflow import bases, bijections, discrete, fields, metrics
+from cflow.testing import check_base, check_flow
+
+
+def log_normal():
+    return discrete.NormalizingFlow(bijections.Inverse(bijections.Exp(1)), bases.Normal(1))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_outside_of_the_support_the_log_density_is_minus_infinity_with_no_gradient(inside, generator):
+    """The logarithm as a data transform of a flow with weights, and as its first layer."""
+    log, layer = bijections.Inverse(bijections.Exp(1)), discrete.Elementwise(discrete.Affine(), 1)
+    if inside:
+        flow = discrete.NormalizingFlow(discrete.Compose(log, layer), bases.Normal(1))
+    else:
+        flow = discrete.NormalizingFlow(layer, bases.Normal(1)).with_transform(log)
+    x = torch.tensor([[2.0], [-1.0], [0.5]], requires_grad=True)
+    logp = flow.log_prob(x)
+    law = torch.distributions.LogNormal(0.0, 1.0)
+    torch.testing.assert_close(logp[[0, 2]], law.log_prob(x[[0, 2]].detach()).squeeze(1))
+    assert logp[1] == -math.inf
+    gradients = torch.autograd.grad(logp.sum(), [x, layer.raw])
+    alone = torch.autograd.grad(flow.log_prob(x[[0, 2]]).sum(), [x, layer.raw])
+    assert all(torch.equal(*pair) for pair in zip(gradients, alone))
+    assert gradients[0][1] == 0
+
+
+def test_training_does_not_take_points_outside_for_the_nearest_inside():
+    flow = cflow.ContinuousFlow(fields.MLP(1), bases.Normal(1), path=cflow.paths.Linear())
+    flow = flow.with_transform(bijections.Inverse(bijections.Exp(1)))
+    losses = cflow.objectives.FlowMatching()(flow, torch.tensor([[1.0], [-1.0]]))
+    assert losses.isnan().tolist() == [False, True]
+
+
+def test_continuous_flows_have_no_density_outside_and_solve_nothing_there():
+    flow = cflow.ContinuousFlow(fields.MLP(1), bases.Normal(1)).with_transform(
+        bijections.Inverse(bijections.Softplus(1))
+    )
+    x = torch.tensor([[1.0], [-3.0], [math.inf], [math.nan]])
+    with torch.no_grad():
+        logp, alone = flow.log_prob(x), flow.log_prob(x[:1])
+    torch.testing.assert_close(logp[:1], alone)
+    assert logp[1:3].tolist() == [-math.inf, -math.inf]
+    assert logp[3].isnan()
+
+
+def test_support_of_flows():
+    plain = discrete.maf(2)
+    assert plain().support.base_constraint is constraints.real
+    x = torch.tensor([[-1.0, 1.0], [0.5, 0.25], [1.5, 0.0]])
+    for make, holds in (
+        (bijections.Inverse(bijections.Exp(2)), [False, True, True]),
+        (bijections.Inverse(bijections.Sigmoid(2)), [False, True, False]),
+        (bijections.Inverse(bijections.Tanh(2)), [True, True, False]),
+        (bijections.Logit(2, 0.1), [False, True, False]),
+        (bijections.Dequantise(2, 2), [False, False, False]),
+    ):
+        assert plain.with_transform(make)().support.check(x).tolist() == holds
+    # A chain: x - 0.125 must be positive, and below 1.
+    shifted = plain.with_transform(bijections.Standardise(2, 0.125, 1.0), bijections.Logit(2, 0.0))
+    assert shifted().support.check(x).tolist() == [False, True, False]
+    assert shifted().support.check(x.expand(4, 3, 2)).shape == (4, 3)
+    assert log_normal()().support.check(torch.tensor([[2.0], [-1.0]])).tolist() == [True, False]
+    # A chain seen from the other side is bounded by what its members give.
+    both = bijections.Compose(bijections.Sigmoid(2), bijections.Rescale(2))
+    assert plain.with_transform(bijections.Inverse(both))().support.check(x).tolist() == [True, True, False]
+
+
+def test_a_support_moves_no_random_state(generator):
+    images = discrete.maf(2).with_transform(bijections.Dequantise(2, 4), bijections.Logit(2, 0.05))
+    before = torch.get_rng_state()
+    assert images().support.check(torch.tensor([[0.0, 3.0], [0.5, 1.0], [0.0, 4.0]])).tolist() == [True, False, False]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_distribution_names_values_outside_its_support():
+    with pytest.raises(ValueError, match="support"):
+        log_normal()().log_prob(torch.tensor([-1.0]))
+
+
+def test_importance_weights_take_densities_of_zero(generator):
+    """A target on the positive half line, a proposal on the whole one: half of the weights are zero."""
+    target = log_normal()
+    x = 2 * torch.randn(400, 1, generator=generator)
+    found = metrics.importance(target.log_prob(x) - bases.Normal(1, 0.0, 2.0).log_prob(x))
+    assert torch.equal(found.weights == 0, x[:, 0] < 0)
+    assert found.log_evidence.value == pytest.approx(0.0, abs=5 * found.log_evidence.standard_error)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+@pytest.mark.parametrize("context", [0, 2])
+def test_presets_as_they_come_have_numbers_far_out(name, context):
+    """With layers and weights of the default size, drawn where they start at zero."""
+    torch.manual_seed(0)
+    flow = discrete.PRESETS[name](3, context)
+    with torch.no_grad():
+        for each in flow.parameters():
+            if each.numel() and not each.any():
+                each.normal_(std=0.1)
+    near = torch.randn(3, 3)
+    cflow.testing.far.check_far(flow, near, lambda each, x: each.log_prob(x, x.new_ones(context) if context else None))
+
+
+class Careless(bases.Normal):
+    def log_prob(self, x, context=None, *, mask=None):
+        return torch.logaddexp(x, x - 1).sum(-1) - torch.logaddexp(x, -x).sum(-1) * 2
+
+
+def test_the_suites_find_a_density_that_is_no_number():
+    with pytest.raises(AssertionError):
+        check_base(Careless(2))
+    flow = log_normal()
+    flow.base.log_prob = lambda z: z.exp().sum(-1) - z.exp().sum(-1)
+    with pytest.raises(AssertionError, match="far out|infinity"):
+        cflow.testing.far.check_far(flow, torch.ones(3, 1), lambda each, x: each._log_prob(x, None, None))
+
+
+def test_data_transforms_conform_with_points_far_out():
+    check_flow(log_normal().with_transform(bijections.Exp(1)))
+    for transform in (bijections.Inverse(bijections.Exp(2)), bijections.Logit(2), bijections.Arcsinh(2)):
+        check_flow(discrete.maf(2, layers=2, hidden=(8,)).with_transform(transform), density=False)
