@@ -236,8 +236,8 @@ def tarp(
     Distances are Euclidean after scaling every feature by its range among the parameters.
 
     Raises:
-        ValueError: if the shapes do not fit, a value is NaN, there are fewer than ten data sets, a feature is constant,
-            or a level is not in [0, 1].
+        ValueError: if the shapes do not fit, a value is NaN (of parameters and references: or infinite), there are
+            fewer than ten data sets, a feature is constant, or a level is not in [0, 1].
 
     Source: Lemos et al., Sampling-Based Accuracy Testing of Posterior Estimators for General Inference, 2023,
     arXiv:2302.03026.
@@ -250,6 +250,17 @@ def tarp(
     _check("tarp", samples, parameters)
     _enough("tarp", len(parameters))
     low, high = parameters.amin(0), parameters.amax(0)
+    if references is not None and references.shape != parameters.shape:
+        raise ValueError(
+            f"tarp(references of shape {list(references.shape)}): one point per data set is wanted, as the parameters "
+            f"are, {list(parameters.shape)}."
+        )
+    for label, points in (("parameters", parameters), ("references", references)):
+        if points is not None and not bool(points.isfinite().all()):
+            raise ValueError(
+                f"tarp({label}): {int((~points.isfinite()).sum())} values are NaN or infinite, and nothing has a "
+                f"distance from those; omit these data sets, or find out where such values come from."
+            )
     if not bool((high > low).all()):
         raise ValueError(
             f"tarp: features {(high <= low).nonzero().flatten().tolist()} of the parameters are constant, so there is "
@@ -258,11 +269,6 @@ def tarp(
     if references is None:
         uniform = torch.rand(parameters.shape, generator=generator, device=parameters.device, dtype=parameters.dtype)
         references = low + (high - low) * uniform
-    if references.shape != parameters.shape:
-        raise ValueError(
-            f"tarp(references of shape {list(references.shape)}): one point per data set is wanted, as the parameters "
-            f"are, {list(parameters.shape)}."
-        )
     distance = lambda x: ((x - references) / (high - low)).square().sum(-1)
     return _coverage("tarp", pit(distance(samples), distance(parameters), generator=generator), levels)
 

@@ -65,7 +65,8 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
 
     Raises:
         ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer than 4 rows, or hold values that are
-            not finite; if ``bandwidth`` is not positive, or the median is zero.
+            not finite; if ``bandwidth`` is not positive and finite, the median is zero, or the width is so far
+            from all distances that the kernel is constant.
 
     Source: Gretton et al., A Kernel Two-Sample Test, 2012.
     """
@@ -73,12 +74,18 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
     if bandwidth is None:
         pooled = torch.cat([part[:: math.ceil(len(part) / 1000)] for part in (x, y)])
         bandwidth = float(torch.pdist(pooled).median())
-    if not bandwidth > 0:
+    if not 0 < bandwidth < math.inf:
         raise ValueError(
             f"mmd(bandwidth={bandwidth}): the kernel needs a positive width (a median of zero means that most samples "
             f"coincide); pass a distance that matters in the data."
         )
-    return _discrepancy(lambda distance: torch.exp(distance.square() / (-2 * bandwidth**2)), x, y)
+    estimate = _discrepancy(lambda distance: torch.exp((distance / bandwidth).square() / -2), x, y)
+    if max(abs(estimate.value), estimate.standard_error) < 1e-12 and bool(x.any() | y.any()):
+        raise ValueError(
+            f"mmd(bandwidth={bandwidth}): to this kernel all pairs of rows are alike, all far apart or all in one "
+            f"place, so it would find 0 whatever the samples; pass a distance that matters in the data."
+        )
+    return estimate
 
 
 @dataclass(frozen=True)

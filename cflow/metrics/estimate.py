@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["Estimate"]
 
+LARGEST = 1e74  # fourth powers of differences, summed over many features, stay finite in float64
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -40,15 +42,20 @@ def mean_estimate(values: Tensor) -> Estimate:
 
 
 def two_samples(name: str, x: Tensor, y: Tensor, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """Checks two samples ``[N, D]`` and ``[M, D]`` and gives them in float64 about their common mean.
+    """Checks two samples ``[N, D]`` and ``[M, D]`` and gives them in float64 about their common median.
 
-    Distances do not change with the origin, but are more precise about the mean.
+    Distances do not change with the origin, but are most precise near it: a few rows far away do not move the median.
     """
     for label, sample in (("x", x), ("y", y)):
-        if sample.ndim != 2:
+        if not isinstance(sample, Tensor):
+            raise TypeError(
+                f"{name}({label} of type {type(sample).__name__}): samples are tensors [N, D]; pass "
+                f"torch.as_tensor({label})."
+            )
+        if sample.ndim != 2 or sample.shape[1] == 0:
             raise ValueError(
-                f"{name}({label} of shape {list(sample.shape)}): samples are rows, [N, D]; flatten the event first, "
-                f"for instance with {label}.flatten(1)."
+                f"{name}({label} of shape {list(sample.shape)}): samples are rows, [N, D], with D of 1 or more; "
+                f"flatten the event first, for instance with {label}.flatten(1)."
             )
         if len(sample) < at_least:
             raise ValueError(
@@ -66,5 +73,11 @@ def two_samples(name: str, x: Tensor, y: Tensor, at_least: int = 1) -> tuple[Ten
             f"compare samples of one space."
         )
     x, y = x.detach().to(torch.float64), y.detach().to(device=x.device, dtype=torch.float64)
-    centre = (x.mean(0) + y.mean(0)) / 2
+    largest = max(float(x.abs().max()), float(y.abs().max()))
+    if largest > LARGEST:
+        raise ValueError(
+            f"{name}(values up to {largest:.2g}): their fourth powers, which errors are computed from, overflow "
+            f"float64; divide both samples by one number, or find out where such values come from."
+        )
+    centre = torch.cat([x, y]).median(0).values
     return x - centre, y - centre

@@ -47,6 +47,7 @@ def ot_interpolation(
         tensor([[1.],
                 [3.]])
     """
+    centred = two_samples("ot_interpolation", x, y)
     if not 0 <= fraction <= 1:
         raise ValueError(
             f"ot_interpolation(fraction={fraction}): 0 is the first sample and 1 the second; pass a number between."
@@ -54,7 +55,6 @@ def ot_interpolation(
     count = max(len(x), len(y)) if count is None else count
     if count < 1:
         raise ValueError(f"ot_interpolation(count={count}): there is nothing to draw; pass one or more.")
-    centred = two_samples("ot_interpolation", x, y)
     plan, _ = optimal_plan("ot_interpolation", *centred, power=2, iterations=iterations)
     first, second = plan.nonzero(as_tuple=True)
     mass = plan[first, second].cumsum(0)

@@ -43,7 +43,8 @@ def straightness(trajectory: Tensor, times: Tensor) -> Estimate:
     Source: Liu et al., Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, 2022,
     arXiv:2209.03003, section 2.2.
     """
-    times = (times - times[0]) / (times[-1] - times[0]) if len(times) > 1 else times
+    if len(times) > 1 and times[-1] > times[0]:
+        times = (times - times[0]) / (times[-1] - times[0])
     velocity, widths = _velocity("straightness", trajectory, times)
     displacement = rows(trajectory[-1] - trajectory[0])
     return mean_estimate(((displacement - velocity).square().sum(-1) * widths[:, None]).sum(0))
@@ -60,7 +61,7 @@ def transport_cost(x0: Tensor, x1: Tensor, power: float = 2.0) -> Estimate:
     Shapes: ``x0``, ``x1 [B, *event]``, two ends of one path per row.
 
     Raises:
-        ValueError: if the shapes differ, or ``power`` is below one (such costs may grow).
+        ValueError: if the shapes differ, there are no rows, or ``power`` is below one (such costs may grow).
 
     Source: Liu et al., Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, 2022,
     arXiv:2209.03003, theorem 3.5.
@@ -70,10 +71,10 @@ def transport_cost(x0: Tensor, x1: Tensor, power: float = 2.0) -> Estimate:
         >>> print(transport_cost(torch.zeros(4, 2), torch.ones(4, 2)))
         2 ± 0
     """
-    if x0.shape != x1.shape or x0.ndim < 2:
+    if x0.shape != x1.shape or x0.ndim < 2 or len(x0) == 0:
         raise ValueError(
             f"transport_cost(x0 of shape {list(x0.shape)}, x1 of shape {list(x1.shape)}): rows are the two ends of one "
-            f"path; pass the base samples and what the flow carries them to, both [B, *event]."
+            f"path; pass the base samples and what the flow carries them to, both [B, *event], B of 1 or more."
         )
     if power < 1:
         raise ValueError(f"transport_cost(power={power}): costs that a reflow lowers are convex; pass 1 or more, or 2.")

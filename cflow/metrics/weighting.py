@@ -26,7 +26,7 @@ class Importance:
         pareto_k: the shape of the law of the largest weights; moments of order below ``1 / k`` exist. Below 0.5 the
             variance is finite; up to 0.7 estimates are still good; above, do not use them. ``-inf`` where the largest
             weights are equal (no tail at all, as for ``q = p``), ``inf`` where fewer than five weights stand out from
-            zero.
+            zero, or from the others.
         weights: normalised and smoothed weights ``[N]`` in float64: ``(weights[:, None] * x).sum(0)`` estimates the
             target's mean.
     """

@@ -64,6 +64,15 @@ def test_the_rate_is_exact_over_draws_of_the_calibration_rows(rows, contaminatio
     assert low <= sum(flags) <= high
 
 
+def test_equal_scores_are_counted_against_an_outlier():
+    """A p-value counts the calibration rows that score as low: with ties it is large, and never too small."""
+    detector = FlowOutlierDetector(Identity(), contamination=0.2, random_state=0)
+    detector.fit(np.repeat([[1.0], [2.0]], 200, 0))
+    low = int((detector.calibration_scores_ == 1.0).sum())
+    assert detector.p_values([[0.5], [1.0], [1.5], [2.0]]).tolist() == [1 / 101, (1 + low) / 101, (1 + low) / 101, 1.0]
+    assert detector.predict([[0.5], [1.0]]).tolist() == [-1, 1]
+
+
 def test_thresholds_of_training_rows_would_not_hold():
     """What the held-out rows are for: a density that is made high at its own rows flags far too many fresh ones."""
     rng = np.random.default_rng(0)

@@ -144,6 +144,15 @@ def test_bad_input_is_refused():
         tarp(samples, theta)
     with pytest.raises(ValueError, match=r"tarp\(samples of shape \[20, 2\]"):
         tarp(samples[0], theta)
+    spread = torch.arange(40.0).reshape(20, 2)
+    for bad in (math.inf, math.nan):
+        holed = torch.where(spread == 7, bad, spread)
+        with pytest.raises(ValueError, match=r"tarp.*NaN"):
+            tarp(samples, holed)
+        with pytest.raises(ValueError, match=r"tarp\(references\): 1 values are NaN or infinite"):
+            tarp(samples, spread, references=holed)
+    with pytest.raises(ValueError, match=r"tarp\(parameters\): 1 values"):
+        tarp(samples, torch.where(spread == 7, -math.inf, spread))
     with pytest.raises(ValueError, match=r"one point per data set.*\[20, 2\]"):
         tarp(samples, torch.arange(40.0).reshape(20, 2), references=torch.zeros(2))
 

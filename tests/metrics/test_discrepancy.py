@@ -90,8 +90,33 @@ def test_bad_input_is_refused():
             metric(x, x + math.inf)
     with pytest.raises(ValueError, match=r"bandwidth=0\.0"):
         mmd(x, x)
-    with pytest.raises(ValueError, match=r"bandwidth=-1"):
-        mmd(torch.randn(5, 2), x, bandwidth=-1)
+    for bandwidth in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"bandwidth={bandwidth}.*positive width"):
+            mmd(torch.randn(5, 2), x, bandwidth=bandwidth)
+
+
+@pytest.mark.parametrize("bandwidth", [1e-9, 1e9])
+def test_a_kernel_that_sees_nothing_is_refused_instead_of_finding_nothing(bandwidth, generator):
+    x, y = torch.randn(2, 50, 2, generator=generator)
+    with pytest.raises(ValueError, match=r"all pairs of rows are alike.*a distance that matters"):
+        mmd(x, y + 100 if bandwidth < 1 else y, bandwidth=bandwidth)
+
+
+def test_constant_samples_have_their_distances():
+    one, zero = torch.ones(6, 2), torch.zeros(4, 2)
+    assert energy_distance(one, zero).value == pytest.approx(2 * math.sqrt(2), rel=1e-12)
+    assert mmd(one, zero, bandwidth=1.0).value == pytest.approx(2 - 2 * math.exp(-1), rel=1e-12)
+    assert energy_distance(one, one).value == 0.0
+    assert mmd(one, one, bandwidth=1.0).value == 0.0
+
+
+def test_one_row_far_away_costs_the_others_no_digits(generator):
+    x, y = torch.randn(2, 200, 2, generator=generator, dtype=torch.float64)
+    x[0] = 1e10
+    kernel = lambda a, b: torch.exp(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / -2)
+    inside = lambda a: (kernel(a, a).sum() - 200) / (200 * 199)
+    truth = float(inside(x) + inside(y) - 2 * kernel(x, y).mean())
+    assert mmd(x, y, bandwidth=1.0).value == pytest.approx(truth, abs=1e-9)
 
 
 def test_the_empirical_energy_distance_counts_every_pair(generator):

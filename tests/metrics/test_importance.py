@@ -59,6 +59,16 @@ def test_the_shape_of_a_known_tail_is_found(k, generator):
     assert scales.mean() == pytest.approx(2.5, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("count", "k", "psis"),
+    [(25, 0.6, 0.527745420372899), (60, 0.3, 0.3986942091452809), (400, 0.9, 0.8183704168942157)],
+)
+def test_the_shape_is_that_of_arviz(count, k, psis):
+    """Figures of ``arviz.psislw`` (0.23.4), its prior included, which is two thirds of a tail of five weights."""
+    places = (torch.arange(count, dtype=F64) + 0.5) / count
+    assert importance(-k * places.log()).pareto_k == pytest.approx(psis, abs=1e-12)
+
+
 @pytest.mark.parametrize("k", [0.3, 0.5, 0.9])
 def test_pareto_weights_have_their_k(k, generator):
     estimates = [importance(-k * torch.rand(20_000, generator=generator, dtype=F64).log()).pareto_k for _ in range(40)]

@@ -23,6 +23,14 @@ def test_copies_are_at_distance_zero(generator):
     assert (distances == 0).all()
 
 
+def test_one_row_far_away_costs_the_others_no_digits(generator):
+    x, reference = torch.randn(2, 200, 2, generator=generator, dtype=torch.float64)
+    x[0] = 1e10
+    _, index = nearest_distances(x, reference)
+    pairs = torch.cdist(x[1:], reference, compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(index[1:], pairs.argmin(1))
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="flatten the event"):
         nearest_distances(torch.zeros(3, 1, 2, 2), torch.zeros(3, 4))

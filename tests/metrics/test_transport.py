@@ -47,6 +47,8 @@ def test_bad_input_is_refused():
         straightness(path[:1], torch.zeros(1))
     with pytest.raises(ValueError, match="increase strictly"):
         straightness(path, torch.tensor([0.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"straightness.*got \[0.5, 0.5, 0.5\]"):
+        straightness(path, torch.full((3,), 0.5))
     with pytest.raises(ValueError, match=r"path_energy\(trajectory, times\) gives it"):
         normalised_path_energy(path, path[0], path[0] + 1)
     with pytest.raises(ValueError, match="the same samples"):
@@ -66,5 +68,7 @@ def test_transport_cost_is_the_mean_of_the_rows_and_bounded_by_w2(generator):
     assert transport_cost(image, image + 1).value == 4.0
     with pytest.raises(ValueError, match="two ends of one path"):
         transport_cost(x0, x1[:5])
+    with pytest.raises(ValueError, match="B of 1 or more"):
+        transport_cost(x0[:0], x1[:0])
     with pytest.raises(ValueError, match="power=0.5"):
         transport_cost(x0, x1, power=0.5)

@@ -97,6 +97,39 @@ def test_shortcuts_begin_on_their_own_grid(generator):
     assert ((batch.t / length) % 1 == 0).all()
 
 
+def test_only_the_shortest_shortcut_is_made_of_two_velocities(known, generator):
+    """A longer one is made of two shortcuts of half its length, which the known flow has exactly."""
+    objective = objectives.Shortcut(Paired(), share=1.0, steps=8)
+    batch = objective.prepare(bases.Normal(2), pairs(400, generator), None, generator)
+    errors, shortest = objective.loss(known(), batch), batch.s - batch.t == 0.25
+    assert 50 < shortest.sum() < 350
+    assert errors[~shortest].max() < 1e-20
+    assert errors[shortest].min() > 1e-9
+
+
+def test_the_target_of_mean_flow_passes_no_gradient(known, generator):
+    """A field that is wrong by the factor 1 + w misses its own target by w v; the gradient is along u alone."""
+    flow, right = known(0.3), known()
+    objective = objectives.MeanFlow(Paired(), share=1.0, power=0.0)
+    batch = objective.prepare(flow.base, pairs(200, generator), None, generator)
+    objective.loss(flow, batch).mean().backward()
+    sample = flow.path.sample(batch.x0, batch.x1, batch.t)
+    u = right.predict(batch.t, sample.xt, s=batch.s)
+    torch.testing.assert_close(flow.field.wrong.grad, (2 * 0.3 * sample.target * u).mean().detach())
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_adaptive_weight_scales_the_gradient_and_has_none(power, known, generator):
+    slopes, errors, pair = [], [], pairs(1, generator)
+    for each in (0.0, power):
+        flow, objective = known(0.3), objectives.MeanFlow(Paired(), power=each)
+        error = objective.loss(flow, objective.prepare(flow.base, pair, None, torch.Generator().manual_seed(1)))
+        error.sum().backward()
+        slopes.append(flow.field.wrong.grad)
+        errors.append(error.detach().sum())
+    torch.testing.assert_close(slopes[1], slopes[0] / (errors[0] + 1e-3) ** power)
+
+
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_large_errors_weigh_less_under_the_adaptive_weight(power, known, generator):
     objective = objectives.MeanFlow(Paired(), power=power)

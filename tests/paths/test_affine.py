@@ -103,6 +103,21 @@ def test_a_changed_schedule_is_finite_at_both_ends():
             assert field(torch.tensor(t), torch.randn(4, 1)).isfinite().all()
 
 
+@every_schedule
+def test_the_score_counts_in_the_units_of_the_base(schedule, generator):
+    """Normal data and a base of any mean and deviation, one per feature: x_t is normal, and so is its score."""
+    path = schedule("velocity")
+    loc, scale = torch.tensor([1.5, -3.0, 0.0]).double(), torch.tensor([2.0, 0.3, 1.0]).double()
+    mean, std = torch.tensor([0.5, 4.0, -1.0]).double(), torch.tensor([0.4, 1.0, 2.5]).double()
+    for at in (0.2, 0.7):
+        t = torch.tensor(at, dtype=torch.float64)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        middle, variance = alpha * mean + sigma * loc, (alpha * std) ** 2 + (sigma * scale) ** 2
+        x = middle + variance.sqrt() * torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        x0 = loc + sigma * scale**2 * (x - middle) / variance
+        assert torch.allclose(path.score(x0, t.expand(6), loc, scale), (middle - x) / variance, rtol=1e-10)
+
+
 def test_a_time_per_row_agrees_with_one_time(generator):
     path = paths.Cosine("x1")
     x = torch.randn(4, 4, generator=generator)  # as many rows as entries: a wrong broadcast would not raise

@@ -281,6 +281,28 @@ def test_weights_of_quadratures_are_exact_on_polynomials(order):
         assert max(map(abs, weights)) < 2
 
 
+@pytest.mark.parametrize(
+    ("make", "accuracy"),
+    [
+        (DPMSolverPP2M, 2),
+        (UniPC, 3),  # of its corrector, as the states
+        (lambda steps: UniPC(steps, order=3), 4),
+        (DEIS, 2),
+        (lambda steps: DEIS(steps, order=3), 3),
+        *((lambda steps, order=order: AdamsBashforth(steps, order=order), order) for order in (2, 3, 4)),
+    ],
+)
+def test_quadratures_have_the_order_of_the_states(make, accuracy):
+    """Exact for polynomials of time below the order, and for no others."""
+    powers = {f"t{k}": k for k in range(accuracy + 1)}
+    integrands = lambda t, y: ((3.0 - y) / (1 - t)[:, None], {name: t**k for name, k in powers.items()})
+    start, quadratures = torch.zeros(2, 1, dtype=torch.float64), dict.fromkeys(powers)
+    found = make(12).solve(integrands, start, 0.0, 0.9, path=paths.Linear(), quadratures=quadratures).quadratures
+    errors = [float(abs(found[name][0] - 0.9 ** (k + 1) / (k + 1))) for name, k in powers.items()]
+    assert max(errors[:accuracy]) < 1e-13
+    assert errors[accuracy] > 1e-7
+
+
 @pytest.mark.parametrize("make", [AdamsBashforth, DPMSolverPP2M, UniPC, DEIS])
 def test_log_densities(make, generator):
     path = paths.Linear()
