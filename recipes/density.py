@@ -135,8 +135,8 @@ def read(options: Options) -> Table:
         values, names = loaded.data[:, :8], [str(each).removeprefix("mean ") for each in loaded.feature_names[:8]]
         labels = [str(loaded.target_names[each]) for each in loaded.target]
     else:
-        every, names = data.read_table(options.data, key=options.key)
-        values = every.numpy()
+        every = data.read_table(options.data, key=options.key)
+        values, names = every.values.numpy(), every.names
         names = [str(i) for i in range(values.shape[1])] if names is None else list(names)
     for name in (*options.columns, *options.condition):
         if name not in names:
@@ -184,7 +184,7 @@ def read_reference(options: Options) -> Table:
     if options.data is not None or options.columns or options.condition or options.folder is None:
         raise ValueError(f"--reference {options.reference} goes with --folder, and without --data and its columns.")
     if options.reference == "power":
-        values = data.read_table(options.folder / "power.npy")[0].numpy()
+        values = data.read_table(options.folder / "power.npy").values.numpy()
         rng = np.random.RandomState(42)
         rng.shuffle(values)
         voltage, active = 0.01 * rng.rand(len(values), 1), 0.001 * rng.rand(len(values), 1)
