@@ -62,6 +62,7 @@ class Fault:
     remedy: str
     column: str | None = None
     missing: bool = False
+    others: tuple[Fault, ...] = ()  # what else is wrong with the row
 
     def __str__(self) -> str:
         return self.text

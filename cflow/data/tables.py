@@ -8,7 +8,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +143,54 @@ class TableFile:
         if held:
             yield self._parsed(held, passed)
 
+    def read(self, *, drop_missing: bool = False) -> Table:
+        """Reads the whole table, as :func:`read_table` does."""
+        parts, rows, places, labels = [], [], [], []
+        faults: dict[tuple, list] = {}
+        total = bad = dropped = passed = 0
+        for chunk in self.chunks():
+            for position, fault in sorted(chunk.bad.items()):
+                if drop_missing and fault.missing:
+                    dropped += 1
+                    continue
+                bad += 1
+                for each in (fault, *fault.others):
+                    faults.setdefault((each.column, each.kind), [0, chunk.places[position], each])[0] += 1
+            kept = [position for position in range(len(chunk.values)) if position not in chunk.bad]
+            parts.append(chunk.values[kept])
+            rows.append(torch.tensor(kept, dtype=torch.int64) + total)
+            places.append(torch.tensor([chunk.places[position] for position in kept], dtype=torch.int64))
+            labels += [] if chunk.labels is None else [chunk.labels[position] for position in kept]
+            total, passed = total + len(chunk.values), passed + chunk.passed
+        if bad:
+            found = self._said(sorted(faults.values(), key=lambda each: -each[0]))
+            raise ValueError(
+                f"read_table({str(self.path)!r}): {bad} of {total} rows are not numbers throughout. {found}."
+            )
+        if not sum(map(len, parts)):
+            why = f"all {total} rows miss a value" if dropped else "there are no rows in it; write one row a line"
+            raise ValueError(f"read_table({str(self.path)!r}): {why}.")
+        joined = (torch.cat(each) for each in (rows, places))
+        named = None if self.label is None else labels
+        return Table(torch.cat(parts), self.names, *joined, self.unit, named, dropped, passed)
+
+    def _said(self, faults: list[tuple[int, int, Fault]]) -> str:
+        """Says what is wrong and what to do, by ``(how often, where first, what)`` for each kind of fault."""
+        said = [
+            f"{self.unit} {place}: {fault}{f' (and {count - 1} like it)' if count > 1 else ''}: {fault.remedy}"
+            for count, place, fault in faults[:3]
+        ]
+        if len(faults) > 3:
+            said.append(f"and {len(faults) - 3} more kinds")
+        spoilt = {fault.column for _, _, fault in faults if not fault.missing}
+        sound = [name for name in map(str, self.names or self.columns) if name not in spoilt]
+        if None not in spoilt and 0 < len(sound) < len(self.columns):
+            some = ", ".join(sound[:8]) + (", ..." if len(sound) > 8 else "")
+            said.append(f"numbers alone are in {some}: choose by columns=...")
+        if any(fault.missing for _, _, fault in faults):
+            said.append("drop_missing=True drops rows without a value")
+        return "; ".join(said)
+
     def choose(self, columns: Sequence[str | int]) -> TableFile:
         """Gives the same file with other columns, by name or by number."""
         other = copy.copy(self)
@@ -191,7 +239,7 @@ class TableFile:
                 for column, value in zip(self.columns, values[position].tolist())
                 if not np.isfinite(value)
             ]
-            bad[position] = _worst(faults)
+            bad[position] = _joined(faults)
             values[position] = torch.nan
         labels = None if self.label is None else [_shown(each) for each in array[:, self.label].tolist()]
         return Chunk(values, range(start, start + len(values)), bad, labels)
@@ -289,7 +337,7 @@ class TableFile:
                 )  # fmt: skip
             elif wrong := [i for i in self.columns if not is_finite(fields[i])]:
                 faults = [fault_of(self._all[i] if self._headed else i, fields[i]) for i in wrong]
-                bad[position] = _worst(faults)
+                bad[position] = _joined(faults)
             else:
                 values[position] = torch.tensor([float(fields[i].strip()) for i in self.columns], dtype=torch.float64)
         return Chunk(values, places, bad, labels, passed)
@@ -329,39 +377,7 @@ def read_table(
         >>> table.values, table.names, table.labels, table.dropped
         (tensor([[1., 2.]], dtype=torch.float64), ('mass', 'spin'), ['Sun'], 1)
     """
-    file = TableFile(path, columns=columns, header=header, key=key, label=label)
-    parts, rows, places, labels = [], [], [], []
-    faults: dict[tuple, list] = {}
-    total = bad = dropped = passed = 0
-    for chunk in file.chunks():
-        for position, fault in sorted(chunk.bad.items()):
-            if drop_missing and fault.missing:
-                dropped += 1
-            else:
-                bad += 1
-                faults.setdefault((fault.column, fault.kind), [0, chunk.places[position], fault])[0] += 1
-        kept = [position for position in range(len(chunk.values)) if position not in chunk.bad]
-        parts.append(chunk.values[kept])
-        rows.append(torch.tensor(kept, dtype=torch.int64) + total)
-        places.append(torch.tensor([chunk.places[position] for position in kept], dtype=torch.int64))
-        labels += [] if chunk.labels is None else [chunk.labels[position] for position in kept]
-        total, passed = total + len(chunk.values), passed + chunk.passed
-    if bad:
-        shown = sorted(faults.values(), key=lambda each: -each[0])
-        said = "; ".join(
-            f"{file.unit} {place}: {fault}{f' (and {count - 1} like it)' if count > 1 else ''}: {fault.remedy}"
-            for count, place, fault in shown[:3]
-        )
-        more = f"; and {len(shown) - 3} more kinds" if len(shown) > 3 else ""
-        drop = "; drop_missing=True drops rows without a value" if any(each[2].missing for each in shown) else ""
-        raise ValueError(
-            f"read_table({str(path)!r}): {bad} of {total} rows are not numbers throughout. {said}{more}{drop}."
-        )
-    if not sum(map(len, parts)):
-        why = f"all {total} rows have missing values" if dropped else "there are no rows in it; write one row a line"
-        raise ValueError(f"read_table({str(path)!r}): {why}.")
-    joined = (torch.cat(each) for each in (rows, places))
-    return Table(torch.cat(parts), file.names, *joined, file.unit, None if label is None else labels, dropped, passed)
+    return TableFile(path, columns=columns, header=header, key=key, label=label).read(drop_missing=drop_missing)
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
@@ -382,9 +398,10 @@ def _are_names(fields: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
     return NUMERIC not in kinds and not all(held)
 
 
-def _worst(faults: Sequence[Fault]) -> Fault:
-    """Chooses the fault of a row to name: one that is no missing value, where there is any."""
-    return min(faults, key=lambda fault: fault.missing)
+def _joined(faults: Sequence[Fault]) -> Fault:
+    """Gives the faults of a row as one: the first that is no missing value, where there is any, with the others."""
+    first, *others = sorted(faults, key=lambda fault: fault.missing)
+    return replace(first, others=tuple(others))
 
 
 def _counts(fields: Sequence[str]) -> bool:

@@ -128,6 +128,20 @@ def test_what_is_no_number_is_named_with_the_remedy(tmp_path, text, kind):
 
 
 @pytest.mark.parametrize("text", ["1", " 1.5 ", "-.5", "+2.", "1e5", "1E-05", "007", "1\xa0"])
+def test_columns_of_numbers_are_named_where_others_are_none(tmp_path):
+    lines = ["day;kind;a;b", *(f"2020-01-{i:02d};blue;{i};{'NA' if i == 7 else i}" for i in range(1, 31))]
+    with pytest.raises(ValueError, match="30 of 30 rows") as error:
+        read_table(write(tmp_path / "a.csv", "\n".join(lines)))
+    for part in (
+        "line 2: column day holds '2020-01-01', a date (and 29 like it): write dates as numbers",
+        "line 2: column kind holds 'blue', no number (and 29 like it): leave the column out",
+        "line 8: column b holds 'NA', a missing value: drop such rows, or fill them",
+        "numbers alone are in a, b: choose by columns=",
+        "drop_missing=True drops",
+    ):
+        assert part in str(error.value)
+
+
 def test_numbers_of_every_form_are_read(tmp_path, text):
     path = write(tmp_path / "a.csv", f"a,b\n{text},1\nx,2\n")
     (chunk,) = TableFile(path).chunks()
@@ -156,7 +170,7 @@ def test_rows_with_missing_values_are_dropped_and_counted_on_demand(tmp_path):
     assert (table.dropped, table.passed, table.unit) == (2, 1, "line")
     with pytest.raises(ValueError, match=r"1 of 4 rows .* a date"):
         read_table(path, columns=["a", "day"], drop_missing=True)
-    with pytest.raises(ValueError, match="all 4 rows have missing values"):
+    with pytest.raises(ValueError, match="all 4 rows miss a value"):
         read_table(write(tmp_path / "b.csv", "a,b\n" + "1,\n" * 4), drop_missing=True)
     np.save(tmp_path / "a.npy", np.array([[7.0, 1.0], [8.0, np.nan], [9.5, 3.0]]))
     table = read_table(tmp_path / "a.npy", label=0, drop_missing=True)
