@@ -19,8 +19,6 @@ A table is split into rows to train, to stop by, and to report. Leaves ``model/`
 import csv
 import json
 import math
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +26,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from scipy.stats import kstest
 from sklearn.mixture import GaussianMixture
 from tqdm.auto import tqdm
 
 import cflow
 from cflow import bijections, data, plot, training
-from cflow.density import FLOWS, Comparison, dequantise, make_flow, objective_of
+from cflow.cli import run_recipe
+from cflow.density import FLOWS, Comparison, dequantise, lattice_steps, make_flow, objective_of
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
@@ -131,7 +129,7 @@ class Table:
     rows: np.ndarray  # numbers of the rows to report
     listed: Listed | None = None
     notes: list[str] = field(default_factory=list)  # of what the file held and is not here
-    spread: list[str] = field(default_factory=list)  # columns that were dequantised
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # dequantised columns: a value, and their step
     standardised: bool = True
 
 
@@ -172,11 +170,11 @@ def read(options: Options) -> Table:
     constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
     if constant:
         raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; omit them.")
-    spread = []
+    spread = {}
     if options.dequantise:
-        noisy = dequantise(x, random_state=options.seed)
-        spread = [name for name, changed in zip(columns, (noisy != x).any(0)) if changed]
-        x = noisy
+        steps = lattice_steps(x)
+        spread = {name: (float(x[:, i].min()), float(steps[i])) for i, name in enumerate(columns) if steps[i]}
+        x = dequantise(x, steps=steps, random_state=options.seed)
 
     order = np.random.default_rng(options.seed).permutation(len(x))
     tested = round(options.test_fraction * len(x))
@@ -540,9 +538,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"density.py: {error}" if MAIN else f"density.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"density.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "density.py", {"label": "id"})

@@ -11,15 +11,12 @@ Everything lands in one folder: ``model/`` (``cflow sample`` draws from it), ``s
 """
 
 import json
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 import cflow
 from cflow import (
@@ -37,6 +34,7 @@ from cflow import (
     times,
     training,
 )
+from cflow.cli import run_recipe
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -225,7 +223,7 @@ def main(options: Options) -> None:
         "classes": list(images.classes),
         "steps": run.steps,
         "training_seconds": run.seconds,
-        "solver": repr(solver),
+        "sampler": {"solver": options.solver, "steps": options.solver_steps},
         "guidance": options.guidance,
     }
     report["seconds"] = time.perf_counter() - began
@@ -240,9 +238,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"images.py: {error}" if MAIN else f"images.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"images.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "images.py")

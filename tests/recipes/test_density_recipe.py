@@ -77,7 +77,11 @@ def test_tables_are_conditioned_spread_and_scored(recipe, tmp_path, generator):
     write("t.csv", values)
     recipe.main(recipe.Options(data=Path("t.csv"), condition=("a",), flow="maf", out=Path("out"), **SMALL))
     report = json.loads(Path("out/metrics.json").read_text())
-    assert (report["columns"], report["condition"], report["dequantised"]) == (["b", "n"], ["a"], ["n"])
+    assert (report["columns"], report["condition"], report["dequantised"]) == (
+        ["b", "n"],
+        ["a"],
+        {"n": [values[:, 2].min(), 1.0]},
+    )
     assert list(report["models"])[1] == "gaussian"
     with Path("out/anomalies.csv").open() as lines:
         rows = list(csv.DictReader(lines))
@@ -119,6 +123,11 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
         i = int(row["row"])
         assert (row["line"], row["name"], row["n"]) == (str(i + 3), f"star {i}", f"{values[i, 2]:.0f}")
         assert float(row["a"]) == values[i, 0]
+    command(["sample", "out", "--num", "50", "--output", "drawn.csv"])  # names, and whole numbers where there were
+    with Path("drawn.csv").open() as drawn:
+        drawn = list(csv.DictReader(drawn))
+    assert len(drawn) == 50
+    assert all(row["n"].lstrip("-").isdecimal() and not row["a"].isdecimal() for row in drawn)
     command(["score", "out", "t.tsv", "--output", "scores.csv", "--id", "name"])
     with Path("scores.csv").open() as scored:
         scored = {row["line"]: row for row in csv.DictReader(scored)}
