@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -47,3 +48,26 @@ def test_damaged_idx_says_what_is_wrong(damage, message, tmp_path):
 def test_missing_file_names_folder_and_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"looked for nothing.idx in {tmp_path}"):
         read_idx(tmp_path / "nothing.idx")
+
+
+def test_what_a_file_announces_is_compared_with_its_size_before_memory_is_taken(tmp_path):
+    """Gigabytes in files of some kilobytes: by the header, or packed."""
+    head = lambda *shape: struct.pack(f">4B{len(shape)}I", 0, 0, 0x0E, len(shape), *shape)
+    zeros = gzip.compress(bytes(50_000_000), 9)
+    for name, content, message in (
+        ("plain", head(2**30, 2**30) + bytes(100), "it is truncated"),
+        ("packed", gzip.compress(head(2**20, 2**10) + bytes(100)), "it is truncated"),
+        ("zeros", zeros, "begins with 00 00 00 00"),
+        ("follow", gzip.compress(head(3)) + zeros, "more bytes follow"),
+        ("many", struct.pack(">4B", 0, 0, 8, 65) + bytes(4 * 65), "65 dimensions, and arrays have 64 at most"),
+        ("none", head(0, *[2**32 - 1] * 3), "no array has the shape|shape"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=f"{name}.*({message})"):
+            read_idx(tmp_path / name)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2e6, name
+    (tmp_path / "most").write_bytes(struct.pack(">4B64I", 0, 0, 8, 64, *[1] * 64) + b"\7")
+    assert read_idx(tmp_path / "most").flatten().tolist() == [7]
