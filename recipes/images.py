@@ -189,7 +189,7 @@ def main(options: Options) -> None:
         objective,
         (images.train, images.train_labels) if flow.context_shape is not None else images.train,
         steps=steps,
-        batch_size=options.batch_size,
+        batch_size=min(options.batch_size, len(images.train)),
         lr=options.lr,
         schedule=training.Cosine(warmup=100),
         ema=training.EMA(decay=0.99 if small else 0.9995),

@@ -17,6 +17,7 @@ share about a run's folder is in ``runs.py``, and how mistakes are said is in ``
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 
@@ -41,6 +42,9 @@ def main(args: list[str] | None = None) -> None:
         check_typeguard()
         with warnings_said(said):
             app.cli(prog="cflow", args=args)
+    except BrokenPipeError:  # whoever read what was printed has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except MISTAKES as error:
         print(said(error), file=sys.stderr)
         raise SystemExit(2) from None

@@ -263,7 +263,7 @@ def _picture(path: Path, height: int, width: int, channels: int) -> Tensor:
         # A picture of 16 bits a colour is opened as one of 8, without a word; its header says what it is.
         if opened.mode.startswith(("I", "F")) or (opened.format == "PNG" and _bits(path) > 8):
             raise ValueError("it has more than 8 bits per channel; convert it first")
-        if opened.format == "PNG" and opened.width * opened.height > 8 * INFLATION * path.stat().st_size:
+        if opened.format in ("PNG", "JPEG") and opened.width * opened.height > 8 * INFLATION * path.stat().st_size:
             raise ValueError(f"{opened.width}x{opened.height} pixels do not fit into {path.stat().st_size} bytes")
         picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
