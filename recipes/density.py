@@ -3,12 +3,14 @@
     python recipes/density.py                                    # cell nuclei, 8 measures of 569, about a minute
     python recipes/density.py --data stars.csv --columns mass age metallicity --flow maf
     python recipes/density.py --data stars.csv --condition mass age          # p(all other columns | mass, age)
+    python recipes/density.py --data stars.csv --columns mass age --id star --drop-missing
     python recipes/density.py --reference power --folder DIR --steps 100000  # the protocol of the MAF paper
     cflow score runs/density-breast-cancer new.csv --output scores.csv       # then, for rows that are new
 
 A table is split into rows to train, to stop by, and to report. Leaves ``model/`` (a flow of the data as given),
 ``corner.png`` (data and samples, the least likely rows crossed), ``calibration.png``, ``training.png``,
-``anomalies.csv`` (the held-out rows, least likely first) and ``metrics.json`` in one folder.
+``anomalies.csv`` (every row with its own values and the score that ``cflow score`` gives it, least likely first) and
+``metrics.json`` in one folder.
 
 ``--reference power`` reads ``power.npy`` ([N, 6]: active power, voltage, three meters, minute; unshuffled, no noise),
 ``--reference bsds300`` reads ``bsds300.npz`` (train, val, test, each [N, 63]).
@@ -17,8 +19,6 @@ A table is split into rows to train, to stop by, and to report. Leaves ``model/`
 import csv
 import json
 import math
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +26,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from scipy.stats import kstest
 from sklearn.mixture import GaussianMixture
 from tqdm.auto import tqdm
 
 import cflow
 from cflow import bijections, data, plot, training
-from cflow.density import FLOWS, Comparison, dequantise, make_flow, objective_of
+from cflow.cli import run_recipe
+from cflow.density import FLOWS, Comparison, dequantise, lattice_steps, make_flow, objective_of
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
@@ -60,9 +60,15 @@ class Options:
     data: Path | None = None
     """A .csv, .tsv, .npy or .npz table; measures of cell nuclei (scikit-learn's breast cancer data) unless given."""
     columns: tuple[str, ...] = ()
-    """Names (or numbers, from 0) of the columns to model; all but the condition unless given."""
+    """Names (or numbers, from 0) of the columns to model; all but the condition unless given. Others are not read."""
     condition: tuple[str, ...] = ()
     """Names (or numbers) of the columns to condition on; none unless given."""
+    id: str | None = None
+    """Name (or number) of the column that names the rows, in words or numbers; it is listed and not modelled."""
+    drop_missing: bool = False
+    """Leave out the rows that miss a value in a column that is read."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether a text file begins with names; auto sees it from the first line."""
     key: str | None = None
     """Name of the array in a .npz file that holds several."""
     reference: Literal["power", "bsds300"] | None = None
@@ -102,6 +108,16 @@ class Options:
 
 
 @dataclass
+class Listed:
+    """Rows as they were given: what is listed of them."""
+
+    x: torch.Tensor  # [M, D]
+    context: torch.Tensor | None
+    parts: list[str]  # what each row was used for
+    places: dict[str, list]  # how it is found again: its number, its line, its name
+
+
+@dataclass
 class Table:
     """Rows to train, to stop by and to report: data ``[N, D]`` and conditions ``[N, C]``, in float64."""
 
@@ -110,9 +126,10 @@ class Table:
     context: dict[str, torch.Tensor] | None
     columns: list[str]
     condition: list[str]
-    rows: np.ndarray  # numbers of the rows to report, in the file
-    labels: list[str] | None = None  # of these rows
-    spread: list[str] = field(default_factory=list)  # columns that were dequantised
+    rows: np.ndarray  # numbers of the rows to report
+    listed: Listed | None = None
+    notes: list[str] = field(default_factory=list)  # of what the file held and is not here
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # dequantised columns: a value, and their step
     standardised: bool = True
 
 
@@ -126,37 +143,38 @@ def read(options: Options) -> Table:
     """Reads and splits the table."""
     if options.reference is not None:
         return read_reference(options)
-    labels = None
+    notes = []
     if options.data is None:
-        from sklearn.datasets import load_breast_cancer
-
-        loaded = load_breast_cancer()
-        # Of the ten mean measures: the fractal dimension and the symmetry say little of the others.
-        values, names = loaded.data[:, :8], [str(each).removeprefix("mean ") for each in loaded.feature_names[:8]]
-        labels = [str(loaded.target_names[each]) for each in loaded.target]
+        values, names, condition, places = read_nuclei(options)
     else:
-        every, names = data.read_table(options.data, key=options.key)
-        values = every.numpy()
-        names = [str(i) for i in range(values.shape[1])] if names is None else list(names)
-    for name in (*options.columns, *options.condition):
-        if name not in names:
-            raise ValueError(f"there is no column {name!r}; the columns are {', '.join(names)}.")
-    condition = list(options.condition)
-    columns = list(options.columns) or [name for name in names if name not in condition]
-    if not columns or set(columns) & set(condition):
-        raise ValueError(f"--columns {columns} --condition {condition}: model one column or more, of other ones.")
+        header = {"auto": None, "yes": True, "no": False}[options.header]
+        file = data.TableFile(options.data, key=options.key, header=header, label=options.id)
+        chosen, given = ([file.find(each) for each in each] for each in (options.columns, options.condition))
+        chosen = chosen or [each for each in file.columns if each not in given]
+        check_columns(chosen, given, options)
+        table = file.choose([*chosen, *given]).read(drop_missing=options.drop_missing)
+        values = table.values.numpy()
+        names = list(table.names or map(str, (*chosen, *given)))
+        condition = names[len(chosen) :]
+        places = {"row": table.rows.tolist()}
+        if table.unit == "line":
+            places["line"] = table.places.tolist()
+        if table.labels is not None:
+            places[options.id] = table.labels
+        notes += [f"{table.dropped} rows that miss a value were dropped"] if table.dropped else []
+        notes += [f"{table.passed} lines are no rows (empty ones, and remarks)"] if table.passed else []
+    columns = names[: len(names) - len(condition)]
     if len(values) < max(50, 2 * len(columns)):
         raise ValueError(f"the table has {len(values)} rows; a density of {len(columns)} columns takes 50 or more.")
-    values = values[:, [names.index(name) for name in (*columns, *condition)]]
     x, context = values[:, : len(columns)], values[:, len(columns) :]
     constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
     if constant:
         raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; omit them.")
-    spread = []
+    spread = {}
     if options.dequantise:
-        noisy = dequantise(x, random_state=options.seed)
-        spread = [name for name, changed in zip(columns, (noisy != x).any(0)) if changed]
-        x = noisy
+        steps = lattice_steps(x)
+        spread = {name: (float(x[:, i].min()), float(steps[i])) for i, name in enumerate(columns) if steps[i]}
+        x = dequantise(x, steps=steps, random_state=options.seed)
 
     order = np.random.default_rng(options.seed).permutation(len(x))
     tested = round(options.test_fraction * len(x))
@@ -167,6 +185,8 @@ def read(options: Options) -> Table:
         )
     parts = dict(zip(("test", "validation", "train"), np.split(order, [tested, tested + stopped])))
     cut = lambda table: {part: torch.from_numpy(table[rows]) for part, rows in parts.items()}
+    used = {row: part for part, rows in parts.items() for row in rows.tolist()}
+    given = torch.from_numpy(values[:, : len(columns)]), torch.from_numpy(context) if condition else None
     return Table(
         "breast-cancer" if options.data is None else options.data.stem,
         cut(x),
@@ -174,9 +194,37 @@ def read(options: Options) -> Table:
         columns,
         condition,
         parts["test"],
-        None if labels is None else [labels[row] for row in parts["test"]],
+        Listed(*given, [used[row] for row in range(len(x))], places),
+        notes,
         spread,
     )
+
+
+def read_nuclei(options: Options):
+    """Reads scikit-learn's measures of cell nuclei: ``(values, names, those of the condition, names of rows)``."""
+    from sklearn.datasets import load_breast_cancer
+
+    loaded = load_breast_cancer()
+    # Of the ten mean measures: the fractal dimension and the symmetry say little of the others.
+    names = [str(each).removeprefix("mean ") for each in loaded.feature_names[:8]]
+    for name in (*options.columns, *options.condition):
+        if name not in names:
+            raise ValueError(f"there is no column {name!r}; the columns are {', '.join(names)}.")
+    condition = list(options.condition)
+    columns = list(options.columns) or [name for name in names if name not in condition]
+    check_columns(columns, condition, options)
+    values = loaded.data[:, [names.index(name) for name in (*columns, *condition)]]
+    labels = [str(loaded.target_names[each]) for each in loaded.target]
+    return values, [*columns, *condition], condition, {"row": list(range(len(values))), "label": labels}
+
+
+def check_columns(columns: list, condition: list, options: Options) -> None:
+    """Raises where a column is chosen twice, or none is left."""
+    if not columns or len({*columns, *condition}) < len(columns) + len(condition):
+        raise ValueError(
+            f"--columns {' '.join(options.columns)} --condition {' '.join(options.condition)}: model one column or "
+            f"more, of other ones, each once."
+        )
 
 
 def read_reference(options: Options) -> Table:
@@ -184,7 +232,7 @@ def read_reference(options: Options) -> Table:
     if options.data is not None or options.columns or options.condition or options.folder is None:
         raise ValueError(f"--reference {options.reference} goes with --folder, and without --data and its columns.")
     if options.reference == "power":
-        values = data.read_table(options.folder / "power.npy")[0].numpy()
+        values = data.read_table(options.folder / "power.npy").values.numpy()
         rng = np.random.RandomState(42)
         rng.shuffle(values)
         voltage, active = 0.01 * rng.rand(len(values), 1), 0.001 * rng.rand(len(values), 1)
@@ -201,7 +249,8 @@ def read_reference(options: Options) -> Table:
     x = {part: torch.from_numpy(np.ascontiguousarray(each)) for part, each in x.items()}
     first = len(train) + len(validation)
     rows = np.arange(first, first + len(test))
-    return Table(options.reference, x, None, columns, [], rows, standardised=options.reference == "power")
+    listed = Listed(x["test"], None, ["test"] * len(test), {"row": rows.tolist()})  # of the shuffled table
+    return Table(options.reference, x, None, columns, [], rows, listed, standardised=options.reference == "power")
 
 
 def train(table: Table, options: Options, out: Path):
@@ -313,10 +362,11 @@ def mixtures(table: Table, options: Options) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def calibrate(flow, table: Table, scores: np.ndarray, options: Options, generator):
-    """Ranks held-out rows among samples: ``(samples, pit [N, D], tail [N])``.
+    """Ranks held-out rows among samples: ``(samples, pit [N, D], tail [N])``, and log-densities that tails are from.
 
     ``pit`` is the part of samples below a row's value, column by column, and ``tail`` the part of samples that are less
-    likely than the row: both are uniform for the true density, and a small tail is an odd row.
+    likely than the row: both are uniform for the true density, and a small tail is an odd row. Under a condition every
+    row has samples of its own, and there are no log-densities for all.
     """
     x = table.x["test"]
     if table.context is None:
@@ -327,33 +377,54 @@ def calibrate(flow, table: Table, scores: np.ndarray, options: Options, generato
             likely.append(logp)
         samples, likely = torch.cat(samples), torch.cat(likely).sort().values
         ranks = torch.stack([torch.searchsorted(s.sort().values, v.contiguous()) for s, v in zip(samples.T, x.T)], 1)
-        tail = torch.searchsorted(likely, torch.from_numpy(scores))
-        count = len(samples)
-    else:
-        count = 256
-        parts = [
-            flow.sample_and_log_prob((count,), context, generator=generator)
-            for context in table.context["test"].split(50)
-        ]
-        drawn, likely = torch.cat([each for each, _ in parts], 1), torch.cat([each for _, each in parts], 1)
-        ranks, tail = (drawn < x).sum(0), (likely < torch.from_numpy(scores)).sum(0)
-        samples = drawn[0]
-    return samples, (ranks + 0.5) / (count + 1), (tail + 0.5) / (count + 1)
+        return samples, (ranks + 0.5) / (len(samples) + 1), tails(likely, scores), likely
+    drawn, likely = given(flow, table.context["test"], generator)
+    ranks = (drawn < x).sum(0)
+    return drawn[0], (ranks + 0.5) / (len(drawn) + 1), tails(likely, scores), None
 
 
-def write_anomalies(table: Table, scores: np.ndarray, tail: torch.Tensor, file: Path) -> list[list[str]]:
-    """Writes the held-out rows, least likely first; gives the first ten lines, headed."""
-    labelled = table.labels is not None
-    values = table.x["test"] if table.context is None else torch.cat([table.x["test"], table.context["test"]], 1)
-    lines = [["row", "log_prob", "tail", *(["label"] if labelled else []), *table.columns, *table.condition]]
-    for i in np.argsort(scores)[:10_000]:
-        label = [table.labels[i]] if labelled else []
-        lines.append(
-            [str(table.rows[i]), f"{scores[i]:.3f}", f"{tail[i]:.4f}", *label, *(f"{v:.5g}" for v in values[i])]
-        )
+def given(flow, context: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws 256 samples under every condition, ``[256, N, D]``, with their log-densities."""
+    parts = [flow.sample_and_log_prob((256,), each, generator=generator) for each in context.split(50)]
+    return tuple(torch.cat(each, 1) for each in zip(*parts))
+
+
+def tails(likely: torch.Tensor, scores: np.ndarray) -> torch.Tensor:
+    """Computes the part of samples less likely than each row, from log-densities ``[S]`` (sorted) or ``[S, N]``."""
+    scores = torch.from_numpy(scores)
+    below = torch.searchsorted(likely, scores) if likely.dim() == 1 else (likely < scores).sum(0)
+    return (below + 0.5) / (len(likely) + 1)
+
+
+def write_anomalies(flow, table: Table, likely: torch.Tensor | None, file: Path, generator) -> list[list[str]]:
+    """Writes the rows as they were given, least likely first; gives the first ten lines, headed."""
+    listed = table.listed
+    scores = score(flow, listed.x, listed.context, generator)
+    order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")
+    if likely is not None:
+        tail = [f"{each:.4g}" for each in tails(likely, scores)]
+    else:  # samples for every row by itself: for those that are looked at
+        tail, odd = [""] * len(scores), order[:1000].copy()
+        with torch.no_grad():
+            own = given(flow, listed.context[odd], generator)[1]
+        for row, each in zip(odd, tails(own, scores[odd])):
+            tail[row] = f"{each:.4g}"
+    values = listed.x if listed.context is None else torch.cat([listed.x, listed.context], 1)
+    heads = [*listed.places, "part", "log_prob", "tail", *table.columns, *table.condition]
+    found = lambda i: [str(each[i]) for each in listed.places.values()]
+    line = lambda i, shown: [*found(i), listed.parts[i], f"{scores[i]:.6g}", tail[i], *map(shown, values[i].tolist())]
     with file.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(lines)
-    return lines[:11]
+        writer = csv.writer(stream)
+        writer.writerow(heads)
+        writer.writerows(line(i, plain) for i in order)
+    return [heads, *(line(i, lambda value: plain(value, 6)) for i in order[:10])]
+
+
+def plain(value: float, digits: int = 17) -> str:
+    """Writes a number as a table would: whole ones without a point, others as short as they can be read back."""
+    if value == round(value) and abs(value) < 1e15:
+        return str(round(value))
+    return repr(value) if digits >= 17 else f"{value:.{digits}g}"
 
 
 def main(options: Options) -> None:
@@ -368,6 +439,8 @@ def main(options: Options) -> None:
     )
     given = f" given {', '.join(table.condition)}" if table.condition else ""
     say(f"{table.name}: {len(table.columns)} columns{given}, rows: {sizes}")
+    for note in table.notes:
+        say(note)
     if table.spread:
         say(f"spread over their steps, as they hold few different values: {', '.join(table.spread)}")
     flow, run, best_step = train(table, options, out)
@@ -382,6 +455,7 @@ def main(options: Options) -> None:
         "columns": table.columns,
         "condition": table.condition,
         "dequantised": table.spread,
+        "notes": table.notes,
         "steps": run.steps,
         "best_step": best_step,
         "training_seconds": run.seconds,
@@ -418,7 +492,7 @@ def main(options: Options) -> None:
     table.x["test"], table.rows, scores = test[few], table.rows[few], scores[few]
     if context is not None:
         table.context["test"] = context[few]
-    samples, pit, tail = calibrate(flow, table, scores, options, generator)
+    samples, pit, tail, likely = calibrate(flow, table, scores, options, generator)
     names, shown = [*table.columns, *table.condition], min(8, len(table.columns) + len(table.condition))
     joined = lambda x: x if context is None else torch.cat([x, table.context["test"]], 1)
     reference, drawn = joined(table.x["test"])[:, :shown], joined(samples)[:, :shown]
@@ -445,9 +519,13 @@ def main(options: Options) -> None:
         f"calibration, p-values of Kolmogorov-Smirnov tests on {len(scores)} rows: regions of the density "
         f"{p['density']:.3g}, least of the {len(table.columns)} columns {p[worst]:.3g} ({worst})"
     )
-    lines = write_anomalies(table, scores, tail, out / "anomalies.csv")
-    say("the least likely rows (tail: the part of the flow's own samples that are less likely):")
-    kept = [line[: 9 if table.labels is None else 10] for line in lines]
+    generator.manual_seed(options.seed + 2)
+    lines = write_anomalies(flow, table, likely, out / "anomalies.csv", generator)
+    say(
+        f"the least likely of {len(table.listed.parts)} rows (tail: the part of the flow's own samples that are less "
+        f"likely; rows to train by are likelier than they would be if they were new):"
+    )
+    kept = [line[: len(table.listed.places) + 9] for line in lines]
     widths = [max(len(line[i]) for line in kept) for i in range(len(kept[0]))]
     say("\n".join("  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(line, widths)) for line in kept))
 
@@ -460,9 +538,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"density.py: {error}" if MAIN else f"density.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"density.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "density.py", {"label": "id"})

@@ -11,15 +11,12 @@ Everything lands in one folder: ``model/`` (``cflow sample`` draws from it), ``s
 """
 
 import json
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 import cflow
 from cflow import (
@@ -37,6 +34,7 @@ from cflow import (
     times,
     training,
 )
+from cflow.cli import run_recipe
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -50,8 +48,8 @@ class Options:
     """Which images; all but digits are read from --root."""
     root: Path | None = None
     """The folder with the files of the data set."""
-    size: Literal[8, 16, 32, 64] = 32
-    """Side to which the pictures of a folder are cropped and scaled."""
+    size: tuple[int, ...] = (32,)
+    """Side, or height and width, to which the pictures of a folder are cropped and scaled."""
     out: Path | None = None
     """Where everything is written; runs/images-<data> unless given."""
     steps: int | None = None
@@ -90,17 +88,18 @@ def read(options: Options) -> data.ImageData:
         case "cifar10":
             return data.cifar10(options.root)
         case "folder":
-            return data.image_folder(options.root, options.size)
+            if len(options.size) not in (1, 2):
+                raise ValueError(f"--size {' '.join(map(str, options.size))}: pass a side, or height and width.")
+            return data.image_folder(options.root, (options.size[0], options.size[-1]))
     return data.mnist(options.root)
 
 
 def build(images: data.ImageData, width: int) -> cflow.ContinuousFlow:
     """Builds the flow: a U-Net on dequantised images in [-1, 1], conditioned on the class."""
-    channels, size, _ = images.event_shape
+    channels, *size = images.event_shape
     classes = len(images.classes) if len(images.classes) > 1 else 0
-    multipliers = {28: (1, 2, 2)}.get(size)  # MNIST's 28 pixels are halved twice; other sizes have defaults
-    attention = () if size == 8 else None  # on 8x8 pixels, convolutions and the attention in the middle see everything
-    field = fields.UNet(channels, size, width=width, multipliers=multipliers, attention=attention, classes=classes)
+    attention = () if size == [8, 8] else None  # there, convolutions and the attention in the middle see everything
+    field = fields.UNet(channels, size, width=width, multipliers=levels(size), attention=attention, classes=classes)
     flow = cflow.ContinuousFlow(
         field,
         bases.Normal(images.event_shape),
@@ -110,6 +109,15 @@ def build(images: data.ImageData, width: int) -> cflow.ContinuousFlow:
     return flow.with_transform(
         bijections.Dequantise(images.event_shape, images.levels), bijections.Rescale(images.event_shape)
     )
+
+
+def levels(size: list[int]) -> tuple[int, ...] | None:
+    """Gives the channels of the U-Net's levels, in its width; None where it has them for this size."""
+    halvings = 0
+    while halvings < 3 and all(side % 2 ** (halvings + 1) == 0 for side in size) and min(size) >= 8 * 2**halvings:
+        halvings += 1
+    usual = {8: 1, 16: 2, 32: 3, 64: 3}.get(min(size))  # MNIST's 28 pixels are halved twice
+    return None if halvings == usual else (1, *(2,) * halvings)
 
 
 def held_out(images: data.ImageData, flow):
@@ -181,7 +189,7 @@ def main(options: Options) -> None:
         objective,
         (images.train, images.train_labels) if flow.context_shape is not None else images.train,
         steps=steps,
-        batch_size=options.batch_size,
+        batch_size=min(options.batch_size, len(images.train)),
         lr=options.lr,
         schedule=training.Cosine(warmup=100),
         ema=training.EMA(decay=0.99 if small else 0.9995),
@@ -225,7 +233,7 @@ def main(options: Options) -> None:
         "classes": list(images.classes),
         "steps": run.steps,
         "training_seconds": run.seconds,
-        "solver": repr(solver),
+        "sampler": {"solver": options.solver, "steps": options.solver_steps},
         "guidance": options.guidance,
     }
     report["seconds"] = time.perf_counter() - began
@@ -240,9 +248,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"images.py: {error}" if MAIN else f"images.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"images.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "images.py")

@@ -17,9 +17,7 @@ Leaves ``model/``, ``corner-*.png``, ``calibration.png``, ``training.png`` and `
 
 import json
 import math
-import os
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +25,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 
 import cflow
 from cflow import bases, bijections, discrete, fields, metrics, objectives, paths, plot, solvers, training
+from cflow.cli import run_recipe
 
 # Under a launcher every process runs this script: all train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -168,11 +166,20 @@ def targets(options: Options, task, generator):
     found = []
     for k in OBSERVATIONS:
         folder = options.reference / task.folder / "files" / f"num_observation_{k}"
-        read = lambda name: torch.tensor(np.loadtxt(folder / name, delimiter=",", skiprows=1), dtype=torch.float32)  # noqa: B023
-        draws = read("reference_posterior_samples.csv.bz2")
+        draws = read(folder / "reference_posterior_samples.csv.bz2")
         draws = draws[torch.randperm(len(draws), generator=generator)[: options.samples]]
-        found.append((read("observation.csv"), read("true_parameters.csv"), draws))
+        found.append((read(folder / "observation.csv"), read(folder / "true_parameters.csv"), draws))
     return found
+
+
+def read(file: Path) -> torch.Tensor:
+    """Reads a table of numbers under a line of names, packed or not."""
+    try:
+        return torch.tensor(np.loadtxt(file, delimiter=",", skiprows=1), dtype=torch.float32)
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{file}: no table of the benchmark ({error}); get the tasks of sbibm again.") from error
 
 
 def calibrated(posterior, task, options: Options, solver: dict, generator):
@@ -234,6 +241,8 @@ def main(options: Options) -> None:
     label = f"{options.flow}, highest density"
     plot.calibration(ranked.pit, out / "calibration.png", coverage={label: coverage.credibility}, names=task.names)
     report = {
+        "columns": list(task.names),
+        "condition": [f"x {i + 1}" for i in range(x.shape[1])],
         "steps": run.steps,
         "training_seconds": run.seconds,
         "validation": run.final_validation,
@@ -256,6 +265,8 @@ def main(options: Options) -> None:
             plot.corner(
                 draws, out / pictures[-1], reference=reference, names=task.names, labels=labels, marks=truth[None]
             )
+    if options.flow == "matching":
+        report["sampler"] = {"solver": "rk4", "steps": solver["solver"].steps}
     report["share_outside_prior"] = max(outside)
     if accuracies:
         report["c2st"], report["c2st_classifier"] = accuracies, "two hidden layers of 10 D units (sbibm)"
@@ -279,9 +290,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"posterior.py: {error}" if MAIN else f"posterior.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"posterior.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "posterior.py")

@@ -16,7 +16,6 @@ and ``metrics.json`` in one folder.
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,11 @@ from typing import Literal
 
 import images as base
 import torch
-import tyro
 from torch import nn
 
 import cflow
 from cflow import data, guidance, metrics, plot, solvers, training
+from cflow.cli import run_recipe
 
 # Under a launcher every process runs this script: all carry pairs and train, one speaks, draws and measures.
 MAIN = training.is_main()
@@ -271,9 +270,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"reflow.py: {error}" if MAIN else f"reflow.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"reflow.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "reflow.py")

@@ -11,15 +11,12 @@ Leaves ``model/``, ``samples.png``, ``density.png`` (where there is one), ``traj
 """
 
 import json
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 import cflow
 from cflow import (
@@ -36,6 +33,7 @@ from cflow import (
     solvers,
     training,
 )
+from cflow.cli import run_recipe
 
 Name = Literal["eight-gaussians", "moons", "s-curve", "checkerboard", "pinwheel", "spirals"]
 COUPLINGS = {
@@ -181,7 +179,9 @@ def main(options: Options) -> None:
         report["log_prob_standard_error"] = float(logp.std() / len(logp) ** 0.5)
     if flow.likelihood != "none" and name in data.toys.LOG_PROBS:
         report["log_prob_true"] = float(data.toys.log_prob(name, test[:1000]).mean())
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    noise = {"solver": "euler_maruyama", "diffusion": options.bridge} if options.bridge else {"solver": "heun"}
+    sampler = {"sampler": noise | {"steps": options.solver_steps}}
+    (out / "metrics.json").write_text(json.dumps(report | sampler, indent=1) + "\n")
     for key, value in report.items():
         print(f"  {key:28s} {value:.4g}")
     print(f"pictures: {out}/{', '.join(pictures)}")
@@ -282,9 +282,4 @@ def maximise(options: Options, preset: str, out: Path, name: str, train: torch.T
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"toys.py: {error}" if MAIN else f"toys.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"toys.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "toys.py")

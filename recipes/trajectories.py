@@ -14,18 +14,16 @@ the runs without a time are in ``without-*/``.
 
 import json
 import math
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 import cflow
 from cflow import bases, bijections, couplings, data, fields, metrics, objectives, plot, training
+from cflow.cli import run_recipe
 
 COUPLINGS = {"optimal transport": couplings.OptimalTransport(), "independent": couplings.Independent()}
 METHODS = ("flow, optimal transport", "flow, independent", "OT interpolation", "no motion")
@@ -262,9 +260,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"trajectories.py: {error}" if MAIN else f"trajectories.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"trajectories.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "trajectories.py", {"times": "time_column"})

@@ -18,19 +18,17 @@ Leaves ``model/``, ``marginals.png``, ``training.png`` and ``metrics.json`` in o
 
 import json
 import math
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 import cflow
 from cflow import bases, bijections, discrete, fields, plot, solvers, training
+from cflow.cli import run_recipe
 from cflow.metrics import Importance, importance
 from cflow.objectives import AlphaDivergence, DoublyReparameterised, ForwardKL, PathDerivative, ReverseKL
 from cflow.plot import BLUE, ORANGE, new_figure, save
@@ -402,9 +400,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, console_outputs=MAIN))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"variational.py: {error}" if MAIN else f"variational.py, process {os.environ['RANK']}: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"variational.py: {stop or 'interrupted'}" if MAIN else 1)
+    run_recipe(main, Options, "variational.py")

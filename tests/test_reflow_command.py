@@ -62,7 +62,7 @@ KILLER = """
 import os, signal, sys
 import torch
 from cflow.cli import main
-from cflow.training import pairs
+from cflow.training.few_step import pairs
 from cflow.training.checkpoints import Checkpoints
 phase = sys.argv[1]
 if phase == "pairs":
@@ -85,7 +85,7 @@ main(sys.argv[2:])
 
 @pytest.mark.parametrize("phase", ["pairs", "round-1", "distilled-1"])
 def test_a_kill_in_each_phase_changes_nothing(phase, run, tmp_path, monkeypatch):
-    from cflow.training import pairs
+    from cflow.training.few_step import pairs
 
     arguments = ["--rounds", "1", "--distill", "1", *SMALL]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -72,15 +72,35 @@ def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
     assert scores[0] == scores[4]
     captured = capsys.readouterr()
     for part in (
-        "line 2: NaN or infinity",
+        "line 2: column 0 holds 'nan', a missing value",
         "line 3: 1 fields",
         "line 4: column 0 holds 'x'",
         "line 6: its log-density",
     ):
         assert part in captured.err
     assert "and 14 more bad rows" in captured.err
+    for remedy in ("no value: drop such rows, or fill them", "another number of fields: write as many in every line"):
+        assert captured.err.count(remedy) == 1
     assert "36 rows" in captured.out
     assert "34 bad rows" in captured.out
+
+
+def test_a_stray_quote_costs_one_row(runs, tmp_path, capsys):
+    lines = ["star,a,b", *(f"s{i},5,6" for i in range(1000)), "", "# the end"]
+    lines[10] = 's9,5,"6'
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    main(["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv"), "--id", "star"])
+    assert np.isfinite(scores_of(tmp_path / "s.csv")).nonzero()[0].tolist() == [i for i in range(1000) if i != 9]
+    with (tmp_path / "s.csv").open() as rows:
+        rows = list(csv.reader(rows))
+    assert rows[0] == ["row", "line", "star", "log_prob"]
+    assert [row[:3] for row in (rows[1], rows[10], rows[1000])] == [
+        ["0", "2", "s0"], ["9", "11", ""], ["999", "1001", "s999"],
+    ]  # fmt: skip
+    captured = capsys.readouterr()
+    assert "x.csv: line 11: a stray quote" in captured.err
+    assert "1000 rows" in captured.out
+    assert "1 bad rows, 2 lines that are no rows" in captured.out
 
 
 def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path):

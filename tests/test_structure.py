@@ -10,13 +10,13 @@ import cflow
 FOLDER = Path(cflow.__file__).parent
 # Every room imports only from rooms behind it.
 ORDER = [
-    "cli", "testing", "integrations", "density", "training", "plot", "metrics", "data", "objectives", "continuous",
-    "discrete", "standardised_context", "invertible_flow", "flow", "distribution", "support", "calls", "couplings",
-    "paths", "fields", "bijections", "solvers", "bases", "times", "lost_rows", "io", "record", "modes",
+    "__main__", "cli", "testing", "integrations", "density", "training", "plot", "metrics", "data", "objectives",
+    "continuous", "discrete", "standardised_context", "invertible_flow", "flow", "distribution", "support", "calls",
+    "couplings", "paths", "fields", "bijections", "solvers", "bases", "times", "lost_rows", "io", "record", "modes",
     "autocasting", "keywords", "arguments", "draws", "shapes", "registry", "building", "storage",
 ]  # fmt: skip
 # What the whole package is asked for, such as its version or the classes that its rooms register.
-WHOLE = {"integrations"}
+WHOLE = {"integrations", "cli"}
 
 
 def imports(file):

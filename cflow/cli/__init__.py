@@ -8,28 +8,60 @@ cflow reflow runs/images-digits --rounds 1 --pairs 10000 --distill 1
 cflow score runs/density-wine wine.csv --output scores.csv
 cflow export runs/images-digits --steps 8 --output digits.pt2
 cflow info runs/images-digits
+cflow --version
 
-Each command is a file; what they share about a run's folder is in ``runs.py``.
+Where the command is not on the path, ``python -m cflow`` is the same. Each command is a file; what they
+share about a run's folder is in ``runs.py``, and how mistakes are said is in ``running.py``.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
 import sys
 
+import cflow
 from cflow.cli import bespoke, export, info, reflow, sample, score
 from cflow.cli.commands import app
+from cflow.cli.running import MISTAKES, check_typeguard, in_options, run_recipe, warnings_said
 
-__all__ = ["main"]
+__all__ = ["main", "run_recipe"]
 
 COMMANDS = (sample, score, bespoke, reflow, export, info)  # importing one adds it to the app
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; mistakes of the user end in one line and exit status 2."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["--version"]:
+        print(f"cflow {cflow.__version__}")
+        return
+    said = lambda text: f"cflow: {in_options(str(text), *_options(args[0] if args else ''))}"
     try:
-        app.cli(prog="cflow", args=args)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"cflow: {error}", file=sys.stderr)
+        check_typeguard()
+        with warnings_said(said):
+            app.cli(prog="cflow", args=args)
+    except BrokenPipeError:  # whoever read what was printed has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except MISTAKES as error:
+        print(said(error), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _options(command: str) -> tuple[dict[str, bool], dict[str, str]]:
+    """Gives the options of a command, whether each is a switch, and those whose arguments have other names."""
+    function = next((vars(each)[command] for each in COMMANDS if command in vars(each)), None)
+    flags, names = {}, {}
+    for name, each in ({} if function is None else inspect.signature(function).parameters).items():
+        if each.kind is each.POSITIONAL_ONLY:
+            continue
+        renamed = re.search(r"name='([\w-]+)'|name=\"([\w-]+)\"", str(each.annotation))
+        option = (renamed[1] or renamed[2]) if renamed else name
+        flags[option] = each.annotation in (bool, "bool")
+        if option != name:
+            names[name] = option
+    return flags, names

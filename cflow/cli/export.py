@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cflow.cli.commands import app
-from cflow.cli.runs import device_of, folder_of, guidance_of, needs_solver, solver_of
+from cflow.cli.runs import device_of, folder_of, guidance_of, needs_solver, sampler_of, solver_of
 from cflow.io import load
 
 
@@ -31,7 +31,7 @@ def export(
         output: The file, .pt2 or .onnx; what it holds is described beside it in a .json.
         what: The sampler (draws of the base to samples), the network (its velocity), or the log-density.
         solver: Heun, euler, unipc and so on with their steps; bespoke for what `cflow bespoke` fitted, or its .json
-            file; the flow's own unless given.
+            file; unless given, what the run drew its samples by, and for a log-density the flow's own.
         steps: Steps of the solver, heun unless another is named.
         guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         batch: Samples in a batch; any number unless given.
@@ -47,7 +47,9 @@ def export(
         needs_solver(flow, given[0])
     if given and what == "network":
         raise ValueError(f"{given[0]}: a network by itself takes no steps; omit the option, or export the sampler.")
-    options = solver_of(folder, solver, steps=steps)
+    options = (
+        sampler_of(run, folder, solver, steps=steps) if what == "sampler" else solver_of(folder, solver, steps=steps)
+    )
     if what != "log_prob":
         options |= guidance_of(flow, run, guidance)
     elif guidance is not None:

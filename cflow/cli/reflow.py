@@ -51,7 +51,7 @@ def reflow(
         rounds: How often to straighten.
         pairs: Pairs per round.
         steps: Training steps per round, and of the distillation.
-        distill: Distil the last round to so many evaluations; 0 for not at all.
+        distil: Distil the last round to so many evaluations; 0 for not at all.
         solver: Solver of the pairs: heun, euler, rk4 and so on.
         solver_steps: Its steps.
         guidance: Classifier-free guidance of the first round's pairs; the run's own unless given.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cflow.continuous.guidance import ClassifierFree
+from cflow.data.faults import is_finite
+from cflow.data.tables import ENDINGS, TableFile
 from cflow.io import find
 from cflow.solvers import METHODS, Bespoke, by_name
 
 __all__ = [
-    "bespoke_file", "device_of", "folder_of", "guidance_of", "home_of", "labels_of", "needs_solver", "report_of",
-    "solver_of",
+    "bespoke_file", "contexts_of", "device_of", "folder_of", "guidance_of", "home_of", "labels_of", "needs_solver",
+    "report_of", "sampler_of", "solver_of",
 ]  # fmt: skip
 
 
@@ -57,9 +61,11 @@ def guidance_of(flow, run: Path, guidance: float | None) -> dict:
 
 
 def report_of(run: Path) -> dict:
-    """Reads what the recipe measured, where it did."""
-    file = run / "metrics.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    """Reads what the recipe measured, where it did; also from the folder of the model in that of the run."""
+    for file in (run / "metrics.json", run.resolve().parent / "metrics.json"):
+        if file.is_file() and (file.parent == run or run.resolve().name == "model"):
+            return json.loads(file.read_text())
+    return {}
 
 
 def device_of(name: str) -> torch.device:
@@ -88,14 +94,60 @@ def labels_of(flow, label: int | None, num: int) -> Tensor | None:
         return None
     if not classes:
         raise ValueError(
-            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which the command line has "
-            "no option for; use flow.sample(context=...) in Python."
+            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which this command has no "
+            f"option for; `cflow sample --context` draws from it, and Python does the rest."
         )
     if label is None:
         return torch.arange(num) % classes
     if not 0 <= label < classes:
         raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}.")
     return torch.full((num,), label)
+
+
+def contexts_of(flow, run: Path, context: str | None) -> Tensor | None:
+    """Reads contexts ``[N, *context_shape]`` that are numbers, or rows of a table; None for a flow without any."""
+    if flow.context_shape is None or flow.classes:
+        if context is not None:
+            instead = "name a class by --label" if flow.classes else "omit the option"
+            raise ValueError(f"--context {context}: this flow is conditioned on no numbers; {instead}.")
+        return None
+    count = math.prod(flow.context_shape)
+    names = report_of(run).get("condition") or [f"c{i}" for i in range(count)]
+    if context is None:
+        raise ValueError(
+            f"sample {run}: this flow is conditioned on {count} numbers ({', '.join(names)}); pass them as --context "
+            f"{','.join('1.5' for _ in names)}, or a table of them as --context FILE."
+        )
+    if Path(context).suffix.lower() in ENDINGS:
+        file = TableFile(context)
+        if file.names is not None and set(names) <= set(file.names):
+            file = file.choose(names)
+        values = file.read().values
+    else:
+        numbers = context.split(",")
+        if not all(map(is_finite, numbers)):
+            raise ValueError(
+                f"--context {context}: neither numbers with commas between, nor a {', '.join(ENDINGS)}; pass one."
+            )
+        values = torch.tensor([[float(each) for each in numbers]], dtype=torch.float64)
+    if values.shape[1] != count:
+        raise ValueError(
+            f"--context {context}: there are {values.shape[1]} numbers, and this flow is conditioned on {count} "
+            f"({', '.join(names)}); pass as many."
+        )
+    return values.reshape(-1, *flow.context_shape)
+
+
+def sampler_of(run: Path, folder: Path, name: str | None, **options: float | None) -> dict:
+    """Builds the solver of samples: what options of the command line name, or what the run drew its own samples by.
+
+    Other steps by themselves are steps of the run's solver.
+    """
+    own = report_of(run).get("sampler")
+    if name is None and own and {key for key, value in options.items() if value is not None} <= {"steps"}:
+        name, options = own["solver"], own | ({} if options["steps"] is None else options)
+        options = {key: value for key, value in options.items() if key != "solver"}
+    return solver_of(folder, name, **options)
 
 
 def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
@@ -116,6 +168,10 @@ def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
     if name is None:
         stochastic, counted = "diffusion" in options, "steps" in options
         name = "euler_maruyama" if stochastic else "heun" if counted else "dopri5"
+    if "steps" not in options and any(
+        each.name == "steps" and each.default is None for each in fields(METHODS.get(name, Bespoke))
+    ):
+        raise ValueError(f"--solver {name}: this solver takes steps; say how many, such as --steps 20.")
     try:
         return {"solver": by_name(name, **options)}
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,16 @@ import tyro
 from torch import Tensor
 
 from cflow.cli.commands import app
-from cflow.cli.runs import device_of, folder_of, guidance_of, labels_of, needs_solver, solver_of
+from cflow.cli.runs import (
+    contexts_of,
+    device_of,
+    folder_of,
+    guidance_of,
+    labels_of,
+    needs_solver,
+    report_of,
+    sampler_of,
+)  # fmt: skip
 from cflow.io import load
 from cflow.solvers import CudaGraph
 
@@ -22,7 +32,7 @@ FORMATS = (".png", ".npy", ".npz", ".csv")
 def sample(
     run: tyro.conf.Positional[Path],
     /,
-    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     solver: str | None = None,
     steps: int | None = None,
     rtol: float | None = None,
@@ -30,6 +40,7 @@ def sample(
     diffusion: float | None = None,
     cuda_graph: bool = False,
     label: int | None = None,
+    context: Annotated[str | None, tyro.conf.arg(metavar="NUMBER,NUMBER|FILE")] = None,
     guidance: float | None = None,
     seed: int | None = None,
     batch: int = 250,
@@ -40,26 +51,30 @@ def sample(
 
     Args:
         run: A run's folder, or a folder that cflow.save wrote.
-        num: How many samples.
+        num: How many samples; 64, or one for every row of --context, unless given.
         solver: Euler, heun, adams_bashforth, dpm_solver_pp_2m, unipc, deis, rk4, dopri5, euler_maruyama and so on;
-            bespoke for what `cflow bespoke` fitted, or its .json file; the flow's own unless given.
+            bespoke for what `cflow bespoke` fitted, or its .json file; the one that the run drew its samples by unless
+            given.
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
         diffusion: Strength of the noise of a stochastic solver.
         cuda_graph: Replay each batch of samples from a CUDA graph; for a network that is small beside its GPU.
         label: The class to draw; every class in turn unless given.
+        context: What a flow conditioned on numbers is to draw for: the numbers, or a table (.csv, .npy and so on) with
+            a row for each context, which are drawn for in turn.
         guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         seed: Seed of the draws; a new one each time unless given.
         batch: Samples carried at once.
         device: Where to compute, such as cuda.
-        output: A .png picture, or the numbers as .npy, .npz or .csv.
+        output: A .png picture, or the numbers as .npy, .npz, or .csv with a line of names; values that were whole, or
+            on another lattice, in the data of the run are so here.
     """
     if output.suffix.lower() not in FORMATS:
         raise ValueError(
             f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings."
         )
-    if num < 1 or batch < 1:
+    if (num is not None and num < 1) or batch < 1:
         raise ValueError(f"--num {num} --batch {batch}: both are at least 1.")
     if seed is not None and seed < 0:
         raise ValueError(f"--seed {seed}: a seed is 0 or more.")
@@ -71,11 +86,13 @@ def sample(
     given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     if given or cuda_graph:
         needs_solver(flow, (given or ["--cuda-graph"])[0])
-    chosen = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
+    chosen = sampler_of(run, folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
     if cuda_graph:
         chosen = {"solver": CudaGraph(chosen.get("solver", flow.solver))}
     options = {"generator": generator, **chosen}
-    labels = labels_of(flow, label, num)
+    contexts = contexts_of(flow, run, context)
+    num = num or (64 if contexts is None or len(contexts) == 1 else len(contexts))
+    labels = labels_of(flow, label, num) if contexts is None else contexts[torch.arange(num) % len(contexts)]
     options |= guidance_of(flow, run, guidance)
     output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is drawn
     parts = []
@@ -87,24 +104,49 @@ def sample(
             parts.append(flow.sample((), labels[start : start + count].to(device), **options).cpu())
         print(f"\r{start + count} of {num} samples", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    x = torch.cat(parts)
-    _write(flow, x, output, None if label is not None else labels)
-    print(f"{output}: {num} samples, shape {tuple(x.shape[1:])}, seed {seed}")
+    report = report_of(run)
+    x = _on_lattice(torch.cat(parts), report)
+    _write(flow, x, output, None if label is not None else labels, report)
+    how = f", {chosen.get('solver', flow.solver)!r}" if "solver" in flow.options_of("sample") else ""
+    print(f"{output}: {num} samples, shape {tuple(x.shape[1:])}, seed {seed}{how}")
 
 
-def _write(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
+def _on_lattice(x: Tensor, report: dict) -> Tensor:
+    """Moves columns that the run had spread over their steps back onto them."""
+    lattice = report.get("dequantised") or {}
+    for name, (first, step) in lattice.items():
+        column = x[:, report["columns"].index(name)]
+        column.copy_(first + step * ((column - first) / step).round())
+    return x
+
+
+def _write(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) -> None:
     import numpy
 
     ending = output.suffix.lower()
     if ending == ".png":
-        _draw(flow, x, output, labels)
+        _draw(flow, x, output, labels if flow.classes else None)
     elif ending == ".npy":
         numpy.save(output, x.numpy())
     elif ending == ".npz":
-        extra = {} if labels is None else {"labels": labels.numpy()}
+        extra = {} if labels is None else {"labels" if flow.classes else "context": labels.numpy()}
         numpy.savez_compressed(output, samples=x.numpy(), **extra)
     else:
-        numpy.savetxt(output, x.flatten(1).numpy(), delimiter=",", fmt="%.9g")
+        columns, names = [x.flatten(1)], _names(x, report.get("columns"), "x")
+        if labels is not None:
+            columns.append(labels.reshape(len(x), -1))
+            names += ["label"] if flow.classes else _names(labels, report.get("condition"), "c")
+        with output.open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines, lineterminator="\n")
+            writer.writerow(names)
+            for row in zip(*(each.numpy() for each in columns)):
+                writer.writerow([str(value).removesuffix(".0") for part in row for value in part])
+
+
+def _names(values: Tensor, noted: list[str] | None, letter: str) -> list[str]:
+    """Names columns as the run does, or by their numbers."""
+    count = values.flatten(1).shape[1] if values.dim() > 1 else 1
+    return list(noted) if noted and len(noted) == count else [f"{letter}{i}" for i in range(count)]
 
 
 def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import math
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of
+from cflow.data.faults import Fault
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
@@ -29,6 +31,7 @@ def score(
     /,
     columns: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None,
     condition: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None,
+    label: Annotated[str | None, tyro.conf.arg(name="id", metavar="NAME")] = None,
     header: Literal["auto", "yes", "no"] = "auto",
     key: str | None = None,
     solver: str | None = None,
@@ -43,7 +46,8 @@ def score(
     """Compute the log-density of every row of a table, in nats.
 
     The table is read, scored and written in portions, so it may be larger than memory. A row that cannot be scored
-    (text, NaN, too few fields) is named, and has an empty score in the output.
+    (text, NaN, too few fields) is named, and has an empty score in the output. Lines that are no rows (empty ones, and
+    remarks) are counted.
 
     Args:
         run: A run's folder, or a folder that cflow.save wrote.
@@ -52,6 +56,7 @@ def score(
             columns but those of the condition, unless given.
         condition: Names (or numbers) of the columns that the flow is conditioned on; what the run noted, or the last
             ones, unless given.
+        label: Name (or number) of the column that names the rows; it is written beside their scores.
         header: Whether a text file begins with names; auto sees it from the first line.
         key: Name of the array in a .npz file that holds several.
         solver: Dopri5, rk4 and so on, for a continuous flow; the flow's own unless given.
@@ -61,7 +66,8 @@ def score(
         seed: Seed of the draws, where the likelihood is an estimate or a bound.
         batch: Rows carried at once.
         device: Where to compute, such as cuda.
-        output: A .csv file with a line per row of the table: its number, from 0, and its score.
+        output: A .csv file with a line per row of the table: its number, from 0, its line in a text file, its name by
+            --id, and its score.
     """
     if output.suffix.lower() != ".csv":
         raise ValueError(f"--output {output}: scores are written as text; choose a name that ends in .csv.")
@@ -81,17 +87,21 @@ def score(
         needs_solver(flow, given[0])
     options = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol)
     named = {"auto": None, "yes": True, "no": False}[header]
-    file = TableFile(table, header=named, key=key)
-    file = TableFile(table, columns=_columns(flow, run, file, columns, condition), header=named, key=key)
+    file = TableFile(table, header=named, key=key, label=label)
+    file = file.choose(_columns(flow, run, file, columns, condition))
     generator = torch.Generator(place).manual_seed(seed)
 
     total = Summary()
     with _written(output) as lines:
-        lines.write("row,log_prob\n")
+        lines = csv.writer(lines, lineterminator="\n")
+        lines.writerow(["row", *(["line"] if file.unit == "line" else []), *([label] if label else []), "log_prob"])
         for chunk in file.chunks(batch):
             scores = _scores(flow, chunk, generator, options)
             for position, value in enumerate(scores.tolist()):
-                lines.write(f"{total.rows + position},{'' if position in chunk.bad else f'{value:.9g}'}\n")
+                place = [chunk.places[position]] if file.unit == "line" else []
+                named = [] if chunk.labels is None else [chunk.labels[position]]
+                shown = "" if position in chunk.bad else f"{value:.9g}"
+                lines.writerow([total.rows + position, *place, *named, shown])
             total.add(scores, chunk, file)
             print(f"\r{total.rows} rows", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
@@ -102,14 +112,16 @@ def score(
                 f"{math.prod(flow.event_shape)}."
             )
     kind = "" if flow.likelihood == "exact" else f" ({flow.likelihood})"
-    print(f"{output}: {total.rows} rows, mean log-density {total.said()} nats{kind}, {total.bad} bad rows")
+    passed = f", {total.passed} lines that are no rows" if total.passed else ""
+    print(f"{output}: {total.rows} rows, mean log-density {total.said()} nats{kind}, {total.bad} bad rows{passed}")
 
 
 class Summary:
     """What is said in the end, from sums alone."""
 
     def __init__(self) -> None:
-        self.rows = self.bad = 0
+        self.rows = self.bad = self.passed = 0
+        self.remedies: dict[str, str] = {}
         self.mean = self.squares = 0.0
 
     def add(self, scores: Tensor, chunk: Chunk, file: TableFile) -> None:
@@ -118,6 +130,8 @@ class Summary:
             if self.bad < SHOWN:
                 print(f"\r{file.path}: {file.unit} {chunk.places[position]}: {what}", file=sys.stderr)
             self.bad += 1
+            self.remedies.setdefault(what.kind, what.remedy)
+        self.passed += chunk.passed
         self.rows += len(scores)
         good = scores[[position not in chunk.bad for position in range(len(scores))]].double()
         if len(good):  # means and squared deviations of two sets become those of both (Chan, Golub and LeVeque, 1979)
@@ -132,8 +146,11 @@ class Summary:
         return f"{self.mean:.6g}" + (f" ± {math.sqrt(self.squares / (count - 1) / count):.2g}" if count > 1 else "")
 
     def tell_rest(self) -> None:
+        """Says how many bad rows were not named, and what to do about each kind."""
         if self.bad > SHOWN:
             print(f"and {self.bad - SHOWN} more bad rows", file=sys.stderr)
+        for kind, remedy in self.remedies.items():
+            print(f"{kind}: {remedy}", file=sys.stderr)
 
 
 def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: str | None) -> list[int]:
@@ -184,7 +201,9 @@ def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Te
         for position, value in zip(sound, _log_prob(flow, x, context, generator, options).tolist()):
             scores[position] = value
             if not math.isfinite(value):
-                chunk.bad[position] = f"its log-density is {value} (nan: the solver failed)"
+                chunk.bad[position] = Fault(
+                    f"its log-density is {value} (nan: the solver failed)", "no log-density", "look at these rows"
+                )
     return scores
 
 

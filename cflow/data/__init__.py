@@ -1,14 +1,16 @@
 """Data: readers of image and array files, and two-dimensional toys."""
 
 from cflow.data import toys
-from cflow.data.files import read_array, read_idx
+from cflow.data.files import read_idx
 from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
+from cflow.data.npy import read_array
 from cflow.data.snapshots import Snapshots, read_snapshots
-from cflow.data.tables import TableFile, read_table
+from cflow.data.tables import Table, TableFile, read_table
 
 __all__ = [
     "ImageData",
     "Snapshots",
+    "Table",
     "TableFile",
     "cifar10",
     "digits",

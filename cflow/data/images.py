@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
+import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +15,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cflow.data.files import find, read_idx
+from cflow.data.files import INFLATION, find, read_idx
 
 __all__ = ["ImageData", "cifar10", "digits", "image_folder", "mnist"]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# What Pillow raises over broken files, beside a warning of pictures that are too large.
+BROKEN = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError,
+    MemoryError, struct.error, zlib.error, Warning,
+)  # fmt: skip
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -202,7 +210,7 @@ def image_folder(
     for k, path in enumerate(paths):
         try:
             images[k] = _picture(path, height, width, channels)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some broken files
+        except BROKEN as error:
             unreadable.append(f"{path} ({error})")
     if unreadable:
         raise ValueError(
@@ -245,10 +253,25 @@ def _picture(path: Path, height: int, width: int, channels: int) -> Tensor:
     """Reads one picture, crops its centre to the wanted aspect and resizes it."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {opened.mode} has more than 8 bits per channel; convert it first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            opened = Image.open(path)
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from None
+    with opened:
+        # A picture of 16 bits a colour is opened as one of 8, without a word; its header says what it is.
+        if opened.mode.startswith(("I", "F")) or (opened.format == "PNG" and _bits(path) > 8):
+            raise ValueError("it has more than 8 bits per channel; convert it first")
+        if opened.format in ("PNG", "JPEG") and opened.width * opened.height > 8 * INFLATION * path.stat().st_size:
+            raise ValueError(f"{opened.width}x{opened.height} pixels do not fit into {path.stat().st_size} bytes")
         picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(fitted))
     return rearrange(pixels, "h w -> 1 h w" if channels == 1 else "h w c -> c h w")
+
+
+def _bits(path: Path) -> int:
+    """Reads the bits per channel from the header of a PNG file."""
+    with path.open("rb") as file:
+        return file.read(25)[24]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cflow.data.files import find, read_array
+from cflow.data.files import find
+from cflow.data.npy import array_names, read_array
+from cflow.data.tables import TableFile, read_table
 
 __all__ = ["Snapshots", "read_snapshots"]
 
@@ -117,13 +116,13 @@ class Snapshots(Dataset):
 def read_snapshots(
     path: str | os.PathLike, *, values: str | Sequence[str] | None = None, times: str | None = None
 ) -> Snapshots:
-    """Reads snapshots from a .npz file (an array of samples and one of times) or a .csv file (one column of times).
+    """Reads snapshots from a .npz file (an array of samples and one of times) or a table in text (one column of times).
 
     Rows of one time make one snapshot; the times are kept in their unit. The layout of TrajectoryNet's embryoid body
     file, ``pcs [N, D]`` and ``sample_labels [N]``, is read as it is.
 
     Args:
-        path: the file. A .csv file begins with a line of column names.
+        path: the file. A .csv or .tsv file begins with a line of column names.
         values: the name of the array of samples; for a .csv file the names of its columns. Where none is given: the
             first there is of pcs, X, x, samples, values, data; for a .csv file all named columns but that of the times.
         times: the name of the array or column of times. Where none is given, the first there is of sample_labels,
@@ -141,8 +140,8 @@ def read_snapshots(
     match path.suffix.lower():
         case ".npz":
             samples, labels = _read_npz(path, values, times)
-        case ".csv":
-            samples, labels = _read_csv(path, values, times)
+        case ".csv" | ".tsv":
+            samples, labels = _read_text(path, values, times)
         case other:
             raise ValueError(
                 f"read_snapshots({str(path)!r}): a file ending in {other!r} is not read; save the samples with "
@@ -174,36 +173,23 @@ def _read_npz(path: Path, values, times) -> tuple[Tensor, Tensor]:
             f"read_snapshots({str(path)!r}, values={values!r}): a .npz file holds all samples in one array; pass its "
             f"name."
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(file.files)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"read_snapshots({str(path)!r}): not a readable .npz file ({error}); save it with numpy.savez."
-        ) from error
+    names = array_names(path)
     values, times = (_choose(path, names, *each) for each in (("values", values, VALUES), ("times", times, TIMES)))
     return read_array(path, values), read_array(path, times).to(torch.float64)
 
 
-def _read_csv(path: Path, values, times) -> tuple[Tensor, Tensor]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        names, *lines = [line for line in csv.reader(file) if line] or [[]]
-    names = [name.strip() for name in names]
+def _read_text(path: Path, values, times) -> tuple[Tensor, Tensor]:
+    names = TableFile(path, header=True).names
     times = _choose(path, names, "times", times, TIMES)
     values = [values] if isinstance(values, str) else values
     # A column without a name is the index that tables are written with.
     values = [name for name in names if name and name != times] if values is None else list(values)
-    columns = [names.index(_choose(path, names, "values", name, ())) for name in (*values, times)]
-    numbers = torch.empty(len(lines), len(columns), dtype=torch.float64)
-    for number, line in enumerate(lines):
-        try:
-            numbers[number] = torch.tensor([float(line[column]) for column in columns], dtype=torch.float64)
-        except (ValueError, IndexError):
-            wanted = ", ".join([*values, times])
-            raise ValueError(
-                f"read_snapshots({str(path)!r}): line {number + 2} is {','.join(line)[:80]!r}, where numbers are "
-                f"wanted in {wanted}; name the columns of numbers with values=[...], or mend the line."
-            ) from None
+    for name in values:
+        _choose(path, names, "values", name, ())
+    try:
+        numbers = read_table(path, columns=[*values, times], header=True).values
+    except ValueError as error:
+        raise ValueError(f"{error} Columns of numbers are chosen by values=[...].") from None
     return numbers[:, :-1].to(torch.get_default_dtype()), numbers[:, -1]
 
 

@@ -9,7 +9,7 @@ from cflow.density.comparison import Comparison, compare
 from cflow.density.conditional import ConditionalFlowDensity
 from cflow.density.density import FlowDensity
 from cflow.density.flows import FLOWS, make_flow, objective_of
-from cflow.density.lattice import dequantise
+from cflow.density.lattice import dequantise, lattice_steps
 from cflow.density.outliers import FlowOutlierDetector
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "FlowOutlierDetector",
     "compare",
     "dequantise",
+    "lattice_steps",
     "make_flow",
     "objective_of",
 ]

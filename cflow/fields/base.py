@@ -11,7 +11,7 @@ from cflow.arguments import check_integer
 from cflow.fields.contract import FieldContract
 from cflow.shapes import as_shape, pattern, shown
 
-__all__ = ["NULL", "Field", "check_outputs", "is_null", "null_like"]
+__all__ = ["NULL", "Field", "check_outputs", "image_sides", "is_null", "null_like"]
 
 NULL = -1e30
 """Every entry of a continuous context vector that means "no condition"."""
@@ -151,6 +151,14 @@ class Field(FieldContract, nn.Module):
             )
         self._check_labels(context)
         return null_like(context, self.classes)
+
+
+def image_sides(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Reads the size of an image: its side, or height and width."""
+    sides = as_shape(size)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"{name}(size={size}): an image has a side, or a height and a width; pass one or two numbers.")
+    return sides[0], sides[-1]
 
 
 def check_outputs(name: str, outputs: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,16 +49,16 @@ class Block(nn.Module):
 
 @register("fields.DiT")
 class DiT(Field):
-    r"""Computes a vector field on square images by a transformer on patches (diffusion transformer, adaLN-zero).
+    r"""Computes a vector field on images by a transformer on patches (diffusion transformer, adaLN-zero).
 
-    An image becomes ``(size / patch)^2`` tokens. Every block adds self-attention and a network of two layers; the
-    embedding of time and condition shifts and scales what they read and gates what they add. Gates and the
-    last layer start at zero, so an untrained field stands still. Queries and keys are normalised.
+    An image becomes tokens, one for each ``patch`` times ``patch`` pixels. Every block adds self-attention and a
+    network of two layers; the embedding of time and condition shifts and scales what they read and gates what they add.
+    Gates and the last layer start at zero, so an untrained field stands still. Queries and keys are normalised.
 
     Args:
         channels: how many an image has.
-        size: its side, in pixels.
-        patch: the side of a patch, which divides the size.
+        size: its side in pixels, or ``(height, width)``.
+        patch: the side of a patch, which divides the sides.
         width: of a token, a multiple of ``4 * heads``.
         depth: how many blocks.
         heads: of every attention.
@@ -69,12 +71,11 @@ class DiT(Field):
             velocity itself where ``s`` is left out). Weights of a field of one time fit: what is new starts at zero.
         outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event]`` where there is more than one.
 
-    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, height, width]``; labels ``[B]`` or context
     ``[B, context]`` -> like ``x``.
 
-    Cost: ``depth`` attentions between ``(size / patch)^2`` tokens. ``DiT(3, 32, patch=2, width=384, depth=12,
-    heads=6)`` has 32.5 M parameters. While ``x`` or a time is differentiated, attention holds its weights; else the
-    fused kernels hold none.
+    Cost: ``depth`` attentions between all tokens. ``DiT(3, 32, patch=2, width=384, depth=12, heads=6)`` has 32.5 M
+    parameters. While ``x`` or a time is differentiated, attention holds its weights; else the fused kernels hold none.
 
     Raises:
         ValueError: if the sizes do not fit together; says which.
@@ -91,7 +92,7 @@ class DiT(Field):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         *,
         patch: int = 2,
         width: int = 384,
@@ -104,16 +105,16 @@ class DiT(Field):
         two_times: bool = False,
         outputs: int = 1,
     ):
-        check_sizes("DiT", channels, size, patch, width, depth, heads, ratio, positions)
+        sides = check_sizes("DiT", channels, size, patch, width, depth, heads, ratio, positions)
         check_condition("DiT", classes, context)
         check_outputs("DiT", outputs)
-        super().__init__((channels, size, size), () if classes else (context,) if context else None)
+        super().__init__((channels, *sides), () if classes else (context,) if context else None)
         self.channels, self.size, self.patch, self.width = channels, size, patch, width
         self.depth, self.heads, self.ratio, self.positions = depth, heads, ratio, positions
         self.classes, self.context, self.two_times, self.outputs = classes, context, two_times, outputs
         self.time = TimesEmbedding(width, two_times)
         self.condition = ContextEmbedding(width, classes=classes, context=context) if classes or context else None
-        self.patches = Patches(channels, size, patch, width, outputs, heads, positions)
+        self.patches = Patches(channels, sides, patch, width, outputs, heads, positions)
         self.blocks = nn.ModuleList(Block(width, heads, ratio) for _ in range(depth))
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:

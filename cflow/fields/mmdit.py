@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,7 +66,7 @@ class JointBlock(nn.Module):
 
 @register("fields.MMDiT")
 class MMDiT(Field):
-    r"""Computes a vector field on square images by a transformer in which patches and the tokens of a description
+    r"""Computes a vector field on images by a transformer in which patches and the tokens of a description
     attend to each other, each kind with weights of its own (as in Stable Diffusion 3).
 
     The description is a context of ``tokens`` vectors of ``token_width``, such as a text encoder gives. A token that
@@ -77,10 +79,11 @@ class MMDiT(Field):
         tokens: how many tokens a description has.
         token_width: the width of one.
 
-    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; context ``[B, tokens, token_width]``
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, height, width]``; context ``[B, tokens, token_width]``
     -> like ``x``.
 
-    Cost: ``depth`` attentions between ``(size / patch)^2 + tokens`` tokens, and twice the weights of a :class:`DiT`.
+    Cost: ``depth`` attentions between all tokens of an image and of its context, and twice the weights of a
+    :class:`DiT`.
 
     Raises:
         ValueError: if the sizes do not fit together; says which.
@@ -99,7 +102,7 @@ class MMDiT(Field):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         *,
         tokens: int,
         token_width: int,
@@ -112,14 +115,14 @@ class MMDiT(Field):
         two_times: bool = False,
         outputs: int = 1,
     ):
-        check_sizes("MMDiT", channels, size, patch, width, depth, heads, ratio, positions)
+        sides = check_sizes("MMDiT", channels, size, patch, width, depth, heads, ratio, positions)
         if tokens < 1 or token_width < 1:
             raise ValueError(
                 f"MMDiT(tokens={tokens}, token_width={token_width}): a description has one token or more, each of one "
                 f"entry or more; for images without one, use DiT."
             )
         check_outputs("MMDiT", outputs)
-        super().__init__((channels, size, size), (tokens, token_width))
+        super().__init__((channels, *sides), (tokens, token_width))
         self.channels, self.size, self.patch, self.width = channels, size, patch, width
         self.depth, self.heads, self.ratio, self.positions = depth, heads, ratio, positions
         self.tokens, self.token_width, self.two_times, self.outputs = tokens, token_width, two_times, outputs
@@ -127,7 +130,7 @@ class MMDiT(Field):
         self.words = nn.Linear(token_width, width)
         self.null = nn.Parameter(torch.randn(width) / width**0.5)
         self.pooled = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.patches = Patches(channels, size, patch, width, outputs, heads, positions)
+        self.patches = Patches(channels, sides, patch, width, outputs, heads, positions)
         self.blocks = nn.ModuleList(JointBlock(width, heads, ratio, i == depth - 1) for i in range(depth))
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cflow.fields.base import image_sides
 from cflow.fields.embedding import SinusoidalTime, SpanEmbedding, forward_mode, shared_time
 
 __all__ = [
@@ -119,30 +121,32 @@ def rotations(pairs: int, longest: float) -> Tensor:
     return ladder.to(torch.bfloat16).double()
 
 
-def grid_angles(side: int, ladder: Tensor) -> Tensor:
-    """Gives the angles of a square grid's tokens, ``[side^2, pairs]``: half of the pairs encode rows, half columns."""
+def grid_angles(sides: tuple[int, int], ladder: Tensor) -> Tensor:
+    """Gives the angles of a grid's tokens, ``[rows * columns, pairs]``: half of the pairs encode rows, half columns."""
     ladder = ladder.to(torch.promote_types(ladder.dtype, torch.float32))
-    turns = torch.arange(side, dtype=ladder.dtype, device=ladder.device)[:, None] * ladder
-    rows, columns = turns[:, None].expand(side, side, -1), turns[None].expand(side, side, -1)
+    rows, columns = (torch.arange(n, dtype=ladder.dtype, device=ladder.device)[:, None] * ladder for n in sides)
+    rows, columns = rows[:, None].expand(*sides, -1), columns[None].expand(*sides, -1)
     return torch.cat((rows, columns), -1).flatten(0, 1)
 
 
-def grid_embedding(side: int, width: int) -> Tensor:
-    """Gives sines and cosines of rows and columns, ``[side^2, width]``, to be added to a grid's tokens."""
-    angles = grid_angles(side, rotations(width // 2, 10_000.0))
+def grid_embedding(sides: tuple[int, int], width: int) -> Tensor:
+    """Gives sines and cosines of rows and columns, ``[rows * columns, width]``, to be added to a grid's tokens."""
+    angles = grid_angles(sides, rotations(width // 2, 10_000.0))
     return torch.cat((angles.sin(), angles.cos()), -1)
 
 
 class Patches(nn.Module):
     """Cuts images into tokens that know where they are, and makes images of tokens again.
 
-    Shapes: images ``[B, channels, size, size]`` -> tokens ``[B, (size / patch)^2, width]``, and back to ``[B, *event]``
-    or, with several outputs, ``[B, outputs, *event]``.
+    Shapes: images ``[B, channels, *size]`` -> tokens ``[B, rows * columns, width]``, a row and a column for each
+    ``patch`` pixels, and back to ``[B, *event]`` or, with several outputs, ``[B, outputs, *event]``.
     """
 
-    def __init__(self, channels: int, size: int, patch: int, width: int, outputs: int, heads: int, positions: str):
+    def __init__(
+        self, channels: int, size: tuple[int, int], patch: int, width: int, outputs: int, heads: int, positions: str
+    ):
         super().__init__()
-        self.side, self.patch, self.outputs = size // patch, patch, outputs
+        self.sides, self.patch, self.outputs = (size[0] // patch, size[1] // patch), patch, outputs
         self.input = nn.Linear(channels * patch**2, width)
         self.modulation = Modulation(width, width, 2)
         self.output = nn.Linear(width, outputs * channels * patch**2)
@@ -150,7 +154,7 @@ class Patches(nn.Module):
         nn.init.zeros_(self.output.bias)
         turned, default = positions == "rope", torch.get_default_dtype()
         ladder = rotations(width // heads // 2, 100.0).to(default) if turned else None
-        added = None if turned else grid_embedding(self.side, width).to(torch.bfloat16).to(default)
+        added = None if turned else grid_embedding(self.sides, width).to(torch.bfloat16).to(default)
         self.register_buffer("ladder", ladder, persistent=False)
         self.register_buffer("added", added, persistent=False)
 
@@ -161,7 +165,7 @@ class Patches(nn.Module):
         """
         if self.ladder is None:
             return None
-        angles, dtype = grid_angles(self.side, self.ladder), self.output.weight.dtype
+        angles, dtype = grid_angles(self.sides, self.ladder), self.output.weight.dtype
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -170,7 +174,7 @@ class Patches(nn.Module):
 
     def image(self, h: Tensor, embedding: Tensor) -> Tensor:
         h = self.output(modulate(h, *self.modulation(embedding)))
-        sizes = {"i": self.side, "p": self.patch, "q": self.patch, "k": self.outputs}
+        sizes = {"i": self.sides[0], "p": self.patch, "q": self.patch, "k": self.outputs}
         images = rearrange(h, "b (i j) (k c p q) -> b k c (i p) (j q)", **sizes)
         return images[:, 0] if self.outputs == 1 else images
 
@@ -182,10 +186,19 @@ def differentiated(*inputs: Tensor | float | None) -> bool:
 
 
 def check_sizes(
-    name: str, channels: int, size: int, patch: int, width: int, depth: int, heads: int, ratio: int, positions: str
-) -> None:
-    """Raises where the sizes of a transformer on images do not fit together."""
-    if min(channels, size, patch, width, depth, heads, ratio) < 1 or size % patch:
+    name: str,
+    channels: int,
+    size: int | Sequence[int],
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    ratio: int,
+    positions: str,
+) -> tuple[int, int]:
+    """Raises where the sizes of a transformer on images do not fit together; gives height and width of an image."""
+    sides = image_sides(name, size)
+    if min(channels, *sides, patch, width, depth, heads, ratio) < 1 or any(side % patch for side in sides):
         raise ValueError(
             f"{name}(channels={channels}, size={size}, patch={patch}, width={width}, depth={depth}, heads={heads}, "
             f"ratio={ratio}): all are positive and patches tile the image; pass a patch that divides the size."
@@ -197,3 +210,4 @@ def check_sizes(
         )
     if positions not in POSITIONS:
         raise ValueError(f"{name}(positions={positions!r}): positions are encoded by one of {', '.join(POSITIONS)}.")
+    return sides

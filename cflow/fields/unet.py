@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cflow.fields.base import Field, check_outputs
+from cflow.fields.base import Field, check_outputs, image_sides
 from cflow.fields.embedding import ContextEmbedding, SinusoidalTime, SpanEmbedding, check_condition, shared_time
 from cflow.fields.transformer import attend, differentiated
 from cflow.registry import register
@@ -85,7 +85,7 @@ class AttentionBlock(nn.Module):
 
 @register("fields.UNet")
 class UNet(Field):
-    r"""Computes a vector field on square images by a U-shaped convolutional network in the style of ADM.
+    r"""Computes a vector field on images by a U-shaped convolutional network in the style of ADM.
 
     Residual blocks with group norm and SiLU, whose second norm is scaled and shifted by the embedding of time and
     condition; residual blocks that halve and double the resolution; self-attention at the resolutions named and in
@@ -94,12 +94,12 @@ class UNet(Field):
 
     Args:
         channels: how many an image has.
-        size: its side, in pixels.
+        size: its side in pixels, or ``(height, width)``.
         width: the channels at full resolution, a multiple of 4 and of ``heads``.
-        multipliers: the channels at every level, in units of ``width``; None chooses by size
+        multipliers: the channels at every level, in units of ``width``; None chooses by the shorter side
             (8: 1, 2; 16: 1, 2, 2; 32: 1, 2, 2, 2; 64: 1, 2, 3, 4).
         blocks: residual blocks per level.
-        attention: resolutions that get self-attention after every block; None for those of 8 and 16 pixels.
+        attention: resolutions (shorter sides) that get self-attention after every block; None for 8 and 16 pixels.
         heads: of every attention.
         classes: the number of class labels, where the context is a label; 0 for none.
         context: the width of a continuous context vector; 0 for none.
@@ -107,7 +107,7 @@ class UNet(Field):
         two_times: whether the field also reads ``s``, and gives average velocities between two times; see
             :func:`cflow.fields.two_times`.
 
-    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, size, size]``; labels ``[B]`` or context
+    Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, height, width]``; labels ``[B]`` or context
     ``[B, context]`` -> like ``x``.
 
     Cost: ``UNet(1, 8, width=32)`` has 1.1 M parameters, ``UNet(3, 32, width=128, attention=(16,))`` 42.9 M, with
@@ -129,7 +129,7 @@ class UNet(Field):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         *,
         width: int = 64,
         multipliers: Sequence[int] | None = None,
@@ -141,13 +141,15 @@ class UNet(Field):
         outputs: int = 1,
         two_times: bool = False,
     ):
+        sides = image_sides("UNet", size)
         if multipliers is None:
-            if size not in MULTIPLIERS:
+            if min(sides) not in MULTIPLIERS:
                 raise ValueError(
-                    f"UNet(size={size}): multipliers are chosen for sizes {', '.join(map(str, MULTIPLIERS))} only; "
-                    f"pass multipliers=(...), one per level, with size divisible by 2 ** (levels - 1)."
+                    f"UNet(size={size}): multipliers are chosen for sizes {', '.join(map(str, MULTIPLIERS))} (of the "
+                    f"shorter side) only; pass multipliers=(...), one per level, with sides divisible by "
+                    f"2 ** (levels - 1)."
                 )
-            multipliers = MULTIPLIERS[size]
+            multipliers = MULTIPLIERS[min(sides)]
         multipliers = tuple(multipliers)
         halvings = len(multipliers) - 1
         if not multipliers or min(multipliers) < 1 or channels < 1 or blocks < 1:
@@ -155,9 +157,9 @@ class UNet(Field):
                 f"UNet(channels={channels}, multipliers={multipliers}, blocks={blocks}): a network has at least one "
                 f"channel, one level and one block per level; pass positive integers."
             )
-        if size < 1 or size % 2**halvings:
+        if min(sides) < 1 or any(side % 2**halvings for side in sides):
             raise ValueError(
-                f"UNet(size={size}, multipliers={multipliers}): {halvings} halvings need a size divisible by "
+                f"UNet(size={size}, multipliers={multipliers}): {halvings} halvings need sides divisible by "
                 f"{2**halvings}; pass fewer multipliers or pad the images."
             )
         if heads < 1 or width < 1 or width % 4 or width % heads:
@@ -165,16 +167,17 @@ class UNet(Field):
                 f"UNet(width={width}, heads={heads}): norms split channels in fours and attention in heads; pass a "
                 f"width divisible by 4 and by heads."
             )
-        sides = [size // 2**level for level in range(halvings + 1)]
-        attention = tuple(side for side in sides if side in (8, 16)) if attention is None else tuple(attention)
-        if not set(attention) <= set(sides):
+        levels = [min(sides) // 2**level for level in range(halvings + 1)]
+        attention = tuple(side for side in levels if side in (8, 16)) if attention is None else tuple(attention)
+        if not set(attention) <= set(levels):
             raise ValueError(
                 f"UNet(size={size}, attention={attention}): the levels of this network have "
-                f"{', '.join(map(str, sides))} pixels a side; pass some of these, or () for the middle alone."
+                f"{', '.join(map(str, levels))} pixels on the shorter side; pass some of these, or () for the middle "
+                f"alone."
             )
         check_condition("UNet", classes, context)
         check_outputs("UNet", outputs)
-        super().__init__((channels, size, size), () if classes else (context,) if context else None)
+        super().__init__((channels, *sides), () if classes else (context,) if context else None)
         self.channels, self.size, self.width, self.multipliers, self.blocks = channels, size, width, multipliers, blocks
         self.attention, self.heads, self.classes, self.context = attention, heads, classes, context
         self.outputs, self.two_times = outputs, two_times
@@ -192,7 +195,7 @@ class UNet(Field):
 
         current = width * multipliers[0]
         self.input = nn.Conv2d(channels, current, 3, padding=1)
-        self.down, kept, side = nn.ModuleList(), [current], size
+        self.down, kept, side = nn.ModuleList(), [current], min(sides)
         for index, multiplier in enumerate(multipliers):
             for _ in range(blocks):
                 self.down.append(level(current, width * multiplier, side))

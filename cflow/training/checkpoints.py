@@ -17,6 +17,7 @@ from torch import nn
 from cflow.io import FILE
 from cflow.storage import read_json, seal, sync_folder, write_json
 from cflow.training.best import Best
+from cflow.training.differences import first_difference
 from cflow.training.ema import Average
 from cflow.training.processes import Processes
 
@@ -154,10 +155,11 @@ def check_settings(note: dict[str, Any], settings: dict[str, Any], folder: Path,
     before = note["settings"]
     for name in [*settings, *(name for name in before if name not in settings)]:
         if before.get(name) != settings.get(name):
-            what = f"{name} (of all processes)" if name == "batch_size" and several else name
+            where, now, then = first_difference(name, settings.get(name), before.get(name))
+            what = f"{name} (of all processes)" if name == "batch_size" and several else where
             raise ValueError(
-                f"fit(resume=True): {what} is {settings.get(name)!r} now and was {before.get(name)!r} in {folder}, so "
-                f"the run cannot go on as it began; pass the former value, or another folder as out."
+                f"fit(resume=True): {what} is {now!r} now and was {then!r} in {folder}, so the run cannot go on as it "
+                f"began; pass the former value, or another folder (out=...)."
             )
 
 

@@ -1,5 +1,7 @@
 import gzip
 import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -154,6 +156,32 @@ def test_folder_errors_name_what_is_wrong(tmp_path):
         image_folder(tmp_path, 8)
     with pytest.raises(ValueError, match="channels=2"):
         image_folder(tmp_path, 8, channels=2)
+
+
+def png(width, height, bits, data, kind=2):
+    """A PNG file of colours whose header says so much and whose data are these."""
+    chunk = lambda name, held: struct.pack(">I", len(held)) + name + held + struct.pack(">I", zlib.crc32(name + held))
+    header = struct.pack(">2I5B", width, height, bits, kind, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("kind", [0, 2, 4, 6])
+def test_sixteen_bits_are_refused_in_grey_and_in_colour(tmp_path, kind):
+    (tmp_path / "deep.png").write_bytes(png(4, 2, 16, 2 * (b"\0" + bytes(4 * 2 * (1, 0, 3, 0, 2, 0, 4)[kind])), kind))
+    with pytest.raises(ValueError, match="deep.png .*more than 8 bits per channel"):
+        image_folder(tmp_path, 4)
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 40_000])
+def test_pictures_larger_than_their_files_are_refused_before_they_are_read(tmp_path, side):
+    (tmp_path / "bomb.png").write_bytes(png(side, side, 8, bytes(1000)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="bomb.png .*pixels"):
+        image_folder(tmp_path, 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_real_mnist(real_data):

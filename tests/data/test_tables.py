@@ -23,22 +23,28 @@ def write(path, text):
     ],
 )
 def test_text_of_every_kind_is_read(tmp_path, text, names):
-    values, found = read_table(write(tmp_path / "a.csv", text))
-    assert torch.equal(values, torch.tensor([[1.0, 2.0], [3.0, 4.5]], dtype=torch.float64))
-    assert found == names
+    table = read_table(write(tmp_path / "a.csv", text))
+    assert torch.equal(table.values, torch.tensor([[1.0, 2.0], [3.0, 4.5]], dtype=torch.float64))
+    assert table.names == names
 
 
 def test_columns_are_chosen_by_name_and_number(tmp_path):
     path = write(tmp_path / "a.csv", "a,b,c\n1,x,3\n4,y,6\n")
-    values, names = read_table(path, columns=["c", 0])
-    assert values.tolist() == [[3.0, 1.0], [6.0, 4.0]]
-    assert names == ("c", "a")
+    table = read_table(path, columns=["c", 0])
+    assert table.values.tolist() == [[3.0, 1.0], [6.0, 4.0]]
+    assert table.names == ("c", "a")
     np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
-    assert read_table(tmp_path / "a.npy", columns=["2", 1])[0].tolist() == [[2.0, 1.0], [5.0, 4.0]]
+    assert read_table(tmp_path / "a.npy", columns=["2", 1]).values.tolist() == [[2.0, 1.0], [5.0, 4.0]]
     headed = write(tmp_path / "years.csv", "2001,2002\n1,2\n")
-    assert len(read_table(headed)[0]) == 2
-    assert read_table(headed, header=True)[1] == ("2001", "2002")
-    assert read_table(headed, header=True, columns=["2002"])[0].tolist() == [[2.0]]
+    assert len(read_table(headed).values) == 2
+    assert read_table(headed, header=True).names == ("2001", "2002")
+    assert read_table(headed, header=True, columns=["2002"]).values.tolist() == [[2.0]]
+    with pytest.raises(ValueError, match="several columns are called 'a'; name one by its number, 0 or 2"):
+        read_table(write(tmp_path / "twice.csv", "a,b,a\n1,2,3\n"), columns=["a"])
+
+
+def faults(chunk):
+    return {position: str(fault) for position, fault in chunk.bad.items()}
 
 
 def test_bad_rows_keep_their_places_and_are_named(tmp_path):
@@ -46,14 +52,184 @@ def test_bad_rows_keep_their_places_and_are_named(tmp_path):
     chunks = list(TableFile(path).chunks(3))
     assert [len(chunk.values) for chunk in chunks] == [3, 3, 1]
     assert [place for chunk in chunks for place in chunk.places] == [2, 3, 4, 5, 7, 8, 9]
-    assert chunks[0].bad == {1: "1 fields, where there are 2 columns", 2: "column b holds 'x', no number"}
-    assert chunks[1].bad == {0: "NaN or infinity", 2: "column b is empty"}
-    assert chunks[2].bad == {0: "3 fields, where there are 2 columns"}
+    assert faults(chunks[0]) == {1: "1 fields, where there are 2 columns", 2: "column b holds 'x', no number"}
+    assert faults(chunks[1]) == {0: "column b holds 'nan', a missing value", 2: "column b is empty"}
+    assert faults(chunks[2]) == {0: "3 fields, where there are 2 columns"}
+    assert [chunk.passed for chunk in chunks] == [0, 1, 0]
     assert chunks[0].values[0].tolist() == [1.0, 2.0]
     assert chunks[1].values[1].tolist() == [9.0, 10.0]
     assert bool(chunks[0].values[1:].isnan().all())
-    with pytest.raises(ValueError, match=r"5 rows are not numbers.*line 3: 1 fields.*and 2 more\)"):
+    with pytest.raises(ValueError, match=r"5 of 7 rows are not numbers.*line 3: 1 fields.*drop_missing=True"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ['9,"18', '"9,18', '9,18"', '"9"8,18', "9,1" + "8" * 200_000 + "x", '9,"' + "8" * 200_000 + '"', "9\x00,1"],
+)
+@pytest.mark.parametrize("size", [7, 10_000])
+def test_a_spoilt_line_is_one_bad_row(tmp_path, spoilt, size):
+    lines = ["a,b", *(f"{i},{2 * i}" for i in range(1000))]
+    lines[10] = spoilt
+    chunks = list(TableFile(write(tmp_path / "a.csv", "\n".join(lines) + "\n")).chunks(size))
+    assert sum(len(chunk.values) for chunk in chunks) == 1000
+    assert [chunk.places[position] for chunk in chunks for position in chunk.bad] == [11]
+    values = torch.cat([chunk.values for chunk in chunks])
+    assert torch.equal(values[10:, 0], torch.arange(10.0, 1000.0, dtype=torch.float64))
+    with pytest.raises(ValueError, match="1 of 1000 rows are not numbers throughout. line 11: ") as error:
+        read_table(tmp_path / "a.csv")
+    assert len(str(error.value)) < 400
+
+
+def test_rows_of_missing_values_and_remarks_are_told_from_no_rows(tmp_path):
+    """Every line after the names is a row, or is counted among those that are none."""
+    for text, rows, missing, passed in (
+        ("a,b\n1,2\n,\n3,4\n", 3, [3], 0),
+        ("a\tb\n1\t2\n\t\n3\t4\n", 3, [3], 0),
+        ("a\n1\n\n3\n\n\n", 3, [3], 2),  # the empty line of a single column is a value, but for those at the end
+        ('a\n1\n""\n3\n', 3, [3], 0),
+        ("NA,NA\n1,2\n", 2, [1], 0),
+        ("a,b\n1,2\n#N/A,4\n", 2, [3], 0),
+        ("a,b\n1,2\n# a remark\n\n5,6\n#\n", 2, [], 3),
+        ("# first\n1,2\n3,4\n\n", 2, [], 2),
+    ):
+        (chunk,) = TableFile(write(tmp_path / "a.csv", text)).chunks()
+        assert (len(chunk.values), chunk.passed) == (rows, passed), text
+        assert [chunk.places[position] for position, fault in chunk.bad.items() if fault.missing] == missing, text
+        assert len(chunk.bad) == len(missing), text
+    table = read_table(write(tmp_path / "ids.csv", "id,a\n#12,1\n#13,2\n"), label="id")
+    assert table.labels == ["#12", "#13"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("2020-01-31", "a date"), ("31.12.1999", "a date"), ("1/2/20 10:00", "a date"), ("10:30:05", "a date"),
+        ("3 May 2021", "a date"), ("2020-01-31T10:00:00Z", "a date"), ("1,5", "a decimal comma"),
+        ("1.234,5", "a decimal comma"), ("1,234", "a comma, of decimals or of thousands"),
+        ("1,234,567.8", "digits in groups"), ("1 234 567", "digits in groups"), ("12%", "a number with a unit"),
+        ("€ 12.50", "a number with a unit"), ("3 kg", "a number with a unit"), ("True", "a truth value"),
+        ("blue", "no number"), ("1e999", "infinity"), ("-inf", "infinity"),
+        ("1_0", "a number in other signs than 0 to 9"),
+        ("١٢", "a number in other signs than 0 to 9"), ("1 2.5 3", "several numbers"), ("0x10", "no number"),
+        ("NA", "no value"), ("", "no value"), ("?", "no value"), ("None", "no value"), ("-", "no value"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_named_with_the_remedy(tmp_path, text, kind):
+    path = write(tmp_path / "a.csv", f'a;b\n"{text}";1\n2;2\n')
+    (chunk,) = TableFile(path).chunks()
+    assert [(position, fault.kind) for position, fault in chunk.bad.items()] == [(0, kind)]
+    assert chunk.bad[0].column == "a"
+    assert chunk.values[1].tolist() == [2.0, 2.0]
+    with pytest.raises(ValueError, match="1 of 2 rows are not numbers") as error:
+        read_table(path)
+    assert chunk.bad[0].remedy in str(error.value)
+    assert ("drop_missing" in str(error.value)) == (kind == "no value")
+
+
+def test_columns_of_numbers_are_named_where_others_are_none(tmp_path):
+    lines = ["day;kind;a;b", *(f"2020-01-{i:02d};blue;{i};{'NA' if i == 7 else i}" for i in range(1, 31))]
+    with pytest.raises(ValueError, match="30 of 30 rows") as error:
+        read_table(write(tmp_path / "a.csv", "\n".join(lines)))
+    for part in (
+        "line 2: column day holds '2020-01-01', a date (and 29 like it): write dates as numbers",
+        "line 2: column kind holds 'blue', no number (and 29 like it): leave the column out",
+        "line 8: column b holds 'NA', a missing value: drop such rows, or fill them",
+        "numbers alone are in a, b: choose by columns=",
+        "drop_missing=True drops",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["1", " 1.5 ", "-.5", "+2.", "1e5", "1E-05", "007", "1\xa0"])
+def test_numbers_of_every_form_are_read(tmp_path, text):
+    path = write(tmp_path / "a.csv", f"a,b\n{text},1\nx,2\n")
+    (chunk,) = TableFile(path).chunks()
+    assert float(chunk.values[0, 0]) == float(text)
+    assert list(chunk.bad) == [1]
+
+
+def test_the_delimiter_is_what_all_lines_have_as_many_of(tmp_path):
+    for text, row in (
+        ("1.5;2;3\n2;1;2\n", [1.5, 2.0, 3.0]),
+        ('"a, b";c\n1;2\n', [1.0, 2.0]),
+        ("a, unit;b;c\n1;2;3\n", [1.0, 2.0, 3.0]),
+        ("a b\tc\n1\t2\n", [1.0, 2.0]),
+    ):
+        assert read_table(write(tmp_path / "a.csv", text)).values[0].tolist() == row, text
+    path = write(tmp_path / "a.csv", "1,5;2,5\n1;2,5\n")
+    with pytest.raises(ValueError, match="2 of 2 rows.*column 0 holds '1,5', a decimal comma: write decimal points"):
+        read_table(path)
+
+
+def test_rows_with_missing_values_are_dropped_and_counted_on_demand(tmp_path):
+    path = write(tmp_path / "a.csv", "id;a;b;day\nx;1;2;2020-01-01\ny;NA;2;\n\nz;3;;?\nw;5;6;1\n")
+    table = read_table(path, columns=["a", "b"], label="id", drop_missing=True)
+    assert table.values.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    assert (table.rows.tolist(), table.places.tolist(), table.labels) == ([0, 3], [2, 6], ["x", "w"])
+    assert (table.dropped, table.passed, table.unit) == (2, 1, "line")
+    with pytest.raises(ValueError, match=r"1 of 4 rows .* a date"):
+        read_table(path, columns=["a", "day"], drop_missing=True)
+    with pytest.raises(ValueError, match="all 4 rows miss a value"):
+        read_table(write(tmp_path / "b.csv", "a,b\n" + "1,\n" * 4), drop_missing=True)
+    np.save(tmp_path / "a.npy", np.array([[7.0, 1.0], [8.0, np.nan], [9.5, 3.0]]))
+    table = read_table(tmp_path / "a.npy", label=0, drop_missing=True)
+    assert (table.labels, table.places.tolist(), table.values.tolist()) == (["7", "9.5"], [0, 2], [[1.0], [3.0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("2001,2002,2003\n1.5,2,3\n4,5.5,6\n", True),
+        ("0,1,2\n1.5,2,3\n4,5.5,6\n", True),
+        ("id,2001,2002\n1,2,3\n4,5,6\n", True),
+        ("1,2,3\n2,3,4\n3,4,5\n", False),
+        ("2001,2003,2008\n1,2,3\n4,5,6\n", False),
+        ("x,1\n2,3\ny,4\n", False),
+        ("1.5,2.5\n1,2\n4,8\n", False),
+    ],
+)
+def test_a_row_that_looks_like_names_is_warned_of(tmp_path, recwarn, text, warned):
+    path = write(tmp_path / "a.csv", text)
+    TableFile(path)
+    assert len(recwarn) == warned
+    if warned:
+        message = str(recwarn[0].message)
+        assert "header=True if it holds names" in message
+        assert recwarn[0].filename == __file__
+        TableFile(path, header=True)
+        TableFile(path, header=False)
+        assert len(recwarn) == 1
+
+
+def test_names_are_told_from_rows_without_numbers(tmp_path):
+    for text, names in (
+        ("2020-01;2020-02\n1;2\n3;4\n", ("2020-01", "2020-02")),
+        ("t,y,n\n1,2,3\n", ("t", "y", "n")),
+        ("2020-01-01;1,5\n2020-01-02;2\n", None),
+        ("12%,NA\n13%,7\n", None),
+    ):
+        assert TableFile(write(tmp_path / "a.csv", text)).names == names, text
+
+
+def test_text_of_spreadsheets_is_read(tmp_path):
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
+        mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
+        (tmp_path / "a.csv").write_bytes(mark + "größe\tb\r\n1\t2\r\n".encode(encoding))
+        table = read_table(tmp_path / "a.csv")
+        assert (table.names, table.values.tolist()) == (("größe", "b"), [[1.0, 2.0]])
+    (tmp_path / "a.csv").write_bytes("a,b\n1,2\n3,größe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="no text in UTF-8 .* in line 3.*; save the table as text in UTF-8"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_a_line_without_end_is_refused_before_it_is_held(tmp_path, monkeypatch):
+    from cflow.data import text
+
+    monkeypatch.setattr(text, "LONGEST", 1000)
+    write(tmp_path / "a.csv", "a,b\n1,2\n" + "1" * 5000 + "\n")
+    with pytest.raises(ValueError, match="a.csv: line 3 has more than 1,000 characters"):
+        read_table(tmp_path / "a.csv")
 
 
 def test_arrays_are_mapped_and_flattened(tmp_path):
@@ -64,12 +240,12 @@ def test_arrays_are_mapped_and_flattened(tmp_path):
     assert isinstance(file._array.base, np.memmap) or isinstance(file._array, np.memmap)
     chunks = list(file.chunks(10))
     assert [len(chunk.values) for chunk in chunks] == [10, 10, 5]
-    assert chunks[0].bad == {7: "NaN or infinity"}
+    assert faults(chunks[0]) == {7: "column 0 holds 'inf', infinity"}
     assert list(chunks[1].places) == list(range(10, 20))
     assert np.array_equal(chunks[2].values.numpy(), array[20:].reshape(5, 4))
     assert file.unit == "row"
     np.savez(tmp_path / "a.npz", x=np.arange(3), y=np.zeros((2, 2)))
-    assert read_table(tmp_path / "a.npz", key="x")[0].tolist() == [[0.0], [1.0], [2.0]]
+    assert read_table(tmp_path / "a.npz", key="x").values.tolist() == [[0.0], [1.0], [2.0]]
 
 
 def test_a_long_text_is_read_in_memory_of_one_chunk(tmp_path):
@@ -92,7 +268,9 @@ def test_a_long_text_is_read_in_memory_of_one_chunk(tmp_path):
         ("a.txt", b"1,2\n", "ending in '.txt' is not read"),
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"a,b\n", "no rows in it"),
-        ("a.csv", b"\xff\xfe\x00,\x81\n", "no text in UTF-8"),
+        ("a.csv", b"\x81,\x82\n", "no text in UTF-8"),
+        ("a.csv", b"\xff\xfe1\x00,", "no text in UTF-16"),
+        ("a.csv", b'"a,b\n1,2\n', "first line has a stray quote"),
         ("a.npy", b"not an array", "not a readable .npy"),
         ("a.csv", b"a,b\n1,2\n", "no column 'c'; the file has the columns a, b"),
         ("b.csv", b"1,2\n", "no column 'c'; the file has 2 columns without names, 0 to 1"),
@@ -107,7 +285,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path, name, content, message):
 def test_arrays_without_numbers_and_missing_files_are_refused(tmp_path):
     for array in (np.array(["a", "b"]), np.zeros((0, 2)), np.array(1.0), np.ones(2, complex)):
         np.save(tmp_path / "a.npy", array)
-        with pytest.raises(ValueError, match="a table of real numbers is wanted"):
+        with pytest.raises(ValueError, match="a table of real numbers is wanted|torch cannot hold"):
             read_table(tmp_path / "a.npy")
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         read_table(tmp_path / "nowhere.csv")

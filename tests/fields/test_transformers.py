@@ -33,7 +33,7 @@ def test_published_size():
 
 
 def test_rotated_products_depend_on_differences_of_positions(generator, float64):
-    angles = grid_angles(5, rotations(6, 100.0)).view(5, 5, 6)
+    angles = grid_angles((5, 6), rotations(6, 100.0)).view(5, 6, 6)
     turns = lambda place: (angles[place][None].cos(), angles[place][None].sin())
     q, k = torch.randn(2, 12, generator=generator)
     product = lambda a, b: rotate(q[None], turns(a)) @ rotate(k[None], turns(b)).T
@@ -43,20 +43,20 @@ def test_rotated_products_depend_on_differences_of_positions(generator, float64)
 
 
 def test_patches_are_put_back_where_they_were(generator):
-    patches = Patches(2, 6, 3, 18, 1, 3, "rope")
+    patches = Patches(2, (6, 9), 3, 18, 1, 3, "rope")
     with torch.no_grad():
         patches.input.weight.copy_(torch.eye(18))
         patches.input.bias.zero_()
-    x = torch.randn(4, 2, 6, 6, generator=generator)
+    x = torch.randn(4, 2, 6, 9, generator=generator)
     tokens = patches.tokens(x)
-    assert tokens.shape == (4, 4, 18)
-    torch.testing.assert_close(tokens[:, 1], x[:, :, :3, 3:].flatten(1))
+    assert tokens.shape == (4, 6, 18)
+    torch.testing.assert_close(tokens[:, 1], x[:, :, :3, 3:6].flatten(1))
     with torch.no_grad():
         patches.output.weight.copy_(torch.eye(18))
     # What the last norm does to a token is undone by its own mean and deviation.
     image = patches.image(tokens, torch.zeros(1, 18))
     back = torch.nn.functional.layer_norm(tokens, (18,), eps=1e-6)
-    torch.testing.assert_close(image[:, :, :3, 3:].flatten(1), back[:, 1])
+    torch.testing.assert_close(image[:, :, :3, 3:6].flatten(1), back[:, 1])
 
 
 def test_both_kinds_of_attention_agree(generator, float64):

@@ -170,3 +170,14 @@ def test_mistakes_are_explained(recipe):
     with pytest.raises(OSError, match=r"nowhere.two_moons.files.num_observation_1"):
         recipe.main(recipe.Options(reference=Path("nowhere"), **SMALL))
     assert not Path("runs").exists()
+
+
+def test_a_damaged_table_of_the_benchmark_is_named(recipe, tmp_path):
+    for name, content in (
+        ("words.csv", b"a,b\n1,x\n"),
+        ("draws.csv.bz2", b"no archive"),
+        ("cut.csv.bz2", b"BZh91AY&SY"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: no table of the benchmark"):
+            recipe.read(tmp_path / name)

@@ -82,7 +82,9 @@ def test_images_reads_folders_of_pictures(tmp_path, generator):
         for i in range(24):
             pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / label / f"{i}.png")
-    run("images", tmp_path, "--data", "folder", "--root", "pictures", "--size", "16", "--steps", "3", *SMALL)
+    run("images", tmp_path, "--data", "folder", "--root", "pictures", "--size", "8", "12", "--steps", "3", *SMALL)
+    field = cflow.load(tmp_path / "runs" / "images-folder" / "model").field
+    assert (tuple(field.event_shape), field.multipliers) == ((3, 8, 12), (1, 2))
     assert (tmp_path / "runs" / "images-folder" / "samples.png").stat().st_size > 1000
 
 

@@ -117,7 +117,7 @@ KILLER = """
 import os, signal, sys
 import cflow, torch
 from cflow import bases, fields, paths, solvers, storage, training
-from cflow.training import pairs
+from cflow.training.few_step import pairs
 moment, folder = sys.argv[1:]
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "claim": storage.os.replace = die

@@ -12,8 +12,8 @@ from cflow import registry
 from cflow.objectives import Distillation, Reflow
 from cflow.paths import Linear
 from cflow.solvers import Dopri5, Euler
+from cflow.training.few_step.pairs import Pairs
 from cflow.training.fitting import fit
-from cflow.training.pairs import Pairs
 
 __all__ = ["distill", "reflow"]
 

@@ -1,6 +1,0 @@
-"""``python -m cflow.cli``, where the command ``cflow`` is not on the path."""
-
-from cflow.cli import main
-
-if __name__ == "__main__":
-    main()

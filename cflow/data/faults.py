@@ -1,0 +1,116 @@
+"""What a field of a table in text is: a number, nothing, or what else, and what to do about it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = [
+    "NONE", "NUMERIC", "WORD", "Fault", "fault_of", "is_finite", "is_number", "kind_of", "numbers",
+]  # fmt: skip
+
+# What spreadsheets, R, pandas, SAS and the UCI repository write where a value is missing.
+MISSING = frozenset(" na n/a #n/a #na nan -nan <na> null none nil nat ? - -- . missing".split(" "))  # noqa: SIM905
+# float() reads more than this: underscores, and the digits of every script.
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.ASCII | re.IGNORECASE)
+NUMERIC, NONE, COMMA, WORD = "number", "no value", "a decimal comma", "no number"
+# What a field is that is no number, in words, with what to do about it; the first that matches is said.
+KINDS = (
+    (
+        r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?|\d{1,2}:\d\d(:\d\d(\.\d*)?)?"
+        r"|\d{1,2}[- ][A-Za-z]{3,9}\.?[- ,]+\d{2,4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}",
+        "a date",
+        "write dates as numbers, such as days since a start, or leave the column out",
+    ),
+    (r"[+-]?\d{1,3},\d{3}", "a comma, of decimals or of thousands", "write 1234 or 1.234"),
+    (
+        r"[+-]?(\d+|\d{1,3}([. ]\d{3})+)?,\d+([eE][+-]?\d+)?",
+        COMMA,
+        "write decimal points, as pandas.read_csv(file, sep=';', decimal=',').to_csv does",
+    ),
+    (r"[+-]?\d{1,3}([,' \u00a0\u202f]\d{3})+(\.\d*)?", "digits in groups", "write numbers without separators"),
+    (r"[+-]?[\d.]+(\s+[+-]?[\d.]+)+", "several numbers", "separate columns by commas, semicolons or tabs"),
+    (r"true|false|yes|no|[tfyn]", "a truth value", "write 1 and 0, or leave the column out"),
+    (
+        r"[+-]?[\d_]+(\.[\d_]*)?([eE][+-]?[\d_]+)?",
+        "a number in other signs than 0 to 9",
+        "write plain digits",
+    ),
+    (
+        r"[^\w\s.+-]{0,3}\s?[+-]?\d[\d.,]*\s?[^\d\s.,]{1,8}|[^\w\s.+-]{1,3}\s?[+-]?\d[\d.,]*",
+        "a number with a unit",
+        "write the number alone",
+    ),
+)
+INFINITE = "infinity", "drop such rows, or write a finite number"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Says what is wrong with a row: ``text`` for this row, and ``kind``, ``column`` and ``remedy`` for all like it.
+
+    A row is ``missing`` where it has all its fields, and those that are no numbers hold the mark of a missing value.
+    """
+
+    text: str
+    kind: str
+    remedy: str
+    column: str | None = None
+    missing: bool = False
+    others: tuple[Fault, ...] = ()  # what else is wrong with the row
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def numbers(rows: Sequence[Sequence[str]]) -> np.ndarray | None:
+    """Reads rows of fields as float64 ``[n, C]``; None where some field is no number."""
+    together = "".join(itertools.chain.from_iterable(rows))
+    if not together.isascii() or "_" in together:
+        return None
+    try:
+        return np.array(rows, dtype=np.float64)
+    except ValueError:
+        return None
+
+
+def is_number(text: str) -> bool:
+    """Tells numbers that are finite or infinite, in the digits 0 to 9."""
+    return NUMBER.fullmatch(text.strip()) is not None
+
+
+def is_finite(text: str) -> bool:
+    """Tells finite numbers."""
+    return is_number(text) and math.isfinite(float(text.strip()))
+
+
+def _is_missing(text: str) -> bool:
+    return text.strip().lower() in MISSING
+
+
+def kind_of(text: str) -> str:
+    """Gives the kind of a field: ``NUMERIC``, ``NONE`` where a value is missing, or what it is instead."""
+    if is_number(text):
+        return NUMERIC
+    return NONE if _is_missing(text) else _kind(text.strip())[0]
+
+
+def fault_of(column: str | int, text: str) -> Fault:
+    """Says what is wrong with a field that is no finite number."""
+    text = text.strip()
+    if _is_missing(text):
+        what = f"holds {text!r}, a missing value" if text else "is empty"
+        return Fault(f"column {column} {what}", NONE, "drop such rows, or fill them", str(column), missing=True)
+    shown = repr(text if len(text) <= 40 else text[:37] + "...")
+    kind, remedy = INFINITE if is_number(text) else _kind(text)
+    return Fault(f"column {column} holds {shown}, {kind}", kind, remedy, str(column))
+
+
+def _kind(text: str) -> tuple[str, str]:
+    found = (each for pattern, *each in KINDS if len(text) <= 40 and re.fullmatch(pattern, text, re.IGNORECASE))
+    return next(found, (WORD, "leave the column out, or write a column of 0 and 1 for each category"))
