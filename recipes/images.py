@@ -218,7 +218,8 @@ def main(options: Options) -> None:
     samples = draw(flow, labels, options, generator).cpu()
     grid = samples[: 10 * classes] if 5 <= classes <= 10 else samples[:100]
     pixels = lambda x: x.float() / (images.levels - 1)
-    plot.images(pixels(grid), out / "samples.png", columns=classes if 5 <= classes <= 10 else 10)
+    heads = images.classes if 5 <= classes <= 10 else 10
+    plot.images(pixels(grid), out / "samples.png", columns=heads if len(grid) >= classes else 10)
 
     rows = labels[: min(max(classes, 4), 10)]
     noise = flow.base.sample((len(rows),), generator=generator)
@@ -226,7 +227,9 @@ def main(options: Options) -> None:
     solver = solvers.by_name(options.solver, steps=options.solver_steps)
     guide = None if context is None else guidance.ClassifierFree(options.guidance)
     frames = flow.trajectory(noise, context, times=9, solver=solver, guidance=guide).cpu()
-    plot.image_trajectories(pixels(frames), out / "trajectories.png", times=torch.linspace(0, 1, len(frames)))
+    names = [images.classes[label] for label in rows.tolist()] if images.classes else None
+    columns = torch.linspace(0, 1, len(frames))
+    plot.image_trajectories(pixels(frames), out / "trajectories.png", times=columns, rows=names)
 
     report = measure(samples, labels.cpu(), images) if len(images.test) >= 4 else {"samples": len(samples)}
     report |= {

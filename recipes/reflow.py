@@ -201,8 +201,8 @@ def measure(flows: dict, images: data.ImageData, options: Options, out: Path) ->
                 report[name + suffix][calls] = judge(reader, pixels, labels, real)
                 if not suffix and (calls in (1, 4, max(options.evaluations)) or name.startswith("distilled")):
                     rows.append(pixels[: len(images.classes)])
-                    names.append(f"{name}, {calls}")
-    plot.images(torch.cat(rows), out / "few-steps.png", columns=len(images.classes), rows=names)
+                    names.append(f"{name}, {calls} evaluation{'s' * (calls > 1)}")
+    plot.images(torch.cat(rows), out / "few-steps.png", columns=images.classes, rows=names)
     return report
 
 

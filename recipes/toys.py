@@ -226,14 +226,10 @@ def classical(options: Options, out: Path, name: str, train: torch.Tensor, test:
         flows[each], reports[each] = maximise(options, each, folder, name, train, test, generator)
     if options.flow == "all" and MAIN:
         span = float(test.abs().max()) * 1.15
-        masses = plot.densities(
-            {each: flow.log_prob for each, flow in flows.items()},
-            out / "gallery.png",
-            bounds=(-span, span),
-            reference=test[:3000],
-        )
-        for each, mass in masses.items():
-            reports[each]["mass_in_view"] = mass
+        grids = {each: plot.grid(flow, bounds=(-span, span), resolution=120) for each, flow in flows.items()}
+        plot.densities(grids, out / "gallery.png", reference=test[:3000])
+        for each, drawn in grids.items():
+            reports[each]["mass_in_view"] = drawn.mass
         (out / "metrics.json").write_text(json.dumps(reports, indent=1) + "\n")
         print(f"{'':12s}{'parameters':>12}{'seconds':>9}{'held-out nats':>18}{'mass':>8}{'W2':>8}")
         for each, report in reports.items():

@@ -31,7 +31,7 @@ from cflow import bases, bijections, discrete, fields, plot, solvers, training
 from cflow.cli import run_recipe
 from cflow.metrics import Importance, importance
 from cflow.objectives import AlphaDivergence, DoublyReparameterised, ForwardKL, PathDerivative, ReverseKL
-from cflow.plot import BLUE, ORANGE, new_figure, save
+from cflow.plot import BLUE, ORANGE, finish, new_figure
 
 WEIGHTED = ("dreg", "alpha", "forward-kl")
 NO_NETWORK = ("planar", "radial", "sylvester")
@@ -351,7 +351,7 @@ def picture(model: nn.Module, x: Tensor, reference: Tensor | None, path: Path) -
     for handle in handles.legend_handles:
         handle.set_alpha(1.0)
     figure.tight_layout(rect=(0, 0, 1, 0.96))
-    save(figure, path)
+    finish(figure, path)
 
 
 def main(options: Options) -> None:

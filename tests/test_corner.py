@@ -34,8 +34,9 @@ def figures(monkeypatch):
 
 def test_every_feature_and_every_pair_has_a_panel(tmp_path, generator, figures):
     samples = torch.randn(400, 4, generator=generator, requires_grad=True)
-    path = plot.corner(samples, tmp_path / "new" / "a.png", names=["a", "b", "c", "a name that is far too long"])
-    assert path == tmp_path / "new" / "a.png"
+    path = tmp_path / "new" / "a.png"
+    figure = plot.corner(samples, path, names=["a", "b", "c", "a name that is far too long"])
+    assert figure is figures[0]
     panels = [axis for axis in figures[0].axes if axis.get_visible()]
     assert len(panels) == 4 + 6
     assert [axis.get_xlabel() for axis in panels[-4:]] == ["a", "b", "c", "a name that is far t..."]
@@ -68,7 +69,8 @@ def test_contours_hold_the_mass_they_name(tmp_path, generator, figures):
 def test_a_reference_and_marks_are_drawn_and_kept_in_view(tmp_path, generator, figures):
     samples = torch.randn(300, 3, generator=generator, dtype=torch.float64)
     marks = torch.tensor([[0.0, 9.0, 0.0]])
-    path = plot.corner(samples, tmp_path / "b.png", reference=samples + 1, marks=marks, labels=("flow", "data"))
+    path = tmp_path / "b.png"
+    plot.corner(samples, path, reference=samples + 1, marks=marks, labels=("flow", "data"))
     assert min(blue(pixels(path)), orange(pixels(path))) > 1000
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["flow", "data"]
     assert figures[0].axes[4].get_xlim()[1] > 9  # the second feature's histogram
@@ -121,3 +123,22 @@ def test_samples_far_out_set_neither_the_axes_nor_the_contours(tmp_path, generat
     assert max(map(abs, (*axis.get_xlim(), *axis.get_ylim()))) < 5
     half = max(axis.collections[-1].get_paths()[1].to_polygons(), key=len)
     assert np.linalg.norm(half, axis=1).mean() == pytest.approx(np.sqrt(-2 * np.log(0.5)), rel=0.08)
+
+
+def test_several_sets_have_a_colour_and_a_name_each_and_contours_say_what_they_hold(tmp_path, generator, figures):
+    x = torch.randn(300, 2, generator=generator)
+    plot.corner({"prior": x, "posterior": x / 2}, tmp_path / "a.png")
+    legend = figures[0].legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["posterior", "prior"]
+    assert legend.get_title().get_text() == "contours hold 50% and 90%\nof the points"
+    assert len({patch.get_facecolor() for patch in legend.get_patches()}) == 2
+    plot.corner({"prior": x, "posterior": x / 2}, tmp_path / "b.png", reference=x + 9)
+    assert len({patch.get_facecolor() for patch in figures[1].legends[0].get_patches()}) == 3
+    plot.corner(x[:50], tmp_path / "c.png")
+    assert not figures[2].legends  # dots alone
+    with pytest.raises(ValueError, match=r"second of shape \[300, 1\].*as the samples are"):
+        plot.corner({"first": x, "second": x[:, :1]})
+    with pytest.raises(ValueError, match="9 sets of samples.*told apart"):
+        plot.corner({str(k): x for k in range(9)})
+    with pytest.raises(ValueError, match="no samples were given"):
+        plot.corner({})

@@ -1,25 +1,32 @@
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from cflow import plot
+import cflow
+from cflow import bases, discrete, fields, metrics, objectives, paths, plot, solvers, training
 from cflow.plot.curves import smooth
 
 
-def pixels(path):
-    return np.asarray(Image.open(path).convert("RGB"))
+def pixels(drawn):
+    """Gives the pixels of a file, or of a figure as it would be written."""
+    if isinstance(drawn, Figure):
+        drawn, figure = io.BytesIO(), drawn
+        figure.savefig(drawn, bbox_inches="tight", pad_inches=0.05)
+    return np.asarray(Image.open(drawn).convert("RGB"))
 
 
 def test_images_are_enlarged_without_blur(tmp_path):
     x = torch.zeros(5, 3, 2, 2)
     x[:, 0] = 1.0  # red
     x[0, :, 0, 0] = torch.tensor([0.0, 0.0, 1.0])  # one blue pixel
-    path = plot.images(x, tmp_path / "new" / "grid.png", columns=3)
-    assert path == tmp_path / "new" / "grid.png"
-    drawn = pixels(path)
+    figure = plot.images(x, tmp_path / "new" / "grid.png", columns=3)
+    drawn = pixels(tmp_path / "new" / "grid.png")
+    assert np.array_equal(drawn, pixels(figure))
     colours = {tuple(colour) for colour in drawn.reshape(-1, 3)[::7].tolist()}
     assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
     # Every cell is square, so a grid of 2 rows by 3 columns has about this shape, and 1/20 of its cells is blue.
@@ -74,11 +81,14 @@ def test_density_is_drawn_where_it_is_in_chunks_without_a_graph(tmp_path):
 
 def test_every_picture_is_written(tmp_path, generator):
     x = torch.randn(200, 2, generator=generator, requires_grad=True)
-    assert plot.scatter(x, tmp_path / "a.png").stat().st_size > 1000
+    plot.scatter(x, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
     with_reference = plot.scatter(x, tmp_path / "b.png", reference=x + 1, title="both")
     assert not np.array_equal(pixels(with_reference).shape, (0,))
-    assert plot.trajectories(torch.stack([x, x + 1, x + 2]), tmp_path / "c.png").stat().st_size > 1000
-    assert plot.scatter(x, tmp_path / "d.pdf").read_bytes()[:4] == b"%PDF"
+    plot.trajectories(torch.stack([x, x + 1, x + 2]), tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    plot.scatter(x, tmp_path / "d.pdf")
+    assert (tmp_path / "d.pdf").read_bytes()[:4] == b"%PDF"
 
 
 def test_training_curves(tmp_path):
@@ -114,6 +124,7 @@ def test_sets_of_samples_side_by_side_share_their_frame(tmp_path, generator):
     true = torch.rand(300, 2, generator=generator)
     sets = {"same": true, "far": true + 100, "again": true}
     drawn = pixels(plot.scatters(sets, tmp_path / "sets.png", reference=true, columns=3)).astype(int)
+    drawn = drawn[: -len(drawn) // 5]  # without the legend
     blue = (drawn[..., 2] - drawn[..., 0]) > 60
     thirds = [part.sum() for part in np.array_split(blue, 3, axis=1)]
     assert thirds[1] == 0  # beyond the frame of the reference
@@ -150,13 +161,22 @@ def test_bad_input_is_refused(tmp_path):
         plot.density(lambda x: x[:, 0] * math.nan, path)
     with pytest.raises(ValueError, match="every entry needs a step"):
         plot.training([], path)
+    with pytest.raises(ValueError, match="2 names for 3 rows"):
+        plot.image_trajectories(torch.zeros(2, 3, 1, 4, 4), path, rows=["a", "b"])
+    with pytest.raises(ValueError, match="each entry makes a row"):
+        plot.images({"a": torch.zeros(2, 1, 4, 4), "b": torch.zeros(3, 1, 4, 4)}, path)
+    with pytest.raises(ValueError, match="no more names than images, and no titles"):
+        plot.images(torch.zeros(2, 1, 4, 4), path, columns=["a", "b", "c"])
+    with pytest.raises(FileNotFoundError, match="there is no history.csv, which fit"):
+        plot.training(tmp_path, path)
     assert not path.exists()
 
 
 def test_densities_side_by_side_say_what_is_in_view(tmp_path):
     normal = lambda scale: lambda x: -0.5 * (x / scale).square().sum(-1) - math.log(2 * math.pi * scale**2)
     named = {"narrow": normal(0.5), "wide": normal(4.0)}
-    masses = plot.densities(named, tmp_path / "all.png", reference=torch.randn(50, 2), columns=3, resolution=80)
+    plot.densities(named, tmp_path / "all.png", reference=torch.randn(50, 2), columns=3, resolution=80)
+    masses = {name: plot.grid(each, resolution=80).mass for name, each in named.items()}
     inside = math.erf(4 / (4 * math.sqrt(2))) ** 2
     assert masses == {"narrow": pytest.approx(1, abs=1e-3), "wide": pytest.approx(inside, abs=1e-3)}
     drawn = pixels(tmp_path / "all.png")
@@ -165,3 +185,74 @@ def test_densities_side_by_side_say_what_is_in_view(tmp_path):
         plot.densities({}, tmp_path / "none.png")
     with pytest.raises(ValueError, match="wide: log_prob is NaN"):
         plot.densities({"wide": lambda x: x[:, 0] * math.nan}, tmp_path / "none.png")
+
+
+def flow():
+    field = fields.MLP(2, hidden=(8,))
+    return cflow.ContinuousFlow(field, bases.Normal(2, 3.0), path=paths.Linear(), solver=solvers.Euler(2))
+
+
+def test_flows_are_drawn_from_and_evaluated(tmp_path):
+    conditional = discrete.nsf(2, context=3, layers=1)
+    plot.scatter(flow(), reference=bases.Normal(2))
+    near = plot.scatter(flow()).axes[0].collections[0].get_offsets()
+    assert len(near) == 2000
+    assert near.mean() == pytest.approx(3.0, abs=0.1)  # of 4000 numbers with a deviation of one: six of theirs
+    assert len(plot.trajectories(flow(), paths_shown=50).axes[0].collections[0].get_paths()) == 50
+    given = conditional(torch.zeros(3))
+    assert plot.grid(given, resolution=40).mass == pytest.approx(1, abs=0.02)
+    assert plot.density(given, resolution=40, title="given 0").axes[0].get_title().startswith("given 0\nprobability in")
+    assert "probability inside this plot: 0.0%" in plot.density(flow(), bounds=(-9, -5)).axes[0].get_title()
+    assert len(plot.corner({"a": flow(), "b": torch.randn(200, 2)}).legends[0].get_texts()) == 2
+    with pytest.raises(ValueError, match="no context was given"):
+        plot.scatter(conditional)
+
+
+def test_panels_of_ones_own_axis(tmp_path, generator):
+    x = torch.randn(100, 2, generator=generator)
+    figure = plot.new_figure(8, 8)
+    axes = figure.subplots(2, 2).flatten()
+    own = [
+        plot.scatter(x, ax=axes[0], names=("mass", "spin")),
+        plot.trajectories(torch.stack([x, x + 1]), ax=axes[1], title="paths"),
+        plot.density(bases.Normal(2), ax=axes[2], resolution=20, samples=x),
+        plot.training([{"step": k, "loss": 1.0, "lr": 1.0} for k in range(3)], ax=axes[3]),
+    ]
+    assert all(each is figure for each in own)
+    assert (axes[0].get_xlabel(), axes[0].get_ylabel(), axes[1].get_title()) == ("mass", "spin", "paths")
+    assert len(figure.axes) == 4
+    plot.finish(figure, tmp_path / "own.png")
+    assert (tmp_path / "own.png").stat().st_size > 1000
+
+
+def test_histories_of_runs_of_folders_and_of_lists_are_the_same_curve(tmp_path):
+    x = torch.randn(64, 2)
+    run = training.fit(flow(), objectives.FlowMatching(), x, steps=6, batch_size=16, log_every=2, out=tmp_path / "run")
+    curves = [plot.training(source).axes[0].lines[0].get_xydata() for source in (run, run.history, tmp_path / "run")]
+    assert len(curves[0]) == 3
+    np.testing.assert_allclose(curves[1], curves[0])
+    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-5)
+
+
+def test_a_learning_rate_is_drawn_as_it_is():
+    history = [{"step": k, "loss": 1.0, "lr": 10.0**-k, "grad_norm": 10.0**k} for k in range(5)]
+    _, rate, norm = plot.training(history).axes
+    assert (rate.get_yscale(), norm.get_yscale()) == ("linear", "log")
+    assert rate.get_ylim()[0] == 0
+
+
+def test_rows_and_columns_of_images_have_names():
+    x = torch.rand(3, 1, 8, 8)
+    figure = plot.images({"once": x, "twice": x}, columns=["a", "b", "c"])
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", "", "", ""]
+    assert [axis.texts[0].get_text() for axis in figure.axes if axis.texts] == ["once", "twice"]
+    figure = plot.image_trajectories(x.expand(4, 3, 1, 8, 8), rows=["p", "q", "r"])
+    assert [axis.texts[0].get_text() for axis in figure.axes if axis.texts] == ["p", "q", "r"]
+
+
+def test_results_of_calibration_are_taken_as_they_are(generator):
+    draws, truth = torch.randn(50, 300, 1, generator=generator), torch.randn(300, 1, generator=generator)
+    ranked = metrics.simulation_based_calibration(draws, truth)
+    figure = plot.calibration(ranked, names=["mass"])
+    assert figure.axes[0].get_title() == "mass"
+    assert figure.axes[0].get_ylabel() == "number of truths"

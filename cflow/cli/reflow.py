@@ -147,7 +147,7 @@ def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out
                 continue
             x = draw(flow, Euler(steps=calls), 1_000_003, guidance)
             table[name][calls] = metrics.energy_distance(x.flatten(1), reference.flatten(1), empirical=True).value
-            pictures.append((f"{name}, {calls}", x))
+            pictures.append((f"{name}, {calls} evaluation{'s' * (calls > 1)}", x))
         grid = [k / 32 for k in range(33)]
         steps_of = flow.solver if distilled else Euler(steps=32)
         x0, x1, *states = _draw(

@@ -161,7 +161,7 @@ def simulation_based_calibration(
     # Groups hold one rank more or less where the bins do not divide them.
     sizes = torch.bincount(torch.arange(draws + 1) * bins // (draws + 1), minlength=bins)
     counts = torch.stack([torch.bincount(each, minlength=bins) for each in group.T.cpu()])
-    expected = (count * sizes / (draws + 1)).numpy()
+    expected = (count * sizes.double() / (draws + 1)).numpy()  # chisquare compares the two sums to 1.5e-8
     chi_square = [stats.chisquare(each, expected).pvalue for each in counts.numpy()]
     ks = [stats.kstest(each, "uniform").pvalue for each in u.T.cpu().numpy()]
     off = u - 0.5

@@ -5,28 +5,26 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cflow.plot.figure import BLUE, GREY, ORANGE, legend, new_figure, numbers, save
+from cflow.plot.figure import BLUE, COLOURS, GREY, finish, legend, new_figure, numbers
 
 __all__ = ["calibration"]
 
-COLOURS = (BLUE, ORANGE, "#3a8f5c", "#8c4a9e", "#b0413e", "#5f6b73")
-
 
 def calibration(
-    pit: Tensor | None,
-    path: str | os.PathLike,
+    pit: Any = None,
+    path: str | os.PathLike | None = None,
     *,
-    coverage: Mapping[str, Tensor] | None = None,
+    coverage: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
     bins: int | None = None,
     level: float = 0.99,
     title: str = "",
-) -> Path:
+) -> Any:
     """Draws one histogram per feature of probability integral transforms, and curves of coverage over credibility.
 
     Both would be flat, or on the diagonal, for a calibrated prediction, within the grey bands: each bar by itself with
@@ -34,12 +32,15 @@ def calibration(
     inequality). A hump or a curve above the diagonal: too wide. A U or a curve below: too narrow. A slope: shifted.
 
     Args:
-        pit: ``[N, D]`` or ``[N]``, values in [0, 1]: ``metrics.pit(...)`` or ``simulation_based_calibration(...).pit``;
-            ``None`` for curves alone.
-        coverage: by label, the credibilities ``[N]`` at which regions begin to hold the truth:
-            ``expected_coverage(...).credibility``.
+        pit: ``[N, D]`` or ``[N]``, values in [0, 1]: ``metrics.pit(...)``, or what
+            ``metrics.simulation_based_calibration`` returned; ``None`` for curves alone.
+        path: the file to write; nothing is written without one.
+        coverage: by label, what ``metrics.expected_coverage`` returned, or the credibilities ``[N]`` at which regions
+            begin to hold the truth.
         names: one per feature.
         bins: of the histograms; 20 or a tenth of N unless given.
+
+    Returns the figure.
 
     Raises:
         ValueError: if there is nothing to draw, values are not in [0, 1], shapes do not fit, ``bins`` is below 2, or
@@ -51,10 +52,12 @@ def calibration(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     calibration(torch.rand(500, 2), f"{folder}/ranks.png", coverage={"flow": torch.rand(500)}).name
-        'ranks.png'
+        ...     calibration(torch.rand(500, 2), f"{folder}/ranks.png", coverage={"flow": torch.rand(500)})
+        <Figure size ...>
     """
-    curves = {label: _units(f"coverage[{label!r}]", each, (1,)) for label, each in (coverage or {}).items()}
+    pit = getattr(pit, "pit", pit)
+    coverage = {label: getattr(each, "credibility", each) for label, each in (coverage or {}).items()}
+    curves = {label: _units(f"coverage[{label!r}]", each, (1,)) for label, each in coverage.items()}
     table = None if pit is None else _units("pit", pit[:, None] if pit.ndim == 1 else pit, (2,))
     features = 0 if table is None else table.shape[1]
     if not features and not curves:
@@ -73,7 +76,7 @@ def calibration(
     columns = min(features + bool(curves), 4)
     rows = math.ceil((features + bool(curves)) / columns)
     figure = new_figure(2.9 * columns, 2.7 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.28, "hspace": 0.42}).flatten()
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.38, "hspace": 0.42}).flatten()
     for axis, name, column in zip(axes, names, range(features)):
         _histogram(axis, table[:, column], name, bins or max(2, min(20, len(table) // 10)), level)
     if curves:
@@ -86,7 +89,7 @@ def calibration(
         axis.set_visible(False)
     if title:
         figure.suptitle(title, fontsize=10, y=0.88 + 0.55 / (2.7 * rows))
-    return save(figure, path)
+    return finish(figure, path)
 
 
 def _units(name: str, values: Tensor, ranks: tuple[int, ...]):
@@ -115,7 +118,8 @@ def _histogram(axis, values, name: str, bins: int, level: float) -> None:
     axis.hist(values, bins=bins, range=(0, 1), color=BLUE, alpha=0.75, rwidth=0.92)
     axis.set_ylim(bottom=0)
     axis.set_title(name, fontsize=10)
-    axis.set_xlabel("rank among draws, scaled", fontsize=9)
+    axis.set_xlabel("rank of the truth among draws", fontsize=9)
+    axis.set_ylabel("number of truths", fontsize=9)
 
 
 def _curves(axis, curves, level: float) -> None:
@@ -125,8 +129,9 @@ def _curves(axis, curves, level: float) -> None:
     reach = math.sqrt(math.log(2 / (1 - level)) / (2 * fewest))
     across = np.linspace(0, 1, 200)
     axis.fill_between(
-        across, np.clip(across - reach, 0, 1), np.clip(across + reach, 0, 1), color=GREY, alpha=0.35, lw=0
-    )
+        across, np.clip(across - reach, 0, 1), np.clip(across + reach, 0, 1), color=GREY, alpha=0.35, lw=0,
+        label=f"calibrated, {level:.0%} of curves",
+    )  # fmt: skip
     axis.plot((0, 1), (0, 1), color=GREY, lw=1.0)
     for (label, values), colour in zip(curves.items(), COLOURS * math.ceil(len(curves) / len(COLOURS))):
         steps = np.concatenate([[0.0], np.sort(values), [1.0]])
@@ -135,5 +140,6 @@ def _curves(axis, curves, level: float) -> None:
     axis.set_ylim(0, 1)
     axis.set_aspect("equal")
     axis.set_title("coverage", fontsize=10)
-    axis.set_xlabel("credibility", fontsize=9)
+    axis.set_xlabel("credibility of the region", fontsize=9)
+    axis.set_ylabel("share of truths inside", fontsize=9)
     legend(axis)

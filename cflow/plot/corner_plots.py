@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cflow.plot.figure import BLUE, ORANGE, new_figure, numbers, save
+from cflow.plot.figure import COLOURS, ORANGE, finish, new_figure, numbers, samples_of
 
 __all__ = ["corner"]
 
@@ -32,16 +31,16 @@ class Points:
 
 
 def corner(
-    samples: Tensor,
-    path: str | os.PathLike,
+    samples: Any,
+    path: str | os.PathLike | None = None,
     *,
-    reference: Tensor | None = None,
+    reference: Any = None,
     names: Sequence[str] | None = None,
     labels: tuple[str, str] = ("samples", "reference"),
     marks: Tensor | None = None,
     bins: int = 40,
     title: str = "",
-) -> Path:
+) -> Any:
     """Draws the marginals of samples: a histogram of every feature, and below it every pair of features.
 
     A pair is shown by the regions of highest density that hold 50 % and 90 % of the points (a smoothed histogram), and
@@ -50,14 +49,17 @@ def corner(
     points are out of view.
 
     Args:
-        samples: ``[N, D]``.
-        reference: ``[M, D]``, what the samples are compared with.
+        samples: ``[N, D]``, or a flow, of which 5000 are drawn; or a dict of name -> these, for several sets.
+        path: the file to write; nothing is written without one.
+        reference: ``[M, D]`` or a flow, what the samples are compared with.
         names: one per feature, for the axes; ``x0``, ``x1`` and so on unless given.
-        labels: what samples and reference are called in the legend.
+        labels: what samples (unless they are a dict) and reference are called in the legend.
         marks: ``[K, D]``, single points that get a cross (true parameters, rows that stand out); with one of them, a
             line in its histograms too.
         bins: of the histograms.
         title: over the picture.
+
+    Returns the figure.
 
     Shapes: as above. Cost: D (D - 1) / 2 histograms; up to eight features are easy to read.
 
@@ -68,11 +70,17 @@ def corner(
     Example:
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     corner(torch.randn(500, 3), f"{folder}/corner.png", names=["mass", "spin", "distance"]).name
-        'corner.png'
+        ...     corner(torch.randn(500, 3), f"{folder}/corner.png", names=["mass", "spin", "distance"])
+        <Figure size ...>
     """
-    samples = _table("samples", samples, None)
-    features = samples.shape[1]
+    several = samples if isinstance(samples, Mapping) else {labels[0]: samples}
+    if not several:
+        raise ValueError("plot.corner: no samples were given; pass points [N, D], or a dict of name -> points.")
+    features = None
+    for name, each in several.items():
+        several = {**several, name: _table(name if len(several) > 1 else "samples", each, features)}
+        features = several[name].shape[1]
+    samples = next(iter(several.values()))
     if features > MOST:
         raise ValueError(
             f"plot.corner(samples of shape {list(samples.shape)}): {features} features make "
@@ -84,7 +92,13 @@ def corner(
         raise ValueError(f"plot.corner({len(names)} names for {features} features): pass one name per feature.")
     if bins < 2:
         raise ValueError(f"plot.corner(bins={bins}): a histogram takes at least 2 bins; pass for instance 40.")
-    sets = [Points(samples, BLUE, labels[0], filled=reference is None)]
+    colours = [colour for colour in COLOURS if colour != ORANGE or reference is None]
+    if len(several) > len(colours):
+        raise ValueError(
+            f"plot.corner({len(several)} sets of samples): more than {len(colours)} cannot be told apart; pass fewer."
+        )
+    filled = reference is None and len(several) == 1
+    sets = [Points(each, colour, name, filled) for (name, each), colour in zip(several.items(), colours)]
     if reference is not None:
         sets.insert(0, Points(_table("reference", reference, features), ORANGE, labels[1], filled=True))
     marks = None if marks is None else _table("marks", marks, features)
@@ -92,7 +106,8 @@ def corner(
     side = 1.9 if features <= 4 else 1.4
     figure = new_figure(features * side + 0.5, features * side + 0.5)
     axes = figure.subplots(features, features, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
-    limits = [_limits([each.values[:, i] for each in sets], marks, i) for i in range(features)]
+    tails = [0.001 if reference is None or k == 0 else 0.01 for k in range(len(sets))]
+    limits = [_limits([each.values[:, i] for each in sets], tails, marks, i) for i in range(features)]
     fewest = min(len(each.values) for each in sets)  # one smoothing for both, or the contours would not compare
     for row in range(features):
         for column in range(features):
@@ -111,12 +126,13 @@ def corner(
             axis.set_xlim(limits[column])
             _dress(axis, row, column, features, names)
     figure.align_labels(axes)
-    _legend(figure, axes, sets, title)
-    return save(figure, path)
+    _legend(figure, axes, sets, title, contours=features > 1 and max(len(each.values) for each in sets) >= FEWEST)
+    return finish(figure, path)
 
 
-def _table(name: str, x: Tensor, features: int | None):
-    """Checks a table of points and gives its numbers."""
+def _table(name: str, x: Any, features: int | None):
+    """Checks a table of points, drawn from what has a method ``sample``, and gives its numbers."""
+    x = samples_of(x, 5000)
     if x.ndim != 2 or 0 in x.shape or (features is not None and x.shape[1] != features):
         wanted = "[N, D]" if features is None else f"[N, {features}], as the samples are"
         raise ValueError(
@@ -132,12 +148,11 @@ def _table(name: str, x: Tensor, features: int | None):
     return numbers(x)
 
 
-def _limits(columns, marks, i: int) -> tuple[float, float]:
+def _limits(columns, tails: list[float], marks, i: int) -> tuple[float, float]:
     """Chooses the reach of an axis; a constant feature gets one as wide as its size."""
     import numpy as np
 
-    # The last set is that of the samples; where there is a reference, their farthest hundredth does not set the axis.
-    tails = [0.001] if len(columns) == 1 else [0.001, 0.01]
+    # Where there is a reference, the farthest hundredth of the samples does not set the axis.
     low = min(float(np.quantile(each, tail)) for each, tail in zip(columns, tails))
     high = max(float(np.quantile(each, 1 - tail)) for each, tail in zip(columns, tails))
     if marks is not None:
@@ -223,16 +238,19 @@ def _short(name: str) -> str:
     return name if len(name) <= 22 else name[:20] + "..."
 
 
-def _legend(figure, axes, sets, title: str) -> None:
+def _legend(figure, axes, sets, title: str, contours: bool) -> None:
     """Places the legend in the empty corner above the diagonal (above the picture where there is none), and a title."""
     from matplotlib.patches import Patch
 
     box, alone = axes[0, 0].get_position(), len(axes) == 1
-    if len(sets) > 1:
-        patches = [Patch(color=each.colour, label=each.label) for each in reversed(sets)]
+    if len(sets) > 1 or contours:
+        patches = [Patch(color=each.colour, label=each.label) for each in reversed(sets)] if len(sets) > 1 else []
+        shares = " and ".join(f"{share:.0%}" for share in sorted(MASSES))
+        note = f"contours hold {shares}\nof the points" if contours else None
         place = {"loc": "lower center", "ncols": 2} if alone else {"loc": "upper right"}
         figure.legend(
-            handles=patches, fontsize=9, frameon=False, bbox_to_anchor=(0.5 if alone else 0.9, box.y1), **place
-        )
+            handles=patches, fontsize=9, frameon=False, bbox_to_anchor=(0.5 if alone else 0.9, box.y1), title=note,
+            title_fontsize=8, **place,
+        )  # fmt: skip
     if title:
         figure.suptitle(title, fontsize=10, y=box.y1 + (0.2 if alone else 0.05))

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cflow.plot.figure import BLUE, ORANGE, legend, new_figure, save
+from cflow.plot.figure import BLUE, ORANGE, finish, legend, new_figure
 
 __all__ = ["training"]
 
 
-def training(history: Sequence[dict[str, Any]], path: str | os.PathLike, *, title: str = "") -> Path:
+def training(history: Any, path: str | os.PathLike | None = None, *, title: str = "", ax: Any = None):
     """Draws training curves: the loss with its smoothed course, and what else the history holds.
 
-    Each entry of ``history`` is a dict with ``step`` and any of ``loss``, ``validation``, ``lr`` and ``grad_norm``; an
-    entry may lack a key. An axis is logarithmic where all its values are positive and span more than a factor of ten.
+    The axes of losses and of the gradient norm are logarithmic where all values are positive and span more than a
+    factor of ten; the learning rate is drawn on a linear one.
+
+    Args:
+        history: the run that ``training.fit`` returned, its folder, or a list of dicts, each with ``step`` and any of
+            ``loss``, ``validation``, ``lr`` and ``grad_norm``.
+        path: the file to write; nothing is written without one.
+        title: over the picture.
+        ax: a matplotlib axis for the losses, instead of a figure of its own with everything.
+
+    Returns the figure.
 
     Raises:
         ValueError: if the history is empty, an entry has no ``step``, or none has a ``loss``.
+        FileNotFoundError: for a folder without a ``history.csv``.
+
+    Example:
+        >>> training([{"step": k, "loss": 1 / k} for k in range(1, 100)]).axes[0].get_yscale()
+        'log'
     """
+    history = _entries(history)
     if not history or any("step" not in entry for entry in history) or not any("loss" in entry for entry in history):
         raise ValueError(
             f"plot.training(history of {len(history)} entries): every entry needs a step, and at least one a loss; "
@@ -32,10 +48,13 @@ def training(history: Sequence[dict[str, Any]], path: str | os.PathLike, *, titl
         pairs = [(entry["step"], float(entry[key])) for entry in history if entry.get(key) is not None]
         if pairs:
             series[key] = tuple(zip(*pairs))
-    below = [key for key in ("lr", "grad_norm") if key in series]
+    below = [key for key in ("lr", "grad_norm") if key in series] if ax is None else []
     ratios = [3] + [1] * len(below)
-    figure = new_figure(6.4, 3.4 + 1.2 * len(below))
-    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    if ax is None:
+        figure = new_figure(6.4, 3.4 + 1.2 * len(below))
+        axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    else:
+        figure, axes = ax.figure, [ax]
 
     steps, losses = series["loss"]
     axes[0].plot(steps, losses, color=BLUE, alpha=0.3, lw=0.8, label="loss")
@@ -49,7 +68,10 @@ def training(history: Sequence[dict[str, Any]], path: str | os.PathLike, *, titl
     axes[0].set_title(title, fontsize=10)
     for axis, key in zip(axes[1:], below):
         axis.plot(*series[key], color=BLUE, lw=1.0)
-        _scale(axis, series[key][1])
+        if key == "lr":
+            axis.set_ylim(bottom=0)
+        else:
+            _scale(axis, series[key][1])
         axis.set_ylabel({"lr": "learning rate", "grad_norm": "gradient norm"}[key], fontsize=9)
     axes[-1].set_xlabel("step", fontsize=9)
     for axis in axes:
@@ -58,7 +80,21 @@ def training(history: Sequence[dict[str, Any]], path: str | os.PathLike, *, titl
         axis.tick_params(labelsize=8)
         axis.margins(x=0.01)
     figure.align_ylabels(axes)
-    return save(figure, path)
+    return finish(figure, path)
+
+
+def _entries(source: Any) -> Sequence[dict[str, Any]]:
+    """Gives the entries of a history: its own, those of a run, or those that a run wrote into its folder."""
+    if not isinstance(source, str | os.PathLike):
+        return getattr(source, "history", source)
+    file = Path(source) / "history.csv" if Path(source).is_dir() else Path(source)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"plot.training({str(source)!r}): there is no {file.name}, which fit(out=...) writes; pass that folder."
+        )
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return [{name: float(value) for name, value in row.items() if name and value} for row in rows]
 
 
 def _scale(axis, values: Sequence[float]) -> None:

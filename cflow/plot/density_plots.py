@@ -4,104 +4,190 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from cflow.plot.figure import cells, dot, new_figure, points_of, save
+from cflow.plot.figure import axis_on, cells, dot, finish, points_of
 
-__all__ = ["densities", "density"]
+__all__ = ["Grid", "densities", "density", "grid"]
 
 Bounds = tuple[float, float] | tuple[tuple[float, float], tuple[float, float]]
 
 
-def density(
-    log_prob: Callable[[Tensor], Tensor],
-    path: str | os.PathLike,
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Holds a density on the middles of a grid's squares.
+
+    Attributes:
+        height: ``[resolution, resolution]``, rows from below.
+        across, up: the ends of the two axes.
+        mass: the probability inside.
+    """
+
+    height: Tensor
+    across: tuple[float, float]
+    up: tuple[float, float]
+    mass: float
+
+
+@torch.no_grad()
+def grid(
+    source: Any,
     *,
     bounds: Bounds = (-4.0, 4.0),
-    samples: Tensor | None = None,
     resolution: int = 200,
     chunk: int = 4096,
     device: torch.device | str | None = None,
-    title: str = "",
-) -> Path:
-    """Draws a density in the plane as colour, evaluated on a grid, chunk by chunk and without gradients.
+    name: str = "plot.grid",
+) -> Grid:
+    """Evaluates a density on a grid, chunk by chunk and without gradients.
 
-    ``bounds`` is ``(low, high)`` for both axes or one pair for each. The title says how much of the mass lies in the
-    picture: far from 1 means bounds too tight, a grid too coarse, or a wrong density.
+    Args:
+        source: a flow (of a conditional one pass ``flow(context)``), or a function from ``[N, 2]`` to ``[N]``.
+        bounds: ``(low, high)`` for both axes or one pair for each.
+        resolution: squares along each axis.
+        chunk: points that are evaluated at a time.
+        device: where the points lie; that of the flow unless given.
+        name: what errors name.
 
-    Shapes: ``log_prob`` takes ``[N, 2]`` (on ``device``) and gives ``[N]``; ``samples [M, 2]`` are drawn as points.
     Cost: ``resolution`` squared evaluations.
 
     Raises:
-        ValueError: if ``bounds`` are not increasing, ``resolution`` is below 2, or ``log_prob`` gives another shape or
+        ValueError: if ``bounds`` are not increasing, ``resolution`` is below 2, or the density gives another shape or
             NaN.
+
+    Example:
+        >>> from cflow import bases
+        >>> round(grid(bases.Normal(2), bounds=(-3, 3), resolution=50).mass, 3)
+        0.995
     """
-    across, up = _sides("plot.density", bounds, resolution)
-    height, mass = _evaluate("plot.density", log_prob, across, up, resolution, chunk, device)
-    figure = new_figure(5.2, 4.6)
-    axis = figure.subplots()
-    picture = _colour(axis, height, across, up)
+    across, up = _sides(name, bounds, resolution)
+    log_prob = getattr(source, "log_prob", source)
+    device = getattr(source, "device", None) if device is None else device
+    middle = (torch.arange(resolution, device=device) + 0.5) / resolution
+    columns, rows = (low + (high - low) * middle for low, high in (across, up))
+    points = torch.cartesian_prod(rows, columns).flip(-1)
+    values = [log_prob(part) for part in points.split(chunk)]
+    if any(value.shape != (len(part),) for value, part in zip(values, points.split(chunk))):
+        raise ValueError(
+            f"{name}: log_prob gave shape {list(values[0].shape)} for points of shape {list(points[:chunk].shape)}; it "
+            f"must give one value per point, [N]."
+        )
+    height = torch.cat(values).double().exp().cpu()
+    if bool(height.isnan().any()):
+        raise ValueError(
+            f"{name}: log_prob is NaN at {int(height.isnan().sum())} of {len(height)} points; find out why first."
+        )
+    mass = float(height.sum()) * (across[1] - across[0]) * (up[1] - up[0]) / resolution**2
+    return Grid(rearrange(height, "(h w) -> h w", h=resolution), across, up, mass)
+
+
+def density(
+    source: Any,
+    path: str | os.PathLike | None = None,
+    *,
+    bounds: Bounds = (-4.0, 4.0),
+    samples: Any = None,
+    resolution: int = 200,
+    chunk: int = 4096,
+    device: torch.device | str | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "",
+    ax: Any = None,
+):
+    """Draws a density in the plane as colour.
+
+    The title says how much of the probability lies inside the picture: far from 1 means bounds too tight, a grid too
+    coarse, or a wrong density.
+
+    Args:
+        source: a flow, a function from ``[N, 2]`` to ``[N]``, or what :func:`grid` returned.
+        path: the file to write; nothing is written without one.
+        samples: points ``[M, 2]`` or a flow, drawn as dots.
+        bounds, resolution, chunk, device: as for :func:`grid`.
+        names: of the two axes.
+        title: over the picture.
+        ax: a matplotlib axis to draw in, instead of a figure of its own.
+
+    Returns the figure. Cost: ``resolution`` squared evaluations.
+
+    Raises:
+        ValueError: as :func:`grid`.
+    """
+    options = {"bounds": bounds, "resolution": resolution, "chunk": chunk, "device": device}
+    drawn = _on_grid("plot.density", source, options)
+    figure, axis = axis_on(ax, 5.2, 4.6)
+    picture = _colour(axis, drawn)
     if samples is not None:
         points = points_of("plot.density", samples)
         axis.scatter(*points.T, s=dot(len(points)) / 2, color="white", lw=0, alpha=0.5)
-        axis.set(xlim=across, ylim=up)
+        axis.set(xlim=drawn.across, ylim=drawn.up)
     bar = figure.colorbar(picture, cax=axis.inset_axes((1.03, 0.0, 0.04, 1.0)))
-    bar.set_label("density", fontsize=9)
+    bar.set_label("probability density", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     axis.tick_params(labelsize=8)
-    axis.set_title(f"{title}{', ' if title else ''}mass in view {mass:.3f}", fontsize=10)
-    return save(figure, path)
+    if names is not None:
+        axis.set_xlabel(names[0], fontsize=9)
+        axis.set_ylabel(names[1], fontsize=9)
+    axis.set_title(f"{title}{chr(10) if title else ''}probability inside this plot: {drawn.mass:.1%}", fontsize=10)
+    return finish(figure, path)
 
 
 def densities(
-    log_probs: Mapping[str, Callable[[Tensor], Tensor]],
-    path: str | os.PathLike,
+    sources: Mapping[str, Any],
+    path: str | os.PathLike | None = None,
     *,
     bounds: Bounds = (-4.0, 4.0),
-    reference: Tensor | None = None,
+    reference: Any = None,
     columns: int | None = None,
     resolution: int = 120,
     chunk: int = 4096,
     device: torch.device | str | None = None,
-) -> dict[str, float]:
-    """Draws several densities side by side, each under its name, and says how much mass of each is in view.
+):
+    """Draws several densities side by side, each under its name and the probability that lies inside its picture.
 
-    ``reference`` points, if given, are drawn in a first panel. Every panel has its own scale of colour.
+    ``reference`` points, if given, are drawn in a first panel. Every panel has its own scale of colour. Returns the
+    figure, and writes it where a path is given.
 
-    Shapes: as :func:`density`; ``reference [M, 2]``. Cost: ``resolution`` squared evaluations of each.
+    Shapes: as :func:`density`; ``reference [M, 2]`` or a flow. Cost: ``resolution`` squared evaluations of each.
 
     Raises:
         ValueError: as :func:`density`, and if there is nothing to draw.
     """
-    if not log_probs:
-        raise ValueError("plot.densities: no densities were given; pass a dict of name -> log_prob.")
-    across, up = _sides("plot.densities", bounds, resolution)
-    count = len(log_probs) + (reference is not None)
+    if not sources:
+        raise ValueError("plot.densities: no densities were given; pass a dict of name -> flow or log_prob.")
+    options = {"bounds": bounds, "resolution": resolution, "chunk": chunk, "device": device}
+    count = len(sources) + (reference is not None)
     columns = columns or math.ceil(math.sqrt(count * 1.6))
     figure, place = cells(math.ceil(count / columns), columns, 1.7, 1.7, header=0.22)
-    masses, panel = {}, 0
+    grids = {name: _on_grid(f"plot.densities: {name}", source, options) for name, source in sources.items()}
+    panel = 0
     if reference is not None:
         axis, panel = place(0, 0), 1
         points = points_of("plot.densities", reference)
+        across, up = next(iter(grids.values())).across, next(iter(grids.values())).up
         axis.set_facecolor("black")
         axis.add_patch(_backdrop(across, up))
         axis.scatter(*points.T, s=dot(len(points)) / 8, color="white", lw=0, alpha=0.6)
         axis.set(xlim=across, ylim=up)
         axis.set_title("data", fontsize=8, pad=3)
-    for name, log_prob in log_probs.items():
-        height, masses[name] = _evaluate(f"plot.densities: {name}", log_prob, across, up, resolution, chunk, device)
+    for name, drawn in grids.items():
         axis = place(*divmod(panel, columns))
-        _colour(axis, height, across, up)
-        axis.set_title(f"{name}, mass {masses[name]:.3f}", fontsize=8, pad=3)
+        _colour(axis, drawn)
+        axis.set_title(f"{name}, {drawn.mass:.1%} inside", fontsize=8, pad=3)
         panel += 1
-    save(figure, path)
-    return masses
+    return finish(figure, path)
+
+
+def _on_grid(name: str, source: Any, options: dict) -> Grid:
+    """Evaluates a density on a grid, unless it was already."""
+    return source if hasattr(source, "height") else grid(source, name=name, **options)
 
 
 def _backdrop(across: tuple[float, float], up: tuple[float, float]):
@@ -121,35 +207,14 @@ def _sides(name: str, bounds: Bounds, resolution: int) -> tuple[tuple[float, flo
     return across, up
 
 
-@torch.no_grad()
-def _evaluate(name: str, log_prob, across, up, resolution: int, chunk: int, device) -> tuple[Tensor, float]:
-    """Evaluates a density on the middles of a grid's squares: ``[resolution, resolution]``, and its mass."""
-    middle = (torch.arange(resolution, device=device) + 0.5) / resolution
-    columns, rows = (low + (high - low) * middle for low, high in (across, up))
-    grid = torch.cartesian_prod(rows, columns).flip(-1)
-    values = [log_prob(part) for part in grid.split(chunk)]
-    if any(value.shape != (len(part),) for value, part in zip(values, grid.split(chunk))):
-        raise ValueError(
-            f"{name}: log_prob gave shape {list(values[0].shape)} for points of shape {list(grid[:chunk].shape)}; it "
-            f"must give one value per point, [N]."
-        )
-    height = torch.cat(values).double().exp().cpu()
-    if bool(height.isnan().any()):
-        raise ValueError(
-            f"{name}: log_prob is NaN at {int(height.isnan().sum())} of {len(height)} points; find out why first."
-        )
-    mass = float(height.sum()) * (across[1] - across[0]) * (up[1] - up[0]) / resolution**2
-    return rearrange(height, "(h w) -> h w", h=resolution), mass
-
-
-def _colour(axis, height: Tensor, across: tuple[float, float], up: tuple[float, float]):
+def _colour(axis, drawn: Grid):
     """Draws heights as colour; a few extreme values must not darken the rest."""
-    flat = height.flatten()
+    flat = drawn.height.flatten()
     top = float(torch.quantile(flat[:: math.ceil(len(flat) / 1_000_000)], 0.999)) or None
     return axis.imshow(
-        height.numpy(),
+        drawn.height.numpy(),
         origin="lower",
-        extent=(*across, *up),
+        extent=(*drawn.across, *drawn.up),
         cmap="magma",
         vmin=0,
         vmax=top,

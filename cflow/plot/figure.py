@@ -1,16 +1,22 @@
-"""What all pictures share: figures outside pyplot, their colours, cells, legends and files."""
+"""What all pictures share: figures outside pyplot, what they show, their colours, cells, legends and files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLUE", "GREY", "ORANGE", "cells", "dot", "dress", "legend", "new_figure", "numbers", "points_of", "save"]
+__all__ = [
+    "BLUE", "COLOURS", "GREY", "ORANGE", "axis_on", "cells", "dot", "dress", "finish", "legend", "new_figure",
+    "numbers", "points_of", "samples_of",
+]  # fmt: skip
 
 BLUE, ORANGE, GREY = "#2563a8", "#e07b39", "#9aa0a6"
+COLOURS = (BLUE, ORANGE, "#3a8f5c", "#8c4a9e", "#b0413e", "#5f6b73")
 DPI = 160
 
 
@@ -22,6 +28,14 @@ def new_figure(width: float, height: float):
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
+
+
+def axis_on(ax, width: float, height: float):
+    """Gives a figure and one axis: the one that was passed, or one of a figure of this size, in inches."""
+    if ax is not None:
+        return ax.figure, ax
+    figure = new_figure(width, height)
+    return figure, figure.subplots()
 
 
 def cells(rows: int, columns: int, width: float, height: float, header: float = 0.0):
@@ -42,12 +56,19 @@ def cells(rows: int, columns: int, width: float, height: float, header: float = 
     return figure, axes
 
 
-def save(figure, path: str | os.PathLike) -> Path:
-    """Writes the figure, making its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
-    return path
+def finish(figure, path: str | os.PathLike | None):
+    """Writes the figure where a path is given, making its folder, and returns it."""
+    if path is not None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+    return figure
+
+
+def samples_of(source: Any, count: int) -> Tensor:
+    """Gives points as they are, or ``count`` draws of whatever has a method ``sample``, such as a flow."""
+    draw = getattr(source, "sample", None)
+    return source if draw is None else draw((count,))
 
 
 def numbers(x: Tensor):
@@ -55,8 +76,9 @@ def numbers(x: Tensor):
     return x.detach().to("cpu", torch.float64).numpy()
 
 
-def points_of(name: str, x: Tensor):
-    """Checks points in the plane."""
+def points_of(name: str, x: Any, count: int = 2000):
+    """Gives points in the plane to matplotlib: those of a tensor, or draws of a flow."""
+    x = samples_of(x, count)
     if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0:
         raise ValueError(
             f"{name}(points of shape {list(x.shape)}): points in the plane are [N, 2], at least one of them."
@@ -69,8 +91,11 @@ def dot(count: int) -> float:
     return max(1.5, min(14.0, 10_000 / count))
 
 
-def dress(axis, title: str) -> None:
+def dress(axis, title: str, names: Sequence[str] | None = None) -> None:
     """Dresses an axis that shows the plane."""
+    if names is not None:
+        axis.set_xlabel(names[0], fontsize=9)
+        axis.set_ylabel(names[1], fontsize=9)
     axis.set_aspect("equal", adjustable="box")
     axis.autoscale_view()
     axis.tick_params(labelsize=8)

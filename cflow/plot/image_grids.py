@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
-from cflow.plot.figure import cells, numbers, save
+from cflow.plot.figure import cells, finish, numbers
 
 __all__ = ["image_trajectories", "images"]
 
 
 def images(
-    x: Tensor,
-    path: str | os.PathLike,
+    x: Tensor | Mapping[str, Tensor],
+    path: str | os.PathLike | None = None,
     *,
-    columns: int | None = None,
+    columns: int | Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
-) -> Path:
+):
     """Draws images in a grid, small ones enlarged without blur.
 
-    Shapes: ``x [N, C, H, W]`` with C = 1 or 3 and values in [0, 1] (beyond it they are clipped); ``titles`` one per
-    image, ``rows`` the names of the rows. ``columns=None`` makes the grid about square.
+    Args:
+        x: ``[N, C, H, W]`` with C = 1 or 3 and values in [0, 1] (beyond it they are clipped); or a dict of name ->
+            images, of which each makes a row (all of the same number).
+        path: the file to write; nothing is written without one.
+        columns: how many, or the names that stand over them, such as class labels; None makes the grid about square.
+        titles: one per image.
+        rows: the names of the rows.
+
+    Returns the figure.
 
     Raises:
         ValueError: if ``x`` is not a batch of images or is empty, or there is not one of ``titles`` per image,
             one of ``rows`` per row.
+
+    Example:
+        >>> images({"first": torch.rand(3, 1, 8, 8), "second": torch.rand(3, 1, 8, 8)}, columns=["a", "b", "c"])
+        <Figure size ...>
     """
+    if isinstance(x, Mapping):
+        counts = {name: len(each) for name, each in x.items()}
+        if not counts or len(set(counts.values())) > 1 or rows is not None:
+            raise ValueError(
+                f"plot.images(dict of {counts}): each entry makes a row under its name, so all have as many images, "
+                f"and rows= is left out."
+            )
+        rows, columns = list(x), next(iter(counts.values())) if columns is None else columns
+        x = torch.cat(list(x.values()))
+    heads = None if columns is None or isinstance(columns, int) else list(columns)
+    columns = columns if heads is None else len(heads)
     pixels = _pixels("plot.images", x)
     count, height, width = pixels.shape[:3]
     if titles is not None and len(titles) != count:
@@ -44,43 +66,60 @@ def images(
         raise ValueError(f"plot.images({len(rows)} names for {lines} rows): pass one name per row, or leave them out.")
     cell = max(0.5, min(1.2, 12 / columns))
     figure, axes = cells(math.ceil(count / columns), columns, cell, cell * height / width, 0.24 if titles else 0.0)
+    if heads is not None and (titles is not None or len(heads) > count):
+        raise ValueError(
+            f"plot.images(columns={heads}): names of columns stand over the first row of {count} images, in place of "
+            f"titles; pass no more names than images, and no titles."
+        )
     for k in range(count):
         axis = axes(k // columns, k % columns)
         _show(axis, pixels[k])
         if titles is not None:
             axis.set_title(titles[k], fontsize=8, pad=3)
+        if heads is not None and k < columns:
+            axis.set_title(heads[k], fontsize=9, pad=3)
         if rows is not None and k % columns == 0:
             axis.text(-0.08, 0.5, rows[k // columns], transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    return save(figure, path)
+    return finish(figure, path)
 
 
 def image_trajectories(
-    trajectory: Tensor, path: str | os.PathLike, *, times: Sequence[float] | Tensor | None = None
-) -> Path:
+    trajectory: Tensor,
+    path: str | os.PathLike | None = None,
+    *,
+    times: Sequence[float] | Tensor | None = None,
+    rows: Sequence[str] | None = None,
+):
     """Draws images on their way from noise: one row per sample, one column per time.
 
-    Shapes: ``trajectory [T, B, C, H, W]`` with values in [0, 1] (beyond it they are clipped), ``times [T]``.
+    Shapes: ``trajectory [T, B, C, H, W]`` with values in [0, 1] (beyond it they are clipped), ``times [T]``, ``rows``
+    the names of the samples. Returns the figure, and writes it where a path is given.
 
     Raises:
-        ValueError: if the trajectory is not ``[T, B, C, H, W]``, or ``times`` are not one per column.
+        ValueError: if the trajectory is not ``[T, B, C, H, W]``, or ``times`` are not one per column, ``rows`` not one
+            per sample.
     """
     if trajectory.ndim != 5:
         raise ValueError(
             f"plot.image_trajectories(trajectory of shape {list(trajectory.shape)}): images at several times are "
             f"needed, [T, B, C, H, W]; for points in the plane use plot.trajectories."
         )
-    count, rows = trajectory.shape[:2]
+    count, samples = trajectory.shape[:2]
+    if rows is not None and len(rows) != samples:
+        raise ValueError(f"plot.image_trajectories({len(rows)} names for {samples} rows): pass one name per sample.")
     if times is not None and len(times) != count:
         raise ValueError(f"plot.image_trajectories({len(times)} times for {count} columns): pass one time per column.")
     pixels = _pixels("plot.image_trajectories", rearrange(trajectory, "t b c h w -> (b t) c h w"))
     cell = max(0.45, min(1.0, 10 / count))
-    figure, axes = cells(rows, count, cell, cell * pixels.shape[1] / pixels.shape[2])
-    for k in range(rows * count):
+    figure, axes = cells(samples, count, cell, cell * pixels.shape[1] / pixels.shape[2])
+    for k in range(samples * count):
         axis = axes(k // count, k % count)
         _show(axis, pixels[k])
         if times is not None and k < count:
             axis.set_title(f"t = {float(times[k]):.2g}" if k == 0 else f"{float(times[k]):.2g}", fontsize=8, pad=4)
-    return save(figure, path)
+        if rows is not None and k % count == 0:
+            axis.text(-0.1, 0.5, rows[k // count], transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    return finish(figure, path)
 
 
 def _pixels(name: str, x: Tensor):

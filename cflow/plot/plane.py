@@ -4,47 +4,67 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from einops import rearrange
-from torch import Tensor
 
-from cflow.plot.figure import BLUE, GREY, ORANGE, cells, dot, dress, legend, new_figure, numbers, points_of, save
+from cflow.plot.figure import BLUE, GREY, ORANGE, axis_on, cells, dot, dress, finish, legend, numbers, points_of
 
 __all__ = ["scatter", "scatters", "trajectories"]
 
 
-def scatter(samples: Tensor, path: str | os.PathLike, *, reference: Tensor | None = None, title: str = "") -> Path:
+def scatter(
+    samples: Any,
+    path: str | os.PathLike | None = None,
+    *,
+    reference: Any = None,
+    names: Sequence[str] | None = None,
+    title: str = "",
+    ax: Any = None,
+):
     """Draws samples in the plane, over those of a reference if given.
 
-    Shapes: ``samples [N, 2]``, ``reference [M, 2]``.
+    Args:
+        samples: points ``[N, 2]``, or a flow, of which 2000 are drawn (of a conditional one pass ``flow(context)``).
+        path: the file to write; nothing is written without one.
+        reference: points ``[M, 2]``, or a flow.
+        names: of the two axes.
+        title: over the picture.
+        ax: a matplotlib axis to draw in, instead of a figure of its own.
+
+    Returns the figure.
 
     Raises:
         ValueError: if the samples are not in the plane, or there are none.
+
+    Example:
+        >>> from cflow import bases
+        >>> scatter(bases.Normal(2), names=("mass", "spin")).axes[0].get_xlabel()
+        'mass'
     """
     samples = points_of("plot.scatter", samples)
-    figure = new_figure(4.6, 4.6)
-    axis = figure.subplots()
+    figure, axis = axis_on(ax, 4.6, 4.6)
     if reference is not None:
         reference = points_of("plot.scatter", reference)
         axis.scatter(*reference.T, s=dot(len(reference)), color=ORANGE, alpha=0.6, lw=0, label="data", rasterized=True)
     label = "samples" if reference is not None else None
     axis.scatter(*samples.T, s=dot(len(samples)), color=BLUE, alpha=0.5, lw=0, label=label, rasterized=True)
-    dress(axis, title)
+    dress(axis, title, names)
     if reference is not None:
         legend(axis)
-    return save(figure, path)
+    return finish(figure, path)
 
 
 def scatters(
-    samples: Mapping[str, Tensor], path: str | os.PathLike, *, reference: Tensor, columns: int | None = None
-) -> Path:
+    samples: Mapping[str, Any], path: str | os.PathLike | None = None, *, reference: Any, columns: int | None = None
+):
     """Draws several sets of samples side by side, each under its name and over those of a reference.
 
-    All panels show the square in which the reference lies; samples beyond its frame are not drawn.
+    All panels show the square in which the reference lies; samples beyond its frame are not drawn. Returns the figure,
+    and writes it where a path is given.
 
-    Shapes: ``samples`` name -> ``[N, 2]``, ``reference [M, 2]``.
+    Shapes: ``samples`` name -> ``[N, 2]`` or a flow, ``reference [M, 2]``.
 
     Raises:
         ValueError: if points are not in the plane, or there is nothing to draw.
@@ -63,17 +83,46 @@ def scatters(
         axis.scatter(*points.T, s=dot(len(points)) / 3, color=BLUE, alpha=0.5, lw=0, rasterized=True)
         axis.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
         axis.set_title(name, fontsize=8, pad=3)
-    return save(figure, path)
+    marks = [_mark("data", ORANGE), _mark("samples", BLUE)]
+    figure.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, fontsize=8, frameon=False)
+    return finish(figure, path)
 
 
-def trajectories(trajectory: Tensor, path: str | os.PathLike, *, title: str = "", paths_shown: int = 400) -> Path:
+def _mark(label: str, colour: str):
+    """Makes an entry of a legend: a dot."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker="o", ls="", ms=4, color=colour, label=label)
+
+
+def trajectories(
+    trajectory: Any,
+    path: str | os.PathLike | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    title: str = "",
+    paths_shown: int = 400,
+    ax: Any = None,
+):
     """Draws the paths of a flow in the plane, from the base (grey) to the data (blue).
 
-    Shapes: ``trajectory [T, B, 2]``; lines are drawn for the first ``paths_shown`` samples, end points for all.
+    Args:
+        trajectory: points ``[T, B, 2]``, or a continuous flow without a context, of which the ways of ``paths_shown``
+            base samples are computed at 33 times.
+        path: the file to write; nothing is written without one.
+        names: of the two axes.
+        title: over the picture.
+        paths_shown: lines are drawn for so many samples, end points for all.
+        ax: a matplotlib axis to draw in, instead of a figure of its own.
+
+    Returns the figure.
 
     Raises:
         ValueError: if the trajectory is not ``[T, B, 2]`` with at least two times.
     """
+    follow = getattr(trajectory, "trajectory", None)
+    if follow is not None:
+        trajectory = follow(trajectory.base.sample((paths_shown,)), times=33)
     if trajectory.ndim != 3 or trajectory.shape[-1] != 2 or len(trajectory) < 2 or trajectory.shape[1] == 0:
         raise ValueError(
             f"plot.trajectories(trajectory of shape {list(trajectory.shape)}): paths in the plane at two times or "
@@ -82,12 +131,11 @@ def trajectories(trajectory: Tensor, path: str | os.PathLike, *, title: str = ""
     from matplotlib.collections import LineCollection
 
     points = numbers(trajectory)
-    figure = new_figure(4.6, 4.6)
-    axis = figure.subplots()
+    figure, axis = axis_on(ax, 4.6, 4.6)
     lines = rearrange(points[:, :paths_shown], "t b d -> b t d")
     axis.add_collection(LineCollection(lines, colors=ORANGE, linewidths=0.5, alpha=0.4, zorder=1, label="paths"))
     for time, colour, label in ((0, GREY, "base, t = 0"), (-1, BLUE, "data, t = 1")):
         axis.scatter(*points[time].T, s=dot(points.shape[1]), color=colour, lw=0, alpha=0.8, zorder=2, label=label)
-    dress(axis, title)
+    dress(axis, title, names)
     legend(axis)
-    return save(figure, path)
+    return finish(figure, path)

@@ -165,7 +165,8 @@ def test_pictures_are_written_for_any_number_of_features(tmp_path, generator):
         ("curves", None, {"flow": u[:, 0]}),
         ("few", u[:3].double(), None),
     ):
-        path = calibration(given, tmp_path / "new" / f"{name}.png", coverage=curves, title=name)
+        path = tmp_path / "new" / f"{name}.png"
+        calibration(given, path, coverage=curves, title=name)
         assert path.stat().st_size > 5_000
 
 
