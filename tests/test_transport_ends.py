@@ -25,6 +25,24 @@ def test_states_in_the_stretch_that_is_crossed_are_those_asked_for(predict, back
         assert torch.allclose(grid[late] - grid[early], fine[late] - fine[early], atol=2e-4)
 
 
+@pytest.mark.parametrize("solver", [solvers.RK4(60), solvers.Dopri5(rtol=1e-8, atol=1e-8)], ids=["grid", "adaptive"])
+@pytest.mark.parametrize("predict", ["x1", "noise"])
+def test_energies_of_the_stretch_that_is_crossed_are_added_in_both_directions(predict, solver, generator):
+    """A tenth of the time is crossed in one step, and with it a tenth of the energy, whichever way the flow runs."""
+    flows = [
+        cflow.ContinuousFlow(GaussianField(path, 2, 0.7, 0.5), bases.Normal(2), path=path).double()
+        for path in (paths.Linear(predict, margin=0.1), paths.Linear())
+    ]
+    x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    energies = []
+    for flow in flows:
+        there = flow.transport(x, 0.0, 1.0, solver=solver, quadratures=("kinetic",))
+        back = flow.transport(there.y, 1.0, 0.0, solver=solver, quadratures=("kinetic",))
+        energies += [there.quadratures["kinetic"], back.quadratures["kinetic"]]
+    for energy in energies:
+        assert torch.allclose(energy, energies[-1], rtol=0.1, atol=0.01)  # a wrong sign takes a fifth away
+
+
 @pytest.mark.parametrize("predict", ["x1", "noise", "score"])
 def test_grids_run_backward_as_well_as_forward(predict, generator):
     """A network that is one percent off is not amplified at the end where the grid begins."""

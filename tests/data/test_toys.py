@@ -122,6 +122,18 @@ def test_quadrature_is_at_rounding_error():
     assert np.allclose(toys.moons_log_prob(x, noise=0.2).exp().numpy(), reference, rtol=1e-10)
 
 
+def test_the_arms_of_a_pinwheel_turn_with_the_exponential_of_the_radius(generator):
+    options = {"arms": 7, "radial_noise": 0.3, "scale": 2.0, "generator": generator, "dtype": torch.float64}
+    x = toys.pinwheel(3_000, tangential_noise=0.0, rate=0.4, **options) / 2
+    arm = (torch.atan2(x[:, 1], x[:, 0]) - 0.4 * x.norm(dim=1).exp()) * 7 / (2 * math.pi)
+    outward = x.norm(dim=1) < 2.2  # a radius below zero, once in a thousand rows, points the other way
+    on_an_arm = (arm - arm.round()).abs() < 1e-9
+    assert on_an_arm[outward].double().mean() > 0.99
+    assert len(torch.unique(arm[on_an_arm].round() % 7)) == 7
+    across = toys.pinwheel(5_000, tangential_noise=0.2, rate=0.0, **{**options, "arms": 1})[:, 1] / 2
+    assert scipy.stats.kstest(across.numpy(), scipy.stats.norm(0.0, 0.2).cdf).pvalue > 1e-4  # once in 10,000 seeds
+
+
 def test_pinwheel_has_its_arms(generator):
     x = toys.pinwheel(5_000, radial_noise=0.2, tangential_noise=0.0, rate=0.0, scale=1.0, generator=generator)
     turn = torch.atan2(x[:, 1], x[:, 0]) / (2 * math.pi / 5)

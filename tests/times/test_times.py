@@ -136,6 +136,16 @@ def test_draws_are_reproducible_and_objects_rebuild(law):
         law.inner = Uniform()
 
 
+def test_a_shift_of_dependent_draws_keeps_them_dependent():
+    """Draws in strata, or in mirrored pairs, are shifted one by one: with one generator they are the inner law's."""
+    for inner in (Stratified(), Antithetic(LogitNormal(0.5, 0.8)), Stratified(CosMap())):
+        draw = lambda law: law(40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        found = draw(Shifted(inner, 3.0))
+        assert torch.allclose(found, times.shift_times(draw(inner), 3.0), rtol=1e-12)
+    u = times.shift_times(draw(Shifted(Stratified(), 3.0)), 1 / 3)
+    assert (u * 40).long().sort().values.tolist() == list(range(40))
+
+
 @pytest.mark.parametrize("inner", [Uniform(), LogitNormal(0.5, 0.8), Shifted(Uniform(), 3.0)], ids=repr)
 def test_strata_hold_one_draw_each_in_random_order(inner, generator, float64):
     count = 64

@@ -244,6 +244,39 @@ def test_clipping_bounds_the_step():
     assert run.history[0]["grad_norm"] > 1e3
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.3, 0.6)])
+def test_steps_are_those_of_adam_with_these_betas(betas, generator):
+    x, context = regression_data(generator)
+    flow = Regression()
+    own = Regression()
+    fixed = {"schedule": training.Constant(), "ema": None, "clip": None, "batch_size": len(x)}
+    training.fit(flow, Squares(), (x, context), steps=8, lr=0.05, betas=betas, **fixed)
+    adam = torch.optim.Adam(own.parameters(), lr=0.05, betas=betas)
+    for _ in range(8):
+        adam.zero_grad()
+        (own.map(context) - x).square().sum(1).mean().backward()
+        adam.step()
+    for found, expected in zip(flow.parameters(), own.parameters()):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_each_batch_of_validation_has_draws_of_its_own_that_stay():
+    seen = []
+
+    class Noted(SmallMatching):
+        def loss(self, flow, batch):
+            if not flow.training:
+                seen.append(batch.x0.clone())
+            return super().loss(flow, batch)
+
+    options = {"validation": data(32), "validate_every": 1, "batch_size": 16}
+    training.fit(small_flow(), Noted(), data(), steps=2, **options)
+    assert len(seen) == 4  # twice two batches
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+
+
 def test_weight_decay_shrinks_matrices_only(generator):
     class Nothing(Squares):
         def loss(self, flow, batch):

@@ -51,6 +51,18 @@ def test_pairs_of_a_known_flow(tmp_path):
     assert len(x0.unique(dim=0)) == 50  # every shard has draws of its own
 
 
+def test_conditions_take_turns_over_all_shards(tmp_path):
+    """Ten pairs of three conditions in shards of four: each condition three times, the first once more."""
+    flow, solver = small(classes=3), solvers.Euler(1)
+    given = torch.tensor([2, 0, 1])
+    pairs = training.generate_pairs(flow, 10, tmp_path / "given", context=given, solver=solver, shard=4)
+    assert pairs.context.tolist() == [2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    every = training.generate_pairs(flow, 10, tmp_path / "every", solver=solver, shard=4)
+    assert every.context.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    x0, x1 = pairs.x.unbind(1)
+    torch.testing.assert_close(x1, flow.transport(x0, 0.0, 1.0, pairs.context, solver=solver).y)
+
+
 def test_an_interrupted_set_goes_on_and_is_the_same(tmp_path, monkeypatch):
     flow, options = small(), {"seed": 3, "shard": 8, "batch_size": 3}
     whole = training.generate_pairs(flow, 30, tmp_path / "whole", **options)

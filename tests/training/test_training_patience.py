@@ -39,6 +39,12 @@ def test_the_best_weights_are_kept_and_the_run_ends(ema):
     assert [row["validation"] for row in run.history] == losses[1:5]
 
 
+def test_an_equal_loss_is_no_improvement():
+    losses = [3.0, 2.0, 2.0, 2.0]
+    _, run = train(steps=40, validation=watched(losses), validate_every=2, patience=2, ema=None)
+    assert (run.stopped, run.steps, run.best_step) == (True, 6, 2)
+
+
 def test_the_untrained_flow_may_be_the_best():
     start = small_flow().state_dict()
     flow, run = train(steps=6, validation=watched([0.0, 1.0, 1.0, 1.0]), validate_every=2, patience=9, ema=None)
