@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cflow.couplings import paired
 from cflow.modes import evaluating
-from cflow.registry import first_difference, outline
+from cflow.registry import outline
 from cflow.storage import bytes_of, is_part, read_json, read_tensors, write_json, write_tensors
 from cflow.training.claims import claimed, is_claim
+from cflow.training.differences import first_difference
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.streams import PAIRS, generator_for
 from cflow.training.tracking import is_watched
