@@ -221,10 +221,9 @@ def read_nuclei(options: Options):
 def check_columns(columns: list, condition: list, options: Options) -> None:
     """Raises where a column is chosen twice, or none is left."""
     if not columns or len({*columns, *condition}) < len(columns) + len(condition):
-        raise ValueError(
-            f"--columns {' '.join(options.columns)} --condition {' '.join(options.condition)}: model one column or "
-            f"more, of other ones, each once."
-        )
+        given = {"--columns": options.columns, "--condition": options.condition}
+        asked = " ".join(word for option, names in given.items() if names for word in (option, *names))
+        raise ValueError(f"{asked}: model one column or more, given other ones or none, each named once.")
 
 
 def read_reference(options: Options) -> Table:

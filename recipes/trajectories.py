@@ -45,6 +45,8 @@ class Options:
     """Names of the array (.npz) or of the columns (.csv) of samples; the usual names are tried unless given."""
     time_column: str | None = None
     """Name of the array or column of times; the usual names are tried unless given."""
+    drop_missing: bool = False
+    """Leave out the rows that miss a value or their time."""
     count: int = 1200
     """Points in the largest synthetic snapshot; the others are smaller."""
     interpolation: Literal["linear", "spline"] = "linear"
@@ -86,7 +88,11 @@ def load(options: Options, generator: torch.Generator) -> data.Snapshots:
         sizes = [options.count * (4 + k) // 8 for k in range(len(TIMES))]
         return data.Snapshots([branching(n, t, generator) for n, t in zip(sizes, TIMES)], TIMES)
     values = (options.values[0] if len(options.values) == 1 else options.values) or None
-    snapshots = data.read_snapshots(options.data, values=values, times=options.time_column)
+    snapshots = data.read_snapshots(
+        options.data, values=values, times=options.time_column, drop_missing=options.drop_missing
+    )
+    if snapshots.dropped:
+        say(f"{snapshots.dropped} rows that miss a value were dropped")
     samples = [each.flatten(1).float() for each in snapshots.samples]
     if options.components is not None:
         if not 1 <= options.components <= samples[0].shape[1]:

@@ -151,6 +151,13 @@ def test_the_solver_and_names_of_the_run_are_the_default(tmp_path, capsys):
     assert "Dopri5(rtol=0.01" in capsys.readouterr().out
 
 
+def test_what_has_no_picture_is_written_as_text(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["sample", str(runs / "vector"), "--context", "1,2", "--num", "3"])
+    main(["sample", str(runs / "toys"), "--num", "3"])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["samples.csv", "samples.png"]
+
+
 def test_version_and_module(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"cflow {cflow.__version__}\n"

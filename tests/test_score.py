@@ -103,7 +103,7 @@ def test_a_stray_quote_costs_one_row(runs, tmp_path, capsys):
     assert "1 bad rows, 2 lines that are no rows" in captured.out
 
 
-def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path):
+def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):
     rng = np.random.default_rng(0)
     a, b, t = rng.normal(size=8), rng.normal(size=8), rng.normal(300, 10, size=8)
     wanted = exact(runs / "given", np.stack([b, a], 1), torch.from_numpy(t)[:, None])
@@ -111,16 +111,20 @@ def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path):
         tmp_path / name, np.stack(columns, 1), delimiter=",", header=header, comments="", fmt="%.17g"
     )
     write("noted.csv", "t,a,b,more", [t, a, b, b])
+    write("renamed.csv", "B,A,T", [b, a, t])
     write("other.csv", "T,A,B", [t, a, b])
     np.save(tmp_path / "last.npy", np.stack([b, a, t], 1))
     for name, options in (
         ("noted.csv", ()),
+        ("renamed.csv", ()),
         ("other.csv", ("--condition", "T", "--columns", "B,A")),
         ("last.npy", ()),
         ("last.npy", ("--condition", "2")),
     ):
         main(["score", str(runs / "given"), str(tmp_path / name), "-o", str(tmp_path / "s.csv"), *options])
         assert np.allclose(scores_of(tmp_path / "s.csv"), wanted, atol=1e-4), name
+        told = "the run's b, a, t are not among the names there; columns are taken in order: B, A, T"
+        assert (told in capsys.readouterr().err) == (name == "renamed.csv")
 
 
 def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp_path):

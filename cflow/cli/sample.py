@@ -45,7 +45,7 @@ def sample(
     seed: int | None = None,
     batch: int = 250,
     device: str = "cpu",
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("samples.png"),
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
 ) -> None:
     """Draw samples from a trained flow.
 
@@ -67,10 +67,11 @@ def sample(
         seed: Seed of the draws; a new one each time unless given.
         batch: Samples carried at once.
         device: Where to compute, such as cuda.
-        output: A .png picture, or the numbers as .npy, .npz, or .csv with a line of names; values that were whole, or
-            on another lattice, in the data of the run are so here.
+        output: A .png picture, or the numbers as .npy, .npz, or .csv with a line of names; samples.png, or samples.csv
+            where there is no picture, unless given. Values that were whole, or on another lattice, in the data of the
+            run are so here.
     """
-    if output.suffix.lower() not in FORMATS:
+    if output is not None and output.suffix.lower() not in FORMATS:
         raise ValueError(
             f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings."
         )
@@ -94,6 +95,7 @@ def sample(
     num = num or (64 if contexts is None or len(contexts) == 1 else len(contexts))
     labels = labels_of(flow, label, num) if contexts is None else contexts[torch.arange(num) % len(contexts)]
     options |= guidance_of(flow, run, guidance)
+    output = Path("samples.png" if _has_picture(flow) else "samples.csv") if output is None else output
     output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is drawn
     parts = []
     for start in range(0, num, batch):
@@ -147,6 +149,11 @@ def _names(values: Tensor, noted: list[str] | None, letter: str) -> list[str]:
     """Names columns as the run does, or by their numbers."""
     count = values.flatten(1).shape[1] if values.dim() > 1 else 1
     return list(noted) if noted and len(noted) == count else [f"{letter}{i}" for i in range(count)]
+
+
+def _has_picture(flow) -> bool:
+    shape = flow.event_shape
+    return not isinstance(shape, dict) and (shape == (2,) or (len(shape) == 3 and shape[0] in (1, 3)))
 
 
 def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:

@@ -178,6 +178,13 @@ def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: s
     named = lambda numbers: ", ".join(
         str(i if file.names is None else file.names[file.columns.index(i)]) for i in numbers
     )
+    missing = [name for name in (*noted.get("columns", []), *noted.get("condition", [])) if name not in file.names]
+    if missing and columns is None and condition is None:
+        print(
+            f"{file.path}: the run's {', '.join(missing[:8])} are not among the names there; columns are taken in "
+            f"order: {named([*own, *given][:12])}",
+            file=sys.stderr,
+        )
     for option, numbers, count in (("columns", own, data), ("condition", given, context)):
         if len(numbers) != count:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Data: readers of image and array files, and two-dimensional toys."""
+"""Data: readers of tables, arrays, pictures and snapshots, and two-dimensional toys."""
 
 from cflow.data import toys
 from cflow.data.files import read_idx

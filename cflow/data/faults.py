@@ -27,11 +27,15 @@ KINDS = (
         "a date",
         "write dates as numbers, such as days since a start, or leave the column out",
     ),
-    (r"[+-]?\d{1,3},\d{3}", "a comma, of decimals or of thousands", "write 1234 or 1.234"),
+    (
+        r"[+-]?\d{1,3},\d{3}",
+        "a comma, of decimals or of thousands",
+        "write 1234, or 1.234 (pandas.read_csv has thousands=',' and decimal=',')",
+    ),
     (
         r"[+-]?(\d+|\d{1,3}([. ]\d{3})+)?,\d+([eE][+-]?\d+)?",
         COMMA,
-        "write decimal points, as pandas.read_csv(file, sep=';', decimal=',').to_csv does",
+        "write points: pandas.read_csv(OLD, sep=';', decimal=',').to_csv(NEW, index=False)",
     ),
     (r"[+-]?\d{1,3}([,' \u00a0\u202f]\d{3})+(\.\d*)?", "digits in groups", "write numbers without separators"),
     (r"[+-]?[\d.]+(\s+[+-]?[\d.]+)+", "several numbers", "separate columns by commas, semicolons or tabs"),

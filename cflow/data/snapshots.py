@@ -33,6 +33,9 @@ class Snapshots(Dataset):
         samples: K tensors ``[N_k, *event]``, one per time.
         times: K increasing numbers in any unit; equally spaced over [0, 1] where none are given.
 
+    Attributes:
+        dropped: how many rows :func:`read_snapshots` left out because they missed a value.
+
     Shapes: an item is ``[K, *event]``, of the widest dtype among the snapshots. Cost: one draw and one look-up per
     item.
 
@@ -50,6 +53,8 @@ class Snapshots(Dataset):
         >>> snapshots.normalised().without(1).times
         (0.0, 1.0)
     """
+
+    dropped = 0
 
     def __init__(self, samples: Sequence[Tensor], times: Sequence[float] | None = None):
         samples = tuple(samples)
@@ -114,7 +119,11 @@ class Snapshots(Dataset):
 
 
 def read_snapshots(
-    path: str | os.PathLike, *, values: str | Sequence[str] | None = None, times: str | None = None
+    path: str | os.PathLike,
+    *,
+    values: str | Sequence[str] | None = None,
+    times: str | None = None,
+    drop_missing: bool = False,
 ) -> Snapshots:
     """Reads snapshots from a .npz file (an array of samples and one of times) or a table in text (one column of times).
 
@@ -127,6 +136,7 @@ def read_snapshots(
             first there is of pcs, X, x, samples, values, data; for a .csv file all named columns but that of the times.
         times: the name of the array or column of times. Where none is given, the first there is of sample_labels,
             times, time, t, day, days, labels, label.
+        drop_missing: leaves out, and counts in ``dropped``, the rows that miss a value or their time.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -140,8 +150,9 @@ def read_snapshots(
     match path.suffix.lower():
         case ".npz":
             samples, labels = _read_npz(path, values, times)
+            dropped = 0
         case ".csv" | ".tsv":
-            samples, labels = _read_text(path, values, times)
+            samples, labels, dropped = _read_text(path, values, times, drop_missing)
         case other:
             raise ValueError(
                 f"read_snapshots({str(path)!r}): a file ending in {other!r} is not read; save the samples with "
@@ -153,6 +164,9 @@ def read_snapshots(
             f"{list(labels.shape)}, but each row of samples has one time: [N, *event] and [N]. Name the right arrays "
             f"with values=... and times=..."
         )
+    if drop_missing:
+        missing = labels.isnan() | samples.reshape(len(samples), -1).isnan().any(1)
+        samples, labels, dropped = samples[~missing], labels[~missing], dropped + int(missing.sum())
     if not bool(labels.isfinite().all()):
         raise ValueError(
             f"read_snapshots({str(path)!r}): {int((~labels.isfinite()).sum())} times are NaN or infinite; drop these "
@@ -164,7 +178,9 @@ def read_snapshots(
             f"read_snapshots({str(path)!r}): all {len(samples)} rows are of one time, {found.tolist()}; snapshots are "
             f"of two times or more. Is that the right column? Name it with times=..."
         )
-    return Snapshots([samples[labels == each] for each in found], found.tolist())
+    snapshots = Snapshots([samples[labels == each] for each in found], found.tolist())
+    snapshots.dropped = dropped
+    return snapshots
 
 
 def _read_npz(path: Path, values, times) -> tuple[Tensor, Tensor]:
@@ -178,7 +194,7 @@ def _read_npz(path: Path, values, times) -> tuple[Tensor, Tensor]:
     return read_array(path, values), read_array(path, times).to(torch.float64)
 
 
-def _read_text(path: Path, values, times) -> tuple[Tensor, Tensor]:
+def _read_text(path: Path, values, times, drop_missing: bool) -> tuple[Tensor, Tensor, int]:
     names = TableFile(path, header=True).names
     times = _choose(path, names, "times", times, TIMES)
     values = [values] if isinstance(values, str) else values
@@ -187,10 +203,10 @@ def _read_text(path: Path, values, times) -> tuple[Tensor, Tensor]:
     for name in values:
         _choose(path, names, "values", name, ())
     try:
-        numbers = read_table(path, columns=[*values, times], header=True).values
+        table = read_table(path, columns=[*values, times], header=True, drop_missing=drop_missing)
     except ValueError as error:
-        raise ValueError(f"{error} Columns of numbers are chosen by values=[...].") from None
-    return numbers[:, :-1].to(torch.get_default_dtype()), numbers[:, -1]
+        raise ValueError(str(error).replace("columns=...", "values=[...]")) from None
+    return table.values[:, :-1].to(torch.get_default_dtype()), table.values[:, -1], table.dropped
 
 
 def _choose(path: Path, names: Sequence[str], argument: str, name: str | None, usual: Sequence[str]) -> str:
@@ -200,7 +216,7 @@ def _choose(path: Path, names: Sequence[str], argument: str, name: str | None, u
         asked = f"looked for {', '.join(usual)}" if name is None else f"{argument}={name!r}"
         raise ValueError(
             f"read_snapshots({str(path)!r}): {asked}, but the file holds {', '.join(map(repr, names)) or 'nothing'}; "
-            f"pass one of these as {argument}."
+            f"pass one of these as {argument}=..."
         )
     return chosen
 

@@ -107,6 +107,17 @@ def test_tables_are_read(tmp_path):
     assert read_snapshots(tmp_path / "cells.csv", values=["b"], times="day").samples[0].tolist() == [[4.0]]
 
 
+def test_rows_that_miss_a_value_are_dropped_and_counted_on_demand(tmp_path):
+    (tmp_path / "cells.csv").write_text("cell;day;a\nx;0;1\ny;0;NA\nz;1;2\nu;;3\nv;1;4\n")
+    with pytest.raises(ValueError, match=r"2 of 5 rows.*drop_missing=True"):
+        read_snapshots(tmp_path / "cells.csv", values=["a"])
+    snapshots = read_snapshots(tmp_path / "cells.csv", values=["a"], drop_missing=True)
+    assert ([each.tolist() for each in snapshots.samples], snapshots.dropped) == ([[[1.0]], [[2.0], [4.0]]], 2)
+    np.savez(tmp_path / "cells.npz", x=np.array([1.0, np.nan, 2.0, 3.0]), t=np.array([0, 0, 1, np.nan]))
+    snapshots = read_snapshots(tmp_path / "cells.npz", drop_missing=True)
+    assert ([each.tolist() for each in snapshots.samples], snapshots.dropped) == ([[1.0], [2.0]], 2)
+
+
 def test_unreadable_files_are_explained(tmp_path):
     x = np.zeros((4, 2))
     np.savez(tmp_path / "odd.npz", cells=x, day=np.array([0, 0, 1, 1]))
@@ -125,7 +136,10 @@ def test_unreadable_files_are_explained(tmp_path):
     with pytest.raises(ValueError, match="1 times are NaN"):
         read_snapshots(tmp_path / "nan.npz")
     (tmp_path / "words.csv").write_text("kind,day,a\nblood,1,2\n")
-    with pytest.raises(ValueError, match="line 2: column kind holds 'blood', no number.*values="):
+    with pytest.raises(
+        ValueError,
+        match="line 2: column kind holds 'blood', no number.*leave the column out.*a, day: choose by values=",
+    ):
         read_snapshots(tmp_path / "words.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match="the file is empty"):

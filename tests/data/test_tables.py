@@ -158,7 +158,7 @@ def test_the_delimiter_is_what_all_lines_have_as_many_of(tmp_path):
     ):
         assert read_table(write(tmp_path / "a.csv", text)).values[0].tolist() == row, text
     path = write(tmp_path / "a.csv", "1,5;2,5\n1;2,5\n")
-    with pytest.raises(ValueError, match="2 of 2 rows.*column 0 holds '1,5', a decimal comma: write decimal points"):
+    with pytest.raises(ValueError, match="2 of 2 rows.*column 0 holds '1,5', a decimal comma: write points"):
         read_table(path)
 
 

@@ -224,7 +224,7 @@ def test_mistakes_are_explained(recipe):
     write("flat.csv", np.column_stack([table(rng)[:, :2], np.ones(160)]))
     for options, message in (
         ({"data": Path("t.csv"), "columns": ("c",)}, "no column 'c'; the file has the columns a, b, n"),
-        ({"data": Path("t.csv"), "columns": ("a",), "condition": ("a",)}, "of other ones"),
+        ({"data": Path("t.csv"), "columns": ("a",), "condition": ("a",)}, "each named once"),
         ({"data": Path("short.csv")}, "20 rows; a density of 3 columns takes 50"),
         ({"data": Path("flat.csv")}, "columns n are constant"),
         ({"data": Path("t.csv"), "test_fraction": 1.0}, "some are to report"),

@@ -19,6 +19,7 @@ from cflow.modes import evaluating
 from cflow.registry import outline
 from cflow.storage import bytes_of, is_part, read_json, read_tensors, write_json, write_tensors
 from cflow.training.claims import claimed, is_claim
+from cflow.training.differences import first_difference
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.streams import PAIRS, generator_for
 from cflow.training.tracking import is_watched
@@ -266,9 +267,10 @@ def _claim(folder: Path, note: dict[str, Any]) -> None:
         return
     for name in note:
         if before.get(name) != note[name]:
+            where, now, then = first_difference(name, note[name], before.get(name))
             raise ValueError(
-                f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} "
-                f"({_where_they_differ(before.get(name), note[name])}); choose another folder, or remove it."
+                f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} ({where} is "
+                f"{now!s:.80} now and was {then!s:.80}); choose another folder, or remove it."
             )
 
 
@@ -277,15 +279,6 @@ def _set_of(shard: Path) -> str | None:
     with suppress(ValueError):
         return read_tensors(shard)[1].get("set")
     return None
-
-
-def _where_they_differ(before: Any, now: Any, place: str = "") -> str:
-    """Names the first of two plain values' parts in which they differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in (*now, *(each for each in before if each not in now)):
-            if before.get(name) != now.get(name):
-                return _where_they_differ(before.get(name), now.get(name), f"{place}.{name}".removeprefix("."))
-    return f"{place}{': ' if place else ''}{before!s:.80}, now {now!s:.80}"
 
 
 def _read(folder: Path, index: int, note: dict[str, Any]) -> dict[str, Tensor]:
