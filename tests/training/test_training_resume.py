@@ -429,3 +429,25 @@ def test_a_run_without_a_checkpoint_is_no_flow(tmp_path):
         train(out=tmp_path, callbacks=[accident(2)])
     with pytest.raises(FileNotFoundError, match="before its first checkpoint"):
         load(tmp_path)
+
+
+def test_a_compiled_network_goes_on_where_a_plain_one_was(tmp_path):
+    """Only the call is compiled: nothing that a run keeps by name changes."""
+
+    def go(steps, compiled, out=None):
+        torch.manual_seed(0)
+        flow = ContinuousFlow(MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+        if compiled:
+            flow.field = torch.compile(flow.field, backend="eager")
+        options = {"batch_size": 16, "schedule": training.Constant(), "validation": data(20), "validate_every": 4}
+        options |= {"patience": 50, "out": out, "resume": out is not None}
+        training.fit(flow, FlowMatching(), data(), steps=steps, **options)
+        return flow
+
+    with torch.random.fork_rng(devices=[]):
+        go(6, True, tmp_path)
+        go(8, False, tmp_path)
+        found, straight = go(12, True, tmp_path), go(12, False)
+    for one, other, saved in zip(found.parameters(), straight.parameters(), load(tmp_path).parameters()):
+        torch.testing.assert_close(one, other)
+        assert torch.equal(one, saved)
