@@ -270,6 +270,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_serves(tmp_path,
     assert same(whole, resumed)
 
 
+@pytest.mark.parametrize("harm", [b"4,abc", b"\xff\xfe", b",1.0", b"4,1,1,1,1,1,1,1,1"])
+def test_a_damaged_history_is_named(tmp_path, harm):
+    train(out=tmp_path, steps=8)
+    file = tmp_path / "history.csv"
+    file.write_bytes(file.read_bytes() + harm + b"\n")
+    with pytest.raises(ValueError, match=r"history.csv is damaged .*delete the file"):
+        train(out=tmp_path, steps=8, resume=True)
+    file.unlink()
+    assert train(out=tmp_path, steps=8, resume=True)[1].steps == 8
+
+
 def test_the_newest_checkpoints_are_kept(tmp_path):
     train(out=tmp_path, keep=3)
     names = sorted(each.name for each in (tmp_path / "checkpoints").iterdir())
