@@ -15,6 +15,7 @@ __all__ = ["Budget"]
 
 SMALL = 1 << 22  # numbers in a result that is not worth a question
 TINY = 4096  # bytes that are not counted
+SQUARES = (torch.ops.aten.eye, torch.ops.aten.diag_embed, torch.ops.aten.diag)  # n numbers in, n^2 out
 
 
 class Budget(TorchDispatchMode):
@@ -86,7 +87,8 @@ def _bound(function, args, kwargs) -> int:
     if function.overloadpacket is torch.ops.aten.mm:
         return len(tensors[0]) * tensors[1].shape[1]
     numbers = [abs(int(each)) for each in leaves if isinstance(each, int | float) and math.isfinite(each)]
-    return math.prod(max(1, each) for each in (*numbers, *(each.numel() for each in tensors)))
+    largest = math.prod(max(1, each) for each in (*numbers, *(each.numel() for each in tensors)))
+    return largest**2 if function.overloadpacket in SQUARES else largest
 
 
 def _asked(function, args, kwargs) -> int:

@@ -43,7 +43,7 @@ def written(file: Path) -> Iterator[Path]:
         ['note.txt']
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    _clear(file)
+    _clear(file.parent)
     folder = file.with_name(f".{file.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part")
     folder.mkdir()
     part = folder / file.name
@@ -68,13 +68,13 @@ def _host() -> str:
     return platform.node().replace(".", "-")
 
 
-def _clear(file: Path) -> None:
-    """Removes the parts of a file whose writers are no more."""
-    for part in file.parent.iterdir():
-        if is_part(part.name) and part.name.startswith(f".{file.name}."):
+def _clear(folder: Path) -> None:
+    """Removes what writers that are no more have begun in a folder."""
+    for part in folder.iterdir():
+        if is_part(part.name) and part.name.count(".") > 4:
             import psutil
 
-            host, pid, *_ = part.name.removeprefix(f".{file.name}.").split(".")
+            host, pid = part.name.rsplit(".", 4)[1:3]
             if host == _host() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(part, ignore_errors=True)
 

@@ -1,5 +1,7 @@
+import json
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -165,6 +167,36 @@ def test_sizes_that_the_tensors_do_not_explain_take_no_memory(tmp_path, name, va
     with pytest.raises(ValueError, match="flow.safetensors"):
         cflow.load(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+
+
+def header(entries, length=None, data=b""):
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({}, 2**63),
+        header({}, 10**8),
+        header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        header({"x": {"dtype": "F32", "shape": [2**31, 2**31, 4], "data_offsets": [0, 0]}}),
+        header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "y": 3}, data=b"1234"),
+        header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, data=b"1234"),
+        header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, data=b"1234"),
+        header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, data=b"1234"),
+        header({"__metadata__": {"cflow": "[" * 100_000}}),
+        header({"__metadata__": {"cflow": "9" * 100_000}}),
+        header(b"{" * 10_000),
+        header({"x": {"dtype": "F32", "shape": [0, 2**60], "data_offsets": [0, 0]}}),
+    ],
+    ids=range(12),
+)
+def test_hostile_headers_are_refused(tmp_path, content):
+    path = cflow.save(flow_with_everything(), tmp_path / "m")
+    (path / "flow.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"flow.safetensors is damaged"):
+        cflow.load(path)
 
 
 def test_a_flow_is_loaded_in_evaluation_mode(tmp_path):

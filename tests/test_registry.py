@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -91,3 +92,25 @@ def test_a_module_without_a_constructor_has_no_arguments():
 
     assert registry.configuration(Still()) == {}
     assert isinstance(registry.replace(Still()), Still)
+
+
+def test_an_outline_sees_values_that_no_state_holds():
+    """Two guides or objectives that differ in a plain tensor are two; what training changes is no difference."""
+
+    @registry.register("tests.Weighted")
+    class Weighted:
+        def __init__(self, weights):
+            self.weights = weights
+
+    one, other = (registry.outline(Weighted(torch.tensor(values))) for values in ([1.0, 2.0], [1.0, 3.0]))
+    assert one != other
+    assert one == registry.outline(Weighted(torch.tensor([1.0, 2.0])))
+    assert json.loads(json.dumps(one)) == one
+
+    @registry.register("tests.Shifted")
+    class Shifted(torch.nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = torch.nn.Parameter(shift)
+
+    assert registry.outline(Shifted(torch.ones(2))) == registry.outline(Shifted(torch.zeros(2)))

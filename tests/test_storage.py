@@ -47,7 +47,8 @@ def test_what_dead_writers_left_goes_and_what_living_ones_write_stays(tmp_path):
     dead, living, far = (
         tmp_path / f".x.json.{where}.aa.part" for where in (f"{host}.4194305", f"{host}.1", "far.4194305")
     )
-    for each in (dead, living, far):
+    other = tmp_path / f".another.json.{host}.4194305.aa.part"  # of a file that nobody writes again
+    for each in (dead, living, far, other):
         each.mkdir()
         (each / "x.json").touch()
     (tmp_path / ".other.json.part").mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cflow.registry import uncompiled_name
 from cflow.training.ema import local
 
 __all__ = ["Best"]
@@ -42,7 +43,7 @@ class Best:
         self.patience, self.every = patience, every
         self.step, self.loss = 0, math.inf
         self._places = {
-            f"{prefix}.{name}".removeprefix("."): (holder, name)
+            uncompiled_name(f"{prefix}.{name}".removeprefix(".")): (holder, name)
             for prefix, part in module.named_modules()
             for holder in (part._parameters, part._buffers)
             for name, value in holder.items()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cflow.io import FILE
+from cflow.registry import uncompiled_name
 from cflow.storage import read_json, seal, sync_folder, write_json
 from cflow.training.best import Best
 from cflow.training.differences import first_difference
@@ -143,7 +144,7 @@ class State:
         whole = {**self.every, **tensors["optimizer"]}
         by_name.set_optimizer_state_dict(self.module, self.optimizer, whole, options=self.options)
         for name, each in self.module.named_parameters():
-            name = name.removeprefix("module.")
+            name = uncompiled_name(name).removeprefix("module.")
             if each in self.optimizer.state and f"state.{name}.step" not in tensors["optimizer"]:
                 del self.optimizer.state[each]
         for name, part in self.beside.items():

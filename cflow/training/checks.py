@@ -230,7 +230,7 @@ def settings_of(flow: Any, objective: Any, source: Any, options: Options) -> dic
     settings["schedule"] = said or getattr(options.schedule, "__qualname__", type(options.schedule).__qualname__)
     settings["flow"], settings["objective"] = registry.outline(flow), registry.outline(objective)
     settings["parameters"] = [
-        [name, str(each.dtype), list(each.shape)]
+        [registry.uncompiled_name(name), str(each.dtype), list(each.shape)]
         for part in (flow, objective)
         if isinstance(part, nn.Module)
         for name, each in part.named_parameters()

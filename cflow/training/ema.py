@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cflow.registry import register
+from cflow.registry import register, uncompiled_name
 
 __all__ = ["EMA", "Average"]
 
@@ -80,7 +80,7 @@ class Average:
         }
         copied = {name: place for name, place in places.items() if name not in averaged}
         self._averaged_buffers, self._copied_buffers = list(averaged.values()), list(copied.values())
-        self._names = [*trained, *averaged], list(copied)
+        self._names = [uncompiled_name(name) for name in (*trained, *averaged)], [*map(uncompiled_name, copied)]
         self.shadow = [_wide(value.detach()).clone() for value in self._live()]
         self.copies = [value.detach().clone() for value in self._copied()]
 

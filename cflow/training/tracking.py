@@ -136,9 +136,21 @@ class Tracker:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows that are whole: a kill may have cut the last one short."""
-    lines = path.read_text().splitlines(keepends=True)
-    rows = []
-    for row in csv.DictReader(line for line in lines if line.endswith("\n")):
-        rows.append({name: int(value) if name == "step" else float(value) for name, value in row.items() if value})
-    return rows
+    """Reads the rows that are whole: a kill may have cut the last one short.
+
+    Raises:
+        ValueError: where the file holds something else.
+    """
+    number = lambda name, value: int(value) if name == "step" else float(value)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        rows = [{name: number(name, value) for name, value in row.items() if value} for row in rows]
+        if all("step" in row for row in rows):
+            return rows
+        raise ValueError("a row without a step")
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"fit(resume=True): {path} is damaged ({error}); mend that line, or delete the file: the run goes on "
+            f"without its earlier rows."
+        ) from None

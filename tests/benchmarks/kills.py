@@ -147,12 +147,13 @@ class Save:
     def run(self, place):
         for number in range(40):
             cflow.save(self.flows[number % 2], place / "model")
+            (place / "saved").touch()
 
     def look(self, place):
         try:
             found = cflow.load(place / "model").state_dict()
         except FileNotFoundError:
-            if any(each.name == "flow.safetensors" for each in place.rglob("*")):
+            if (place / "saved").exists():
                 raise
             return
         same = [all(torch.equal(found[name], each) for name, each in flow.state_dict().items()) for flow in self.flows]

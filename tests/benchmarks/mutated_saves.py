@@ -23,7 +23,7 @@ import torch
 
 import cflow
 from cflow import bases, bijections, discrete, fields, objectives, paths, solvers, training
-from cflow.storage import read_tensors, write_tensors
+from cflow.storage import read_json, read_tensors, write_json, write_tensors
 from cflow.training.checkpoints import Checkpoints
 
 WILD = (
@@ -135,9 +135,10 @@ def leaves(node, way=()):
 
 def forge(file, draws):
     """Changes what a file describes, or its tensors, and gives it the checksum that belongs to that."""
-    tensors, note = read_tensors(file)
+    alone = file.suffix == ".json"
+    tensors, note = ({}, read_json(file)) if alone else read_tensors(file)
     note = copy.deepcopy(note)
-    if draws.random() < 0.75:
+    if alone or draws.random() < 0.75:
         *way, last = draws.choice(leaves(note)[1:])
         node = note
         for key in way:
@@ -165,7 +166,10 @@ def forge(file, draws):
             tensors[name] = torch.full_like(value, float("nan")) if value.is_floating_point() else value
         else:
             tensors[f"{name}x"] = tensors.pop(name)
-    write_tensors(file, tensors, note)
+    if alone:
+        write_json(file, note)
+    else:
+        write_tensors(file, tensors, note)
 
 
 def tried(subject, change, whole, must_be_equal):
@@ -198,7 +202,8 @@ def mutate(count, seed, folder):
         name = draws.choice(sorted(made))
         subject, hostile = made[name], draws.random() < 0.4
         if hostile:
-            change = lambda files: forge(draws.choice([file for file in files if file.suffix == ".safetensors"]), draws)
+            known = (".safetensors", ".json") if name == "pairs" else (".safetensors",)
+            change = lambda files: forge(draws.choice([file for file in files if file.suffix in known]), draws)
         else:
             # A whole save in the place of another is that other one; where files belong together it is damage.
             change = lambda files: damage(draws.choice(files), draws, kept if len(files) > 1 else [])

@@ -90,7 +90,7 @@ def test_what_was_measured_is_saved_and_never_measured_again(tmp_path, generator
         "pickle": pickle.loads(pickle.dumps(layer)),
         "load_state_dict": fresh,
         "torch.load": read,
-        "cflow.load": cflow.load(cflow.save(layer, tmp_path / "model")),
+        "cflow.load": cflow.load(cflow.save(layer, tmp_path / "model")).train(),
     }
     other = 50 * torch.randn(20, 3, generator=generator)
     for name, each in copies.items():

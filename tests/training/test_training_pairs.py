@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import cflow
 from cflow import bases, bijections, fields, guidance, objectives, paths, solvers, training
-from cflow.storage import read_tensors, write_tensors
+from cflow.storage import read_json, read_tensors, write_json, write_tensors
 from cflow.testing import GaussianField
 
 
@@ -199,6 +199,21 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path):
     ):
         write_tensors(file, tensors | change, note)
         with pytest.raises(ValueError, match="pairs-00001.safetensors is "):
+            training.Pairs(tmp_path)
+
+
+def test_a_note_of_any_size_takes_no_memory(tmp_path):
+    training.generate_pairs(small(), 30, tmp_path, shard=8, solver=solvers.Heun(steps=2))
+    note = read_json(tmp_path / "pairs.json")
+    for change, message in (
+        ({"num": 10**15, "shard": 1}, "999999999999996 of 1000000000000000 shards are missing .*00004"),
+        ({"num": "many"}, "pairs.json describes no pairs"),
+        ({"shard": 0}, "pairs.json describes no pairs"),
+        ({"format": "cflow pairs 1"}, "pairs.json describes no pairs"),
+        ({"seed": 1}, "no part of this set"),
+    ):
+        write_json(tmp_path / "pairs.json", note | change)
+        with pytest.raises(ValueError, match=message):
             training.Pairs(tmp_path)
 
 

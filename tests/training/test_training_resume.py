@@ -270,6 +270,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_serves(tmp_path,
     assert same(whole, resumed)
 
 
+@pytest.mark.parametrize("harm", [b"4,abc", b"\xff\xfe", b",1.0", b"4,1,1,1,1,1,1,1,1"])
+def test_a_damaged_history_is_named(tmp_path, harm):
+    train(out=tmp_path, steps=8)
+    file = tmp_path / "history.csv"
+    file.write_bytes(file.read_bytes() + harm + b"\n")
+    with pytest.raises(ValueError, match=r"history.csv is damaged .*delete the file"):
+        train(out=tmp_path, steps=8, resume=True)
+    file.unlink()
+    assert train(out=tmp_path, steps=8, resume=True)[1].steps == 8
+
+
 def test_the_newest_checkpoints_are_kept(tmp_path):
     train(out=tmp_path, keep=3)
     names = sorted(each.name for each in (tmp_path / "checkpoints").iterdir())
@@ -429,3 +440,25 @@ def test_a_run_without_a_checkpoint_is_no_flow(tmp_path):
         train(out=tmp_path, callbacks=[accident(2)])
     with pytest.raises(FileNotFoundError, match="before its first checkpoint"):
         load(tmp_path)
+
+
+def test_a_compiled_network_goes_on_where_a_plain_one_was(tmp_path):
+    """Only the call is compiled: nothing that a run keeps by name changes."""
+
+    def go(steps, compiled, out=None):
+        torch.manual_seed(0)
+        flow = ContinuousFlow(MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+        if compiled:
+            flow.field = torch.compile(flow.field, backend="eager")
+        options = {"batch_size": 16, "schedule": training.Constant(), "validation": data(20), "validate_every": 4}
+        options |= {"patience": 50, "out": out, "resume": out is not None}
+        training.fit(flow, FlowMatching(), data(), steps=steps, **options)
+        return flow
+
+    with torch.random.fork_rng(devices=[]):
+        go(6, True, tmp_path)
+        go(8, False, tmp_path)
+        found, straight = go(12, True, tmp_path), go(12, False)
+    for one, other, saved in zip(found.parameters(), straight.parameters(), load(tmp_path).parameters()):
+        torch.testing.assert_close(one, other)
+        assert torch.equal(one, saved)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflow.arguments import is_integer
 from cflow.couplings import paired
 from cflow.modes import evaluating
 from cflow.registry import outline
@@ -54,17 +55,19 @@ class Pairs:
         again = "call training.generate_pairs again to make what is missing or damaged anew"
         try:
             self.note = read_json(self.folder / NOTE)
-            shards = _shards(self.note["num"], self.note["shard"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"Pairs({str(folder)!r}): {error}; {again}.") from None
-        missing = [index for index in range(len(shards)) if not _file(self.folder, index).is_file()]
-        if missing:
+            count = _count(self.note, self.folder / NOTE)
+        except ValueError as error:
+            raise ValueError(f"Pairs({str(folder)!r}): {error} Then {again}.".replace(". Then", ";")) from None
+        # A note may ask for any number of shards: no more are looked for than there can be.
+        there = len(list(self.folder.glob("pairs-*.safetensors")))
+        missing = next((i for i in range(min(count, there + 1)) if not _file(self.folder, i).is_file()), None)
+        if missing is not None:
             raise ValueError(
-                f"Pairs({str(folder)!r}): {len(missing)} of {len(shards)} shards are missing (the first is "
-                f"{_file(self.folder, missing[0]).name}); {again}."
+                f"Pairs({str(folder)!r}): {max(count - there, 1)} of {count} shards are missing (the first is "
+                f"{_file(self.folder, missing).name}); {again}."
             )
         try:
-            parts = [_read(self.folder, index, self.note) for index in range(len(shards))]
+            parts = [_read(self.folder, index, self.note) for index in range(count)]
             for index, part in enumerate(parts):
                 if _kind(part) != _kind(parts[0]):
                     raise ValueError(
@@ -167,17 +170,17 @@ def generate_pairs(
         processes.from_main(lambda: _check_folder(folder))
         processes.from_main(lambda: held.enter_context(claimed(folder, "generate_pairs")))
         processes.from_main(lambda: _claim(folder, note))
-        sizes = _shards(num, shard)
-        mine = [index for index in range(len(sizes)) if index % processes.world == processes.rank]
+        mine = [index for index in range(-(-num // shard)) if index % processes.world == processes.rank]
         waiting = [index for index in mine if not _is_whole(folder, index, note)]
         with evaluating(flow):
             bar = _bar(len(mine), len(mine) - len(waiting), progress and processes.is_main)
             for index in waiting:
                 start = index * shard
-                rows = torch.arange(start, start + sizes[index])
+                size = min(shard, num - start)
+                rows = torch.arange(start, start + size)
                 given = None if context is None else context[rows % len(context)]
                 real = None if data is None else data[rows]
-                tensors = _shard(flow, sizes[index], given, real, seed, index, batch_size, solver, guidance)
+                tensors = _shard(flow, size, given, real, seed, index, batch_size, solver, guidance)
                 write_tensors(_file(folder, index), tensors, {"shard": index, "set": _digest_of(note)})
                 bar.update()
             bar.close()
@@ -230,9 +233,12 @@ def _contexts(flow, context: Tensor | None, num: int, data: Tensor | None) -> Te
     return context
 
 
-def _shards(num: int, shard: int) -> list[int]:
-    """Gives the number of pairs in each file."""
-    return [min(shard, num - start) for start in range(0, num, shard)]
+def _count(note: dict[str, Any], file: Path) -> int:
+    """Gives the number of shards that a note speaks of."""
+    num, shard = note.get("num"), note.get("shard")
+    if note.get("format") != FORMAT or not (is_integer(num) and is_integer(shard) and min(num, shard) > 0):
+        raise ValueError(f"{file} describes no pairs of the format {FORMAT!r}.")
+    return -(-num // shard)
 
 
 def _file(folder: Path, index: int) -> Path:
@@ -267,10 +273,11 @@ def _claim(folder: Path, note: dict[str, Any]) -> None:
         return
     for name in note:
         if before.get(name) != note[name]:
-            where, now, then = first_difference(name, note[name], before.get(name))
+            place, now, then = first_difference(name, note[name], before.get(name))
+            place = place.replace(".made of", "")
             raise ValueError(
-                f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} ({where} is "
-                f"{now!s:.80} now and was {then!s:.80}); choose another folder, or remove it."
+                f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} ({place} was "
+                f"{then!s:.80} and is {now!s:.80}); choose another folder, or remove it."
             )
 
 
@@ -285,8 +292,8 @@ def _read(folder: Path, index: int, note: dict[str, Any]) -> dict[str, Tensor]:
     """Reads a shard of a set; raises a ValueError that names the file where it is damaged, or another one."""
     file = _file(folder, index)
     tensors, own = read_tensors(file)
-    size = _shards(note["num"], note["shard"])[index]
-    names = {"x0", "x1", *(("context",) if note["context"] else ())}
+    size = min(note["shard"], note["num"] - index * note["shard"])
+    names = {"x0", "x1", *(("context",) if note.get("context") else ())}
     fits = set(tensors) == names and all(each.dim() > 0 and len(each) == size for each in tensors.values())
     fits = fits and _kind(tensors)["x0"] == _kind(tensors)["x1"]
     if own != {"shard": index, "set": _digest_of(note)} or not fits:
