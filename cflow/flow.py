@@ -201,6 +201,8 @@ class BaseFlow(Calls):
                 f"log_prob_estimate(draws={draws}): a standard error needs two draws or more; pass draws=8."
             )
         values = torch.stack([self.log_prob(x, context, generator=generator, **options) for _ in range(draws)])
+        if not values.numel():  # of nothing torch computes a deviation with a warning
+            return values[0], values[0]
         return values.mean(0), values.std(0) / math.sqrt(draws)
 
     @torch.no_grad()
