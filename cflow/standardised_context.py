@@ -63,6 +63,9 @@ class StandardisedContext(BaseInvertibleFlow):
         super().record(objective)
         self.flow.record(objective)
 
+    def _maps(self) -> tuple[Map, ...]:
+        return self.transform, *self.flow._maps()
+
     def _null_context(self, context: Tensor) -> Tensor:
         raise ValueError(
             'StandardisedContext.null_context: a context is standardised before the flow inside reads it, and "no '

@@ -8,6 +8,7 @@ from torch.distributions import constraints
 
 import cflow
 from cflow import bases, bijections, discrete, fields, metrics
+from cflow.standardised_context import StandardisedContext
 from cflow.testing import check_base, check_flow
 
 
@@ -73,6 +74,13 @@ def test_support_of_flows():
     # A chain seen from the other side is bounded by what its members give.
     both = bijections.Compose(bijections.Sigmoid(2), bijections.Rescale(2))
     assert plain.with_transform(bijections.Inverse(both))().support.check(x).tolist() == [True, True, False]
+
+
+def test_a_flow_of_standardised_contexts_has_the_support_of_the_flow_inside():
+    inner = discrete.maf(1, context=2).with_transform(bijections.Inverse(bijections.Exp(1)))
+    flow = StandardisedContext(inner, bijections.Standardise(2, 1.0, 2.0))
+    assert flow(torch.zeros(2)).support.check(torch.tensor([[2.0], [-1.0]])).tolist() == [True, False]
+    assert flow.log_prob(torch.tensor([[-1.0]]), torch.zeros(2)) == -math.inf
 
 
 def test_a_support_moves_no_random_state(generator):
