@@ -21,7 +21,7 @@ def support_of(maps: Sequence[Any], event_rank: int) -> constraints.Constraint:
     bounded = [i for i, each in enumerate(members) if each.domain is not None]
     if not bounded:
         return constraints.independent(constraints.real, event_rank)
-    if bounded == [0] and members[0].holds_ends:
+    if bounded == [0]:
         return constraints.independent(_interval(members[0]), event_rank)
     return _Chain(members[: bounded[-1] + 1], event_rank)
 
