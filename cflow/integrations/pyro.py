@@ -36,9 +36,8 @@ def as_pyro(flow: Flow, context: Tensor | None = None, *, support: constraints.C
 
     Args:
         support: where the data lie, so that HMC and guides move in coordinates without bounds. Unless given it is
-            ``flow().support``, which is an interval where the first transform bounds the data (``bijections.Logit``);
-            behind a chain of transforms it has no coordinates, and has to be given. Its event dimensions are made the
-            flow's.
+            ``flow().support``: what the flow's transforms bound (``bijections.Logit``). Its event dimensions are made
+            the flow's.
 
     Raises:
         ValueError: for a flow without density, and for a context that does not fit.
