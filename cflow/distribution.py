@@ -59,7 +59,7 @@ class FlowDistribution(Distribution):
         return Size((*sample_shape, *self.batch_shape)) if self.context is None else Size(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
+        if self._validate_args and value.numel():  # torch cannot say of nothing whether it is in the support
             self._validate_sample(value)
         batch = broadcast("log_prob", value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)

@@ -178,7 +178,9 @@ class BaseFlow(Calls):
         x, context, batch = self._enter(x, context, "log_prob")
         x, size = set_aside(x, self.event_shape)
         u, ladj = self.preprocess(x, context, generator=generator)
-        logp = self._log_prob(fill_outside(u, ladj, 0.0), context, generator, **options) + ladj
+        if self.transform.bounded:
+            u = fill_outside(u, ladj, 0.0)
+        logp = self._log_prob(u, context, generator, **options) + ladj
         return restore(logp, size).reshape(batch)
 
     def log_prob_estimate(
@@ -201,6 +203,8 @@ class BaseFlow(Calls):
                 f"log_prob_estimate(draws={draws}): a standard error needs two draws or more; pass draws=8."
             )
         values = torch.stack([self.log_prob(x, context, generator=generator, **options) for _ in range(draws)])
+        if not values.numel():  # of nothing torch computes a deviation with a warning
+            return values[0], values[0]
         return values.mean(0), values.std(0) / math.sqrt(draws)
 
     @torch.no_grad()
@@ -342,7 +346,7 @@ class BaseFlow(Calls):
         if not len(self.transform):
             return x, 0.0
         u, contribution = self.transform.encode(x, context, generator=generator)
-        return fill_outside(u, contribution, math.nan), contribution
+        return (fill_outside(u, contribution, math.nan) if self.transform.bounded else u), contribution
 
     def postprocess(self, u: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
         """Carries what the flow models back to data: ``(x [B, *event], contribution [B])``."""

@@ -33,7 +33,7 @@ def restore(logp: Tensor, size: Tensor | None) -> Tensor:
     Wherever there is no density the result is a constant, which sends no gradient anywhere.
     """
     if size is not None:
-        logp = torch.where(size < math.inf, logp, -size)
+        logp = torch.where(size < math.inf, logp, -size.to(logp.dtype))
     return torch.where(logp == -math.inf, -math.inf, logp)
 
 

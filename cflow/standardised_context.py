@@ -25,7 +25,9 @@ class StandardisedContext(BaseInvertibleFlow):
 
     Args:
         flow: the conditional flow inside.
-        context_transform: a transform of one context, such as ``bijections.Standardise.fit(contexts)``.
+        context_transform: a transform of one context, such as ``bijections.Standardise.fit(contexts)``. It warns where
+            a few of them decide the scale; ``Compose(Standardise.fit(contexts, robust=True), Arcsinh(width))`` of
+            :mod:`cflow.bijections` leaves the others theirs and draws the few in.
         transform: data transforms; see :meth:`with_transform`.
 
     Shapes: as the inner flow's.
@@ -62,6 +64,9 @@ class StandardisedContext(BaseInvertibleFlow):
         """Notes the training for this flow and for the one inside, whose weights it changes."""
         super().record(objective)
         self.flow.record(objective)
+
+    def _maps(self) -> tuple[Map, ...]:
+        return self.transform, *self.flow._maps()
 
     def _null_context(self, context: Tensor) -> Tensor:
         raise ValueError(

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import Transform
 
 from cflow.shapes import rows
 
@@ -21,7 +22,7 @@ def support_of(maps: Sequence[Any], event_rank: int) -> constraints.Constraint:
     bounded = [i for i, each in enumerate(members) if each.domain is not None]
     if not bounded:
         return constraints.independent(constraints.real, event_rank)
-    if bounded == [0] and members[0].holds_ends:
+    if bounded == [0]:
         return constraints.independent(_interval(members[0]), event_rank)
     return _Chain(members[: bounded[-1] + 1], event_rank)
 
@@ -72,3 +73,42 @@ class _Chain(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"support of {' and '.join(type(each).__name__ for each in self.members)}"
+
+
+class _Onto(Transform):
+    """Carries coordinates without bounds onto the support of a chain of maps, by the chain itself."""
+
+    bijective = True
+
+    def __init__(self, chain: _Chain):
+        super().__init__()
+        self.members, self.codomain = chain.members, chain
+        self.domain = constraints.independent(constraints.real, len(self.members[-1].latent_shape))
+
+    def _through(self, value: Tensor, method: str, members: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        shape = members[0].event_shape if method == "encode" else members[0].latent_shape
+        batch = value.shape[: value.dim() - len(shape)]
+        x, total = value.reshape(batch.numel(), *shape), value.new_zeros(batch.numel())
+        for member in members:
+            x, contribution = getattr(member, method)(x)
+            total = total + contribution
+        return x.reshape(*batch, *x.shape[1:]), total.reshape(batch)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._through(x, "decode", self.members[::-1])[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._through(y, "encode", self.members)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._through(x, "decode", self.members[::-1])[1]
+
+
+@biject_to.register(_Chain)
+def _onto(chain: _Chain) -> _Onto:
+    if any(each.draws or not each.has_rsample or each.context_shape is not None for each in chain.members):
+        raise NotImplementedError(
+            f"biject_to({chain}): a map that draws, rounds or reads a context gives the support no coordinates without "
+            f"bounds; give the support of such a flow as a constraint of torch's."
+        )
+    return _Onto(chain)

@@ -418,3 +418,11 @@ def test_grids_of_few_steps_and_output_times_keep_the_closed_form(generator):
         states = flow.transport(x0, 0.0, 1.0, solver=solvers.RK4(steps=50), at=at).trajectory
         for t, state in zip(at, states):
             assert (state - flow.field.carry(x0, 0.0, t)[0]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, torch.func.jacrev])
+def test_a_solve_under_a_transform_of_torch_names_it(transform):
+    flow = FLOWS["plain"]()[0]
+    function = (lambda x: flow.log_prob(x).sum()) if transform is torch.func.grad else flow.log_prob
+    with pytest.raises(RuntimeError, match=r"under torch.func.*pass the whole batch at once"):
+        transform(function)(torch.zeros(3, 2))

@@ -70,6 +70,7 @@ def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
     scores = scores_of(tmp_path / "s.csv")
     assert np.isfinite(scores).tolist() == [True, False, False, False, True, False] + [False] * 30
     assert scores[0] == scores[4]
+    assert scores[5] == -np.inf  # no density is a score, the lowest
     captured = capsys.readouterr()
     for part in (
         "line 2: column 0 holds 'nan', a missing value",

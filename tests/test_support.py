@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 import cflow
 from cflow import bases, bijections, discrete, fields, metrics
+from cflow.standardised_context import StandardisedContext
 from cflow.testing import check_base, check_flow
 
 
@@ -73,6 +74,30 @@ def test_support_of_flows():
     # A chain seen from the other side is bounded by what its members give.
     both = bijections.Compose(bijections.Sigmoid(2), bijections.Rescale(2))
     assert plain.with_transform(bijections.Inverse(both))().support.check(x).tolist() == [True, True, False]
+
+
+def test_a_flow_of_standardised_contexts_has_the_support_of_the_flow_inside():
+    inner = discrete.maf(1, context=2).with_transform(bijections.Inverse(bijections.Exp(1)))
+    flow = StandardisedContext(inner, bijections.Standardise(2, 1.0, 2.0))
+    assert flow(torch.zeros(2)).support.check(torch.tensor([[2.0], [-1.0]])).tolist() == [True, False]
+    assert flow.log_prob(torch.tensor([[-1.0]]), torch.zeros(2)) == -math.inf
+
+
+def test_coordinates_without_bounds_of_a_chain(generator, float64):
+    """``biject_to``, which Pyro's chains and guides use: round trips, and log-determinants against autograd."""
+    positive = bijections.Standardise(2, 0.5, 2.0), bijections.Inverse(bijections.Exp(2))
+    support = discrete.maf(2).with_transform(*positive)().support
+    onto = biject_to(support)
+    u = torch.randn(3, 4, 2, generator=generator)
+    x = onto(u)
+    assert support.check(x).all()
+    torch.testing.assert_close(onto.inv(x), u)
+    torch.testing.assert_close(x, 0.5 + 2 * u.exp())
+    jacobian = torch.autograd.functional.jacobian(onto, u[0, 0])
+    torch.testing.assert_close(onto.log_abs_det_jacobian(u, x)[0, 0], torch.linalg.slogdet(jacobian).logabsdet)
+    rounded = discrete.maf(2).with_transform(bijections.Dequantise(2), bijections.Logit(2))
+    with pytest.raises(NotImplementedError, match="no coordinates without bounds"):
+        biject_to(rounded().support)
 
 
 def test_a_support_moves_no_random_state(generator):

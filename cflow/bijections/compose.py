@@ -69,6 +69,8 @@ class Compose(Map):
         )
         self.takes_integers = bool(maps) and maps[0].takes_integers
         self.levels = maps[0].levels if maps else None
+        # Whether some data get a contribution of -inf: only then is there anything to look for.
+        self.bounded = any(each.domain is not None and not each.reads_values for each in self.members())
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, context = self.accept(x, context, "encode")

@@ -100,7 +100,7 @@ def score(
             for position, value in enumerate(scores.tolist()):
                 place = [chunk.places[position]] if file.unit == "line" else []
                 named = [] if chunk.labels is None else [chunk.labels[position]]
-                shown = "" if position in chunk.bad else f"{value:.9g}"
+                shown = "" if math.isnan(value) else f"{value:.9g}"  # -inf is a score, the lowest
                 lines.writerow([total.rows + position, *place, *named, shown])
             total.add(scores, chunk, file)
             print(f"\r{total.rows} rows", end="", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from cflow.continuous.dynamics import QUADRATURES, Dynamics
 from cflow.continuous.ends import Ends
@@ -36,10 +37,20 @@ def transport(
     ends = Ends(flow, dynamics, t0, t1)
     solver = ends.align(solver, at)
     start, totals, calls = ends.enter(x)
-    solution = solver.solve(
-        dynamics.integrand, start, ends.start, ends.stop, args=dynamics.args, quadratures=dynamics.tolerances(solver),
-        path=flow.path, generator=generator, at=None if at is None else [t for t in at if ends.holds(t)],
-    )  # fmt: skip
+    try:
+        solution = solver.solve(
+            dynamics.integrand, start, ends.start, ends.stop, args=dynamics.args,
+            quadratures=dynamics.tolerances(solver), path=flow.path, generator=generator,
+            at=None if at is None else [t for t in at if ends.holds(t)],
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not is_functorch_wrapped_tensor(x):
+            raise
+        raise RuntimeError(
+            "flow: a solve was called under torch.func (vmap, grad, jacrev and so on), whose tensors this solver or "
+            "divergence cannot differentiate or read; pass the whole batch at once, flow.log_prob(x [B, *event]), and "
+            "take gradients by torch.autograd.grad(flow.log_prob(x).sum(), x)."
+        ) from error
     for name, value in solution.quadratures.items():
         if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
             value = value.unsqueeze(1).expand(-1, divergence.count)

@@ -35,9 +35,9 @@ def as_pyro(flow: Flow, context: Tensor | None = None, *, support: constraints.C
     density (HMC, importance sampling) needs a flow whose ``likelihood`` is ``"exact"``.
 
     Args:
-        support: where the data lie, if a transform narrows it (``constraints.unit_interval`` for
-            ``bijections.Logit``), so that HMC and guides move in coordinates without bounds; the whole space unless
-            given. Its event dimensions are made the flow's.
+        support: where the data lie, so that HMC and guides move in coordinates without bounds. Unless given it is
+            ``flow().support``: what the flow's transforms bound (``bijections.Logit``). Its event dimensions are made
+            the flow's.
 
     Raises:
         ValueError: for a flow without density, and for a context that does not fit.

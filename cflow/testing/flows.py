@@ -113,6 +113,13 @@ def _check_shapes(flow, context) -> None:
     distribution = flow(context)
     demand(isinstance(distribution, torch.distributions.Distribution), "flow(context) is a torch Distribution")
     demand(distribution.event_shape == event and distribution.batch_shape == (), "the distribution's shapes")
+    if flow.likelihood != "none":
+        with torch.no_grad():
+            none = distribution.log_prob(torch.zeros(0, *event, dtype=flow.dtype))
+        demand(none.shape == (0,), "the distribution gives an empty batch an empty log-density")
+        if context is not None:
+            none = flow(_repeat(context, 0)).log_prob(torch.zeros(0, *event, dtype=flow.dtype))
+            demand(none.shape == (0,), "a distribution given no contexts has a batch of none")
     wide = distribution.expand((3,))
     demand(
         wide.batch_shape == (3,) and wide.sample((2,)).shape == (2, 3, *event),

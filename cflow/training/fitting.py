@@ -129,7 +129,8 @@ def fit(
             (``samples_per_item`` is 0: variational inference) the data are the contexts alone, of the same kinds, and
             there are none where the flow is unconditional. Tensors and datasets are drawn without replacement and the
             last partial batch of an epoch is left out; a loader decides for itself (under several processes it must
-            give each its own rows).
+            give each its own rows). A ``UserWarning`` says where the first batch, transforms applied, lies or
+            spreads far from what the base draws.
         steps: number of optimizer steps.
         weights: ``[N]``, how often each row of tensors or of a map-style dataset counts (two: as if it were there
             twice). Rows are then drawn with replacement, as often as their weights say, so that the mean loss of a

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from cflow.bases import Empirical, Mixture, Normal, StudentT, Uniform
+from cflow.bases import Empirical, Mixture, Normal, Product, StudentT, Uniform
 
 
 def members():
@@ -22,6 +22,8 @@ def members():
         StudentT(3, df=3.0),
         StudentT((2, 3), df=torch.tensor([1.0, 4.0, 30.0]), loc=1.0, scale=0.5),
         StudentT((), df=2.0),
+        Product(Uniform(1, -1.0, 2.0), StudentT((), df=2.0)),
+        Product(Normal(()), Mixture(torch.tensor([[-1.0, 0.0], [1.0, 2.0]]), scales=0.5), Normal(1, loc=3.0)),
     ]
 
 
@@ -31,6 +33,8 @@ def learned_and_given():
         Normal(2, loc=nn.Parameter(torch.tensor([1.0, -1.0])), scale=nn.Parameter(torch.tensor(0.5))),
         Uniform(2, low=-1.0, high=2.0),
         StudentT(2, df=nn.Parameter(torch.tensor(3.0))),
+        Product(Normal(1, loc=nn.Parameter(torch.tensor(0.5))), Uniform(1)),
+        Product(Empirical(torch.arange(6.0).reshape(3, 2)), Normal(1)),
         Normal(1),
         Empirical(torch.arange(20.0).reshape(10, 2) / 7),
     ]

@@ -288,3 +288,11 @@ def test_importing_cflow_imports_no_bridge():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no such bridge" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(discrete.PRESETS))
+def test_one_parameter_is_enough_for_every_preset(name, generator):
+    theta, x = torch.randn(50, 1, generator=generator), torch.randn(50, 2, generator=generator)
+    estimator = density_estimator(discrete.PRESETS[name], layers=1)(theta, x)
+    assert estimator.log_prob(theta, x).shape == (1, 50)
+    assert estimator.sample((3,), x[:2]).shape == (3, 2, 1)
