@@ -65,7 +65,7 @@ class TableFile:
     """A table in a file: the names of its columns, and its rows in chunks.
 
     Text files (.csv, and .tsv with tabs) hold one row a line: a quote that is not closed on its line spoils this row
-    alone. Fields are separated by commas, semicolons or tabs, whichever all of the first lines have as many of. Where
+    alone. Fields are separated by commas, semicolons or tabs, whichever most of the first lines have as many of. Where
     no field of the first line is a number, it is taken for the names of the columns; a column without a name is the
     index that tables are written with, and is left out. Every other line is a row, but for remarks (lines that begin
     with ``#``, before the first row or with another number of fields) and empty lines; in a table of one column only

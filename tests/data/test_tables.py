@@ -155,8 +155,11 @@ def test_the_delimiter_is_what_all_lines_have_as_many_of(tmp_path):
         ('"a, b";c\n1;2\n', [1.0, 2.0]),
         ("a, unit;b;c\n1;2;3\n", [1.0, 2.0, 3.0]),
         ("a b\tc\n1\t2\n", [1.0, 2.0]),
+        ("name; unit,b\n1,2\n3,4\n", [1.0, 2.0]),
     ):
         assert read_table(write(tmp_path / "a.csv", text)).values[0].tolist() == row, text
+    ragged = TableFile(write(tmp_path / "a.csv", "1,5;2,5;3\n1;2;3\n4;5\n6;7;8\n"))
+    assert faults(next(ragged.chunks()))[2] == "2 fields, where there are 3 columns"
     path = write(tmp_path / "a.csv", "1,5;2,5\n1;2,5\n")
     with pytest.raises(ValueError, match="2 of 2 rows.*column 0 holds '1,5', a decimal comma: write points"):
         read_table(path)
