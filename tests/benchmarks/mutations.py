@@ -1,6 +1,6 @@
 """Damaged files: thousands of changed copies of every format that is read; only a ``ValueError`` with the file's name.
 
-    python tests/benchmarks/mutations.py                          # 2000 files, about two minutes
+    python tests/benchmarks/mutations.py                          # 2000 files, some seconds
     python tests/benchmarks/mutations.py --count 500 --seed 7
 
 A copy loses, gains, repeats or changes some bytes, or has a size replaced by a huge one. It may be read (where no
