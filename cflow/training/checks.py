@@ -130,6 +130,11 @@ def _check_shape(x: Any, shape: Any, who: str, lead: str, per_item: int | None, 
         if len(set(counts.values())) != 1:
             raise ValueError(f"{who}: the parts have {counts} rows; pass equally many of each.")
         return next(iter(counts.values()))
+    if isinstance(x, dict):
+        raise TypeError(
+            f"{who} gave a dict with the keys {', '.join(map(repr, x))}: a batch is x, or a pair (x, context), and no "
+            f"key says which is which; pass the tensors, or a collate_fn that returns them."
+        )
     if not isinstance(x, Tensor):
         raise TypeError(f"{who} is a {type(x).__name__}, not a torch.Tensor; make one with torch.as_tensor.")
     wanted = (*(() if per_item is None else (per_item,)), *shape)

@@ -230,6 +230,11 @@ class Loop:
         if not self.watch.allows(self.step, total, norm):
             fine = math.isfinite(float(total)) and math.isfinite(float(norm))
             here = f"the loss is {float(total)} and the gradient norm {float(norm)}"
+            if float(total) == math.inf and self.objective.entry().teaches == "density":
+                here += (
+                    " (of a log-density of -inf: rows lie beyond what the flow can draw; see the bounds of its base and of "
+                    "its transforms)"
+                )
             self.fail(self.step, "the loss is not finite on another process" if fine else here)
         factor = options.schedule(self.step, steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):

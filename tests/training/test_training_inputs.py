@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training_standins import Regression, SmallFlow, SmallMatching, Squares, data, small_flow, train
 
-from cflow import ContinuousFlow, bases, paths, training
+from cflow import ContinuousFlow, bases, discrete, objectives, paths, training
 from cflow.fields import MLP, Adapted
 from cflow.objectives import FlowMatching
 from cflow.training.safety import Watch
@@ -31,7 +31,10 @@ def poisoned(*rows):
         (torch.zeros(5, 2), r"batch_size=8.* 5 rows; choose batch_size <= 5"),
         (poisoned(7, 31), r"2 of 200 rows hold NaN or infinity \(rows \[7, 31\]\)"),
         ((torch.zeros(50, 2), torch.zeros(50, 3)), "unconditional"),
-        ([torch.zeros(50, 2)] * 3, "items of 3 parts"),
+        (
+            [torch.zeros(50, 2)] * 3,
+            "is x, .x,. or .x, context., and this has 3 parts, each of type Tensor; drop the rest",
+        ),
         (torch.utils.data.TensorDataset(torch.zeros(50, 4)), r"shape \(8, 4\)"),
         (torch.utils.data.DataLoader(torch.zeros(50, 4), batch_size=8), r"shape \(8, 4\)"),
         (torch.utils.data.DataLoader(torch.zeros(5, 2), batch_size=8, drop_last=True), "gave no batch"),
@@ -229,3 +232,22 @@ def test_an_adapted_lambda_trains_without_out_and_says_so_with_it(tmp_path):
     with pytest.raises(ValueError, match=r"ContinuousFlow\.field.*out=None"):
         training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32, out=tmp_path / "run")
     assert training.fit(flow, FlowMatching(), torch.randn(64, 2), steps=1, batch_size=32).steps == 1
+
+
+def test_dictionaries_are_told_what_a_batch_is():
+    class Named(torch.utils.data.Dataset):
+        __len__ = lambda self: 50
+        __getitem__ = lambda self, row: {"image": torch.zeros(2), "label": 0}
+
+    data = {"image": torch.zeros(50, 2), "label": torch.zeros(50)}
+    for given in (data, Named(), torch.utils.data.DataLoader(Named(), batch_size=10)):
+        with pytest.raises(
+            TypeError, match="a dict with the keys 'image', 'label': a batch is x, or a pair.*collate_fn"
+        ):
+            training.fit(small_flow(), SmallMatching(), given, steps=1, batch_size=10)
+
+
+def test_rows_that_a_base_cannot_draw_are_the_cause_that_is_named():
+    flow = discrete.NormalizingFlow(discrete.LULinear(2), bases.Uniform(2, -1.0, 1.0))
+    with pytest.raises(FloatingPointError, match="a log-density of -inf: rows lie beyond what the flow can draw.*base"):
+        training.fit(flow, objectives.MaximumLikelihood(), 9 * torch.ones(20, 2), steps=1, batch_size=10)
