@@ -38,8 +38,8 @@ def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, list | tuple):
         if len(item) not in (1, 2):
             raise ValueError(
-                f"fit(data=...): a batch or an item is x, (x,) or (x, context), and this has {len(item)} parts, each of "
-                f"type {type(item[0]).__name__ if item else None}; drop the rest."
+                f"fit(data=...): a batch or an item is x, (x,) or (x, context), and this has {len(item)} parts; drop "
+                f"the rest."
             )
         return (item[0], item[1]) if len(item) == 2 else (item[0], None)
     return item, None

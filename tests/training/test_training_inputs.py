@@ -33,7 +33,7 @@ def poisoned(*rows):
         ((torch.zeros(50, 2), torch.zeros(50, 3)), "unconditional"),
         (
             [torch.zeros(50, 2)] * 3,
-            "is x, .x,. or .x, context., and this has 3 parts, each of type Tensor; drop the rest",
+            "is x, .x,. or .x, context., and this has 3 parts; drop the rest",
         ),
         (torch.utils.data.TensorDataset(torch.zeros(50, 4)), r"shape \(8, 4\)"),
         (torch.utils.data.DataLoader(torch.zeros(50, 4), batch_size=8), r"shape \(8, 4\)"),
