@@ -232,8 +232,8 @@ class Loop:
             here = f"the loss is {float(total)} and the gradient norm {float(norm)}"
             if float(total) == math.inf and self.objective.entry().teaches == "density":
                 here += (
-                    " (of a log-density of -inf: rows lie beyond what the flow can draw; see the bounds of its base and "
-                    "of its transforms)"
+                    " (of a log-density of -inf: rows lie beyond what the flow can draw; see the bounds of its base "
+                    "and of its transforms)"
                 )
             self.fail(self.step, "the loss is not finite on another process" if fine else here)
         factor = options.schedule(self.step, steps)
