@@ -65,6 +65,26 @@ def test_estimates_are_unbiased_and_their_errors_honest(metric, shift):
         assert covered > 0.91
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_the_error_is_hoeffdings_decomposition_term_by_term(shift, generator):
+    """Single samples count by four times the variance of their means, pairs by twice within a sample and four times
+    across: the variance of a two-sample U-statistic of order two (van der Vaart, Asymptotic Statistics, 12.2)."""
+    x, y = torch.randn(9, 2, generator=generator).double(), torch.randn(7, 2, generator=generator).double() + shift
+    n, m = len(x), len(y)
+    within = lambda a: [[-float((p - q).norm()) for q in a if q is not p] for p in list(a)]
+    xx, yy = (torch.tensor(within(list(part))).double() for part in (x, y))
+    xy = torch.tensor([[-float((p - q).norm()) for q in y] for p in x]).double()
+
+    def interaction(kernel, columns):
+        return kernel.square().mean() - kernel.mean(1).square().mean() - columns.square().mean() + kernel.mean() ** 2
+
+    pairs = 2 * interaction(xx, xx.mean(1)) / (n * (n - 1)) + 2 * interaction(yy, yy.mean(1)) / (m * (m - 1))
+    pairs += 4 * interaction(xy, xy.mean(0)) / (n * m)
+    single = 4 * (xx.mean(1) - xy.mean(1)).var() / n + 4 * (yy.mean(1) - xy.mean(0)).var() / m
+    wanted = float(torch.maximum(single - pairs, pairs).sqrt())
+    assert energy_distance(x, y).standard_error == pytest.approx(wanted, rel=1e-5)
+
+
 def test_median_bandwidth_is_the_median_distance(generator):
     x = torch.randn(300, 2, generator=generator)
     y = torch.randn(200, 2, generator=generator) + 1
