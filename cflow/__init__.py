@@ -36,7 +36,7 @@ from cflow.registry import register
 from cflow.standardised_context import StandardisedContext
 
 if TYPE_CHECKING:
-    from cflow import density, testing
+    from cflow import cli, density, testing
 
 __version__ = "0.1.0"
 
@@ -54,6 +54,7 @@ __all__ = [
     "TrainingEntry",
     "bases",
     "bijections",
+    "cli",
     "couplings",
     "data",
     "density",
@@ -75,7 +76,8 @@ __all__ = [
     "training",
 ]
 
-_LAZY = ("density", "testing")  # loaded when first asked for: scikit-learn takes longer to import than all the rest
+# Loaded when first asked for: scikit-learn takes longer to import than all the rest.
+_LAZY = ("cli", "density", "testing")
 
 
 def __getattr__(name: str):

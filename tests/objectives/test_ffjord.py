@@ -149,7 +149,7 @@ def raised(kind, part, call, *arguments, **options):
         ({"jacobian": math.inf}, ValueError, "FFJORD(jacobian=inf): a regulariser is weighed by a finite number"),
         ({"steer": 1.0}, ValueError, "FFJORD(steer=1.0): the length of a solve"),
         ({"divergence": divergence.Exact}, TypeError, "options are objects; pass one such as divergence.Hutchinson()"),
-        ({"solver": "dopri5"}, TypeError, "FFJORD: solver='dopri5' is a str; options are objects"),
+        ({"solver": "dopri5"}, TypeError, "FFJORD: solver='dopri5' is a name, and options are objects"),
         (
             {"divergence": divergence.Analytic(), "jacobian": 0.01},
             ValueError,

@@ -31,9 +31,9 @@ def jvp(function: Callable[..., Tensor], primals: tuple, tangents: tuple) -> tup
 def _load_rules() -> None:
     """Makes torch load its rules of forward mode, which it does on first use.
 
-    From 2.14 on that prints a FutureWarning about ``torch.jit.script``, which torch itself calls there.
+    From 2.14 on that prints a warning about ``torch.jit.script``, which torch itself calls there.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script` is")  # of a category that differs between releases
         with forward_ad.dual_level():
             forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
