@@ -95,7 +95,8 @@ def find(path: str | os.PathLike) -> Path:
         return max(steps, key=steps.get)
     if (path / "checkpoints").is_dir() or (path / "history.csv").is_file():
         raise FileNotFoundError(
-            f"{path}: the run there ended before its first checkpoint; go on with it (resume=True), or begin it again."
+            f"{path}: no flow is saved there yet, as the run is not finished; go on with it (resume=True), or begin it "
+            f"again."
         )
     raise FileNotFoundError(
         f"{path}: no saved flow there ({FILE} is missing); pass a folder that cflow.save or training.fit wrote."

@@ -302,6 +302,7 @@ def train(table: Table, options: Options, out: Path):
         checkpoint_every=max(1, steps // 10),
         seed=options.seed,
         out=out,
+        save_model=False,  # it is trained in standardised units, which are put around it below
         resume=options.resume,
         progress=True,
     )

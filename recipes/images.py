@@ -81,6 +81,8 @@ class Options:
 def read(options: Options) -> data.ImageData:
     """Reads the images that were asked for."""
     if options.data == "digits":
+        if options.root is not None:
+            raise ValueError(f"--root {options.root}: the digits are read from no folder; pass --data folder with it.")
         return data.digits()
     if options.root is None:
         raise ValueError(f"--data {options.data} is read from files: pass --root with the folder that holds them.")

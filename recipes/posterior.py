@@ -225,6 +225,7 @@ def main(options: Options) -> None:
         checkpoint_every=max(1, steps // 4),
         seed=options.seed,
         out=out,
+        save_model=False,  # it reads standardised data; what does that is put around it below
         resume=options.resume,
         progress=True,
     )

@@ -120,6 +120,10 @@ def test_contexts_are_numbers_or_rows_of_a_table(runs, tmp_path):
     assert read_table(tmp_path / "x.csv").values[:, 3].tolist() == [0, 1, 2, 0, 1]
     main(["sample", str(runs / "vector"), "--context", "1,2", "--seed", "3", "--output", str(tmp_path / "x.npz")])
     assert numpy.load(tmp_path / "x.npz")["context"].shape == (64, 2)
+    before = (tmp_path / "c.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["sample", str(runs / "vector"), "--context", str(tmp_path / "c.csv"), "-o", str(tmp_path / "c.csv")])
+    assert (tmp_path / "c.csv").read_bytes() == before
 
 
 def test_labels_and_whole_numbers_in_text(runs, tmp_path):
@@ -200,6 +204,10 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "toys", "--output", "x.jpg"), ".png, .npy, .npz, .csv"),
         (("sample", "toys", "--num", "0"), "at least 1"),
         (("sample", "vector"), "conditioned on 2 numbers (c0, c1); pass them as --context 1.5,1.5"),
+        (
+            ("sample", "vector", "--context", "1,2", "--output", "a.png"),
+            "(3,) have no picture; write numbers to a .npy",
+        ),
         (("sample", "vector", "--context", "1"), "there are 1 numbers, and this flow is conditioned on 2"),
         (("sample", "vector", "--context", "1,x"), "neither numbers with commas between"),
         (("sample", "vector", "--context", "nowhere.csv"), "nowhere.csv"),

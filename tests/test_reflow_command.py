@@ -39,6 +39,7 @@ def test_rounds_distillation_and_table(run, capsys):
     said = capsys.readouterr().out
     assert "round 2" in said
     assert "distilled 1" in said
+    assert f"picture: {run / 'reflow' / 'few-steps.png'}" in said
     table = json.loads((run / "reflow" / "metrics.json").read_text())
     assert set(table["energy_distance"]["flow"]) == {"1", "2", "4", "8", "32"}
     assert set(table["energy_distance"]["distilled 1"]) == {"1"}

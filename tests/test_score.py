@@ -167,3 +167,13 @@ def test_mistakes_end_in_one_line(runs, table, tmp_path, arguments, message, cap
     assert len(said) == 1
     assert message in said[0]
     assert not (tmp_path / "scores.csv").exists()
+
+
+def test_scores_do_not_take_the_place_of_their_table(runs, table, tmp_path, capsys):
+    before = (tmp_path / "x.csv").read_bytes()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "x.csv")
+    for name in ("x.csv", "link.csv"):
+        with pytest.raises(SystemExit):
+            main(["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / name)])
+        assert "that is the table itself, which would be lost; choose another file" in capsys.readouterr().err
+    assert (tmp_path / "x.csv").read_bytes() == before

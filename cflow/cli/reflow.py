@@ -189,13 +189,16 @@ def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tenso
 
 def _picture(flow, pictures: list[tuple[str, Tensor]], reference: Tensor, columns: int, out: Path) -> Path | None:
     """Draws ten samples of each, one row after the other, or all of them in the plane, where events have a picture."""
+    place = out / "few-steps.png"
     data = lambda x: flow.postprocess(x, labels_of(flow, None, len(x)))[0]  # as they were drawn: every class in turn
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
         pixels = torch.cat([data(x[:10]).float() for _, x in pictures])
         low, high = pixels.min(), pixels.max()
         names = [name for name, _ in pictures]
-        return plot.images((pixels - low) / (high - low), out / "few-steps.png", columns=10, rows=names)
+        plot.images((pixels - low) / (high - low), place, columns=10, rows=names)
+        return place
     if flow.event_shape == (2,):
         points = {name: data(x) for name, x in pictures}
-        return plot.scatters(points, out / "few-steps.png", reference=data(reference), columns=columns)
+        plot.scatters(points, place, reference=data(reference), columns=columns)
+        return place
     return None

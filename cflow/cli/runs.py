@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cflow.solvers import METHODS, Bespoke, by_name
 
 __all__ = [
     "bespoke_file", "contexts_of", "device_of", "folder_of", "guidance_of", "home_of", "labels_of", "needs_solver",
-    "report_of", "sampler_of", "solver_of",
+    "report_of", "sampler_of", "solver_of", "spare",
 ]  # fmt: skip
 
 
@@ -28,6 +29,12 @@ def folder_of(run: Path) -> Path:
         return find(run)
     except FileNotFoundError as error:
         raise FileNotFoundError(str(error).replace("resume=True", "--resume")) from None
+
+
+def spare(source: Path | None, output: Path, name: str) -> None:
+    """Raises where what is to be written would take the place of what is read."""
+    if source is not None and source.exists() and output.exists() and os.path.samefile(source, output):
+        raise ValueError(f"--output {output}: that is the {name} itself, which would be lost; choose another file.")
 
 
 def home_of(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from cflow.cli.runs import (
     needs_solver,
     report_of,
     sampler_of,
+    spare,
 )  # fmt: skip
 from cflow.io import load
 from cflow.solvers import CudaGraph
@@ -96,6 +97,12 @@ def sample(
     labels = labels_of(flow, label, num) if contexts is None else contexts[torch.arange(num) % len(contexts)]
     options |= guidance_of(flow, run, guidance)
     output = Path("samples.png" if _has_picture(flow) else "samples.csv") if output is None else output
+    spare(None if context is None else Path(context), output, "file of contexts")
+    if output.suffix.lower() == ".png" and not _has_picture(flow):
+        raise ValueError(
+            f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, "
+            f".npz or .csv file."
+        )
     output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is drawn
     parts = []
     for start in range(0, num, batch):
@@ -164,10 +171,5 @@ def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
         pixels = x.float() / (levels - 1) if levels else (x.float() + 1) / 2
         columns = len(labels.unique()) if labels is not None else min(len(x), round(len(x) ** 0.5))
         plot.images(pixels.clamp(0, 1), output, columns=columns)
-    elif flow.event_shape == (2,):
-        plot.scatter(x, output)
     else:
-        raise ValueError(
-            f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, "
-            ".npz or .csv file."
-        )
+        plot.scatter(x, output)

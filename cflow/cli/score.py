@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor
 
 from cflow.cli.commands import app
-from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of
+from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of, spare
 from cflow.data.faults import Fault
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
@@ -73,6 +73,7 @@ def score(
         raise ValueError(f"--output {output}: scores are written as text; choose a name that ends in .csv.")
     if batch < 1 or seed < 0:
         raise ValueError(f"--batch {batch} --seed {seed}: a batch has 1 row or more, and a seed is 0 or more.")
+    spare(table, output, "table")
     folder = folder_of(run)
     place = device_of(device)
     flow = load(folder, device=place).eval()

@@ -93,6 +93,7 @@ def fit(
     workers: int | None = None,
     checkpoint_every: int = 1000,
     keep: int = 2,
+    save_model: bool = True,
     log_every: int = 50,
     device: torch.device | str | None = None,
     progress: bool | None = None,
@@ -177,6 +178,9 @@ def fit(
             outside Python's lock, so that threads are enough; leave a core free for them (``torch.set_num_threads``).
         checkpoint_every: steps between checkpoints; the newest ``keep`` stay.
         keep: how many checkpoints stay.
+        save_model: whether the flow itself is saved, in ``model/`` at the end and in every checkpoint. False where the
+            flow is only part of what you will save there yourself, such as one that is trained in standardised units:
+            an interrupted run is then no flow to load, but can be resumed.
         log_every: steps between rows of the history.
         device: where to train; accelerate chooses unless given.
         progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
@@ -216,7 +220,7 @@ def fit(
         validate_every=validate_every, patience=patience, weight_decay=weight_decay, betas=betas, clip=clip,
         schedule=schedule, ema=ema, precision=precision, accumulate=accumulate, pool=pool,
         across_processes=across_processes, prefetch=prefetch, workers=workers, checkpoint_every=checkpoint_every,
-        keep=keep, log_every=log_every, device=device,
+        keep=keep, save_model=save_model, log_every=log_every, device=device,
         progress=is_watched() if progress is None else progress,
         log_with=tuple(log_with) if isinstance(log_with, list | tuple) else (log_with,), callbacks=tuple(callbacks),
     )  # fmt: skip
@@ -255,7 +259,7 @@ def fit(
         resumed_from = _resume(loop)
         loop.track()
         stopped = _run(loop, resumed_from)
-        if options.out is not None:
+        if options.out is not None and options.save_model:
             processes.from_main(lambda: save(flow, options.out / "model") and None)
     history, seconds = processes.from_main(lambda: (loop.tracker.history, loop.seconds))
     best_step = None if best is None else best.step

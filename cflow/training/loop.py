@@ -364,7 +364,8 @@ class Loop:
         records = records_of(self.flow).items()
         note["trained_by"] = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in records}
         note |= {"seconds": self.seconds, "pending": self.means()}
-        self.checkpoints.save(self.step, note, self.state, self.write_flow)
+        write_flow = self.write_flow if self.options.save_model else lambda file: None
+        self.checkpoints.save(self.step, note, self.state, write_flow)
 
     def write_flow(self, file: Path) -> None:
         """Writes the flow as the run would leave it here: with the best weights, or the averaged ones."""

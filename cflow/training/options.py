@@ -39,6 +39,7 @@ class Options:
     workers: int | None
     checkpoint_every: int
     keep: int
+    save_model: bool
     log_every: int
     device: torch.device | str | None
     progress: bool

@@ -438,7 +438,7 @@ def test_a_run_that_ended_early_is_loaded_as_it_was_left(tmp_path, options):
 def test_a_run_without_a_checkpoint_is_no_flow(tmp_path):
     with pytest.raises(Accident):
         train(out=tmp_path, callbacks=[accident(2)])
-    with pytest.raises(FileNotFoundError, match="before its first checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no flow is saved there yet, as the run is not finished"):
         load(tmp_path)
 
 
@@ -462,3 +462,15 @@ def test_a_compiled_network_goes_on_where_a_plain_one_was(tmp_path):
     for one, other, saved in zip(found.parameters(), straight.parameters(), load(tmp_path).parameters()):
         torch.testing.assert_close(one, other)
         assert torch.equal(one, saved)
+
+
+def test_a_flow_that_is_only_part_of_what_will_be_saved_is_not_saved(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path, save_model=False, callbacks=[accident(17, KeyboardInterrupt)])
+    assert (tmp_path / "checkpoints" / "step-000017").is_dir()
+    with pytest.raises(FileNotFoundError, match="no flow is saved there yet"):
+        load(tmp_path)
+    whole, run = train(out=tmp_path, resume=True, save_model=False)
+    assert run.resumed_from == 17
+    assert not (tmp_path / "model").exists()
+    assert same(whole, train()[0])
