@@ -15,6 +15,8 @@ __all__ = ["dequantise", "lattice_steps"]
 ALIKE = 1e-6
 # The share of the differences that are multiples of the step, where the others are taken for outliers.
 MOST = 0.9
+# A step of at most so many units in the last place is that of the numbers' format, not of the data.
+FINE = 20
 
 
 def lattice_steps(values: np.ndarray) -> np.ndarray:
@@ -24,7 +26,8 @@ def lattice_steps(values: np.ndarray) -> np.ndarray:
     nine tenths of them are its multiples. Whole numbers have one in any case, their greatest common divisor; so have
     columns with at most half as many different values as rows, of which most occur more than once (readings of uneven
     steps, categories): the smallest difference. Neither a few values that are far from the others nor heavy tails make
-    a lattice, nor does one value that many rows share. A constant column has no step.
+    a lattice, nor does one value that many rows share, nor the last place of numbers with a large offset. A constant
+    column has no step. Decimals that were rounded to float32 on their way are taken for the decimals.
 
     Example:
         >>> lattice_steps(np.array([[0.0, 0.31, 7.25], [2.0, 0.3, 7.5], [6.0, 0.87, 7.25], [4.0, 0.11, 7.5]]))
@@ -32,12 +35,23 @@ def lattice_steps(values: np.ndarray) -> np.ndarray:
         >>> lattice_steps(np.array([[0.1], [0.3], [0.2], [0.1], [0.2], [0.3], [0.4], [1e8], [0.4], [0.4]])).round(9)
         array([0.1])
     """
-    return np.array([_step(*np.unique(column, return_counts=True)) for column in values.T])
+    return np.array([_step_of(*np.unique(column, return_counts=True)) for column in values.T])
 
 
-def _step(found: np.ndarray, counts: np.ndarray) -> float:
-    """Finds the step of sorted different values, of which each occurs so often."""
-    rounding = 1e-12 * np.abs(found)
+def _step_of(found: np.ndarray, counts: np.ndarray) -> float:
+    """Finds the step of sorted different values, of which each occurs so often, in float64 or through float32."""
+    with np.errstate(over="ignore"):
+        single = found.astype(np.float32)
+    if not np.array_equal(single, found):
+        return _step(found, counts, np.spacing(np.abs(found)))
+    last_place = np.spacing(np.abs(single)).astype(np.float64)
+    # Of float32 numbers the shortest decimals that name them: 0.1, not 0.10000000149.
+    return _step(found, counts, last_place) or _step(single.astype(str).astype(np.float64), counts, last_place)
+
+
+def _step(found: np.ndarray, counts: np.ndarray, last_place: np.ndarray) -> float:
+    """Finds the step of sorted different values, their numbers of occurrences and units in the last place given."""
+    rounding = 2 * np.spacing(np.abs(found))
     # Neighbours that differ by rounding alone are one value.
     apart = np.diff(found, prepend=-np.inf) > rounding
     found, rounding, counts = found[apart], rounding[apart], np.add.reduceat(counts, np.flatnonzero(apart))
@@ -49,7 +63,8 @@ def _step(found: np.ndarray, counts: np.ndarray) -> float:
     step = _most_frequent(gaps)
     multiples = np.abs(gaps - step * np.round(gaps / step)) <= ALIKE * step + 2 * rounding
     alike = (multiples & (gaps < 1.5 * step)).sum()
-    if multiples.mean() >= MOST and alike > (1 if few or whole else 4):
+    resolved = few or whole or step > FINE * np.median(last_place)
+    if multiples.mean() >= MOST and alike > (1 if few or whole else 4) and resolved:
         return float(step)
     if whole:
         return float(np.gcd.reduce(gaps.astype(np.int64)))

@@ -70,6 +70,34 @@ def test_neither_outliers_nor_heavy_tails_make_a_lattice_or_hide_one():
         assert step == pytest.approx(wanted, rel=1e-6), name
 
 
+def test_the_last_place_of_numbers_is_no_lattice():
+    rng = np.random.default_rng(0)
+    for values in (
+        1.7e9 + rng.random(500),
+        1.7e9 + rng.uniform(0, 600, 200_000),
+        2460000.5 + rng.uniform(0, 1, 100_000),
+        1e8 + 1e-3 * rng.normal(size=500),
+        (1e4 + rng.random(300)).astype(np.float32).astype(float),
+    ):
+        assert lattice_steps(values[:, None]) == 0.0
+    milliseconds = 1.7e9 + np.round(rng.random(500), 3)
+    assert lattice_steps(milliseconds[:, None]) == pytest.approx(0.001, rel=1e-3)
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_decimals_that_came_through_float32_are_a_lattice(digits):
+    rng = np.random.default_rng(0)
+    size = 10.0 ** (2 - digits)
+    for values in (
+        rng.uniform(-2 * size, 4 * size, 300),
+        size * np.exp(rng.normal(size=300)),
+        size * rng.normal(size=300),
+    ):
+        single = np.round(values, digits).astype(np.float32).astype(float)
+        assert lattice_steps(single[:, None]) == pytest.approx(10.0**-digits, rel=1e-6)
+        assert lattice_steps(values.astype(np.float32).astype(float)[:, None]) == 0.0
+
+
 def test_outliers_are_not_moved():
     x = np.random.default_rng(0).normal(size=(4000, 1))
     x[:4] = 1e8
