@@ -1,11 +1,25 @@
-"""Checks of arguments that are counted."""
+"""Checks of arguments that are counted, and the line that gave them."""
 
 from __future__ import annotations
 
 import numbers
+import sys
 from typing import Any
 
-__all__ = ["check_integer", "is_integer"]
+__all__ = ["calling_line", "check_integer", "is_integer"]
+
+
+def calling_line() -> dict[str, Any]:
+    """Finds the line outside this package and torch that called it, as ``warnings.warn_explicit`` takes it."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("cflow", "torch"):
+        frame = frame.f_back
+    return {
+        "filename": frame.f_code.co_filename,
+        "lineno": frame.f_lineno,
+        "module": frame.f_globals.get("__name__"),
+        "registry": frame.f_globals.setdefault("__warningregistry__", {}),
+    }
 
 
 def is_integer(value: Any, least: int | None = None, *, numpy: bool = False) -> bool:

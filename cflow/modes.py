@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from cflow.arguments import calling_line
 
 __all__ = ["evaluating", "looks_at_batch", "modes_kept", "tell_training"]
 
@@ -55,13 +56,11 @@ def tell_training(module: nn.Module, method: str) -> None:
         return
     for name, part in module.named_modules():
         if part.training and _differs(part, method):
-            frame, level = sys._getframe(), 1
-            while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("cflow", "torch"):
-                frame, level = frame.f_back, level + 1
-            warnings.warn(
+            warnings.warn_explicit(
                 f"flow.{method.removeprefix('r')}: in training mode, in which {name} ({type(part).__name__}) draws or "
                 f"changes with the batch, so the result is not the trained flow's; call flow.eval() first.",
-                stacklevel=level,
+                UserWarning,
+                **calling_line(),
             )
             return
 

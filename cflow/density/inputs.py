@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_array, validate_data
 
-from cflow.arguments import is_integer
+from cflow.arguments import calling_line, is_integer
 
 __all__ = ["features_of", "refuse_bad_rows", "seed_of", "targets_of", "warn", "weights_of"]
 
@@ -113,10 +112,7 @@ def seed_of(random_state: Any) -> int:
 
 def warn(message: str) -> None:
     """Warns at the line outside this package that called it."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("cflow."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn_explicit(message, UserWarning, **calling_line())
 
 
 def _sentence(error: Exception) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from cflow.arguments import calling_line
 from cflow.io import write
 from cflow.modes import evaluating
 from cflow.record import TrainingEntry, recall, records_of
@@ -65,6 +66,7 @@ class Loop:
     due: bool = False  # whether the row or the validation of the last step is still to be made
 
     def __post_init__(self) -> None:
+        self.line = calling_line()  # of fit: batches may be looked at in another thread
         self.parameters = [each for each in self.trained.loss.parameters() if each.requires_grad]
         self.device = self.parameters[0].device
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -101,7 +103,7 @@ class Loop:
         if not self.looked:
             self.looked = True
             if self.processes.is_main:
-                warn_of_scale(self.flow, self.objective, raw.x, raw.context)
+                warn_of_scale(self.flow, self.objective, raw.x, raw.context, self.line)
         return raw
 
     def prepare_pool(self, first: int, raws: list[RawBatch]) -> list[Parts]:

@@ -80,6 +80,40 @@ def test_what_flows_are_trained_on_is_not_warned_of(generator):
     fit(between, 1000 * draw(128, 2), objectives.FlowMatching(), steps=1)
 
 
+def test_bases_of_the_laws_of_the_data_are_not_warned_of(generator):
+    draw = lambda *shape: torch.randn(*shape, generator=generator)
+    categories = lambda rows: torch.eye(12)[torch.randint(12, (rows,), generator=generator)]
+    sparse = lambda rows: draw(rows, 4) * (torch.rand(rows, 4, generator=generator) < 0.05)
+    constant = lambda rows: torch.cat([draw(rows, 2), torch.full((rows, 1), 3.0)], 1)
+    for law in (categories, sparse, constant):
+        flow = cflow.ContinuousFlow(fields.MLP(law(1).shape[1]), bases.Empirical(law(500)), path=paths.Linear())
+        fit(flow, law(256), objectives.FlowMatching(), steps=1)
+    cauchy = bases.StudentT(2, df=1.0)
+    fit(flow_of(2, base=cauchy), cauchy.sample((256,), generator=generator), steps=1)
+
+
+def test_what_is_far_from_such_bases_is_warned_of(generator):
+    cauchy = bases.StudentT(2, df=1.0)
+    with pytest.warns(UserWarning, match="2 of 2 columns lie far"):
+        fit(flow_of(2, base=cauchy), 1000 * cauchy.sample((256,), generator=generator), steps=1)
+    categories = torch.eye(12)[torch.randint(12, (500,), generator=generator)]
+    flow = cflow.ContinuousFlow(fields.MLP(12), bases.Empirical(categories), path=paths.Linear())
+    with pytest.warns(UserWarning, match="12 of 12 columns lie far"):
+        fit(flow, 1000 * categories, objectives.FlowMatching(), steps=1)
+    wild = torch.randn(64, 2, generator=generator)
+    wild[0] = 1e6
+    with pytest.warns(UserWarning, match="2 of 2 columns lie far"):
+        fit(flow_of(2), wild, steps=1)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_the_warning_points_at_the_call_of_fit(threads, generator):
+    x = 1000 * torch.randn(256, 2, generator=generator)
+    with pytest.warns(UserWarning, match="lie far") as seen:
+        training.fit(flow_of(2), objectives.MaximumLikelihood(), x, steps=1, batch_size=64, prefetch=threads)
+    assert seen[0].filename == __file__
+
+
 def test_the_look_moves_no_random_state():
     flow, objective = matching(2).with_transform(bijections.Dequantise(2, 4096)), objectives.FlowMatching()
     before = torch.get_rng_state()
