@@ -11,6 +11,9 @@ from cflow import bases, bijections, discrete, fields, objectives, paths, traini
 from cflow.training.scale import warn_of_scale
 
 
+pytestmark = pytest.mark.filterwarnings("error:fit")  # wherever it points
+
+
 class Rows(Dataset):
     def __init__(self, x):
         self.x = x
