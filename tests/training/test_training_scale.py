@@ -10,7 +10,6 @@ import cflow
 from cflow import bases, bijections, discrete, fields, objectives, paths, training
 from cflow.training.scale import warn_of_scale
 
-
 pytestmark = pytest.mark.filterwarnings("error:fit")  # wherever it points
 
 
