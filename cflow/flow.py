@@ -147,6 +147,12 @@ class BaseFlow(Calls):
         """Gives the maps that data meet, the first one first."""
         return (self.transform,)
 
+    def _refusing(self) -> tuple[Map, ...]:
+        """Gives the maps that data meet where some of them refuses data."""
+        maps = self._maps()
+        members = (each for part in maps for each in part.members())
+        return maps if any(each.reads_values and each.domain is not None for each in members) else ()
+
     def _log_prob(self, x: Value, context: Value | None, generator, **options) -> Tensor:
         raise TypeError(f"{type(self).__qualname__} does not define _log_prob; its likelihood is {self.likelihood!r}.")
 
@@ -176,7 +182,7 @@ class BaseFlow(Calls):
         """
         self._check(options, "log_prob", generator)
         x, context, batch = self._enter(x, context, "log_prob")
-        x, size = set_aside(x, self.event_shape)
+        x, size = set_aside(x, self.event_shape, self._refusing())
         u, ladj = self.preprocess(x, context, generator=generator)
         if self.transform.bounded:
             u = fill_outside(u, ladj, 0.0)

@@ -54,6 +54,31 @@ def test_continuous_flows_have_no_density_outside_and_solve_nothing_there():
     assert logp[3].isnan()
 
 
+@pytest.mark.parametrize("place", ["transform", "chain", "bijection", "levels"])
+def test_rows_without_numbers_are_set_aside_where_a_map_refuses_what_is_outside(place):
+    """Zero, which stands for them elsewhere, is outside of the open interval, and has no place among readings."""
+    logit, flow = bijections.Logit(2, alpha=0.0), discrete.maf(2, layers=1, hidden=(4,))
+    readings = bijections.Standardise(2, 100.0, 5.0)
+    rows, flow = {
+        "transform": ([0.2, 0.7], flow.with_transform(logit)),
+        "chain": ([101.0, 103.0], flow.with_transform(readings, logit)),
+        "bijection": ([0.2, 0.7], discrete.NormalizingFlow(discrete.Compose(logit, *flow.bijection), flow.base)),
+        "levels": ([105.0, 100.0], flow.with_transform(readings, bijections.Dequantise(2, 3), logit)),
+    }[place]
+    x = torch.tensor([rows, [math.nan, rows[1]], [math.inf, rows[1]], rows])
+    state = torch.get_rng_state()
+    logp = flow.log_prob(x, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert logp[[0, 3]].isfinite().all()
+    assert logp[1].isnan()
+    assert logp[2] == -math.inf
+    logp[[0, 3]].sum().backward()
+    assert all(each.grad is None or each.grad.isfinite().all() for each in flow.parameters())
+    x[0, 0] = -900.0  # a number outside is refused all the same
+    with pytest.raises(ValueError, match="encode: 1 of 8 values"):
+        flow.log_prob(x)
+
+
 def test_support_of_flows():
     plain = discrete.maf(2)
     assert plain().support.base_constraint is constraints.real
