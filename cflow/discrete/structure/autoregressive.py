@@ -42,7 +42,8 @@ class Autoregressive(Bijection):
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
     Raises:
-        ValueError: if the order is not a permutation, the adjacency has a circle, or both are given.
+        ValueError: if the order is not a permutation, the adjacency has a circle, or both are given; for periods that
+            are not one positive number or None per feature, or differ from the family's own.
 
     Source: Papamakarios et al., Masked Autoregressive Flow for Density Estimation, 2017, arXiv:1705.07057.
 

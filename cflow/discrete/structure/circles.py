@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +51,36 @@ class Circles(nn.Module):
         return pairs.index_select(-1, self.kept)
 
 
-def periods_of(owner: str, periods: Sequence[float | None] | None, features: int, family) -> list[float | None]:
-    """Gives the period of every column: those given, else the family's for all.
+def periods_of(
+    owner: str, periods: Sequence[float | None] | None, features: int, family, moves: Sequence[bool] | None = None
+) -> list[float | None]:
+    """Gives the period of every column: those given, else the family's for all. ``moves`` says which the family moves,
+    all unless given.
 
     Raises:
-        ValueError: for another number of them than there are features, or one that is not positive.
+        ValueError: for another number of them than there are features, one that is not a positive number, or one of a
+            column that moves on a circle of another length.
     """
     if periods is None:
         return [family.period] * features
-    periods = [None if each is None else float(each) for each in periods]
-    if len(periods) != features or not all(each is None or 0 < each < math.inf for each in periods):
+    lengths = [_length(each) for each in periods] if isinstance(periods, Iterable) else [math.nan]
+    if len(lengths) != features or not all(each is None or 0 < each < math.inf for each in lengths):
         raise ValueError(
-            f"{owner}(features={features}, periods={periods}): there is one for each feature, the length of its "
+            f"{owner}(features={features}, periods={periods!r}): there is one for each feature, the length of its "
             f"circle, or None for a line; pass for example {[round(2 * math.pi, 4), *[None] * (features - 1)]}."
         )
-    return periods
+    moves, own = [True] * features if moves is None else moves, family.period
+    off = [i for i, each in enumerate(lengths) if moves[i] and own and not math.isclose(each or 0.0, own, rel_tol=1e-6)]
+    if off:
+        raise ValueError(
+            f"{owner}(periods={periods!r}): {type(family).__name__} moves feature {off[0]} on a circle of length "
+            f"{own:.7g}, not {lengths[off[0]]}; pass {own:.7g} there, or omit periods where all are such circles."
+        )
+    return lengths
+
+
+def _length(period: Any) -> float | None:
+    """Reads a period, NaN where it is no number."""
+    if period is None or (isinstance(period, numbers.Real) and not isinstance(period, bool)):
+        return None if period is None else float(period)
+    return float(period) if isinstance(period, Tensor) and period.numel() == 1 else math.nan

@@ -42,7 +42,8 @@ class Coupling(Bijection):
     of indices.
 
     Raises:
-        ValueError: if nothing moves or nothing stays, or the network gives another number of raw numbers.
+        ValueError: if nothing moves or nothing stays, the network gives another number of raw numbers, or periods are
+            not one positive number or None per feature, of those that move the family's own.
 
     Source: Dinh et al., Density estimation using Real NVP, 2016, arXiv:1605.08803; Durkan et al., Neural Spline Flows,
     2019, arXiv:1906.04032.
@@ -88,7 +89,7 @@ class Coupling(Bijection):
         self._sizes = [len(stay), len(moved)]
         outputs = len(moved) * univariate.size
         self.network, self.periods = network, periods
-        lengths = periods_of("Coupling", periods, features, univariate)
+        lengths = periods_of("Coupling", periods, features, univariate, moves)
         self.circles = Circles([lengths[i] for i in stay])
         if network is None:
             self.conditioner = Conditioner(
