@@ -19,7 +19,7 @@ from cflow.bijections.compose import Compose
 from cflow.bijections.map import Likelihood, Map
 from cflow.calls import Calls
 from cflow.distribution import FlowDistribution
-from cflow.lost_rows import fill_outside, restore, set_aside
+from cflow.lost_rows import fill_outside, restore, set_aside, set_far_aside
 from cflow.record import TrainingEntry
 from cflow.shapes import (
     Shape,
@@ -174,7 +174,8 @@ class BaseFlow(Calls):
         Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``; returns ``[*batch]``. Differentiable.
 
         Outside the support of the data (``flow().support``) and at infinity the log-density is minus infinity, and
-        sends no gradient. Of a row with NaN it is NaN, and no other row is affected.
+        sends no gradient; so it is where what the transforms give would overflow on the way (in float32 from 8e28 on).
+        Of a row with NaN it is NaN, and no other row is affected.
 
         Raises:
             TypeError: for an option that ``options`` does not name.
@@ -186,8 +187,9 @@ class BaseFlow(Calls):
         u, ladj = self.preprocess(x, context, generator=generator)
         if self.transform.bounded:
             u = fill_outside(u, ladj, 0.0)
+        u, far = set_far_aside(u, self.model_shape)
         logp = self._log_prob(u, context, generator, **options) + ladj
-        return restore(logp, size).reshape(batch)
+        return restore(restore(logp, far), size).reshape(batch)
 
     def log_prob_estimate(
         self, x: Value, context: Value | None = None, *, draws: int = 8, generator=None, **options

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from cflow.shapes import Value
 
-__all__ = ["fill_outside", "restore", "set_aside"]
+__all__ = ["fill_outside", "restore", "set_aside", "set_far_aside"]
+
+FAR = 0.75
+"""The power of a dtype's largest number from which on arithmetic overflows on the way (float32: 8e28)."""
 
 
 def set_aside(x: Value, event_shape, maps: Sequence[Any] = ()) -> tuple[Value, Tensor | None]:
@@ -48,6 +51,18 @@ def _taken(maps: Sequence[Any], x: Tensor) -> Tensor | None:
     for each in reversed(members[:last]):
         point = each.decode(point, **({"generator": generator} if each.draws else {}))[0]
     return point[0].to(x.dtype)
+
+
+def set_far_aside(u: Value, event_shape) -> tuple[Value, Tensor | None]:
+    """Does what :func:`set_aside` does, and takes entries so large that networks and squares of them overflow for
+    infinite.
+    """
+    if not isinstance(u, Tensor) or not u.is_floating_point():
+        return u, None
+    size = u.detach().abs()
+    size = size.to(torch.promote_types(size.dtype, torch.float32))  # the dtype of densities
+    far = size > torch.finfo(size.dtype).max ** FAR
+    return set_aside(u.masked_fill(far, math.inf), event_shape)
 
 
 def restore(logp: Tensor, size: Tensor | None) -> Tensor:

@@ -54,6 +54,32 @@ def test_continuous_flows_have_no_density_outside_and_solve_nothing_there():
     assert logp[3].isnan()
 
 
+@pytest.mark.parametrize("name", ["realnvp", "maf", "iaf", "nsf", "sospf", "flowpp", "sylvester"])
+def test_rows_that_overflow_have_no_density_and_leave_the_others_alone(name, generator):
+    flow = discrete.PRESETS[name](2, layers=3)
+    with torch.no_grad():
+        for each in flow.parameters():
+            each.add_(0.1 * torch.randn(each.shape, generator=generator))
+    near = torch.tensor([[0.5, 0.3]])
+    alone = torch.autograd.grad(flow.log_prob(near).sum(), list(flow.parameters()), allow_unused=True)
+    for size in (1e30, 1e35, 3e38):
+        for signs in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            logp = flow.log_prob(torch.cat([near, size * torch.tensor([signs])]))
+            assert logp[1] == -math.inf
+            gradients = torch.autograd.grad(logp[0], list(flow.parameters()), allow_unused=True)
+            for got, wanted in zip(gradients, alone):
+                assert (got is None) == (wanted is None)
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_data_of_large_units_do_not_overflow(generator):
+    """What is large before the transforms is not yet far."""
+    flow = discrete.maf(2, layers=1, hidden=(4,))
+    x = torch.randn(5, 2, generator=generator)
+    large = flow.with_transform(bijections.Standardise(2, 0.0, 1e30)).log_prob(1e30 * x)
+    torch.testing.assert_close(large, flow.log_prob(x) - 2 * math.log(1e30), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("place", ["transform", "chain", "bijection", "levels"])
 def test_rows_without_numbers_are_set_aside_where_a_map_refuses_what_is_outside(place):
     """Zero, which stands for them elsewhere, is outside of the open interval, and has no place among readings."""

@@ -20,7 +20,7 @@ from cflow.continuous.divergence import Analytic
 from cflow.continuous.flow import ContinuousFlow
 from cflow.continuous.transport import transport
 from cflow.invertible_flow import BaseInvertibleFlow
-from cflow.lost_rows import fill_outside, restore, set_aside
+from cflow.lost_rows import fill_outside, restore, set_aside, set_far_aside
 from cflow.registry import outline
 from cflow.solvers import Solver
 
@@ -189,9 +189,11 @@ class LogProb(nn.Module):
         x, size = set_aside(x, self.flow.event_shape)
         u, outer = self.flow.preprocess(x, context)
         u = fill_outside(u, outer, 0.0)
+        u, far = set_far_aside(u, self.flow.model_shape)
         options = {"ladj": True, "solver": self.solver, "divergence": Analytic()}
         solution = transport(self.flow, u, 1.0, 0.0, context, None, **options)
-        return restore(self.flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer, size)
+        logp = self.flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer
+        return restore(restore(logp, far), size)
 
 
 PARTS = {"network": Network, "sampler": Sampler, "log_prob": LogProb}
