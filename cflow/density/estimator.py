@@ -12,7 +12,7 @@ from torch import Tensor
 from cflow.arguments import check_integer
 from cflow.bijections import Compose, Standardise
 from cflow.density.flows import make_flow, objective_of
-from cflow.density.inputs import seed_of
+from cflow.density.inputs import is_number, seed_of
 from cflow.density.learning import CHUNK, Rows, Settings, learn
 from cflow.density.rows import check_rows
 from cflow.density.units import tails, units_of
@@ -110,17 +110,19 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         for key in ("max_steps", "batch_size", "check_every", "patience"):
             why = "this is a whole number of 1 or more; pass one."
             check_integer(name, key, getattr(self, key), 1, why, numpy=True)
-        if self.standardise not in (True, False, "robust"):
+        plain = isinstance(self.standardise, bool | np.bool_ | int | str)  # an array has no one truth value
+        if not plain or self.standardise not in (True, False, "robust"):
             raise ValueError(
                 f"{name}(standardise={self.standardise!r}): columns are brought to mean zero and variance one or not, "
                 f"or by median and quantiles; pass True, False or 'robust'."
             )
-        if not 0 <= self.validation_fraction < 1:
+        if not (is_number(self.validation_fraction) and 0 <= self.validation_fraction < 1):
             raise ValueError(
                 f"{name}(validation_fraction={self.validation_fraction!r}): this is the part of the rows that decides "
                 f"when to stop; pass a number in [0, 1), 0 to train on all rows for max_steps."
             )
-        if not self.lr > 0 or not self.weight_decay >= 0:
+        rates = is_number(self.lr) and is_number(self.weight_decay)
+        if not rates or not self.lr > 0 or not self.weight_decay >= 0:
             raise ValueError(
                 f"{name}(lr={self.lr!r}, weight_decay={self.weight_decay!r}): the former is positive and the latter "
                 f"not negative; pass for instance lr=1e-3, weight_decay=0.0."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ from sklearn.utils.validation import check_array, validate_data
 
 from cflow.arguments import calling_line, is_integer
 
-__all__ = ["features_of", "refuse_bad_rows", "seed_of", "targets_of", "warn", "weights_of"]
+__all__ = ["features_of", "is_number", "refuse_bad_rows", "seed_of", "targets_of", "warn", "weights_of"]
 
 
 def features_of(estimator: Any, X: Any, method: str, *, reset: bool = False) -> np.ndarray:
@@ -91,6 +92,11 @@ def refuse_bad_rows(values: np.ndarray, where: str) -> None:
             f"{where}: {len(bad)} of {len(values)} rows hold NaN or inf (rows {shown}), where there is no density; "
             f"drop them, or impute them with sklearn.impute in a Pipeline."
         )
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a hyper-parameter is a real number; ``True`` and ``False`` are not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def seed_of(random_state: Any) -> int:

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from cflow.density.density import FlowDensity
-from cflow.density.inputs import features_of, seed_of, warn
+from cflow.density.inputs import features_of, is_number, seed_of, warn
 
 __all__ = ["FlowOutlierDetector"]
 
@@ -78,7 +78,7 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
             ("contamination", self.contamination, 0.5),
             ("calibration_fraction", self.calibration_fraction, 0.9),
         ):
-            if not 0 < value <= most:
+            if not (is_number(value) and 0 < value <= most):
                 raise ValueError(
                     f"FlowOutlierDetector({name}={value!r}): this is a share of the rows; pass a number in (0, {most}]."
                 )

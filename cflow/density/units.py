@@ -27,8 +27,17 @@ def units_of(values: np.ndarray, weights: np.ndarray | None, robust: bool, where
     Warns where a few rows decide a standard deviation. Both are those of a normal; a column of which two thirds are
     equal has no such distance, and keeps its standard deviation.
     """
-    loc = np.average(values, 0, weights)
-    scale = np.sqrt(np.average((values - loc) ** 2, 0, weights))
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+        loc = np.average(values, 0, weights)
+        # A power of two leaves every digit as it is, and keeps squares within the range of float64.
+        size = np.exp2(np.floor(np.log2(np.abs(values - loc).max(0, initial=np.finfo(float).tiny))))
+        scale = size * np.sqrt(np.average(((values - loc) / size) ** 2, 0, weights))
+    wild = np.flatnonzero(~(np.isfinite(loc) & (scale > 0) & (scale < np.inf)))
+    if len(wild):
+        raise ValueError(
+            f"{where}.fit: columns {wild[:5].tolist()} have no mean and deviation in float64, which ends at 1.8e308; "
+            f"divide their values by a number of their size."
+        )
     fourth = torch.from_numpy(np.average(((values - loc) / scale) ** 4, 0, weights))
     few = few_decide(fourth, len(values)).numpy()
     if not robust and not few.any():

@@ -59,7 +59,8 @@ def warn_of_scale(flow: Any, objective: Any, x: Any, context: Any = None, line: 
     warnings.warn_explicit(
         f"fit(data): {int(columns.sum())} of {len(columns)} columns lie far from what the base draws, which a flow "
         f"learns badly or not at all: means {show(at)} and deviations {show(deviation)} against "
-        f"{show(loc)} and {show(unit)}; train flow.with_transform(bijections.Standardise.fit(x)) instead.",
+        f"{show(loc)} and {show(unit)}; train flow.with_transform(bijections.Standardise.fit(x)) "
+        f"instead, or an estimator with standardise=True.",
         UserWarning,
         **(line or calling_line()),
     )

@@ -286,6 +286,45 @@ def test_rows_that_decide_the_scale_are_named_and_a_robust_one_stands_them():
         FlowDensity("maf", standardise="median").fit(X)
 
 
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+@pytest.mark.filterwarnings("error")
+def test_units_near_the_ends_of_the_range_change_nothing_but_the_units(size):
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    options = {"flow_options": {"layers": 1, "hidden": (4,)}, "max_steps": 2, "random_state": 0}
+    plain, other = FlowDensity("maf", **options).fit(X), FlowDensity("maf", **options).fit(X * size)
+    assert other.score(X * size) == pytest.approx(plain.score(X) - 2 * np.log(size))
+
+
+@pytest.mark.filterwarnings("error")
+def test_columns_beyond_the_range_are_named():
+    X = np.random.default_rng(0).uniform(0.5, 1.0, size=(200, 2)) * [1.0, 1.7e308]
+    with pytest.raises(ValueError, match=r"FlowDensity.fit: columns \[1\] have no mean and deviation in float64"):
+        FlowDensity("maf", max_steps=2).fit(X)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"standardise": np.array([1, 2])},
+        {"standardise": [True, False]},
+        {"lr": "fast"},
+        {"weight_decay": None},
+        {"validation_fraction": "auto"},
+        {"validation_fraction": None},
+    ],
+)
+def test_hyper_parameters_of_another_kind_are_refused_by_name(options):
+    with pytest.raises(ValueError, match=rf"FlowDensity\(.*{next(iter(options))}=.*pass"):
+        FlowDensity("maf", **options).fit(np.random.default_rng(0).normal(size=(50, 2)))
+
+
+def test_the_warning_of_scale_speaks_of_the_estimator():
+    X = 1e4 * np.random.default_rng(0).normal(size=(200, 2))
+    with pytest.warns(UserWarning, match="lie far.*standardise=True") as seen:
+        FlowDensity("maf", standardise=False, max_steps=2).fit(X)
+    assert seen[0].filename == __file__
+
+
 def test_contexts_that_decide_the_scale_cost_nothing_where_it_is_robust():
     rng = np.random.default_rng(0)
     X, fresh = rng.normal(size=(1500, 1)), rng.normal(size=(500, 1))

@@ -144,3 +144,9 @@ def test_calibration_rows_without_a_density_are_the_lowest():
     detector.score_samples = lambda X: np.asarray(X)[:, 0]
     assert detector.decision_function(rows[:2]).tolist() == [np.inf, 0.0]
     assert detector.predict(rows[:2]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("options", [{"contamination": "auto"}, {"calibration_fraction": None}])
+def test_shares_that_are_no_numbers_are_refused_by_name(options):
+    with pytest.raises(ValueError, match=rf"FlowOutlierDetector\({next(iter(options))}=.*pass a number"):
+        FlowOutlierDetector(Identity(), **options).fit(np.zeros((50, 2)))
