@@ -95,6 +95,19 @@ def test_callbacks_get_the_rows_of_the_history():
     assert [(row["step"], "validation" in row) for row in run.history] == [(4, False), (8, False), (9, True)]
 
 
+def test_a_callback_cannot_change_the_history(tmp_path):
+    seen = []
+
+    def spoil(step, flow, row):
+        if row is not None:
+            row.clear()
+
+    _, run = train(callbacks=[spoil, lambda step, flow, row: seen.append(row)], steps=8, out=tmp_path)
+    assert [row for row in seen if row is not None] == run.history
+    assert [row["step"] for row in run.history] == [4, 8]
+    assert all("loss" in row for row in run.history)
+
+
 class Screen(io.StringIO):
     def isatty(self):
         return True
