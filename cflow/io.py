@@ -16,6 +16,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from cflow import registry
+from cflow.arguments import plain
 from cflow.building import Budget
 from cflow.storage import is_part, read_tensors, write_tensors
 
@@ -162,7 +163,7 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tuple, str]) -> Any:
     """Writes a value as JSON; tensors go to ``tensors``, or are named where the state holds them already."""
     nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)
-    value = registry.uncompiled(value)
+    value = plain(registry.uncompiled(value))
     if isinstance(value, Plain):
         return value
     if isinstance(value, Tensor):

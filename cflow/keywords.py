@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+from cflow.arguments import is_integer, plain
+
 __all__ = ["CALLS", "FLOWS", "hint", "widths_of"]
 
 
@@ -70,17 +72,17 @@ def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
 
 
 def widths_of(owner: str, name: str, value: object) -> tuple[int, ...]:
-    """Reads the widths of hidden layers, one number for each.
+    """Reads the widths of hidden layers, one number for each, as Python's own integers.
 
     Raises:
         TypeError: for anything that lists no whole numbers.
     """
     try:
-        widths = tuple(value)  # type: ignore[arg-type]
+        widths = tuple(plain(each) for each in value)  # type: ignore[attr-defined]
     except TypeError:
         widths = (None,)
-    if isinstance(value, str) or not all(isinstance(each, int) and not isinstance(each, bool) for each in widths):
-        two = (value, value) if isinstance(value, int) else (64, 64)
+    if isinstance(value, str) or not all(map(is_integer, widths)):
+        two = (plain(value),) * 2 if is_integer(value, numpy=True) else (64, 64)
         raise TypeError(
             f"{owner}({name}={value!r}): the width of every hidden layer is wanted, a whole number for each; pass "
             f"{name}={two}."

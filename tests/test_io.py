@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -77,6 +78,19 @@ def test_an_argument_tensor_that_the_state_holds_is_stored_once(tmp_path):
     stored = load_file(tmp_path / "m" / "flow.safetensors")
     assert sum(value.shape == (2, 2) and bool((value == torch.tensor([[0.0, 1], [2, 3]])).all())
                for value in stored.values()) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [fields.MLP, fields.ConcatSquash])
+def test_the_numbers_of_numpy_are_written_as_python_s_own(tmp_path, kind):
+    count = numpy.int64
+    field = kind(count(2), hidden=(count(8), count(4)), context=count(3))
+    assert {type(each) for each in field.hidden} == {int}
+    flow = cflow.ContinuousFlow(field, bases.Normal(count(2), scale=numpy.float32(0.5)))
+    assert flow.base.sample(count(5)).shape == (5, 2)
+    again = cflow.load(cflow.save(flow, tmp_path / "m"))
+    assert (again.field.features, again.field.hidden, again.field.context) == (2, (8, 4), 3)
+    assert bases.Normal((count(2), 3)).event_shape == (2, 3)
+    assert cflow.registry.outline(kind(count(2))) == cflow.registry.outline(kind(2))
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from cflow.arguments import check_integer
+from cflow.arguments import check_integer, plain
 from cflow.bases import Normal
 from cflow.bijections import Bijection, Compose, Inverse, LULinear, Orthogonal
 from cflow.discrete.flow import NormalizingFlow
@@ -46,6 +46,9 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
 
     @functools.wraps(make)
     def preset(features: int, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options):
+        # Parts keep what they are given, and a file holds Python's own numbers.
+        features, context, classes, embedding = map(plain, (features, context, classes, embedding))
+        options = {name: plain(value) for name, value in options.items()}
         _check(make, features, context, options)
         width = (16 if classes else None) if embedding is None else embedding
         if width is None:

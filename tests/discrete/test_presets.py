@@ -2,9 +2,11 @@
 
 import copy
 
+import numpy
 import pytest
 import torch
 
+import cflow
 from cflow import discrete
 from cflow.integrations.export import LogProb
 from cflow.testing import check_flow
@@ -47,6 +49,21 @@ def test_one_feature_will_do(name, generator):
         samples = flow.sample((5,), generator=generator)
         assert torch.allclose(flow.decode(flow.encode(samples)[0])[0], samples, atol=1e-8)
     assert float(mass) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_the_integers_of_numpy_are_counts(name, tmp_path):
+    count = numpy.int64
+    options = {"layers": count(2), **({} if name in NO_NETWORK else {"hidden": numpy.array([8, 8])})}
+    options |= {key: tuple(map(count, value)) if key == "integrand" else count(value)
+                for key, value in SMALL.get(name, {}).items()}  # fmt: skip
+    flow = discrete.PRESETS[name](count(2), count(2), **options)
+    again = cflow.load(cflow.save(flow, tmp_path / "flow"))
+    assert (again.event_shape, again.context_shape) == ((2,), (2,))
+    assert {type(size) for size in (*flow.event_shape, *flow.context_shape)} == {int}
+    labelled = discrete.PRESETS[name](count(2), classes=count(3), embedding=count(4), **options)
+    assert labelled.classes == 3
+    assert cflow.load(cflow.save(labelled, tmp_path / "labelled")).embedding.width == 4
 
 
 @pytest.mark.parametrize("name", sorted(COUPLINGS))
