@@ -12,6 +12,8 @@ from cflow.metrics.estimate import Estimate, two_samples
 
 __all__ = ["classifier_two_sample"]
 
+MEMORY = 1 << 30  # bytes that the default network may take: that of 550 features
+
 
 def classifier_two_sample(
     x: Tensor, reference: Tensor, *, classifier: Any = None, folds: int = 5, seed: int = 0
@@ -56,7 +58,8 @@ def classifier_two_sample(
 
     Raises:
         ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer rows than ``folds``, or hold values
-            that are not finite; if ``folds`` is below 2, or ``classifier`` answers with something else than labels.
+            that are not finite; if ``folds`` is below 2, ``classifier`` answers with something else than labels, or
+            the default network would take more than a gigabyte (beyond 550 columns).
         TypeError: if ``classifier`` is no object that scikit-learn can copy.
 
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests, 2016, arXiv:1610.06545;
@@ -76,6 +79,8 @@ def classifier_two_sample(
     if folds < 2:
         raise ValueError(f"classifier_two_sample(folds={folds}): cross-validation takes at least two folds; pass 5.")
     x, reference = _standardised(*two_samples("classifier_two_sample", x, reference, at_least=folds))
+    if classifier is None:
+        _check_memory(x.shape[1])
     classifier = _seeded(classifier, x.shape[1], seed)
     sizes = (len(x), len(reference))
     rows, labels = torch.cat([x, reference]).cpu().numpy(), np.repeat([0, 1], sizes)
@@ -104,6 +109,19 @@ def _standardised(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.where(reference.std(0) > 0, reference.std(0), both.std(0))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (x - reference.mean(0)) / scale, (reference - reference.mean(0)) / scale
+
+
+def _check_memory(features: int) -> None:
+    """Raises where the benchmark's network is too large: its weights grow with the square of the features."""
+    width = 10 * features
+    weights = features * width + width * width + width + 2 * width + 1
+    # In float64: the weights, their gradients, and Adam's two moments.
+    size = 4 * 8 * weights
+    if size > MEMORY:
+        raise ValueError(
+            f"classifier_two_sample(samples of {features} columns): the default network of {width} x {width} units "
+            f"would take {size / 1e9:.3g} GB; pass classifier=RandomForestClassifier(), or fewer columns."
+        )
 
 
 def _seeded(classifier: Any, features: int, seed: int) -> Any:

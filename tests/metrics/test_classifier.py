@@ -161,6 +161,14 @@ def test_any_object_with_the_methods_is_a_classifier(generator):
     assert abs(found.value - scipy.stats.norm.cdf(1.0)) < 4 * found.standard_error
 
 
+def test_a_network_too_large_for_the_memory_is_refused(generator):
+    """Its weights grow with the square of the columns; another classifier takes as many as it can."""
+    x, y = torch.randn(2, 10, 2000, generator=generator)
+    with pytest.raises(ValueError, match=r"2000 columns\): .*GB; pass classifier=RandomForestClassifier\(\)"):
+        classifier_two_sample(x, y)
+    assert 0 <= classifier_two_sample(x, y, classifier=RandomForestClassifier(2)).value <= 1
+
+
 def test_bad_input_is_refused():
     x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="at least 5 samples"):
