@@ -18,6 +18,7 @@ from torch import Size, Tensor, nn
 from cflow import registry
 from cflow.arguments import plain
 from cflow.building import Budget
+from cflow.claims import writer_of
 from cflow.storage import is_part, read_tensors, write_tensors
 
 __all__ = ["FILE", "describe", "find", "load", "save", "write"]
@@ -94,6 +95,12 @@ def find(path: str | os.PathLike) -> Path:
     steps = {each: int(match[1]) for each, match in steps.items() if match and (each / FILE).is_file()}
     if steps:
         return max(steps, key=steps.get)
+    writer = writer_of(path)
+    if writer is not None:
+        raise FileNotFoundError(
+            f"{path}: {writer} is at work there and has written no flow yet; wait for its first checkpoint "
+            f"(checkpoint_every of fit), or for its end."
+        )
     if (path / "checkpoints").is_dir() or (path / "history.csv").is_file():
         raise FileNotFoundError(
             f"{path}: no flow is saved there yet, as the run is not finished; go on with it (resume=True), or begin it "

@@ -1,5 +1,8 @@
 import json
+import os
 import pickle
+import platform
+import re
 import signal
 import struct
 import subprocess
@@ -12,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 import cflow
-from cflow import bases, fields, guidance, paths, solvers
+from cflow import bases, fields, guidance, objectives, paths, solvers, training
 from cflow.bijections import Standardise
-from cflow.storage import read_tensors, write_tensors
+from cflow.storage import read_tensors, write_json, write_tensors
 
 
 def flow_with_everything():
@@ -155,6 +158,29 @@ def test_hostile_and_damaged_files_execute_nothing(tmp_path):
     file.write_bytes(good)
     assert torch.equal(draws(cflow.load(path)), draws(flow := cflow.load(path)))
     assert isinstance(flow, cflow.ContinuousFlow)
+
+
+def test_a_run_that_has_written_nothing_yet_is_told_from_one_that_ended(tmp_path):
+    flow, said = flow_with_everything(), []
+
+    def look(step, flow, row):
+        with pytest.raises(FileNotFoundError) as caught:
+            cflow.load(tmp_path)
+        said.append(str(caught.value))
+        raise KeyError
+
+    data = flow.sample((64,), torch.tensor(1)), torch.ones(64, dtype=torch.long)
+    with pytest.raises(KeyError):
+        training.fit(flow, objectives.FlowMatching(), data, batch_size=64, steps=2, out=tmp_path, callbacks=[look])
+    assert re.search(rf"process {os.getpid()} on .* is at work there .*; wait for its first checkpoint", said[0])
+    with pytest.raises(FileNotFoundError, match="the run there ended before its first checkpoint"):
+        cflow.load(tmp_path)
+    # A process that was killed leaves its note behind.
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    holder = {"pid": int(gone.stdout), "host": platform.node(), "begun": "", "command": ""}
+    write_json(tmp_path / "running.json", holder)
+    with pytest.raises(FileNotFoundError, match="the run there ended before its first checkpoint"):
+        cflow.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cflow.claims import claimed
 from cflow.io import save
 from cflow.modes import modes_kept
 from cflow.record import recall, records_of
@@ -18,7 +19,6 @@ from cflow.training.batches import batches_of
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State, check_settings
 from cflow.training.checks import check_data, check_options, check_presence, settings_of
-from cflow.training.claims import claimed
 from cflow.training.ema import EMA, Average
 from cflow.training.loop import Loop
 from cflow.training.options import Options
