@@ -25,6 +25,7 @@ __all__ = ["FILE", "describe", "find", "load", "save", "write"]
 
 FORMAT = "cflow 2"
 FILE = "flow.safetensors"
+EARLIER = "flow.json"  # beside the tensors, in the first format
 Plain = (str, int, float, bool, type(None))
 
 
@@ -37,7 +38,7 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
 
     Raises:
         ValueError: where a part is not registered or cannot be written (a function, say); the message names the part.
-        FileExistsError: where ``path`` exists and holds something else.
+        FileExistsError: where ``path`` exists and holds something else, a flow of an earlier format for one.
 
     Example:
         >>> import cflow, tempfile
@@ -49,6 +50,11 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
     """
     path = Path(os.path.realpath(path))
     ours = lambda each: each.name == FILE or is_part(each.name)
+    if (path / EARLIER).is_file():
+        raise FileExistsError(
+            f"save({str(path)!r}): a flow of an earlier format is there ({EARLIER}), which this version does not "
+            f"overwrite; delete that folder, or choose another path."
+        )
     if path.exists() and not (path.is_dir() and all(ours(each) for each in path.iterdir())):
         raise FileExistsError(f"save({str(path)!r}): that exists and is not a saved flow; choose another path.")
     write(flow, path / FILE)
@@ -125,6 +131,11 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
             that do not fit; nothing is executed, and no memory taken for what is not there.
     """
     folder = find(path)
+    if (folder / EARLIER).is_file():
+        raise ValueError(
+            f"load({str(path)!r}): {folder} holds a flow of an earlier format ({EARLIER}), which this version does not "
+            f"read; use the version that wrote it, or train anew."
+        )
     try:
         tensors, document = read_tensors(folder / FILE)
     except ValueError as error:

@@ -12,7 +12,7 @@ import threading
 import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cflow
 from cflow import bases, fields, guidance, objectives, paths, solvers, training
@@ -60,6 +60,16 @@ def test_saving_again_replaces_and_foreign_folders_are_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="choose another path"):
         cflow.save(flow, tmp_path / "notes")
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
+
+
+def test_a_flow_of_an_earlier_format_is_not_called_damaged(tmp_path):
+    """The first one had the arguments in flow.json, beside tensors without a note."""
+    save_file({"field.weight": torch.zeros(2)}, tmp_path / "flow.safetensors")
+    (tmp_path / "flow.json").write_text('{"format": "cflow 1"}')
+    with pytest.raises(ValueError, match=r"an earlier format \(flow.json\), which this version does not read"):
+        cflow.load(tmp_path)
+    with pytest.raises(FileExistsError, match=r"an earlier format .*; delete that folder, or choose another path"):
+        cflow.save(flow_with_everything(), tmp_path)
 
 
 def test_tied_weights_stay_tied(tmp_path):
