@@ -37,6 +37,7 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
     on the disk. A network that ``torch.compile`` wraps is saved as it is without.
 
     Raises:
+        TypeError: for anything that is not a module.
         ValueError: where a part is not registered or cannot be written (a function, say); the message names the part.
         FileExistsError: where ``path`` exists and holds something else, a flow of an earlier format for one.
 
@@ -48,6 +49,8 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
         >>> cflow.load(folder).path
         Cosine(predict='x1')
     """
+    if not isinstance(flow, nn.Module):
+        raise TypeError(f"save({flow!r:.60}): what is saved is a flow or another module; pass the flow, then the path.")
     path = Path(os.path.realpath(path))
     ours = lambda each: each.name == FILE or is_part(each.name)
     if (path / EARLIER).is_file():
@@ -101,6 +104,8 @@ def find(path: str | os.PathLike) -> Path:
     steps = {each: int(match[1]) for each, match in steps.items() if match and (each / FILE).is_file()}
     if steps:
         return max(steps, key=steps.get)
+    if (path.is_file() and path.name == FILE) or (path.is_dir() and path.name in ("checkpoints", "tensorboard")):
+        raise FileNotFoundError(f"{path} is a part of what was saved, not the whole; pass its folder, {path.parent}.")
     writer = writer_of(path)
     if writer is not None:
         raise FileNotFoundError(

@@ -72,6 +72,21 @@ def test_a_flow_of_an_earlier_format_is_not_called_damaged(tmp_path):
         cflow.save(flow_with_everything(), tmp_path)
 
 
+def test_a_part_of_what_was_saved_names_the_whole(tmp_path):
+    folder = cflow.save(flow_with_everything(), tmp_path / "run" / "checkpoints" / "step-3")
+    assert isinstance(cflow.load(tmp_path / "run"), cflow.ContinuousFlow)
+    for part in (folder / "flow.safetensors", folder.parent):
+        with pytest.raises(FileNotFoundError, match=rf"pass its folder, {re.escape(str(part.parent))}\.$"):
+            cflow.load(part)
+
+
+@pytest.mark.parametrize("flow", [{}, None, "model", [torch.nn.Linear(2, 2)], torch.nn.Linear])
+def test_what_is_no_module_is_not_saved(tmp_path, flow):
+    with pytest.raises(TypeError, match=r"^save\(.*: what is saved is a flow .*; pass the flow, then the path\.$"):
+        cflow.save(flow, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_tied_weights_stay_tied(tmp_path):
     @cflow.register("tests.Tied")
     class Tied(torch.nn.Module):
