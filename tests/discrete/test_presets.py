@@ -86,6 +86,9 @@ def test_presets_count_features(name, features):
         ({"num_bins": 8}, "did you mean 'bins'?"),
         ({"tail_bound": 3.0}, "did you mean 'bound'?"),
         ({"hidden_units": 32}, r"did you mean 'hidden'\? \(a width for every layer: hidden=\(32, 32\)\)"),
+        ({"hidden_features": (64, 32)}, r"every layer: hidden=\(64, 32\)\) nsf takes"),
+        ({"hidden_features": [64]}, r"every layer: hidden=\(64,\)\) nsf takes"),
+        ({"labels": 3}, "did you mean 'classes'?"),
         ({"num_layers": 3}, "did you mean 'layers'?"),
         ({"n_conditional_inputs": 3}, "did you mean 'context'?"),
         ({"layer": 3}, "did you mean 'layers'?"),
@@ -100,6 +103,16 @@ def test_presets_count_features(name, features):
 def test_unknown_keywords_name_the_one_that_was_meant(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         discrete.nsf(2, **options)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_a_flow_without_features_says_so_and_a_wrong_keyword_comes_first(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(\): the number of features is missing; pass .*{name}\(2\)"):
+        discrete.PRESETS[name]()
+    with pytest.raises(TypeError, match=rf"^{name}\(num_layers=8\): .*did you mean 'layers'"):
+        discrete.PRESETS[name](num_layers=8)
+    with pytest.raises(TypeError, match=rf"^{name}\(dim=2\): .*did you mean 'features'"):
+        discrete.PRESETS[name](dim=2)
 
 
 @pytest.mark.parametrize("name", discrete.PRESETS)
