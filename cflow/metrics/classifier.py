@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflow.arguments import check_integer, is_integer, plain
 from cflow.metrics.estimate import Estimate, two_samples
 
 __all__ = ["classifier_two_sample"]
@@ -58,7 +59,8 @@ def classifier_two_sample(
 
     Raises:
         ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer rows than ``folds``, or hold values
-            that are not finite; if ``folds`` is below 2, ``classifier`` answers with something else than labels, or
+            that are not finite; if ``folds`` is below 2, ``seed`` is negative or beyond 32 bits, ``classifier`` cannot
+            learn from so few rows, ``classifier`` answers with something else than labels, or
             the default network would take more than a gigabyte (beyond 550 columns).
         TypeError: if ``classifier`` is no object that scikit-learn can copy.
 
@@ -76,8 +78,11 @@ def classifier_two_sample(
     from sklearn.base import clone
     from sklearn.model_selection import StratifiedKFold
 
-    if folds < 2:
-        raise ValueError(f"classifier_two_sample(folds={folds}): cross-validation takes at least two folds; pass 5.")
+    name = "classifier_two_sample"
+    check_integer(name, "folds", folds, 2, "cross-validation takes at least two folds, counted; pass 5.", numpy=True)
+    if not is_integer(seed, 0, numpy=True) or seed >= 1 << 32:
+        raise ValueError(f"{name}(seed={seed!r:.60}): NumPy's draws are numbered from 0 to 2^32 - 1; pass seed=0.")
+    folds, seed = plain(folds), plain(seed)
     x, reference = _standardised(*two_samples("classifier_two_sample", x, reference, at_least=folds))
     if classifier is None:
         _check_memory(x.shape[1])
@@ -89,7 +94,13 @@ def classifier_two_sample(
         parts = [train[labels[train] == label] for label in (0, 1)]
         fewest = min(map(len, parts))
         train = np.sort(np.concatenate([balance.permutation(part)[:fewest] for part in parts]))
-        answers = clone(classifier).fit(rows[train], labels[train]).predict(rows[test])
+        try:
+            answers = clone(classifier).fit(rows[train], labels[train]).predict(rows[test])
+        except ValueError as error:
+            raise ValueError(
+                f"classifier_two_sample(classifier={classifier!r:.60}): it cannot learn from the {len(train)} rows of "
+                f"a fold ({error!s:.80}); draw more samples, or pass another classifier."
+            ) from error
         if not np.isin(answers, (0, 1)).all():
             raise ValueError(
                 f"classifier_two_sample(classifier={classifier!r:.60}): it answers {answers.flat[0]!r}, where the "
