@@ -6,7 +6,9 @@ import numbers
 import sys
 from typing import Any
 
-__all__ = ["calling_line", "check_integer", "is_integer"]
+import numpy
+
+__all__ = ["calling_line", "check_integer", "is_integer", "plain"]
 
 
 def calling_line() -> dict[str, Any]:
@@ -25,7 +27,7 @@ def calling_line() -> dict[str, Any]:
 def is_integer(value: Any, least: int | None = None, *, numpy: bool = False) -> bool:
     """Returns whether a value is a whole number, ``least`` or more; ``True`` and ``False`` are not.
 
-    NumPy's integers count with ``numpy=True`` only: what is written to a file is Python's own.
+    NumPy's integers count with ``numpy=True`` only: see :func:`plain`.
 
     Example:
         >>> is_integer(3, 1), is_integer(0, 1), is_integer(True), is_integer(3.0)
@@ -48,3 +50,13 @@ def check_integer(owner: str, name: str, value: Any, least: int, advice: str, *,
     """
     if not is_integer(value, least, numpy=numpy):
         raise ValueError(f"{owner}({name}={value!r}): {advice}")
+
+
+def plain(value: Any) -> Any:
+    """Returns Python's own number for one of NumPy's, and anything else as it is: what is kept can be written.
+
+    Example:
+        >>> plain(numpy.int64(3)), plain(numpy.float32(0.5)), plain("x")
+        (3, 0.5, 'x')
+    """
+    return value.item() if isinstance(value, numpy.generic) else value

@@ -10,8 +10,9 @@ import torch
 from torch import Size, Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
+from cflow.arguments import plain
 from cflow.draws import Source, check_generator
-from cflow.keywords import CALLS, hint
+from cflow.keywords import advice
 from cflow.modes import tell_training
 from cflow.shapes import Shape, Value, as_shape, batch_of, broadcast, flatten, on_tensors, pattern
 
@@ -68,7 +69,7 @@ class Calls(nn.Module):
         known = self.options_of(method) if options else ()
         for name in options:
             if name not in known:
-                meant = f"{CALLS[name]}; " if name in CALLS else hint(name, ("generator", "context", *known), {})
+                meant = advice(name, ("generator", "context", *known))
                 takes = ", ".join(("generator", *known))
                 raise TypeError(f"flow.{method}({name}=...): there is no such option; {meant}it takes {takes}.")
         if "log_prob" in method and self.likelihood == "none":
@@ -131,9 +132,12 @@ class Calls(nn.Module):
 
     def _as_context(self, context: Any) -> Any:
         """Makes a tensor of numbers, and of lists of them: ``context=3`` is a class label."""
+        context = plain(context)
         if self.context_shape is None or not isinstance(context, int | float | list) or isinstance(context, bool):
             return context
-        return torch.as_tensor(context, device=self.device)
+        made = torch.as_tensor(context, device=self.device)
+        # A vector of one entry is that number.
+        return made.reshape(1) if made.dim() == 0 and self.context_shape == (1,) else made
 
     def cast(self, value: Value | None) -> Value | None:
         """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""

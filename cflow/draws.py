@@ -64,5 +64,5 @@ def draw_rows(draw: Callable[..., Tensor], shape: Sequence[int], generator: Sour
             f"rows has a generator of its own; pass {shape[0] if shape else 'one, not a list of them'}."
         )
     if not generator:
-        return draw(shape, **options)
+        return draw(shape, generator=None, **options)
     return torch.stack([draw(tuple(shape[1:]), generator=each, **options) for each in generator])

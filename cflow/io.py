@@ -16,13 +16,16 @@ import torch
 from torch import Size, Tensor, nn
 
 from cflow import registry
+from cflow.arguments import plain
 from cflow.building import Budget
+from cflow.claims import writer_of
 from cflow.storage import is_part, read_tensors, write_tensors
 
 __all__ = ["FILE", "describe", "find", "load", "save", "write"]
 
 FORMAT = "cflow 2"
 FILE = "flow.safetensors"
+EARLIER = "flow.json"  # beside the tensors, in the first format
 Plain = (str, int, float, bool, type(None))
 
 
@@ -34,8 +37,9 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
     on the disk. A network that ``torch.compile`` wraps is saved as it is without.
 
     Raises:
+        TypeError: for anything that is not a module.
         ValueError: where a part is not registered or cannot be written (a function, say); the message names the part.
-        FileExistsError: where ``path`` exists and holds something else.
+        FileExistsError: where ``path`` exists and holds something else, a flow of an earlier format for one.
 
     Example:
         >>> import cflow, tempfile
@@ -45,8 +49,15 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
         >>> cflow.load(folder).path
         Cosine(predict='x1')
     """
+    if not isinstance(flow, nn.Module):
+        raise TypeError(f"save({flow!r:.60}): what is saved is a flow or another module; pass the flow, then the path.")
     path = Path(os.path.realpath(path))
     ours = lambda each: each.name == FILE or is_part(each.name)
+    if (path / EARLIER).is_file():
+        raise FileExistsError(
+            f"save({str(path)!r}): a flow of an earlier format is there ({EARLIER}), which this version does not "
+            f"overwrite; delete that folder, or choose another path."
+        )
     if path.exists() and not (path.is_dir() and all(ours(each) for each in path.iterdir())):
         raise FileExistsError(f"save({str(path)!r}): that exists and is not a saved flow; choose another path.")
     write(flow, path / FILE)
@@ -93,6 +104,14 @@ def find(path: str | os.PathLike) -> Path:
     steps = {each: int(match[1]) for each, match in steps.items() if match and (each / FILE).is_file()}
     if steps:
         return max(steps, key=steps.get)
+    if (path.is_file() and path.name == FILE) or (path.is_dir() and path.name in ("checkpoints", "tensorboard")):
+        raise FileNotFoundError(f"{path} is a part of what was saved, not the whole; pass its folder, {path.parent}.")
+    writer = writer_of(path)
+    if writer is not None:
+        raise FileNotFoundError(
+            f"{path}: {writer} is at work there and has written no flow yet; wait for its first checkpoint "
+            f"(checkpoint_every of fit), or for its end."
+        )
     if (path / "checkpoints").is_dir() or (path / "history.csv").is_file():
         raise FileNotFoundError(
             f"{path}: no flow is saved there yet, as the run is not finished; go on with it (resume=True), or begin it "
@@ -117,6 +136,11 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
             that do not fit; nothing is executed, and no memory taken for what is not there.
     """
     folder = find(path)
+    if (folder / EARLIER).is_file():
+        raise ValueError(
+            f"load({str(path)!r}): {folder} holds a flow of an earlier format ({EARLIER}), which this version does not "
+            f"read; use the version that wrote it, or train anew."
+        )
     try:
         tensors, document = read_tensors(folder / FILE)
     except ValueError as error:
@@ -162,7 +186,7 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tuple, str]) -> Any:
     """Writes a value as JSON; tensors go to ``tensors``, or are named where the state holds them already."""
     nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)
-    value = registry.uncompiled(value)
+    value = plain(registry.uncompiled(value))
     if isinstance(value, Plain):
         return value
     if isinstance(value, Tensor):

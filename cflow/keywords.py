@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["CALLS", "FLOWS", "hint", "widths_of"]
+from cflow.arguments import is_integer, plain
+
+__all__ = ["CALLS", "FLOWS", "advice", "check_keywords", "hint", "widths_of"]
 
 
 def _named(**ours: str) -> dict[str, str]:
@@ -24,7 +26,7 @@ FLOWS = _named(
     "num_input_channels",
     context="condition conditional context_features context_dim context_size context_shape num_context n_context cond "
     "cond_dim n_conditional_inputs num_context_channels",
-    classes="num_classes n_classes",
+    classes="num_classes n_classes num_class n_class labels num_labels n_labels class_labels",
     activation="act activation_fn activation_function nonlinearity",
     residual="use_residual_blocks use_residual resnet residual_blocks",
     linear="linear_transform lu permutation permute use_lu",
@@ -55,6 +57,28 @@ CALLS = {
 """The keywords of calls that other libraries have, and what to write for them."""
 
 
+WITHOUT = {
+    "solver": "this flow solves no equation and needs no solver; ",
+    "guidance": "there is no guidance here; ",
+}
+"""What to say of an option, and of other libraries' names for it, to what does not take it."""
+
+
+def advice(given: str, known: Sequence[str]) -> str:
+    """Says what to write in place of the keyword ``given`` of a call that takes ``known``; empty where nothing is near.
+
+    Example:
+        >>> advice("steps", ["generator", "solver"]), advice("steps", ["generator"])
+        ('these belong to a solver: pass solver=solvers.Heun(steps=20); ', 'this flow solves no equation and needs no \
+solver; ')
+    """
+    said = CALLS.get(given, "")
+    for option, instead in WITHOUT.items():
+        if option not in known and (given == option or f"pass {option}=" in said):
+            return instead
+    return f"{said}; " if said else hint(given, known, {})
+
+
 def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
     """Names the known keyword that was meant by ``given``, as the end of an error; empty where none is near.
 
@@ -69,18 +93,46 @@ def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
     return "" if meant is None else f"did you mean {meant!r}? "
 
 
+def check_keywords(owner: str, given: Mapping[str, object], known: Sequence[str], takes: Sequence[str]) -> None:
+    """Raises a TypeError for the first keyword that is not known; it names the one that was meant, and all.
+
+    Args:
+        owner: whose keywords they are.
+        given: keywords with their values.
+        known: the names that may have been meant.
+        takes: those that the error lists.
+
+    Example:
+        >>> check_keywords("MLP", {"hidden_features": 64}, ["features", "hidden"], ["hidden"])
+        Traceback (most recent call last):
+        TypeError: MLP(hidden_features=64): there is no such option; did you mean 'hidden'? (a width for every layer: \
+hidden=(64, 64)) MLP takes hidden.
+    """
+    for option, value in given.items():
+        if option not in known:
+            meant = hint(option, known, FLOWS)
+            widths = (value, value) if is_integer(value, numpy=True) else (64, 64)
+            if isinstance(value, list | tuple) and value:
+                widths = tuple(value)
+            hidden = f"(a width for every layer: hidden={widths}) " if "'hidden'" in meant else ""
+            raise TypeError(
+                f"{owner}({option}={value!r:.60}): there is no such option; {meant}{hidden}{owner} takes "
+                f"{', '.join(takes)}."
+            )
+
+
 def widths_of(owner: str, name: str, value: object) -> tuple[int, ...]:
-    """Reads the widths of hidden layers, one number for each.
+    """Reads the widths of hidden layers, one number for each, as Python's own integers.
 
     Raises:
         TypeError: for anything that lists no whole numbers.
     """
     try:
-        widths = tuple(value)  # type: ignore[arg-type]
+        widths = tuple(plain(each) for each in value)  # type: ignore[attr-defined]
     except TypeError:
         widths = (None,)
-    if isinstance(value, str) or not all(isinstance(each, int) and not isinstance(each, bool) for each in widths):
-        two = (value, value) if isinstance(value, int) else (64, 64)
+    if isinstance(value, str) or not all(map(is_integer, widths)):
+        two = (plain(value),) * 2 if is_integer(value, numpy=True) else (64, 64)
         raise TypeError(
             f"{owner}({name}={value!r}): the width of every hidden layer is wanted, a whole number for each; pass "
             f"{name}={two}."

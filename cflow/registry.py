@@ -13,6 +13,7 @@ from zlib import crc32
 
 from torch import Tensor, nn
 
+from cflow.arguments import plain
 from cflow.storage import bytes_of
 
 __all__ = [
@@ -175,7 +176,7 @@ def outline(obj: Any) -> Any:
 
 
 def _outline(obj: Any, held: set[int]) -> Any:
-    obj = uncompiled(obj)
+    obj = plain(uncompiled(obj))
     if isinstance(obj, nn.Module):
         held = held | {id(each) for each in (*obj.parameters(), *obj.buffers())}
     if isinstance(obj, str | int | float | bool | None):

@@ -79,6 +79,7 @@ def test_a_sample_with_a_generator_of_its_own_does_not_depend_on_its_batch(name)
     turned = flow.sample((6,), generator=seeded(*reversed(range(6))), **options)
     torch.testing.assert_close(turned.flip(0), together, rtol=1e-12, atol=1e-12)
     assert (together[0] - together[1]).abs().max() > 1e-6
+    assert flow.sample((0,), generator=[], **options).shape == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 import json
+import os
 import pickle
+import platform
+import re
 import signal
 import struct
 import subprocess
 import sys
 import threading
 
+import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cflow
-from cflow import bases, fields, guidance, paths, solvers
+from cflow import bases, fields, guidance, objectives, paths, solvers, training
 from cflow.bijections import Standardise
-from cflow.storage import read_tensors, write_tensors
+from cflow.storage import read_tensors, write_json, write_tensors
 
 
 def flow_with_everything():
@@ -58,6 +62,31 @@ def test_saving_again_replaces_and_foreign_folders_are_left_alone(tmp_path):
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
 
 
+def test_a_flow_of_an_earlier_format_is_not_called_damaged(tmp_path):
+    """The first one had the arguments in flow.json, beside tensors without a note."""
+    save_file({"field.weight": torch.zeros(2)}, tmp_path / "flow.safetensors")
+    (tmp_path / "flow.json").write_text('{"format": "cflow 1"}')
+    with pytest.raises(ValueError, match=r"an earlier format \(flow.json\), which this version does not read"):
+        cflow.load(tmp_path)
+    with pytest.raises(FileExistsError, match=r"an earlier format .*; delete that folder, or choose another path"):
+        cflow.save(flow_with_everything(), tmp_path)
+
+
+def test_a_part_of_what_was_saved_names_the_whole(tmp_path):
+    folder = cflow.save(flow_with_everything(), tmp_path / "run" / "checkpoints" / "step-3")
+    assert isinstance(cflow.load(tmp_path / "run"), cflow.ContinuousFlow)
+    for part in (folder / "flow.safetensors", folder.parent):
+        with pytest.raises(FileNotFoundError, match=rf"pass its folder, {re.escape(str(part.parent))}\.$"):
+            cflow.load(part)
+
+
+@pytest.mark.parametrize("flow", [{}, None, "model", [torch.nn.Linear(2, 2)], torch.nn.Linear])
+def test_what_is_no_module_is_not_saved(tmp_path, flow):
+    with pytest.raises(TypeError, match=r"^save\(.*: what is saved is a flow .*; pass the flow, then the path\.$"):
+        cflow.save(flow, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_tied_weights_stay_tied(tmp_path):
     @cflow.register("tests.Tied")
     class Tied(torch.nn.Module):
@@ -77,6 +106,19 @@ def test_an_argument_tensor_that_the_state_holds_is_stored_once(tmp_path):
     stored = load_file(tmp_path / "m" / "flow.safetensors")
     assert sum(value.shape == (2, 2) and bool((value == torch.tensor([[0.0, 1], [2, 3]])).all())
                for value in stored.values()) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [fields.MLP, fields.ConcatSquash])
+def test_the_numbers_of_numpy_are_written_as_python_s_own(tmp_path, kind):
+    count = numpy.int64
+    field = kind(count(2), hidden=(count(8), count(4)), context=count(3))
+    assert {type(each) for each in field.hidden} == {int}
+    flow = cflow.ContinuousFlow(field, bases.Normal(count(2), scale=numpy.float32(0.5)))
+    assert flow.base.sample(count(5)).shape == (5, 2)
+    again = cflow.load(cflow.save(flow, tmp_path / "m"))
+    assert (again.field.features, again.field.hidden, again.field.context) == (2, (8, 4), 3)
+    assert bases.Normal((count(2), 3)).event_shape == (2, 3)
+    assert cflow.registry.outline(kind(count(2))) == cflow.registry.outline(kind(2))
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):
@@ -141,6 +183,29 @@ def test_hostile_and_damaged_files_execute_nothing(tmp_path):
     file.write_bytes(good)
     assert torch.equal(draws(cflow.load(path)), draws(flow := cflow.load(path)))
     assert isinstance(flow, cflow.ContinuousFlow)
+
+
+def test_a_run_that_has_written_nothing_yet_is_told_from_one_that_ended(tmp_path):
+    flow, said = flow_with_everything(), []
+
+    def look(step, flow, row):
+        with pytest.raises(FileNotFoundError) as caught:
+            cflow.load(tmp_path)
+        said.append(str(caught.value))
+        raise KeyError
+
+    data = flow.sample((64,), torch.tensor(1)), torch.ones(64, dtype=torch.long)
+    with pytest.raises(KeyError):
+        training.fit(flow, objectives.FlowMatching(), data, batch_size=64, steps=2, out=tmp_path, callbacks=[look])
+    assert re.search(rf"process {os.getpid()} on .* is at work there .*; wait for its first checkpoint", said[0])
+    with pytest.raises(FileNotFoundError, match="the run there ended before its first checkpoint"):
+        cflow.load(tmp_path)
+    # A process that was killed leaves its note behind.
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    holder = {"pid": int(gone.stdout), "host": platform.node(), "begun": "", "command": ""}
+    write_json(tmp_path / "running.json", holder)
+    with pytest.raises(FileNotFoundError, match="the run there ended before its first checkpoint"):
+        cflow.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a user tries first: it works, or the error holds the right call."""
 
+import numpy
 import pytest
 import torch
 
@@ -37,6 +38,12 @@ def test_numbers_and_lists_are_contexts(labelled):
     assert labelled([2, 0]).batch_shape == (2,)
     x = torch.zeros(2)
     assert torch.equal(labelled.log_prob(x, 1), labelled.log_prob(x, torch.tensor(1)))
+    assert torch.equal(draw(numpy.int64(3)), draw(3))
+    one = discrete.maf(2, context=1, layers=1)
+    torch.nn.init.normal_(one.bijection[0].conditioner.layers[-1].weight)
+    assert torch.equal(one.log_prob(x, 3.0), one.log_prob(x, torch.tensor([3.0])))
+    assert not torch.equal(one.log_prob(x, 3.0), one.log_prob(x, 2.0))
+    assert one.sample((2,), context=3.0).shape == (2, 2)
     vector = discrete.maf(2, context=2, layers=1)
     assert torch.equal(vector.log_prob(x, [0.5, 1.0]), vector.log_prob(x, torch.tensor([0.5, 1.0])))
     with pytest.raises(ValueError, match="labels from 7 to 7"):
@@ -73,6 +80,32 @@ def test_a_flow_that_is_called_with_data_names_log_prob(labelled):
 def test_calls_of_other_libraries_get_the_right_one(labelled, options, message):
     with pytest.raises(TypeError, match=message):
         labelled.sample((2,), context=1, **options)
+
+
+@pytest.mark.parametrize("option", [{"solver": "heun"}, {"steps": 8}, {"method": "euler"}])
+def test_a_flow_without_an_equation_says_that_it_needs_no_solver(option):
+    with pytest.raises(TypeError, match=r"there is no such option; this flow solves no equation and needs no solver"):
+        discrete.nice(2).sample((2,), **option)
+    with pytest.raises(TypeError, match="there is no guidance here; it takes generator"):
+        discrete.nice(2).sample((2,), guidance_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: fields.MLP(2, hidden_features=[64]),
+            r"MLP\(.*did you mean 'hidden'\? .* hidden=\(64,\)\) MLP",
+        ),
+        (lambda: fields.MLP(dim=2), "MLP.dim=2.: there is no such option; did you mean 'features'"),
+        (lambda: fields.ConcatSquash(2, act="tanh"), "did you mean 'activation'"),
+        (lambda: fields.UNet(1, 8, num_classes=3), "UNet.num_classes=3.: .*did you mean 'classes'"),
+        (lambda: fields.Potential(2, quux=3), "Potential.quux=3.: there is no such option; Potential takes"),
+    ],
+)
+def test_networks_name_the_keyword_that_was_meant(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
 
 
 def test_what_the_hints_name_is_there(labelled):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cflow.arguments import is_integer
+from cflow.arguments import is_integer, plain
 from cflow.draws import Source, check_generator, draw_rows
 from cflow.lost_rows import restore, set_aside
 
@@ -68,7 +69,7 @@ class Base(nn.Module, ABC):
         """
         self._refuse("sample", context, mask)
         check_generator(f"{type(self).__name__}.sample", generator, by_row=True)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = (plain(shape),) if is_integer(shape, numpy=True) else tuple(shape)
         return draw_rows(self._sample, shape, generator)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
@@ -173,7 +174,8 @@ class Base(nn.Module, ABC):
 
 def event_size(name: str, event_shape: int | Sequence[int]) -> torch.Size:
     """Reads an event's shape from an int or a sequence of positive ints."""
-    sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    sizes = (event_shape,) if isinstance(event_shape, numbers.Integral) else tuple(event_shape)
+    sizes = tuple(map(plain, sizes))
     if not all(is_integer(size, 1) for size in sizes):
         raise ValueError(
             f"{name}(event_shape={event_shape}): the sizes of an event are positive integers; pass an int or a tuple "

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from cflow.arguments import check_integer
+from cflow.arguments import check_integer, plain
 from cflow.bases import Normal
 from cflow.bijections import Bijection, Compose, Inverse, LULinear, Orthogonal
 from cflow.discrete.flow import NormalizingFlow
@@ -36,7 +36,7 @@ from cflow.discrete.univariate import (
     Univariate,
 )
 from cflow.fields import ContextEmbedding
-from cflow.keywords import FLOWS, hint
+from cflow.keywords import check_keywords
 
 __all__ = ["PRESETS"]
 
@@ -45,7 +45,12 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
     """Adds ``classes`` and ``embedding`` to what a preset takes."""
 
     @functools.wraps(make)
-    def preset(features: int, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options):
+    def preset(
+        features: int | None = None, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options
+    ):
+        # Parts keep what they are given, and a file holds Python's own numbers.
+        features, context, classes, embedding = map(plain, (features, context, classes, embedding))
+        options = {name: plain(value) for name, value in options.items()}
         _check(make, features, context, options)
         width = (16 if classes else None) if embedding is None else embedding
         if width is None:
@@ -68,23 +73,20 @@ NETWORK = ("hidden", "activation", "residual", "inverse")
 """What goes to the networks of layers."""
 
 
-def _check(make: Callable[..., NormalizingFlow], features: int, context: int, options: dict) -> None:
+def _check(make: Callable[..., NormalizingFlow], features: int | None, context: int, options: dict) -> None:
     """Raises for sizes that make no flow and for keywords that neither a preset nor its networks have."""
     name, parameters = make.__name__, inspect.signature(make).parameters
+    known = [key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
+    known += NETWORK if any(each.kind is each.VAR_KEYWORD for each in parameters.values()) else ()
+    known += ["context", "classes", "embedding"]
+    check_keywords(name, options, ["features", *known], known)
+    if features is None:
+        raise TypeError(f"{name}(): the number of features is missing; pass for example {name}(2).")
     why = f"an event has one feature or more, counted by a whole number; pass for example {name}(2)."
     check_integer(name, "features", features, 1, why)
     check_integer(name, "context", context, 0, "this is the width of a context vector, 0 for none; pass context=3.")
     if "layers" in options:
         check_integer(name, "layers", options["layers"], 1, "a flow has one layer or more; pass layers=5.")
-    known = [key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
-    known += NETWORK if any(each.kind is each.VAR_KEYWORD for each in parameters.values()) else ()
-    known += ["context", "classes", "embedding"]
-    for option, value in options.items():
-        if option not in known:
-            meant = hint(option, ["features", *known], FLOWS)
-            hidden = f"(a width for every layer: hidden=({value}, {value})) " if "'hidden'" in meant else ""
-            raise TypeError(f"{name}({option}={value!r}): there is no such option; {meant}{hidden}{name} takes "
-                            f"{', '.join(known)}.")  # fmt: skip
 
 
 @_conditioned

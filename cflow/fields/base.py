@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from cflow.arguments import check_integer
 from cflow.fields.contract import FieldContract
+from cflow.keywords import check_keywords
 from cflow.shapes import as_shape, pattern, shown
 
 __all__ = ["NULL", "Field", "check_outputs", "image_sides", "is_null", "null_like"]
@@ -71,6 +73,13 @@ class Field(FieldContract, nn.Module):
         super().__init_subclass__(**keywords)
         if "forward" in vars(cls) and "value_and_divergence" not in vars(cls):
             cls.value_and_divergence = FieldContract.value_and_divergence
+
+    def __new__(cls, *args, **options):
+        # Before any constructor runs: Python's own error would not say which keyword was meant.
+        taken = inspect.signature(cls.__init__).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+            check_keywords(cls.__name__, options, known := list(taken)[1:], known)
+        return super().__new__(cls)
 
     def __init__(self, event_shape: int | Sequence[int], context_shape: int | Sequence[int] | None = None):
         super().__init__()

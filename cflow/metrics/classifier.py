@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cflow.arguments import check_integer, is_integer, plain
 from cflow.metrics.estimate import Estimate, two_samples
 
 __all__ = ["classifier_two_sample"]
+
+MEMORY = 1 << 30  # bytes that the default network may take: that of 550 features
 
 
 def classifier_two_sample(
@@ -56,7 +59,9 @@ def classifier_two_sample(
 
     Raises:
         ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer rows than ``folds``, or hold values
-            that are not finite; if ``folds`` is below 2, or ``classifier`` answers with something else than labels.
+            that are not finite; if ``folds`` is below 2, ``seed`` is negative or beyond 32 bits, ``classifier`` cannot
+            learn from so few rows, ``classifier`` answers with something else than labels, or
+            the default network would take more than a gigabyte (beyond 550 columns).
         TypeError: if ``classifier`` is no object that scikit-learn can copy.
 
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests, 2016, arXiv:1610.06545;
@@ -73,9 +78,14 @@ def classifier_two_sample(
     from sklearn.base import clone
     from sklearn.model_selection import StratifiedKFold
 
-    if folds < 2:
-        raise ValueError(f"classifier_two_sample(folds={folds}): cross-validation takes at least two folds; pass 5.")
+    name = "classifier_two_sample"
+    check_integer(name, "folds", folds, 2, "cross-validation takes at least two folds, counted; pass 5.", numpy=True)
+    if not is_integer(seed, 0, numpy=True) or seed >= 1 << 32:
+        raise ValueError(f"{name}(seed={seed!r:.60}): NumPy's draws are numbered from 0 to 2^32 - 1; pass seed=0.")
+    folds, seed = plain(folds), plain(seed)
     x, reference = _standardised(*two_samples("classifier_two_sample", x, reference, at_least=folds))
+    if classifier is None:
+        _check_memory(x.shape[1])
     classifier = _seeded(classifier, x.shape[1], seed)
     sizes = (len(x), len(reference))
     rows, labels = torch.cat([x, reference]).cpu().numpy(), np.repeat([0, 1], sizes)
@@ -84,7 +94,13 @@ def classifier_two_sample(
         parts = [train[labels[train] == label] for label in (0, 1)]
         fewest = min(map(len, parts))
         train = np.sort(np.concatenate([balance.permutation(part)[:fewest] for part in parts]))
-        answers = clone(classifier).fit(rows[train], labels[train]).predict(rows[test])
+        try:
+            answers = clone(classifier).fit(rows[train], labels[train]).predict(rows[test])
+        except ValueError as error:
+            raise ValueError(
+                f"classifier_two_sample(classifier={classifier!r:.60}): it cannot learn from the {len(train)} rows of "
+                f"a fold ({error!s:.80}); draw more samples, or pass another classifier."
+            ) from error
         if not np.isin(answers, (0, 1)).all():
             raise ValueError(
                 f"classifier_two_sample(classifier={classifier!r:.60}): it answers {answers.flat[0]!r}, where the "
@@ -104,6 +120,19 @@ def _standardised(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.where(reference.std(0) > 0, reference.std(0), both.std(0))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (x - reference.mean(0)) / scale, (reference - reference.mean(0)) / scale
+
+
+def _check_memory(features: int) -> None:
+    """Raises where the benchmark's network is too large: its weights grow with the square of the features."""
+    width = 10 * features
+    weights = features * width + width * width + width + 2 * width + 1
+    # In float64: the weights, their gradients, and Adam's two moments.
+    size = 4 * 8 * weights
+    if size > MEMORY:
+        raise ValueError(
+            f"classifier_two_sample(samples of {features} columns): the default network of {width} x {width} units "
+            f"would take {size / 1e9:.3g} GB; pass classifier=RandomForestClassifier(), or fewer columns."
+        )
 
 
 def _seeded(classifier: Any, features: int, seed: int) -> Any:

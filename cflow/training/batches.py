@@ -170,9 +170,15 @@ class RowBatches:
         self._heights = None if weights is None else _heights(weights, self.size)
 
     @property
+    def replaces(self) -> bool:
+        """Whether rows are drawn with replacement, so that a batch may have more of them than there are."""
+        return self._heights is not None
+
+    @property
     def per_epoch(self) -> int:
-        """Steps in one epoch."""
-        return self.size // (self.batch_size * self.world)
+        """Steps in one epoch; one where a batch of weighted rows has more of them than the data."""
+        steps = self.size // (self.batch_size * self.world)
+        return max(1, steps) if self.replaces else steps
 
     def describe(self) -> dict[str, Any]:
         """Says what must be equal for a resumed run to repeat this one."""
@@ -195,7 +201,7 @@ class RowBatches:
 
     def rows(self, step: int) -> Tensor:
         """Gives the row indices of a step's batch."""
-        if self._heights is not None:
+        if self.replaces:
             generator = generator_for("cpu", self.seed, EPOCH, step)
             draws = torch.rand(self.batch_size * self.world, dtype=torch.float64, generator=generator)
             drawn = torch.searchsorted(self._heights, draws * self._heights[-1], right=True)

@@ -62,7 +62,7 @@ def check_data(
     if source.size == 0:
         raise ValueError(f"fit({what}=...): there are no rows in it; pass data with at least one row.")
     rows = source.batch_size * source.world
-    if drops_last and rows > source.size:
+    if drops_last and not source.replaces and rows > source.size:
         asked = rows // processes
         each = "" if processes == 1 else f", while each of {processes} processes wants {asked}"
         largest = source.size // processes

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cflow.claims import claimed
 from cflow.io import save
 from cflow.modes import modes_kept
 from cflow.record import recall, records_of
@@ -18,14 +19,13 @@ from cflow.training.batches import batches_of
 from cflow.training.best import Best
 from cflow.training.checkpoints import Checkpoints, State, check_settings
 from cflow.training.checks import check_data, check_options, check_presence, settings_of
-from cflow.training.claims import claimed
 from cflow.training.ema import EMA, Average
 from cflow.training.loop import Loop
 from cflow.training.options import Options
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.schedules import Cosine
 from cflow.training.sharding import MeanLoss, Trained, wants_sharding
-from cflow.training.tracking import is_watched
+from cflow.training.tracking import check_callbacks, is_watched
 
 __all__ = ["Run", "fit"]
 
@@ -222,7 +222,8 @@ def fit(
         across_processes=across_processes, prefetch=prefetch, workers=workers, checkpoint_every=checkpoint_every,
         keep=keep, save_model=save_model, log_every=log_every, device=device,
         progress=is_watched() if progress is None else progress,
-        log_with=tuple(log_with) if isinstance(log_with, list | tuple) else (log_with,), callbacks=tuple(callbacks),
+        log_with=tuple(log_with) if isinstance(log_with, list | tuple) else (log_with,),
+        callbacks=check_callbacks(callbacks),
     )  # fmt: skip
     check_options(flow, objective, validation, options)
     processes = _processes(options)

@@ -210,7 +210,9 @@ class Loop:
         stopped = False
         if self.calls:
             with self.processes.together(), self.trained.gathered():
-                answers = [callback(self.step, self.flow, row) for callback in self.options.callbacks]
+                # Each gets a row of its own: what one writes there reaches neither the history nor the next.
+                given = [None if row is None else dict(row) for _ in self.options.callbacks]
+                answers = [each(self.step, self.flow, own) for each, own in zip(self.options.callbacks, given)]
                 stopped = any(answer is True for answer in answers)
         stopped, interrupted = self.processes.maxima(int(stopped), int(self.interrupt.name is not None))
         return bool(stopped), bool(interrupted)

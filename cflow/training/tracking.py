@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cflow.storage import written
 from cflow.training.options import Options
 
-__all__ = ["COLUMNS", "Boards", "Tracker", "check_boards", "is_watched"]
+__all__ = ["COLUMNS", "Boards", "Tracker", "check_boards", "check_callbacks", "is_watched"]
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "validation")
 
@@ -54,6 +56,12 @@ def check_boards(log_with: tuple, out: Path | None) -> None:
     for each in log_with:
         if isinstance(each, GeneralTracker):
             continue
+        if each is None or isinstance(each, type):
+            given = "None" if each is None else f"the class {each.__name__}"
+            raise TypeError(
+                f"fit(log_with={given}): a tracker is a name or an accelerate.tracking.GeneralTracker; pass "
+                f"log_with='tensorboard' or such an object, or omit log_with for none."
+            )
         if each not in installed:
             known = isinstance(each, str) and each in map(str, LOGGER_TYPE_TO_CLASS)
             what = f"its package is not installed; pip install {each}" if known else "accelerate has no such tracker"
@@ -65,6 +73,30 @@ def check_boards(log_with: tuple, out: Path | None) -> None:
             raise ValueError(
                 f"fit(log_with={each!r}, out=None): this tracker writes to a folder; pass out=... as well."
             )
+
+
+def check_callbacks(callbacks: Any) -> tuple:
+    """Gives the callbacks as a tuple; raises a TypeError unless each can be called with a step, a flow and a row."""
+    if callable(callbacks) or not isinstance(callbacks, Iterable):
+        name = getattr(callbacks, "__name__", repr(callbacks))
+        raise TypeError(f"fit(callbacks={name:.60}): several may be given, so this is a list; pass callbacks=[...].")
+    callbacks = tuple(callbacks)
+    for each in callbacks:
+        name = getattr(each, "__qualname__", repr(each))
+        wrong = "it cannot be called" if not callable(each) else None
+        # The signature of a builtin may be unknown.
+        with contextlib.suppress(ValueError):
+            try:
+                if wrong is None:
+                    inspect.signature(each).bind(0, None, None)
+            except TypeError as error:
+                wrong = str(error)
+        if wrong is not None:
+            raise TypeError(
+                f"fit(callbacks=[{name:.60}]): {wrong}, and it is called as callback(step, flow, row) after every "
+                f"step; pass a function of these three."
+            )
+    return callbacks
 
 
 def is_watched() -> bool:

@@ -2,9 +2,11 @@
 
 import copy
 
+import numpy
 import pytest
 import torch
 
+import cflow
 from cflow import discrete
 from cflow.integrations.export import LogProb
 from cflow.testing import check_flow
@@ -49,6 +51,21 @@ def test_one_feature_will_do(name, generator):
     assert float(mass) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_the_integers_of_numpy_are_counts(name, tmp_path):
+    count = numpy.int64
+    options = {"layers": count(2), **({} if name in NO_NETWORK else {"hidden": numpy.array([8, 8])})}
+    options |= {key: tuple(map(count, value)) if key == "integrand" else count(value)
+                for key, value in SMALL.get(name, {}).items()}  # fmt: skip
+    flow = discrete.PRESETS[name](count(2), count(2), **options)
+    again = cflow.load(cflow.save(flow, tmp_path / "flow"))
+    assert (again.event_shape, again.context_shape) == ((2,), (2,))
+    assert {type(size) for size in (*flow.event_shape, *flow.context_shape)} == {int}
+    labelled = discrete.PRESETS[name](count(2), classes=count(3), embedding=count(4), **options)
+    assert labelled.classes == 3
+    assert cflow.load(cflow.save(labelled, tmp_path / "labelled")).embedding.width == 4
+
+
 @pytest.mark.parametrize("name", sorted(COUPLINGS))
 def test_a_single_feature_moves_as_the_context_says(name):
     flow = flow_of(name, 1, 2)
@@ -69,6 +86,9 @@ def test_presets_count_features(name, features):
         ({"num_bins": 8}, "did you mean 'bins'?"),
         ({"tail_bound": 3.0}, "did you mean 'bound'?"),
         ({"hidden_units": 32}, r"did you mean 'hidden'\? \(a width for every layer: hidden=\(32, 32\)\)"),
+        ({"hidden_features": (64, 32)}, r"every layer: hidden=\(64, 32\)\) nsf takes"),
+        ({"hidden_features": [64]}, r"every layer: hidden=\(64,\)\) nsf takes"),
+        ({"labels": 3}, "did you mean 'classes'?"),
         ({"num_layers": 3}, "did you mean 'layers'?"),
         ({"n_conditional_inputs": 3}, "did you mean 'context'?"),
         ({"layer": 3}, "did you mean 'layers'?"),
@@ -83,6 +103,16 @@ def test_presets_count_features(name, features):
 def test_unknown_keywords_name_the_one_that_was_meant(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         discrete.nsf(2, **options)
+
+
+@pytest.mark.parametrize("name", discrete.PRESETS)
+def test_a_flow_without_features_says_so_and_a_wrong_keyword_comes_first(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(\): the number of features is missing; pass .*{name}\(2\)"):
+        discrete.PRESETS[name]()
+    with pytest.raises(TypeError, match=rf"^{name}\(num_layers=8\): .*did you mean 'layers'"):
+        discrete.PRESETS[name](num_layers=8)
+    with pytest.raises(TypeError, match=rf"^{name}\(dim=2\): .*did you mean 'features'"):
+        discrete.PRESETS[name](dim=2)
 
 
 @pytest.mark.parametrize("name", discrete.PRESETS)

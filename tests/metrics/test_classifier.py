@@ -161,12 +161,33 @@ def test_any_object_with_the_methods_is_a_classifier(generator):
     assert abs(found.value - scipy.stats.norm.cdf(1.0)) < 4 * found.standard_error
 
 
+def test_a_network_too_large_for_the_memory_is_refused(generator):
+    """Its weights grow with the square of the columns; another classifier takes as many as it can."""
+    x, y = torch.randn(2, 10, 2000, generator=generator)
+    with pytest.raises(ValueError, match=r"2000 columns\): .*GB; pass classifier=RandomForestClassifier\(\)"):
+        classifier_two_sample(x, y)
+    assert 0 <= classifier_two_sample(x, y, classifier=RandomForestClassifier(2)).value <= 1
+
+
 def test_bad_input_is_refused():
     x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="at least 5 samples"):
         classifier_two_sample(x[:3], x)
     with pytest.raises(ValueError, match="folds=1"):
         classifier_two_sample(x, x, folds=1)
+    for folds in (2.5, "5", True, None):
+        with pytest.raises(ValueError, match=r"folds=.*: cross-validation takes at least two folds, counted; pass 5"):
+            classifier_two_sample(x, x, folds=folds)
+    for seed in (-1, 1.5, 2**32, None, "a"):
+        with pytest.raises(ValueError, match=r"seed=.*numbered from 0 to 2\^32 - 1; pass seed=0"):
+            classifier_two_sample(x, x, seed=seed)
+    for classifier in (LinearDiscriminantAnalysis(), KNeighborsClassifier(5)):
+        with pytest.raises(ValueError, match="it cannot learn from the 2 rows of a fold .*; draw more samples"):
+            classifier_two_sample(x[:2], x[2:4], folds=2, classifier=classifier)
+    same = classifier_two_sample(x, x + 1, classifier=KNeighborsClassifier(2))
+    assert same == classifier_two_sample(
+        x, x + 1, classifier=KNeighborsClassifier(2), folds=np.int64(5), seed=np.uint8(0)
+    )
     with pytest.raises(TypeError, match=r"classifier=<class .*an object \(not a class\)"):
         classifier_two_sample(x, x, classifier=RandomForestClassifier)
     with pytest.raises(TypeError, match="classifier='forest'"):

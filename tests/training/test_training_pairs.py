@@ -237,7 +237,7 @@ def test_a_damaged_note_is_written_anew_where_the_shards_are_of_this_set(tmp_pat
 
 
 def test_two_processes_do_not_make_one_set(tmp_path):
-    from cflow.training.claims import claimed
+    from cflow.claims import claimed
 
     with claimed(tmp_path, "test"), pytest.raises(ValueError, match="is writing there"):
         training.generate_pairs(small(), 4, tmp_path)

@@ -95,6 +95,52 @@ def test_callbacks_get_the_rows_of_the_history():
     assert [(row["step"], "validation" in row) for row in run.history] == [(4, False), (8, False), (9, True)]
 
 
+def test_a_callback_cannot_change_the_history(tmp_path):
+    seen = []
+
+    def spoil(step, flow, row):
+        if row is not None:
+            row.clear()
+
+    _, run = train(callbacks=[spoil, lambda step, flow, row: seen.append(row)], steps=8, out=tmp_path)
+    assert [row for row in seen if row is not None] == run.history
+    assert [row["step"] for row in run.history] == [4, 8]
+    assert all("loss" in row for row in run.history)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"callbacks": print}, r"fit\(callbacks=print\): .* this is a list; pass callbacks=\[\.\.\.\]"),
+        ({"callbacks": 3}, r"fit\(callbacks=3\): .* this is a list"),
+        (
+            {"callbacks": [lambda step, flow: None]},
+            r"too many positional .* callback\(step, flow, row\) after",
+        ),
+        ({"callbacks": [lambda step, flow, row, more: None]}, "missing a required .* pass a function of these three"),
+        ({"callbacks": ["print"]}, "'print'.*it cannot be called"),
+        ({"log_with": None}, r"fit\(log_with=None\): .*omit log_with for none"),
+        ({"log_with": Board}, r"fit\(log_with=the class Board\): .*or such an object"),
+        ({"log_with": [Board(), None]}, r"fit\(log_with=None\)"),
+    ],
+)
+def test_what_is_no_callback_and_no_board_is_refused_before_the_run(options, message):
+    with pytest.raises(TypeError, match=message):
+        train(**options)
+
+
+def test_any_callable_of_three_is_a_callback():
+    class Counter:
+        steps = 0
+
+        def __call__(self, step, flow, row=None):
+            Counter.steps += 1
+
+    rows = []
+    train(callbacks=(each for each in (Counter(), lambda *given: rows.append(given))), steps=3)
+    assert (Counter.steps, len(rows)) == (3, 3)
+
+
 class Screen(io.StringIO):
     def isatty(self):
         return True

@@ -11,8 +11,7 @@ from cflow.training.batches import batches_of
 def test_rows_are_drawn_as_often_as_their_weights_say():
     weights = torch.tensor([0.0, 1.0, 3.0, 0.0, 6.0, 0.0])
     x = torch.arange(6.0)[:, None]
-    source = batches_of(x, 500, 0, weights=weights)
-    source.batch_size = 500  # more than there are rows: they are drawn with replacement
+    source = batches_of(x, 500, 0, weights=weights)  # more than there are rows: they are drawn with replacement
     counts = torch.stack([source.rows(step).bincount(minlength=6) for step in range(20)]).sum(0)
     expected = 10_000 * weights / weights.sum()
     assert (counts[weights == 0] == 0).all()
@@ -45,6 +44,19 @@ def test_a_weighted_fit_finds_the_weighted_solution(generator, kind):
     assert (found - exact).abs().max() < 0.1
     unweighted = torch.linalg.lstsq(torch.cat((context, torch.ones(60, 1)), 1), x).solution
     assert (unweighted - exact).abs().max() > 0.2
+
+
+def test_a_batch_of_weighted_rows_may_be_larger_than_the_data():
+    options = {"steps": 3, "batch_size": 256, "log_every": 1}
+    run = training.fit(small_flow(), SmallMatching(), data(), weights=torch.ones(200), **options)
+    assert [row["step"] for row in run.history] == [1, 2, 3]
+    source = batches_of(data(), 256, 0, weights=torch.ones(200))
+    assert [(batch.epoch, batch.used, len(batch.x)) for batch in (source.fetch(), source.fetch())] == [
+        (0, 1, 256),
+        (1, 1, 256),
+    ]
+    with pytest.raises(ValueError, match="drawn without replacement and data has 200 rows; choose batch_size <= 200"):
+        training.fit(small_flow(), SmallMatching(), data(), **options)
 
 
 def test_a_weighted_run_resumes_and_other_weights_are_refused(tmp_path):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from cflow.arguments import is_integer
+from cflow.claims import claimed, is_claim
 from cflow.couplings import paired
 from cflow.modes import evaluating
 from cflow.registry import outline
 from cflow.storage import bytes_of, is_part, read_json, read_tensors, write_json, write_tensors
-from cflow.training.claims import claimed, is_claim
 from cflow.training.differences import first_difference
 from cflow.training.processes import Processes, group_is_open
 from cflow.training.streams import PAIRS, generator_for

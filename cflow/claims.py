@@ -14,7 +14,7 @@ from typing import Any
 
 from cflow.storage import read_json, write_json
 
-__all__ = ["claimed", "is_claim"]
+__all__ = ["claimed", "is_claim", "writer_of"]
 
 LOCK, HOLDER = ".lock", "running.json"
 PATIENCE = 10.0  # seconds in which the workers of a process that was killed end, too
@@ -48,9 +48,7 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=PATIENCE if _is_gone(holder) else 0)
         except Timeout:
-            who = "another process"
-            if holder:
-                who = f"process {holder.get('pid')} on {holder.get('host')}, begun at {holder.get('begun')},"
+            who = _name(holder) if holder else "another process"
             raise ValueError(
                 f"{what}(out={str(folder)!r}): {who} is writing there, and each would overwrite the other's files; "
                 f"wait for it or end it, or choose another folder."
@@ -68,6 +66,16 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
 def is_claim(name: str) -> bool:
     """Says whether a file in a folder only tells who is at work there."""
     return name in (LOCK, HOLDER)
+
+
+def writer_of(folder: Path) -> str | None:
+    """Names the process that is at work in a folder; None where nothing says so, or that process is no more."""
+    holder = _holder(folder)
+    return None if not holder or _is_gone(holder) else _name(holder)
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')}, begun at {holder.get('begun')},"
 
 
 def _holder(folder: Path) -> dict[str, Any]:
