@@ -198,13 +198,13 @@ def test_a_run_that_has_written_nothing_yet_is_told_from_one_that_ended(tmp_path
     with pytest.raises(KeyError):
         training.fit(flow, objectives.FlowMatching(), data, batch_size=64, steps=2, out=tmp_path, callbacks=[look])
     assert re.search(rf"process {os.getpid()} on .* is at work there .*; wait for its first checkpoint", said[0])
-    with pytest.raises(FileNotFoundError, match="the run there ended before its first checkpoint"):
+    with pytest.raises(FileNotFoundError, match="as the run is not finished; go on with it"):
         cflow.load(tmp_path)
     # A process that was killed leaves its note behind.
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     holder = {"pid": int(gone.stdout), "host": platform.node(), "begun": "", "command": ""}
     write_json(tmp_path / "running.json", holder)
-    with pytest.raises(FileNotFoundError, match="the run there ended before its first checkpoint"):
+    with pytest.raises(FileNotFoundError, match="as the run is not finished; go on with it"):
         cflow.load(tmp_path)
 
 
