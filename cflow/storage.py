@@ -144,13 +144,19 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file.")
     while True:
-        before = file.stat()
+        before = _version(file)
         try:
             return _read(file)
         except ValueError:
             # safetensors opens a file twice; between, another writer may have put a new one in its place.
-            if file.stat().st_ino == before.st_ino:
+            if _version(file) == before:
                 raise
+
+
+def _version(file: Path) -> tuple[int, int, int]:
+    """Tells a file from one that took its place: systems give the number of an old file to a new one."""
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
