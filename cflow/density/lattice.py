@@ -43,21 +43,26 @@ def _step_of(found: np.ndarray, counts: np.ndarray) -> float:
     with np.errstate(over="ignore"):
         single = found.astype(np.float32)
     if not np.array_equal(single, found):
-        return _step(found, counts, np.spacing(np.abs(found)))
+        even, least = _step(found, counts, np.spacing(np.abs(found)))
+        return even or least
     last_place = np.spacing(np.abs(single)).astype(np.float64)
     # Of float32 numbers the shortest decimals that name them: 0.1, not 0.10000000149.
-    return _step(found, counts, last_place) or _step(single.astype(str).astype(np.float64), counts, last_place)
+    even, least = _step(found, counts, last_place)
+    return even or _step(single.astype(str).astype(np.float64), counts, last_place)[0] or least
 
 
-def _step(found: np.ndarray, counts: np.ndarray, last_place: np.ndarray) -> float:
-    """Finds the step of sorted different values, their numbers of occurrences and units in the last place given."""
+def _step(found: np.ndarray, counts: np.ndarray, last_place: np.ndarray) -> tuple[float, float]:
+    """Finds the step of sorted different values, their numbers of occurrences and units in the last place given.
+
+    Returns ``(step of which differences are multiples, least difference of few values)``, each 0 where there is none.
+    """
     rounding = 2 * np.spacing(np.abs(found))
     # Neighbours that differ by rounding alone are one value.
     apart = np.diff(found, prepend=-np.inf) > rounding
     found, rounding, counts = found[apart], rounding[apart], np.add.reduceat(counts, np.flatnonzero(apart))
     gaps, rounding = np.diff(found), rounding[1:]
     if not len(gaps):
-        return 0.0
+        return 0.0, 0.0
     few = len(found) <= counts.sum() / 2 and np.median(counts) > 1
     whole = bool((found == np.round(found)).all()) and np.abs(found).max() < 2**53
     step = _most_frequent(gaps)
@@ -65,10 +70,10 @@ def _step(found: np.ndarray, counts: np.ndarray, last_place: np.ndarray) -> floa
     alike = (multiples & (gaps < 1.5 * step)).sum()
     resolved = few or whole or step > FINE * np.median(last_place)
     if multiples.mean() >= MOST and alike > (1 if few or whole else 4) and resolved:
-        return float(step)
+        return float(step), 0.0
     if whole:
-        return float(np.gcd.reduce(gaps.astype(np.int64)))
-    return float(gaps.min()) if few else 0.0
+        return float(np.gcd.reduce(gaps.astype(np.int64))), 0.0
+    return 0.0, float(gaps.min()) if few else 0.0
 
 
 def _most_frequent(gaps: np.ndarray) -> float:

@@ -98,6 +98,13 @@ def test_decimals_that_came_through_float32_are_a_lattice(digits):
         assert lattice_steps(values.astype(np.float32).astype(float)[:, None]) == 0.0
 
 
+@pytest.mark.parametrize(("offset", "digits"), [(0.0, 1), (0.0, 2), (1e4, 1)])
+def test_decimals_of_which_many_occur_again_have_their_step_through_float32_too(offset, digits):
+    values = np.round(offset + np.random.default_rng(0).normal(size=5000), digits)
+    for column in (values, values.astype(np.float32).astype(float)):
+        assert lattice_steps(column[:, None]) == pytest.approx(10.0**-digits, rel=1e-6)
+
+
 def test_outliers_are_not_moved():
     x = np.random.default_rng(0).normal(size=(4000, 1))
     x[:4] = 1e8

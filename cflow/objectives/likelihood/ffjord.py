@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import calling_line
 from cflow.continuous.divergence import Divergence, Hutchinson
 from cflow.continuous.flow import ContinuousFlow
 from cflow.fields.end_time import Lengthened
@@ -231,13 +232,13 @@ class FFJORD(MaximumLikelihood):
         limit = max(_GROWTH * begun, _FEW)
         if calls[-1] <= limit or max(calls[_FIRST:-1], default=0.0) > limit:
             return
-        warnings.warn(
+        warnings.warn_explicit(
             f"FFJORD: at step {history[-1]['step']} a solve takes {calls[-1]:.0f} calls of the field, and took "
             f"{begun:.0f} at first: the flow becomes stiff, and training slower with it. Regularise "
             f"(kinetic=0.01, jacobian=0.01), train on a fixed grid (solver=solvers.RK4(steps=8, "
             f"gradient=Checkpointed())), or loosen the tolerance.",
             UserWarning,
-            stacklevel=2,
+            **calling_line(),
         )
 
 
