@@ -152,6 +152,7 @@ def read(options: Options) -> Table:
         chosen, given = ([file.find(each) for each in each] for each in (options.columns, options.condition))
         chosen = chosen or [each for each in file.columns if each not in given]
         check_columns(chosen, given, options)
+        check_names(file.choose([*chosen, *given]), options)
         table = file.choose([*chosen, *given]).read(drop_missing=options.drop_missing)
         values = table.values.numpy()
         names = list(table.names or map(str, (*chosen, *given)))
@@ -224,6 +225,17 @@ def check_columns(columns: list, condition: list, options: Options) -> None:
         given = {"--columns": options.columns, "--condition": options.condition}
         asked = " ".join(word for option, names in given.items() if names for word in (option, *names))
         raise ValueError(f"{asked}: model one column or more, given other ones or none, each named once.")
+
+
+def check_names(file: data.TableFile, options: Options) -> None:
+    """Raises where two columns have one name, by which the commands that read the run would find neither."""
+    twice = sorted({name for name in file.names or () if file.names.count(name) > 1})
+    if twice:
+        where = [number for number, name in zip(file.columns, file.names) if name == twice[0]]
+        raise ValueError(
+            f"{options.data}: the columns {' and '.join(map(str, where))} are both called {twice[0]!r}, and results "
+            f"are found by name; rename one in the file, or name by --columns (numbers from 0) which to model."
+        )
 
 
 def read_reference(options: Options) -> Table:
@@ -429,6 +441,8 @@ def plain(value: float, digits: int = 17) -> str:
 
 def main(options: Options) -> None:
     began = time.perf_counter()
+    if options.num < 2:
+        raise ValueError(f"--num {options.num}: pictures and calibration take 2 samples at least, better thousands.")
     table = read(options)
     out = options.out or Path("runs") / f"density-{table.name}"
     sizes = ", ".join(

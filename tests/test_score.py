@@ -177,3 +177,19 @@ def test_scores_do_not_take_the_place_of_their_table(runs, table, tmp_path, caps
             main(["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / name)])
         assert "that is the table itself, which would be lost; choose another file" in capsys.readouterr().err
     assert (tmp_path / "x.csv").read_bytes() == before
+
+
+def test_a_first_line_of_years_is_asked_about(runs, tmp_path, capsys):
+    """Scores of a line of names, read as a row, are no scores."""
+    (tmp_path / "x.csv").write_text("2019,2020\n" + "5.5,4.25\n" * 9)
+    args = ["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv")]
+    with pytest.raises(SystemExit):
+        main(args)
+    assert "pass --header yes if it holds names, --header no if not" in capsys.readouterr().err
+    main([*args, "--header", "yes"])
+    assert "9 rows" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("3\n4\n")
+    args = ["sample", str(runs / "given"), "--context", str(tmp_path / "t.csv"), "-o", str(tmp_path / "s.csv")]
+    for header, count in (("yes", 64), ("no", 2)):  # 64 for one context, else one for each
+        main([*args, "--header", header])
+        assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + count

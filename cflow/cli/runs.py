@@ -111,7 +111,7 @@ def labels_of(flow, label: int | None, num: int) -> Tensor | None:
     return torch.full((num,), label)
 
 
-def contexts_of(flow, run: Path, context: str | None) -> Tensor | None:
+def contexts_of(flow, run: Path, context: str | None, header: bool | None = None) -> Tensor | None:
     """Reads contexts ``[N, *context_shape]`` that are numbers, or rows of a table; None for a flow without any."""
     if flow.context_shape is None or flow.classes:
         if context is not None:
@@ -126,7 +126,7 @@ def contexts_of(flow, run: Path, context: str | None) -> Tensor | None:
             f"{','.join('1.5' for _ in names)}, or a table of them as --context FILE."
         )
     if Path(context).suffix.lower() in ENDINGS:
-        file = TableFile(context)
+        file = TableFile(context, header=header)
         if file.names is not None and set(names) <= set(file.names):
             file = file.choose(names)
         values = file.read().values

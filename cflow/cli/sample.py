@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -42,6 +42,7 @@ def sample(
     cuda_graph: bool = False,
     label: int | None = None,
     context: Annotated[str | None, tyro.conf.arg(metavar="NUMBER,NUMBER|FILE")] = None,
+    header: Literal["auto", "yes", "no"] = "auto",
     guidance: float | None = None,
     seed: int | None = None,
     batch: int = 250,
@@ -64,6 +65,7 @@ def sample(
         label: The class to draw; every class in turn unless given.
         context: What a flow conditioned on numbers is to draw for: the numbers, or a table (.csv, .npy and so on) with
             a row for each context, which are drawn for in turn.
+        header: Whether the text file of --context begins with names; auto sees it from the first line.
         guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         seed: Seed of the draws; a new one each time unless given.
         batch: Samples carried at once.
@@ -92,7 +94,7 @@ def sample(
     if cuda_graph:
         chosen = {"solver": CudaGraph(chosen.get("solver", flow.solver))}
     options = {"generator": generator, **chosen}
-    contexts = contexts_of(flow, run, context)
+    contexts = contexts_of(flow, run, context, {"auto": None, "yes": True, "no": False}[header])
     num = num or (64 if contexts is None or len(contexts) == 1 else len(contexts))
     labels = labels_of(flow, label, num) if contexts is None else contexts[torch.arange(num) % len(contexts)]
     options |= guidance_of(flow, run, guidance)

@@ -6,7 +6,6 @@ import copy
 import csv
 import itertools
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,10 +85,9 @@ class TableFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column.
-
-    Warns:
-        UserWarning: where the first line is taken for a row, and looks like names that are numbers, such as years.
+        ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column; and
+            where the first line may be a row as well as names that are numbers, such as years, and ``header`` is not
+            given.
     """
 
     def __init__(
@@ -267,23 +265,22 @@ class TableFile:
         self._headed = _are_names(fields, others) if header is None else header
         if not self._headed:
             if header is None:
-                self._warn(others)
+                self._refuse(others)
             return list(range(self._width))
         self.names = tuple(self._all)
         return [i for i, name in enumerate(self._all) if name]
 
-    def _warn(self, others: list[list[str]]) -> None:
-        """Warns of a first row that looks like names, some or all of which are numbers."""
+    def _refuse(self, others: list[list[str]]) -> None:
+        """Raises for a first row that looks like names, some or all of which are numbers."""
         if len(others) < 2:
             return
         words = [i for i, each in enumerate(self._all) if kind_of(each) == WORD]
         beside = any(all(is_number(row[i]) for row in others) for i in words)
         if beside or (_counts(self._all) and not any(_counts(row) for row in others)):
             shown = ", ".join(self._all[:4]) + (", ..." if self._width > 4 else "")
-            warnings.warn(
-                f"{self.path}: the first line ({shown}) is read as a row of numbers, and looks like names of columns; "
-                f"pass header=True if it holds names, header=False if not.",
-                stacklevel=4,
+            raise ValueError(
+                f"TableFile({str(self.path)!r}): the first line ({shown}) may be a row of numbers, or names of "
+                f"columns; pass header=True if it holds names, header=False if not."
             )
 
     def _rows(self) -> Iterator[tuple[int, list[str] | None]]:

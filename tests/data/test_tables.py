@@ -181,7 +181,7 @@ def test_rows_with_missing_values_are_dropped_and_counted_on_demand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "warned"),
+    ("text", "doubtful"),
     [
         ("2001,2002,2003\n1.5,2,3\n4,5.5,6\n", True),
         ("0,1,2\n1.5,2,3\n4,5.5,6\n", True),
@@ -192,17 +192,15 @@ def test_rows_with_missing_values_are_dropped_and_counted_on_demand(tmp_path):
         ("1.5,2.5\n1,2\n4,8\n", False),
     ],
 )
-def test_a_row_that_looks_like_names_is_warned_of(tmp_path, recwarn, text, warned):
+def test_a_row_that_looks_like_names_is_asked_about(tmp_path, text, doubtful):
     path = write(tmp_path / "a.csv", text)
-    TableFile(path)
-    assert len(recwarn) == warned
-    if warned:
-        message = str(recwarn[0].message)
-        assert "header=True if it holds names" in message
-        assert recwarn[0].filename == __file__
-        TableFile(path, header=True)
-        TableFile(path, header=False)
-        assert len(recwarn) == 1
+    if not doubtful:
+        assert TableFile(path).names is None
+        return
+    with pytest.raises(ValueError, match=r"first line \(.*\) may be a row .* header=True if it holds names, header=F"):
+        TableFile(path)
+    assert TableFile(path, header=True).names == tuple(text.split("\n")[0].split(","))
+    assert TableFile(path, header=False).names is None
 
 
 def test_names_are_told_from_rows_without_numbers(tmp_path):

@@ -222,12 +222,16 @@ def test_mistakes_are_explained(recipe):
     write("t.csv", table(rng))
     write("short.csv", table(rng, 20))
     write("flat.csv", np.column_stack([table(rng)[:, :2], np.ones(160)]))
+    np.savetxt("twice.csv", table(rng), delimiter=",", header="a,b,a", comments="")
     for options, message in (
         ({"data": Path("t.csv"), "columns": ("c",)}, "no column 'c'; the file has the columns a, b, n"),
         ({"data": Path("t.csv"), "columns": ("a",), "condition": ("a",)}, "each named once"),
         ({"data": Path("short.csv")}, "20 rows; a density of 3 columns takes 50"),
         ({"data": Path("flat.csv")}, "columns n are constant"),
         ({"data": Path("t.csv"), "test_fraction": 1.0}, "some are to report"),
+        ({"data": Path("twice.csv")}, "columns 0 and 2 are both called 'a', .*; rename one in the file, or .* --columns"),
+        ({"data": Path("t.csv"), "num": 0}, "--num 0: pictures and calibration take 2 samples at least"),
+        ({"data": Path("t.csv"), "num": 1}, "--num 1: "),
         ({"reference": "power"}, "goes with --folder"),
         ({"flow": "planar", "hidden": (8,)}, "omit the latter"),
         ({"flow": "maf", "bins": 8}, "omit the latter"),
