@@ -131,6 +131,7 @@ class Table:
     notes: list[str] = field(default_factory=list)  # of what the file held and is not here
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # dequantised columns: a value, and their step
     standardised: bool = True
+    again: str = ""  # what commands that read this file need to find its columns by number
 
 
 def say(*what) -> None:
@@ -143,7 +144,7 @@ def read(options: Options) -> Table:
     """Reads and splits the table."""
     if options.reference is not None:
         return read_reference(options)
-    notes = []
+    notes, again = [], ""
     if options.data is None:
         values, names, condition, places = read_nuclei(options)
     else:
@@ -153,6 +154,9 @@ def read(options: Options) -> Table:
         chosen = chosen or [each for each in file.columns if each not in given]
         check_columns(chosen, given, options)
         check_names(file.choose([*chosen, *given]), options)
+        if any(file.names.count(name) > 1 for name in file.choose([*chosen, *given]).names or ()):
+            numbered = (("columns", chosen), ("condition", given))
+            again = "".join(f" --{option} {','.join(map(str, each))}" for option, each in numbered if each)
         table = file.choose([*chosen, *given]).read(drop_missing=options.drop_missing)
         values = table.values.numpy()
         names = list(table.names or map(str, (*chosen, *given)))
@@ -163,6 +167,8 @@ def read(options: Options) -> Table:
         if table.labels is not None:
             places[options.id] = table.labels
         notes += [f"{table.dropped} rows that miss a value were dropped"] if table.dropped else []
+        left = [] if options.columns else [each for each in file.unnamed if each not in given]
+        notes += [f"column {each} has no name, as an index has none, and is left out" for each in left]
         notes += [f"{table.passed} lines are no rows (empty ones, and remarks)"] if table.passed else []
     columns = names[: len(names) - len(condition)]
     if len(values) < max(50, 2 * len(columns)):
@@ -198,6 +204,7 @@ def read(options: Options) -> Table:
         Listed(*given, [used[row] for row in range(len(x))], places),
         notes,
         spread,
+        again=again,
     )
 
 
@@ -548,7 +555,7 @@ def main(options: Options) -> None:
     say(
         f"{report['seconds']:.0f} s; pictures: {out}/corner.png, calibration.png, training.png; all rows: anomalies.csv"
     )
-    say(f"scores of new rows: cflow score {out} new.csv --output scores.csv")
+    say(f"scores of new rows: cflow score {out} new.csv{table.again} --output scores.csv")
 
 
 if __name__ == "__main__":

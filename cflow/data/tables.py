@@ -81,6 +81,7 @@ class TableFile:
     Attributes:
         columns: numbers of the columns that are read.
         names: of these, or None where the file has none.
+        unnamed: numbers of the columns that were left out as they have no name, though the others have.
         unit: what a place in the file is called, ``"line"`` or ``"row"``.
 
     Raises:
@@ -114,6 +115,8 @@ class TableFile:
         else:
             everything = self._open_text(header)
         self.label = None if label is None else self.find(label)
+        unread = [] if self.names is None or columns is not None else range(self._width)
+        self.unnamed = [i for i in unread if i not in everything and i != self.label]
         chosen = [i for i in everything if i != self.label] if columns is None else columns
         self.columns = [self.find(each) for each in chosen]
         if self.names is not None:

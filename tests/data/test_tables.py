@@ -26,6 +26,7 @@ def test_text_of_every_kind_is_read(tmp_path, text, names):
     table = read_table(write(tmp_path / "a.csv", text))
     assert torch.equal(table.values, torch.tensor([[1.0, 2.0], [3.0, 4.5]], dtype=torch.float64))
     assert table.names == names
+    assert TableFile(tmp_path / "a.csv").unnamed == ([0] if text.startswith(",") else [])
 
 
 def test_columns_are_chosen_by_name_and_number(tmp_path):

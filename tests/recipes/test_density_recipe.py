@@ -137,6 +137,20 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
         assert float(scored[row["line"]]["log_prob"]) == pytest.approx(float(row["log_prob"]), abs=1e-4)
 
 
+def test_an_index_is_left_out_and_said_and_columns_of_one_name_are_found_by_number(recipe, tmp_path, capsys):
+    values = np.column_stack([np.arange(160), table(np.random.default_rng(0))])
+    np.savetxt("t.csv", values, delimiter=",", header=",a,b,b", comments="", fmt="%.17g")
+    recipe.main(recipe.Options(data=Path("t.csv"), columns=("1", "2"), out=Path("out"), **SMALL))
+    said = capsys.readouterr().out
+    assert "has no name" not in said  # these columns were asked for
+    command(said.rsplit("cflow ", 1)[1].replace("new.csv", "t.csv").split())
+    assert "160 rows" in capsys.readouterr().out
+    np.savetxt("t.csv", values, delimiter=",", header=",a,b,n", comments="", fmt="%.17g")
+    read = recipe.read(recipe.Options(data=Path("t.csv")))
+    assert (read.columns, read.again) == (["a", "b", "n"], "")
+    assert read.notes == ["column 0 has no name, as an index has none, and is left out"]
+
+
 def test_the_conditional_gaussian_is_that_of_linear_regression(recipe):
     rng = np.random.default_rng(0)
     values = torch.from_numpy(table(rng, 600)[:, :2])
