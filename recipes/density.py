@@ -140,6 +140,11 @@ def say(*what) -> None:
         print(*what, flush=True)
 
 
+def counted(count: int, what: str) -> str:
+    """Says how many there are of something, one or several."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def read(options: Options) -> Table:
     """Reads and splits the table."""
     if options.reference is not None:
@@ -166,13 +171,18 @@ def read(options: Options) -> Table:
             places["line"] = table.places.tolist()
         if table.labels is not None:
             places[options.id] = table.labels
-        notes += [f"{table.dropped} rows that miss a value were dropped"] if table.dropped else []
+        notes += [f"dropped {counted(table.dropped, 'row')} with missing values"] if table.dropped else []
         left = [] if options.columns else [each for each in file.unnamed if each not in given]
         notes += [f"column {each} has no name, as an index has none, and is left out" for each in left]
-        notes += [f"{table.passed} lines are no rows (empty ones, and remarks)"] if table.passed else []
+        notes += (
+            [f"passed over {counted(table.passed, 'line')} without a row (empty, or a remark)"] if table.passed else []
+        )
     columns = names[: len(names) - len(condition)]
     if len(values) < max(50, 2 * len(columns)):
-        raise ValueError(f"the table has {len(values)} rows; a density of {len(columns)} columns takes 50 or more.")
+        raise ValueError(
+            f"the table has {counted(len(values), 'row')}; a density of {counted(len(columns), 'column')} takes "
+            f"{max(50, 2 * len(columns))} or more."
+        )
     x, context = values[:, : len(columns)], values[:, len(columns) :]
     constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
     if constant:
@@ -459,7 +469,7 @@ def main(options: Options) -> None:
         )
     )
     given = f" given {', '.join(table.condition)}" if table.condition else ""
-    say(f"{table.name}: {len(table.columns)} columns{given}, rows: {sizes}")
+    say(f"{table.name}: {counted(len(table.columns), 'column')}{given}, rows: {sizes}")
     for note in table.notes:
         say(note)
     if table.spread:
@@ -538,7 +548,7 @@ def main(options: Options) -> None:
     worst = min(table.columns, key=p.get)
     say(
         f"calibration, p-values of Kolmogorov-Smirnov tests on {len(scores)} rows: regions of the density "
-        f"{p['density']:.3g}, least of the {len(table.columns)} columns {p[worst]:.3g} ({worst})"
+        f"{p['density']:.3g}, least of {counted(len(table.columns), 'column')} {p[worst]:.3g} ({worst})"
     )
     generator.manual_seed(options.seed + 2)
     lines = write_anomalies(flow, table, likely, out / "anomalies.csv", generator)

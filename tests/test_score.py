@@ -74,7 +74,7 @@ def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
     captured = capsys.readouterr()
     for part in (
         "line 2: column 0 holds 'nan', a missing value",
-        "line 3: 1 fields",
+        "line 3: 1 field, where there are 2",
         "line 4: column 0 holds 'x'",
         "line 6: its log-density",
     ):
@@ -101,7 +101,7 @@ def test_a_stray_quote_costs_one_row(runs, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "x.csv: line 11: a stray quote" in captured.err
     assert "1000 rows" in captured.out
-    assert "1 bad rows, 2 lines that are no rows" in captured.out
+    assert "1 bad row, 2 lines without a row" in captured.out
 
 
 def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):

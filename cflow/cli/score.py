@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of, spare
-from cflow.data.faults import Fault
+from cflow.data.faults import Fault, counted
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
@@ -113,8 +113,9 @@ def score(
                 f"{math.prod(flow.event_shape)}."
             )
     kind = "" if flow.likelihood == "exact" else f" ({flow.likelihood})"
-    passed = f", {total.passed} lines that are no rows" if total.passed else ""
-    print(f"{output}: {total.rows} rows, mean log-density {total.said()} nats{kind}, {total.bad} bad rows{passed}")
+    passed = f", {counted(total.passed, 'line')} without a row" if total.passed else ""
+    rows, bad = counted(total.rows, "row"), counted(total.bad, "bad row")
+    print(f"{output}: {rows}, mean log-density {total.said()} nats{kind}, {bad}{passed}")
 
 
 class Summary:
@@ -122,7 +123,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.rows = self.bad = self.passed = 0
-        self.remedies: dict[str, str] = {}
+        self.faults: dict[str, tuple[int, str, Fault]] = {}  # by kind: how often, where first, what
         self.mean = self.squares = 0.0
 
     def add(self, scores: Tensor, chunk: Chunk, file: TableFile) -> None:
@@ -131,7 +132,8 @@ class Summary:
             if self.bad < SHOWN:
                 print(f"\r{file.path}: {file.unit} {chunk.places[position]}: {what}", file=sys.stderr)
             self.bad += 1
-            self.remedies.setdefault(what.kind, what.remedy)
+            count, place, first = self.faults.get(what.kind, (0, f"{file.unit} {chunk.places[position]}", what))
+            self.faults[what.kind] = count + 1, place, first
         self.passed += chunk.passed
         self.rows += len(scores)
         good = scores[[position not in chunk.bad for position in range(len(scores))]].double()
@@ -149,9 +151,9 @@ class Summary:
     def tell_rest(self) -> None:
         """Says how many bad rows were not named, and what to do about each kind."""
         if self.bad > SHOWN:
-            print(f"and {self.bad - SHOWN} more bad rows", file=sys.stderr)
-        for kind, remedy in self.remedies.items():
-            print(f"{kind}: {remedy}", file=sys.stderr)
+            print(f"and {counted(self.bad - SHOWN, 'more bad row')}", file=sys.stderr)
+        for kind, (count, place, fault) in self.faults.items():
+            print(f"{kind}: {fault.advice(count, self.rows, place)}", file=sys.stderr)
 
 
 def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: str | None) -> list[int]:

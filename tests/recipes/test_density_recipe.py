@@ -109,8 +109,8 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
     recipe.main(recipe.Options(**options, id="name", drop_missing=True))
     said = capsys.readouterr().out
     for part in (
-        "1 rows that miss a value were dropped",
-        "1 lines are no rows",
+        "dropped 1 row with missing values",
+        "passed over 1 line without a row",
         "the least likely of 159 rows",
         "star",
     ):
@@ -243,7 +243,10 @@ def test_mistakes_are_explained(recipe):
         ({"data": Path("short.csv")}, "20 rows; a density of 3 columns takes 50"),
         ({"data": Path("flat.csv")}, "columns n are constant"),
         ({"data": Path("t.csv"), "test_fraction": 1.0}, "some are to report"),
-        ({"data": Path("twice.csv")}, "columns 0 and 2 are both called 'a', .*; rename one in the file, or .* --columns"),
+        (
+            {"data": Path("twice.csv")},
+            "columns 0 and 2 are both called 'a', .*; rename one in the file, or .* --columns",
+        ),
         ({"data": Path("t.csv"), "num": 0}, "--num 0: pictures and calibration take 2 samples at least"),
         ({"data": Path("t.csv"), "num": 1}, "--num 1: "),
         ({"reference": "power"}, "goes with --folder"),
