@@ -20,6 +20,7 @@ import csv
 import json
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -187,6 +188,12 @@ def read(options: Options) -> Table:
     constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
     if constant:
         raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; omit them.")
+    if stuck := [name for name, column in zip(names, values.T) if column.std() <= 1e-12 * abs(column.mean())]:
+        raise ValueError(
+            f"column {', '.join(stuck)}: the values differ by less than a trillionth of their size, as those of long "
+            f"identifiers do; choose others by --columns, or name the rows by it: --id {stuck[0]}."
+        )
+    notes += coded(names, values)
     spread = {}
     if options.dequantise:
         steps = lattice_steps(x)
@@ -216,6 +223,41 @@ def read(options: Options) -> Table:
         spread,
         again=again,
     )
+
+
+def coded(names: list[str], values: np.ndarray) -> list[str]:
+    """Finds numbers that may stand for missing values, such as -999: one value in several rows, far from all others."""
+    found = []
+    for name, column in zip(names, values.T):
+        for end in (np.min, np.max):
+            others = column[column != end(column)]
+            count = len(column) - len(others)
+            if count >= 3 and len(np.unique(others)) >= 10 and np.abs(others - end(column)).min() > np.ptp(others):
+                found.append(
+                    f"column {name}: {plain(float(end(column)), 6)} in {count} rows, far from all others; if it means "
+                    f"missing, make these cells empty and pass --drop-missing"
+                )
+    return found
+
+
+def units_of(x: torch.Tensor, names: list[str]) -> bijections.Standardise:
+    """Fits the units of columns, and warns of those whose scale a few rows decide, by their names."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        units = bijections.Standardise.fit(x)
+    odd = []
+    for i, name in enumerate(names if caught else ()):
+        with warnings.catch_warnings(record=True) as alone:
+            warnings.simplefilter("always")
+            bijections.Standardise.fit(x[:, i : i + 1])
+        odd += [name] if alone else []
+    if odd:
+        warnings.warn(
+            f"column {', '.join(odd)}: a few rows lie so far from the others that they decide its scale, which ruins "
+            f"the fit; look for them among the least and the greatest values, and correct or delete them",
+            stacklevel=1,
+        )
+    return units
 
 
 def read_nuclei(options: Options):
@@ -297,8 +339,8 @@ def train(table: Table, options: Options, out: Path):
         if getattr(options, name) is not None:
             raise ValueError(f"--flow {options.flow} --{name}: this flow has none; omit the latter.")
     seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
-    units = bijections.Standardise.fit(seen(table.x)) if table.standardised else None
-    context_units = bijections.Standardise.fit(seen(table.context)) if table.context is not None else None
+    units = units_of(seen(table.x), table.columns) if table.standardised else None
+    context_units = units_of(seen(table.context), table.condition) if table.context is not None else None
     torch.manual_seed(options.seed)  # the network's initial weights
     flow = make_flow(options.flow, len(table.columns), len(table.condition), settings, "density.py")
     objective = objective_of(flow)

@@ -151,6 +151,28 @@ def test_an_index_is_left_out_and_said_and_columns_of_one_name_are_found_by_numb
     assert read.notes == ["column 0 has no name, as an index has none, and is left out"]
 
 
+def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_columns(recipe, tmp_path):
+    values = table(np.random.default_rng(0))
+    write("t.csv", values)
+    assert recipe.read(recipe.Options(data=Path("t.csv"))).notes == []
+    values[::20, 0] = -999
+    write("t.csv", values)
+    for options in ({}, {"columns": ("b",), "condition": ("a",)}):
+        (note,) = recipe.read(recipe.Options(data=Path("t.csv"), **options)).notes
+        assert note.startswith("column a: -999 in 8 rows, far from all others; if it means missing")
+    values[:, 0] = 12345678901234567 + 2 * np.arange(160)
+    write("t.csv", values)
+    with pytest.raises(ValueError, match="^column a: the values differ by less .* --columns, .*: --id a"):
+        recipe.read(recipe.Options(data=Path("t.csv")))
+    x = torch.from_numpy(table(np.random.default_rng(0)))
+    x[3, 1] = 1e8
+    with pytest.warns(UserWarning, match="few rows") as warned:
+        units = recipe.units_of(x, ["a", "b", "n"])
+    assert [str(each.message).split(":")[0] for each in warned] == ["column b"]
+    assert "robust" not in str(warned[0].message)
+    assert torch.equal(units.loc, x.mean(0))
+
+
 def test_the_conditional_gaussian_is_that_of_linear_regression(recipe):
     rng = np.random.default_rng(0)
     values = torch.from_numpy(table(rng, 600)[:, :2])
