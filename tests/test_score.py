@@ -179,6 +179,24 @@ def test_scores_do_not_take_the_place_of_their_table(runs, table, tmp_path, caps
     assert (tmp_path / "x.csv").read_bytes() == before
 
 
+def test_a_missing_context_is_named_in_options_of_the_command(runs, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("t\n3\nNA\n4\nx\n")
+    with pytest.raises(SystemExit):
+        main(["sample", str(runs / "given"), "--context", str(tmp_path / "t.csv"), "-o", str(tmp_path / "s.csv")])
+    said = capsys.readouterr().err
+    assert "line 3: column t holds 'NA', a missing value (and 1 more bad row); every row is drawn for" in said
+    assert "drop_missing" not in said
+
+
+@pytest.mark.parametrize("name", ["reflow", "bespoke"])
+def test_a_flow_without_a_solver_is_not_told_to_omit_an_option(runs, capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, str(runs / "plain")])
+    said = capsys.readouterr().err
+    assert "train a continuous flow" in said
+    assert "omit" not in said
+
+
 def test_a_first_line_of_years_is_asked_about(runs, tmp_path, capsys):
     """Scores of a line of names, read as a row, are no scores."""
     (tmp_path / "x.csv").write_text("2019,2020\n" + "5.5,4.25\n" * 9)

@@ -86,6 +86,7 @@ class TableFile:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        IsADirectoryError: if it is a folder.
         ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column; and
             where the first line may be a row as well as names that are numbers, such as years, and ``header`` is not
             given.
@@ -100,6 +101,10 @@ class TableFile:
         key: str | None = None,
         label: str | int | None = None,
     ):
+        if Path(path).is_dir():
+            raise IsADirectoryError(
+                f"TableFile({str(path)!r}): that is a folder; name the file in it that is the table."
+            )
         self.path = find([Path(path).parent], [Path(path).name])
         ending = self.path.suffix.lower()
         if ending not in ENDINGS:

@@ -345,3 +345,7 @@ def test_arrays_without_numbers_and_missing_files_are_refused(tmp_path):
             read_table(tmp_path / "a.npy")
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         read_table(tmp_path / "nowhere.csv")
+    (tmp_path / "ph.csv").mkdir()
+    for folder in (tmp_path, tmp_path / "ph.csv"):
+        with pytest.raises(IsADirectoryError, match="that is a folder; name the file in it"):
+            read_table(folder)
