@@ -162,7 +162,7 @@ def read(options: Options) -> Table:
         check_names(file.choose([*chosen, *given]), options)
         if any(file.names.count(name) > 1 for name in file.choose([*chosen, *given]).names or ()):
             numbered = (("columns", chosen), ("condition", given))
-            again = "".join(f" --{option} {','.join(map(str, each))}" for option, each in numbered if each)
+            again = "".join(f" --{option} {' '.join(map(str, each))}" for option, each in numbered if each)
         table = file.choose([*chosen, *given]).read(drop_missing=options.drop_missing)
         values = table.values.numpy()
         names = list(table.names or map(str, (*chosen, *given)))

@@ -118,7 +118,7 @@ def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):
     for name, options in (
         ("noted.csv", ()),
         ("renamed.csv", ()),
-        ("other.csv", ("--condition", "T", "--columns", "B,A")),
+        ("other.csv", ("--condition", "T", "--columns", "B", "A")),
         ("last.npy", ()),
         ("last.npy", ("--condition", "2")),
     ):
@@ -148,9 +148,13 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
         (("plain", "x.csv", "--rtol", "1e-3"), "has no solver"),
         (("plain", "x.csv", "--condition", "a"), "without a condition"),
         (("plain", "x.csv", "--columns", "a"), "wants 2 columns for --columns, and these are 1 (a)"),
-        (("plain", "x.csv", "--columns", "a,c"), "no column 'c'"),
+        (("plain", "x.csv", "--columns", "a", "c"), "no column 'c'"),
+        (
+            ("plain", "x.csv", "--columns", "a,b"),
+            "no column 'a,b'; the file has the columns a, b; name them one by one: a b",
+        ),
         (("plain", "three.npy"), "wants 2 columns for --columns, and these are 3 (0, 1, 2)"),
-        (("given", "x.csv"), "wants 1 columns for --condition, and these are 0 (none)"),
+        (("given", "x.csv"), "wants 1 column for --condition, and these are 0 (none)"),
         (("plain", "bad.csv"), "none of its 2 rows could be scored"),
         (("nowhere", "x.csv"), "no saved flow there"),
     ],

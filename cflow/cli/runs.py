@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def needs_solver(flow, what: str, instead: str = "omit the option") -> None:
         )
 
 
-def labels_of(flow, label: int | None, num: int) -> Tensor | None:
+def labels_of(flow, label: str | None, num: int, names: Sequence[str] = ()) -> Tensor | None:
+    """Chooses the class of every sample: one, by its name (of ``names``) or its number, or all in turn."""
     classes = flow.classes
     if flow.context_shape is None:
         if label is not None:
@@ -109,9 +111,12 @@ def labels_of(flow, label: int | None, num: int) -> Tensor | None:
         )
     if label is None:
         return torch.arange(num) % classes
-    if not 0 <= label < classes:
-        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}.")
-    return torch.full((num,), label)
+    names = names if len(names) == classes else ()
+    number = names.index(label) if label in names else int(label) if label.isascii() and label.isdecimal() else -1
+    if not 0 <= number < classes:
+        called = f" ({', '.join(names[:10])}{', ...' if classes > 10 else ''})" if names else ""
+        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}{called}; pass one of them.")
+    return torch.full((num,), number)
 
 
 def contexts_of(flow, run: Path, context: str | None, header: bool | None = None) -> Tensor | None:

@@ -29,8 +29,8 @@ def score(
     run: tyro.conf.Positional[Path],
     table: tyro.conf.Positional[Path],
     /,
-    columns: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None,
-    condition: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None,
+    columns: tuple[str, ...] = (),
+    condition: tuple[str, ...] = (),
     label: Annotated[str | None, tyro.conf.arg(name="id", metavar="NAME")] = None,
     header: Literal["auto", "yes", "no"] = "auto",
     key: str | None = None,
@@ -52,8 +52,8 @@ def score(
     Args:
         run: A run's folder, or a folder that cflow.save wrote.
         table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array.
-        columns: Names (or numbers from 0) of the columns of data, in the order of training; what the run noted, or all
-            columns but those of the condition, unless given.
+        columns: Names (or numbers from 0) of the columns of data, with spaces between and in the order of training;
+            what the run noted, or all columns but those of the condition, unless given.
         condition: Names (or numbers) of the columns that the flow is conditioned on; what the run noted, or the last
             ones, unless given.
         label: Name (or number) of the column that names the rows; it is written beside their scores.
@@ -156,20 +156,20 @@ class Summary:
             print(f"{kind}: {fault.advice(count, self.rows, place)}", file=sys.stderr)
 
 
-def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: str | None) -> list[int]:
+def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], condition: tuple[str, ...]) -> list[int]:
     """Chooses the columns of a file: those of the data, then those of the context."""
     data = math.prod(flow.event_shape)
     context = 0 if flow.context_shape is None else math.prod(flow.context_shape)
-    if condition is not None and flow.context_shape is None:
+    if condition and flow.context_shape is None:
         raise ValueError(
-            f"--condition {condition}: this flow was trained without a condition; omit it, and choose the "
+            f"--condition {' '.join(condition)}: this flow was trained without a condition; omit it, and choose the "
             f"columns of data by --columns."
         )
     noted = {} if file.names is None else report_of(run)
 
-    def chosen(option: str, given: str | None) -> list[int] | None:
-        names = noted.get(option) if given is None else [each.strip() for each in given.split(",")]
-        if names is None or (given is None and not set(names) <= set(file.names)):
+    def chosen(option: str, given: tuple[str, ...]) -> list[int] | None:
+        names = given or noted.get(option)
+        if names is None or (not given and not set(names) <= set(file.names)):
             return None
         return [file.find(each) for each in names]
 
@@ -182,7 +182,7 @@ def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: s
         str(i if file.names is None else file.names[file.columns.index(i)]) for i in numbers
     )
     missing = [name for name in (*noted.get("columns", []), *noted.get("condition", [])) if name not in file.names]
-    if missing and columns is None and condition is None:
+    if missing and not columns and not condition:
         print(
             f"{file.path}: the run's {', '.join(missing[:8])} are not among the names there; columns are taken in "
             f"order: {named([*own, *given][:12])}",
@@ -190,9 +190,10 @@ def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: s
         )
     for option, numbers, count in (("columns", own, data), ("condition", given, context)):
         if len(numbers) != count:
+            there = named(numbers[:12]) or "none"
             raise ValueError(
-                f"score {file.path}: the flow wants {count} columns for --{option}, and these are {len(numbers)} "
-                f"({named(numbers[:12]) or 'none'}); choose {count} of {named(file.columns[:12])} by --{option}."
+                f"score {file.path}: the flow wants {counted(count, 'column')} for --{option}, and these are "
+                f"{len(numbers)} ({there}); choose {count} of {named(file.columns[:12])} by --{option}."
             )
     return [*own, *given]
 

@@ -228,8 +228,11 @@ class TableFile:
                 if names
                 else f"{counted(count, 'column')} without names, 0 to {count - 1}"
             )
+            several = [each.strip() for each in text.split(",")]
+            together = len(several) > 1 and set(several) <= {*names, *map(str, range(count))}
+            remedy = f"name them one by one: {' '.join(several)}" if together else "name one"
             raise ValueError(
-                f"TableFile({str(self.path)!r}): there is no column {column!r}; the file has {there}; name one."
+                f"TableFile({str(self.path)!r}): there is no column {column!r}; the file has {there}; {remedy}."
             )
         return number
 
