@@ -519,7 +519,7 @@ def main(options: Options) -> None:
     flow, run, best_step = train(table, options, out)
     if not MAIN:
         return
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
 
     generator = torch.Generator().manual_seed(options.seed + 1)
     test, context = table.x["test"], None if table.context is None else table.context["test"]
@@ -577,10 +577,17 @@ def main(options: Options) -> None:
         names=names[:shown],
         labels=(options.flow, "held-out data"),
         marks=reference[odd],
+        mark_label=f"the {len(odd)} least likely",
+        title=f"the first {shown} of {len(names)} columns" if shown < len(names) else "",
     )
-    shown = min(8, len(table.columns))
+    shown, many = min(8, len(table.columns)), len(table.columns)
     plot.calibration(
-        pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown]
+        pit[:, :shown],
+        out / "calibration.png",
+        coverage={options.flow: 1 - tail},
+        names=table.columns[:shown],
+        words=("row", "samples"),
+        title=f"the first {shown} of {many} columns" if shown < many else "",
     )
     report["calibration"] = {
         **{name: float(kstest(pit[:, i].numpy(), "uniform").pvalue) for i, name in enumerate(table.columns)},

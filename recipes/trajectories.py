@@ -240,7 +240,7 @@ def main(options: Options) -> None:
         say(f"--resume: {begun}")
     if not MAIN:
         return
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
     first = snapshots.samples[0][:150]
     trajectory = flow.trajectory(flow.preprocess(first)[0], times=41)
     moments = [i / 40 for i in range(41)]
