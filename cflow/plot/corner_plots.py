@@ -252,7 +252,11 @@ def _legend(figure, axes, sets, title: str, contours: bool, mark_label: str) -> 
         shares = " and ".join(f"{share:.0%}" for share in sorted(MASSES))
         if mark_label:
             patches.append(Line2D([], [], color=INK, marker="x", ls="", ms=5, label=mark_label))
-        drawn = [word for word, kind in (("contours", False), ("regions", True)) if kind in {s.filled for s in sets}]
+        drawn = [
+            word
+            for word, kind in (("contours", False), ("regions", True))
+            if kind in {each.filled for each in sets if len(each.values) >= FEWEST}
+        ]
         note = f"{' and '.join(drawn)} hold {shares}\nof the points" if contours else None
         place = {"loc": "lower center", "ncols": 2} if alone else {"loc": "upper right"}
         figure.legend(
