@@ -92,7 +92,7 @@ def load(options: Options, generator: torch.Generator) -> data.Snapshots:
         options.data, values=values, times=options.time_column, drop_missing=options.drop_missing
     )
     if snapshots.dropped:
-        say(f"{snapshots.dropped} rows that miss a value were dropped")
+        say(f"dropped {snapshots.dropped} row{'s' * (snapshots.dropped != 1)} with missing values")
     samples = [each.flatten(1).float() for each in snapshots.samples]
     if options.components is not None:
         if not 1 <= options.components <= samples[0].shape[1]:

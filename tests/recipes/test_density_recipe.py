@@ -173,6 +173,18 @@ def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_c
     assert torch.equal(units.loc, x.mean(0))
 
 
+def test_pictures_say_which_columns_they_leave_out_and_what_is_crossed(recipe, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(recipe.plot, "corner", lambda *_, **options: drawn.update(corner=options))
+    monkeypatch.setattr(recipe.plot, "calibration", lambda *_, **options: drawn.update(calibration=options))
+    values = np.random.default_rng(0).normal(size=(80, 9))
+    np.savetxt("t.csv", values, delimiter=",", header=",".join("abcdefghi"), comments="")
+    recipe.main(recipe.Options(data=Path("t.csv"), flow="maf", out=Path("out"), **{**SMALL, "steps": 2}))
+    assert {each["title"] for each in drawn.values()} == {"the first 8 of 9 columns"}
+    assert drawn["corner"]["mark_label"] == "the 5 least likely"
+    assert drawn["calibration"]["words"] == ("row", "samples")
+
+
 def test_the_conditional_gaussian_is_that_of_linear_regression(recipe):
     rng = np.random.default_rng(0)
     values = torch.from_numpy(table(rng, 600)[:, :2])
