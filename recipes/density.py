@@ -20,6 +20,7 @@ import csv
 import json
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -131,6 +132,7 @@ class Table:
     notes: list[str] = field(default_factory=list)  # of what the file held and is not here
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # dequantised columns: a value, and their step
     standardised: bool = True
+    again: str = ""  # what commands that read this file need to find its columns by number
 
 
 def say(*what) -> None:
@@ -139,11 +141,16 @@ def say(*what) -> None:
         print(*what, flush=True)
 
 
+def counted(count: int, what: str) -> str:
+    """Says how many there are of something, one or several."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def read(options: Options) -> Table:
     """Reads and splits the table."""
     if options.reference is not None:
         return read_reference(options)
-    notes = []
+    notes, again = [], ""
     if options.data is None:
         values, names, condition, places = read_nuclei(options)
     else:
@@ -152,6 +159,10 @@ def read(options: Options) -> Table:
         chosen, given = ([file.find(each) for each in each] for each in (options.columns, options.condition))
         chosen = chosen or [each for each in file.columns if each not in given]
         check_columns(chosen, given, options)
+        check_names(file.choose([*chosen, *given]), options)
+        if any(file.names.count(name) > 1 for name in file.choose([*chosen, *given]).names or ()):
+            numbered = (("columns", chosen), ("condition", given))
+            again = "".join(f" --{option} {' '.join(map(str, each))}" for option, each in numbered if each)
         table = file.choose([*chosen, *given]).read(drop_missing=options.drop_missing)
         values = table.values.numpy()
         names = list(table.names or map(str, (*chosen, *given)))
@@ -161,15 +172,28 @@ def read(options: Options) -> Table:
             places["line"] = table.places.tolist()
         if table.labels is not None:
             places[options.id] = table.labels
-        notes += [f"{table.dropped} rows that miss a value were dropped"] if table.dropped else []
-        notes += [f"{table.passed} lines are no rows (empty ones, and remarks)"] if table.passed else []
+        notes += [f"dropped {counted(table.dropped, 'row')} with missing values"] if table.dropped else []
+        left = [] if options.columns else [each for each in file.unnamed if each not in given]
+        notes += [f"column {each} has no name, as an index has none, and is left out" for each in left]
+        notes += (
+            [f"passed over {counted(table.passed, 'line')} without a row (empty, or a remark)"] if table.passed else []
+        )
     columns = names[: len(names) - len(condition)]
     if len(values) < max(50, 2 * len(columns)):
-        raise ValueError(f"the table has {len(values)} rows; a density of {len(columns)} columns takes 50 or more.")
+        raise ValueError(
+            f"the table has {counted(len(values), 'row')}; a density of {counted(len(columns), 'column')} takes "
+            f"{max(50, 2 * len(columns))} or more."
+        )
     x, context = values[:, : len(columns)], values[:, len(columns) :]
     constant = [name for name, column in zip((*columns, *condition), values.T) if np.ptp(column) == 0]
     if constant:
         raise ValueError(f"the columns {', '.join(constant)} are constant, and have no density; omit them.")
+    if stuck := [name for name, column in zip(names, values.T) if column.std() <= 1e-12 * abs(column.mean())]:
+        raise ValueError(
+            f"column {', '.join(stuck)}: the values differ by less than a trillionth of their size, as those of long "
+            f"identifiers do; choose others by --columns, or name the rows by it: --id {stuck[0]}."
+        )
+    notes += coded(names, values)
     spread = {}
     if options.dequantise:
         steps = lattice_steps(x)
@@ -197,7 +221,43 @@ def read(options: Options) -> Table:
         Listed(*given, [used[row] for row in range(len(x))], places),
         notes,
         spread,
+        again=again,
     )
+
+
+def coded(names: list[str], values: np.ndarray) -> list[str]:
+    """Finds numbers that may stand for missing values, such as -999: one value in several rows, far from all others."""
+    found = []
+    for name, column in zip(names, values.T):
+        for end in (np.min, np.max):
+            others = column[column != end(column)]
+            count = len(column) - len(others)
+            if count >= 3 and len(np.unique(others)) >= 10 and np.abs(others - end(column)).min() > np.ptp(others):
+                found.append(
+                    f"column {name}: {plain(float(end(column)), 6)} in {count} rows, far from all others; if it means "
+                    f"missing, make these cells empty and pass --drop-missing"
+                )
+    return found
+
+
+def units_of(x: torch.Tensor, names: list[str]) -> bijections.Standardise:
+    """Fits the units of columns, and warns of those whose scale a few rows decide, by their names."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        units = bijections.Standardise.fit(x)
+    odd = []
+    for i, name in enumerate(names if caught else ()):
+        with warnings.catch_warnings(record=True) as alone:
+            warnings.simplefilter("always")
+            bijections.Standardise.fit(x[:, i : i + 1])
+        odd += [name] if alone else []
+    if odd:
+        warnings.warn(
+            f"column {', '.join(odd)}: a few rows lie so far from the others that they decide its scale, which ruins "
+            f"the fit; look for them among the least and the greatest values, and correct or delete them",
+            stacklevel=1,
+        )
+    return units
 
 
 def read_nuclei(options: Options):
@@ -224,6 +284,17 @@ def check_columns(columns: list, condition: list, options: Options) -> None:
         given = {"--columns": options.columns, "--condition": options.condition}
         asked = " ".join(word for option, names in given.items() if names for word in (option, *names))
         raise ValueError(f"{asked}: model one column or more, given other ones or none, each named once.")
+
+
+def check_names(file: data.TableFile, options: Options) -> None:
+    """Raises where two columns have one name, by which the commands that read the run would find neither."""
+    twice = sorted({name for name in file.names or () if file.names.count(name) > 1})
+    if twice:
+        where = [number for number, name in zip(file.columns, file.names) if name == twice[0]]
+        raise ValueError(
+            f"{options.data}: the columns {' and '.join(map(str, where))} are both called {twice[0]!r}, and results "
+            f"are found by name; rename one in the file, or name by --columns (numbers from 0) which to model."
+        )
 
 
 def read_reference(options: Options) -> Table:
@@ -268,8 +339,8 @@ def train(table: Table, options: Options, out: Path):
         if getattr(options, name) is not None:
             raise ValueError(f"--flow {options.flow} --{name}: this flow has none; omit the latter.")
     seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
-    units = bijections.Standardise.fit(seen(table.x)) if table.standardised else None
-    context_units = bijections.Standardise.fit(seen(table.context)) if table.context is not None else None
+    units = units_of(seen(table.x), table.columns) if table.standardised else None
+    context_units = units_of(seen(table.context), table.condition) if table.context is not None else None
     torch.manual_seed(options.seed)  # the network's initial weights
     flow = make_flow(options.flow, len(table.columns), len(table.condition), settings, "density.py")
     objective = objective_of(flow)
@@ -429,6 +500,8 @@ def plain(value: float, digits: int = 17) -> str:
 
 def main(options: Options) -> None:
     began = time.perf_counter()
+    if options.num < 2:
+        raise ValueError(f"--num {options.num}: pictures and calibration take 2 samples at least, better thousands.")
     table = read(options)
     out = options.out or Path("runs") / f"density-{table.name}"
     sizes = ", ".join(
@@ -438,7 +511,7 @@ def main(options: Options) -> None:
         )
     )
     given = f" given {', '.join(table.condition)}" if table.condition else ""
-    say(f"{table.name}: {len(table.columns)} columns{given}, rows: {sizes}")
+    say(f"{table.name}: {counted(len(table.columns), 'column')}{given}, rows: {sizes}")
     for note in table.notes:
         say(note)
     if table.spread:
@@ -446,7 +519,7 @@ def main(options: Options) -> None:
     flow, run, best_step = train(table, options, out)
     if not MAIN:
         return
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
 
     generator = torch.Generator().manual_seed(options.seed + 1)
     test, context = table.x["test"], None if table.context is None else table.context["test"]
@@ -504,10 +577,17 @@ def main(options: Options) -> None:
         names=names[:shown],
         labels=(options.flow, "held-out data"),
         marks=reference[odd],
+        mark_label=f"the {len(odd)} least likely",
+        title=f"the first {shown} of {len(names)} columns" if shown < len(names) else "",
     )
-    shown = min(8, len(table.columns))
+    shown, many = min(8, len(table.columns)), len(table.columns)
     plot.calibration(
-        pit[:, :shown], out / "calibration.png", coverage={options.flow: 1 - tail}, names=table.columns[:shown]
+        pit[:, :shown],
+        out / "calibration.png",
+        coverage={options.flow: 1 - tail},
+        names=table.columns[:shown],
+        words=("row", "samples"),
+        title=f"the first {shown} of {many} columns" if shown < many else "",
     )
     report["calibration"] = {
         **{name: float(kstest(pit[:, i].numpy(), "uniform").pvalue) for i, name in enumerate(table.columns)},
@@ -517,7 +597,7 @@ def main(options: Options) -> None:
     worst = min(table.columns, key=p.get)
     say(
         f"calibration, p-values of Kolmogorov-Smirnov tests on {len(scores)} rows: regions of the density "
-        f"{p['density']:.3g}, least of the {len(table.columns)} columns {p[worst]:.3g} ({worst})"
+        f"{p['density']:.3g}, least of {counted(len(table.columns), 'column')} {p[worst]:.3g} ({worst})"
     )
     generator.manual_seed(options.seed + 2)
     lines = write_anomalies(flow, table, likely, out / "anomalies.csv", generator)
@@ -534,7 +614,7 @@ def main(options: Options) -> None:
     say(
         f"{report['seconds']:.0f} s; pictures: {out}/corner.png, calibration.png, training.png; all rows: anomalies.csv"
     )
-    say(f"scores of new rows: cflow score {out} new.csv --output scores.csv")
+    say(f"scores of new rows: cflow score {out} new.csv{table.again} --output scores.csv")
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def main(options: Options) -> None:
     say(f"trained {run.steps} steps in {run.seconds:.0f} s")
     if not MAIN:
         return
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
 
     flow = flow.eval()
     generator = torch.Generator(device=next(flow.parameters()).device).manual_seed(options.seed + 1)

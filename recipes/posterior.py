@@ -236,7 +236,7 @@ def main(options: Options) -> None:
         return
     posterior = cflow.StandardisedContext(flow.cpu().eval(), scale)  # takes data as the simulator gives them
     cflow.save(posterior, out / "model")
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
 
     ranked, coverage, logp = calibrated(posterior, task, options, solver, generator)
     label = f"{options.flow}, highest density"
@@ -264,7 +264,13 @@ def main(options: Options) -> None:
             pictures.append(f"corner-{k}.png")
             labels = (options.flow, "reference")
             plot.corner(
-                draws, out / pictures[-1], reference=reference, names=task.names, labels=labels, marks=truth[None]
+                draws,
+                out / pictures[-1],
+                reference=reference,
+                names=task.names,
+                labels=labels,
+                marks=truth[None],
+                mark_label="truth",
             )
     if options.flow == "matching":
         report["sampler"] = {"solver": "rk4", "steps": solver["solver"].steps}

@@ -138,7 +138,7 @@ def main(options: Options) -> None:
     if not MAIN:
         return
     flow = flow.cpu().eval()
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
 
     solver = solvers.Heun(steps=options.solver_steps)
     noisy = solvers.EulerMaruyama(options.solver_steps, diffusion=options.bridge) if options.bridge else solver
@@ -253,7 +253,7 @@ def maximise(options: Options, preset: str, out: Path, name: str, train: torch.T
     flow = flow.cpu().eval()
     samples = flow.sample((5000,), generator=generator)
     span = float(test.abs().max()) * 1.15
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
     plot.scatter(samples, out / "samples.png", reference=test)
     plot.density(flow.log_prob, out / "density.png", bounds=(-span, span), samples=test[:1000], resolution=160)
     with torch.no_grad():

@@ -92,7 +92,7 @@ def load(options: Options, generator: torch.Generator) -> data.Snapshots:
         options.data, values=values, times=options.time_column, drop_missing=options.drop_missing
     )
     if snapshots.dropped:
-        say(f"{snapshots.dropped} rows that miss a value were dropped")
+        say(f"dropped {snapshots.dropped} row{'s' * (snapshots.dropped != 1)} with missing values")
     samples = [each.flatten(1).float() for each in snapshots.samples]
     if options.components is not None:
         if not 1 <= options.components <= samples[0].shape[1]:
@@ -240,7 +240,7 @@ def main(options: Options) -> None:
         say(f"--resume: {begun}")
     if not MAIN:
         return
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
     first = snapshots.samples[0][:150]
     trajectory = flow.trajectory(flow.preprocess(first)[0], times=41)
     moments = [i / 40 for i in range(41)]

@@ -382,7 +382,7 @@ def main(options: Options) -> None:
         say(f"--resume: {begun}")
     if not MAIN:
         return
-    plot.training(run.history, out / "training.png")
+    plot.training(run, out / "training.png")
     flow = flow.cpu().eval()
     if options.flow == "continuous":  # trained on a grid, and used from now on without its error
         flow.solver = solvers.Dopri5(rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import cflow
 from cflow import bases, discrete, fields, objectives, paths, solvers, training
 from cflow.bijections import Dequantise, Rescale
 from cflow.cli import main
+from cflow.cli.runs import labels_of
 from cflow.data import read_table
 
 
@@ -124,6 +126,21 @@ def test_contexts_are_numbers_or_rows_of_a_table(runs, tmp_path):
     with pytest.raises(SystemExit):
         main(["sample", str(runs / "vector"), "--context", str(tmp_path / "c.csv"), "-o", str(tmp_path / "c.csv")])
     assert (tmp_path / "c.csv").read_bytes() == before
+
+
+def test_a_class_is_named_by_its_name_or_number(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "images", "run")
+    Path("run", "metrics.json").write_text('{"classes": ["cat", "dog", "3", "hen"]}')
+    flow = cflow.load("run/model")
+    for label, number in (("dog", 1), ("1", 1), ("3", 2), ("2", 2)):  # a name goes before a number
+        assert labels_of(flow, label, 2, ["cat", "dog", "3", "hen"]).tolist() == [number] * 2
+    main(["sample", "run", "--num", "1", "--steps", "1", "--label", "dog", "-o", "x.npy"])
+    for label in ("7", "cow"):
+        with pytest.raises(SystemExit):
+            main(["sample", "run", "--label", label])
+        said = f"--label {label}: the classes of this flow are 0 to 3 (cat, dog, 3, hen); pass one of them"
+        assert said in capsys.readouterr().err
 
 
 def test_labels_and_whole_numbers_in_text(runs, tmp_path):

@@ -75,6 +75,11 @@ def test_a_reference_and_marks_are_drawn_and_kept_in_view(tmp_path, generator, f
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["flow", "data"]
     assert figures[0].axes[4].get_xlim()[1] > 9  # the second feature's histogram
     assert figures[0].axes[4].lines  # one mark has a line
+    assert figures[0].legends[0].get_title().get_text() == "contours and regions hold 50% and 90%\nof the points"
+    plot.corner(samples, path, reference=samples[:99])  # too few for regions
+    assert figures.pop(1).legends[0].get_title().get_text().startswith("contours hold 50%")
+    plot.corner(samples, path, marks=marks, mark_label="the least likely")
+    assert [text.get_text() for text in figures.pop(1).legends[0].get_texts()] == ["the least likely"]
     plot.corner(samples, tmp_path / "c.pdf", marks=torch.zeros(2, 3), title="two marks")
     assert not figures[1].axes[4].lines
     assert (tmp_path / "c.pdf").read_bytes()[:4] == b"%PDF"

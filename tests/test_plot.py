@@ -100,6 +100,15 @@ def test_training_curves(tmp_path):
     assert full.shape[0] > bare.shape[0]  # learning rate and gradient norm have their own axes
 
 
+def test_the_step_whose_weights_were_kept_is_marked():
+    history = [{"step": k, "loss": 1 / k, "validation": 1 / k} for k in range(1, 10)]
+    for best, marked in ((5, ["weights kept, step 5"]), (None, [])):
+        axis = plot.training(training.Run(9, 1.0, history, None, best_step=best)).axes[0]
+        lines = [line for line in axis.lines if "kept" in str(line.get_label())]
+        assert [line.get_label() for line in lines] == marked
+        assert all(list(line.get_xdata()) == [best, best] for line in lines)
+
+
 def test_smoothing_does_not_lag_and_skips_what_is_missing():
     line = np.arange(200.0)
     assert np.allclose(smooth(line)[20:-20], line[20:-20])
@@ -256,3 +265,6 @@ def test_results_of_calibration_are_taken_as_they_are(generator):
     figure = plot.calibration(ranked, names=["mass"])
     assert figure.axes[0].get_title() == "mass"
     assert figure.axes[0].get_ylabel() == "number of truths"
+    figure = plot.calibration(ranked, coverage={"flow": torch.rand(20)}, words=("row", "samples"))
+    assert figure.axes[0].get_xlabel() == "rank of the row among samples"
+    assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["number of rows", "share of rows inside"]

@@ -74,7 +74,7 @@ def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
     captured = capsys.readouterr()
     for part in (
         "line 2: column 0 holds 'nan', a missing value",
-        "line 3: 1 fields",
+        "line 3: 1 field, where there are 2",
         "line 4: column 0 holds 'x'",
         "line 6: its log-density",
     ):
@@ -101,7 +101,7 @@ def test_a_stray_quote_costs_one_row(runs, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "x.csv: line 11: a stray quote" in captured.err
     assert "1000 rows" in captured.out
-    assert "1 bad rows, 2 lines that are no rows" in captured.out
+    assert "1 bad row, 2 lines without a row" in captured.out
 
 
 def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):
     for name, options in (
         ("noted.csv", ()),
         ("renamed.csv", ()),
-        ("other.csv", ("--condition", "T", "--columns", "B,A")),
+        ("other.csv", ("--condition", "T", "--columns", "B", "A")),
         ("last.npy", ()),
         ("last.npy", ("--condition", "2")),
     ):
@@ -148,9 +148,13 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
         (("plain", "x.csv", "--rtol", "1e-3"), "has no solver"),
         (("plain", "x.csv", "--condition", "a"), "without a condition"),
         (("plain", "x.csv", "--columns", "a"), "wants 2 columns for --columns, and these are 1 (a)"),
-        (("plain", "x.csv", "--columns", "a,c"), "no column 'c'"),
+        (("plain", "x.csv", "--columns", "a", "c"), "no column 'c'"),
+        (
+            ("plain", "x.csv", "--columns", "a,b"),
+            "no column 'a,b'; the file has the columns a, b; name them one by one: a b",
+        ),
         (("plain", "three.npy"), "wants 2 columns for --columns, and these are 3 (0, 1, 2)"),
-        (("given", "x.csv"), "wants 1 columns for --condition, and these are 0 (none)"),
+        (("given", "x.csv"), "wants 1 column for --condition, and these are 0 (none)"),
         (("plain", "bad.csv"), "none of its 2 rows could be scored"),
         (("nowhere", "x.csv"), "no saved flow there"),
     ],
@@ -177,3 +181,37 @@ def test_scores_do_not_take_the_place_of_their_table(runs, table, tmp_path, caps
             main(["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / name)])
         assert "that is the table itself, which would be lost; choose another file" in capsys.readouterr().err
     assert (tmp_path / "x.csv").read_bytes() == before
+
+
+def test_a_missing_context_is_named_in_options_of_the_command(runs, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("t\n3\nNA\n4\nx\n")
+    with pytest.raises(SystemExit):
+        main(["sample", str(runs / "given"), "--context", str(tmp_path / "t.csv"), "-o", str(tmp_path / "s.csv")])
+    said = capsys.readouterr().err
+    assert "line 3: column t holds 'NA', a missing value (and 1 more bad row); every row is drawn for" in said
+    assert "drop_missing" not in said
+
+
+@pytest.mark.parametrize("name", ["reflow", "bespoke"])
+def test_a_flow_without_a_solver_is_not_told_to_omit_an_option(runs, capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, str(runs / "plain")])
+    said = capsys.readouterr().err
+    assert "train a continuous flow" in said
+    assert "omit" not in said
+
+
+def test_a_first_line_of_years_is_asked_about(runs, tmp_path, capsys):
+    """Scores of a line of names, read as a row, are no scores."""
+    (tmp_path / "x.csv").write_text("2019,2020\n" + "5.5,4.25\n" * 9)
+    args = ["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv")]
+    with pytest.raises(SystemExit):
+        main(args)
+    assert "pass --header yes if it holds names, --header no if not" in capsys.readouterr().err
+    main([*args, "--header", "yes"])
+    assert "9 rows" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("3\n4\n")
+    args = ["sample", str(runs / "given"), "--context", str(tmp_path / "t.csv"), "-o", str(tmp_path / "s.csv")]
+    for header, count in (("yes", 64), ("no", 2)):  # 64 for one context, else one for each
+        main([*args, "--header", header])
+        assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + count

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from cflow.cli.commands import app
-from cflow.cli.runs import bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.cli.runs import CONTINUOUS, bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
 from cflow.io import load
 
 
@@ -38,7 +38,7 @@ def bespoke(
 
     folder = folder_of(run)
     flow = load(folder, device=device_of(device)).eval()
-    needs_solver(flow, f"bespoke {run}")
+    needs_solver(flow, f"bespoke {run}", CONTINUOUS)
     context = labels_of(flow, None, flow.classes)
     options = guidance_of(flow, run, guidance)
     solver = fit_bespoke(flow, steps, seed=seed, context=context, iterations=iterations, **options)

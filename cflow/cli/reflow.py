@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cflow import metrics, plot
 from cflow.cli.commands import app
-from cflow.cli.runs import device_of, folder_of, guidance_of, home_of, labels_of, needs_solver
+from cflow.cli.runs import CONTINUOUS, device_of, folder_of, guidance_of, home_of, labels_of, needs_solver
 from cflow.io import load, save
 from cflow.solvers import Euler, by_name
 from cflow.storage import read_json, write_json, written
@@ -65,7 +65,7 @@ def reflow(
     """
     folder = folder_of(run)
     flow = load(folder, device=device_of(device)).eval()
-    needs_solver(flow, f"reflow {run}")
+    needs_solver(flow, f"reflow {run}", CONTINUOUS)
     if min(rounds, pairs, steps, solver_steps, samples, *evaluations) < 1 or distil < 0:
         raise ValueError(
             f"--rounds {rounds} --pairs {pairs} --steps {steps} --evaluations {evaluations}: all are at least 1."

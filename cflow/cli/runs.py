@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor
 
 from cflow.continuous.guidance import ClassifierFree
-from cflow.data.faults import is_finite
+from cflow.data.faults import counted, is_finite
 from cflow.data.tables import ENDINGS, TableFile
 from cflow.io import find
 from cflow.solvers import METHODS, Bespoke, by_name
 
 __all__ = [
-    "bespoke_file", "contexts_of", "device_of", "folder_of", "guidance_of", "home_of", "labels_of", "needs_solver",
-    "report_of", "sampler_of", "solver_of", "spare",
+    "CONTINUOUS", "bespoke_file", "contexts_of", "device_of", "folder_of", "guidance_of", "home_of", "labels_of",
+    "needs_solver", "report_of", "sampler_of", "solver_of", "spare",
 ]  # fmt: skip
 
 
@@ -84,16 +85,20 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def needs_solver(flow, what: str) -> None:
-    """Raises where something is asked of a solver, and the flow has none."""
+CONTINUOUS = "train a continuous flow (density.py has --flow flow-matching and --flow ffjord)"
+
+
+def needs_solver(flow, what: str, instead: str = "omit the option") -> None:
+    """Raises where something is asked of a solver, and the flow has none; ``instead`` is what to do."""
     if "solver" not in flow.options_of("sample"):
         raise ValueError(
-            f"{what}: a {type(flow).__name__} is not a differential equation, so it has no solver and no steps; omit "
-            f"the option."
+            f"{what}: a {type(flow).__name__} is not a differential equation, so it has no solver and no steps; "
+            f"{instead}."
         )
 
 
-def labels_of(flow, label: int | None, num: int) -> Tensor | None:
+def labels_of(flow, label: str | None, num: int, names: Sequence[str] = ()) -> Tensor | None:
+    """Chooses the class of every sample: one, by its name (of ``names``) or its number, or all in turn."""
     classes = flow.classes
     if flow.context_shape is None:
         if label is not None:
@@ -106,12 +111,15 @@ def labels_of(flow, label: int | None, num: int) -> Tensor | None:
         )
     if label is None:
         return torch.arange(num) % classes
-    if not 0 <= label < classes:
-        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}.")
-    return torch.full((num,), label)
+    names = names if len(names) == classes else ()
+    number = names.index(label) if label in names else int(label) if label.isascii() and label.isdecimal() else -1
+    if not 0 <= number < classes:
+        called = f" ({', '.join(names[:10])}{', ...' if classes > 10 else ''})" if names else ""
+        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}{called}; pass one of them.")
+    return torch.full((num,), number)
 
 
-def contexts_of(flow, run: Path, context: str | None) -> Tensor | None:
+def contexts_of(flow, run: Path, context: str | None, header: bool | None = None) -> Tensor | None:
     """Reads contexts ``[N, *context_shape]`` that are numbers, or rows of a table; None for a flow without any."""
     if flow.context_shape is None or flow.classes:
         if context is not None:
@@ -126,10 +134,10 @@ def contexts_of(flow, run: Path, context: str | None) -> Tensor | None:
             f"{','.join('1.5' for _ in names)}, or a table of them as --context FILE."
         )
     if Path(context).suffix.lower() in ENDINGS:
-        file = TableFile(context)
+        file = TableFile(context, header=header)
         if file.names is not None and set(names) <= set(file.names):
             file = file.choose(names)
-        values = file.read().values
+        values = _sound(file, context)
     else:
         numbers = context.split(",")
         if not all(map(is_finite, numbers)):
@@ -143,6 +151,21 @@ def contexts_of(flow, run: Path, context: str | None) -> Tensor | None:
             f"({', '.join(names)}); pass as many."
         )
     return values.reshape(-1, *flow.context_shape)
+
+
+def _sound(file: TableFile, context: str) -> Tensor:
+    """Reads contexts, every one of which is drawn for; so none may be missing."""
+    chunks = list(file.chunks())
+    bad = [(chunk.places[position], fault) for chunk in chunks for position, fault in sorted(chunk.bad.items())]
+    if bad:
+        place, fault = bad[0]
+        more = f" (and {counted(len(bad) - 1, 'more bad row')})" if len(bad) > 1 else ""
+        raise ValueError(
+            f"--context {context}: {file.unit} {place}: {fault}{more}; every row is drawn for, so correct or delete it."
+        )
+    if not chunks:
+        raise ValueError(f"--context {context}: there are no rows in it; write one row a line.")
+    return torch.cat([chunk.values for chunk in chunks])
 
 
 def sampler_of(run: Path, folder: Path, name: str | None, **options: float | None) -> dict:

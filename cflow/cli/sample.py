@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -23,6 +23,7 @@ from cflow.cli.runs import (
     sampler_of,
     spare,
 )  # fmt: skip
+from cflow.data.faults import counted
 from cflow.io import load
 from cflow.solvers import CudaGraph
 
@@ -40,8 +41,9 @@ def sample(
     atol: float | None = None,
     diffusion: float | None = None,
     cuda_graph: bool = False,
-    label: int | None = None,
+    label: str | None = None,
     context: Annotated[str | None, tyro.conf.arg(metavar="NUMBER,NUMBER|FILE")] = None,
+    header: Literal["auto", "yes", "no"] = "auto",
     guidance: float | None = None,
     seed: int | None = None,
     batch: int = 250,
@@ -61,9 +63,10 @@ def sample(
         atol: Absolute tolerance of an adaptive solver.
         diffusion: Strength of the noise of a stochastic solver.
         cuda_graph: Replay each batch of samples from a CUDA graph; for a network that is small beside its GPU.
-        label: The class to draw; every class in turn unless given.
+        label: The class to draw, by its name or its number; every class in turn unless given.
         context: What a flow conditioned on numbers is to draw for: the numbers, or a table (.csv, .npy and so on) with
             a row for each context, which are drawn for in turn.
+        header: Whether the text file of --context begins with names; auto sees it from the first line.
         guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
         seed: Seed of the draws; a new one each time unless given.
         batch: Samples carried at once.
@@ -92,9 +95,12 @@ def sample(
     if cuda_graph:
         chosen = {"solver": CudaGraph(chosen.get("solver", flow.solver))}
     options = {"generator": generator, **chosen}
-    contexts = contexts_of(flow, run, context)
+    contexts = contexts_of(flow, run, context, {"auto": None, "yes": True, "no": False}[header])
     num = num or (64 if contexts is None or len(contexts) == 1 else len(contexts))
-    labels = labels_of(flow, label, num) if contexts is None else contexts[torch.arange(num) % len(contexts)]
+    if contexts is None:
+        labels = labels_of(flow, label, num, report_of(run).get("classes", []))
+    else:
+        labels = contexts[torch.arange(num) % len(contexts)]
     options |= guidance_of(flow, run, guidance)
     output = Path("samples.png" if _has_picture(flow) else "samples.csv") if output is None else output
     spare(None if context is None else Path(context), output, "file of contexts")
@@ -117,7 +123,7 @@ def sample(
     x = _on_lattice(torch.cat(parts), report)
     _write(flow, x, output, None if label is not None else labels, report)
     how = f", {chosen.get('solver', flow.solver)!r}" if "solver" in flow.options_of("sample") else ""
-    print(f"{output}: {num} samples, shape {tuple(x.shape[1:])}, seed {seed}{how}")
+    print(f"{output}: {counted(num, 'sample')}, shape {tuple(x.shape[1:])}, seed {seed}{how}")
 
 
 def _on_lattice(x: Tensor, report: dict) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow.cli.commands import app
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of, spare
-from cflow.data.faults import Fault
+from cflow.data.faults import Fault, counted
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
@@ -29,8 +29,8 @@ def score(
     run: tyro.conf.Positional[Path],
     table: tyro.conf.Positional[Path],
     /,
-    columns: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None,
-    condition: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None,
+    columns: tuple[str, ...] = (),
+    condition: tuple[str, ...] = (),
     label: Annotated[str | None, tyro.conf.arg(name="id", metavar="NAME")] = None,
     header: Literal["auto", "yes", "no"] = "auto",
     key: str | None = None,
@@ -52,8 +52,8 @@ def score(
     Args:
         run: A run's folder, or a folder that cflow.save wrote.
         table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array.
-        columns: Names (or numbers from 0) of the columns of data, in the order of training; what the run noted, or all
-            columns but those of the condition, unless given.
+        columns: Names (or numbers from 0) of the columns of data, with spaces between and in the order of training;
+            what the run noted, or all columns but those of the condition, unless given.
         condition: Names (or numbers) of the columns that the flow is conditioned on; what the run noted, or the last
             ones, unless given.
         label: Name (or number) of the column that names the rows; it is written beside their scores.
@@ -113,8 +113,9 @@ def score(
                 f"{math.prod(flow.event_shape)}."
             )
     kind = "" if flow.likelihood == "exact" else f" ({flow.likelihood})"
-    passed = f", {total.passed} lines that are no rows" if total.passed else ""
-    print(f"{output}: {total.rows} rows, mean log-density {total.said()} nats{kind}, {total.bad} bad rows{passed}")
+    passed = f", {counted(total.passed, 'line')} without a row" if total.passed else ""
+    rows, bad = counted(total.rows, "row"), counted(total.bad, "bad row")
+    print(f"{output}: {rows}, mean log-density {total.said()} nats{kind}, {bad}{passed}")
 
 
 class Summary:
@@ -122,7 +123,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.rows = self.bad = self.passed = 0
-        self.remedies: dict[str, str] = {}
+        self.faults: dict[str, tuple[int, str, Fault]] = {}  # by kind: how often, where first, what
         self.mean = self.squares = 0.0
 
     def add(self, scores: Tensor, chunk: Chunk, file: TableFile) -> None:
@@ -131,7 +132,8 @@ class Summary:
             if self.bad < SHOWN:
                 print(f"\r{file.path}: {file.unit} {chunk.places[position]}: {what}", file=sys.stderr)
             self.bad += 1
-            self.remedies.setdefault(what.kind, what.remedy)
+            count, place, first = self.faults.get(what.kind, (0, f"{file.unit} {chunk.places[position]}", what))
+            self.faults[what.kind] = count + 1, place, first
         self.passed += chunk.passed
         self.rows += len(scores)
         good = scores[[position not in chunk.bad for position in range(len(scores))]].double()
@@ -149,25 +151,25 @@ class Summary:
     def tell_rest(self) -> None:
         """Says how many bad rows were not named, and what to do about each kind."""
         if self.bad > SHOWN:
-            print(f"and {self.bad - SHOWN} more bad rows", file=sys.stderr)
-        for kind, remedy in self.remedies.items():
-            print(f"{kind}: {remedy}", file=sys.stderr)
+            print(f"and {counted(self.bad - SHOWN, 'more bad row')}", file=sys.stderr)
+        for kind, (count, place, fault) in self.faults.items():
+            print(f"{kind}: {fault.advice(count, self.rows, place)}", file=sys.stderr)
 
 
-def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: str | None) -> list[int]:
+def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], condition: tuple[str, ...]) -> list[int]:
     """Chooses the columns of a file: those of the data, then those of the context."""
     data = math.prod(flow.event_shape)
     context = 0 if flow.context_shape is None else math.prod(flow.context_shape)
-    if condition is not None and flow.context_shape is None:
+    if condition and flow.context_shape is None:
         raise ValueError(
-            f"--condition {condition}: this flow was trained without a condition; omit it, and choose the "
+            f"--condition {' '.join(condition)}: this flow was trained without a condition; omit it, and choose the "
             f"columns of data by --columns."
         )
     noted = {} if file.names is None else report_of(run)
 
-    def chosen(option: str, given: str | None) -> list[int] | None:
-        names = noted.get(option) if given is None else [each.strip() for each in given.split(",")]
-        if names is None or (given is None and not set(names) <= set(file.names)):
+    def chosen(option: str, given: tuple[str, ...]) -> list[int] | None:
+        names = given or noted.get(option)
+        if names is None or (not given and not set(names) <= set(file.names)):
             return None
         return [file.find(each) for each in names]
 
@@ -180,7 +182,7 @@ def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: s
         str(i if file.names is None else file.names[file.columns.index(i)]) for i in numbers
     )
     missing = [name for name in (*noted.get("columns", []), *noted.get("condition", [])) if name not in file.names]
-    if missing and columns is None and condition is None:
+    if missing and not columns and not condition:
         print(
             f"{file.path}: the run's {', '.join(missing[:8])} are not among the names there; columns are taken in "
             f"order: {named([*own, *given][:12])}",
@@ -188,9 +190,10 @@ def _columns(flow, run: Path, file: TableFile, columns: str | None, condition: s
         )
     for option, numbers, count in (("columns", own, data), ("condition", given, context)):
         if len(numbers) != count:
+            there = named(numbers[:12]) or "none"
             raise ValueError(
-                f"score {file.path}: the flow wants {count} columns for --{option}, and these are {len(numbers)} "
-                f"({named(numbers[:12]) or 'none'}); choose {count} of {named(file.columns[:12])} by --{option}."
+                f"score {file.path}: the flow wants {counted(count, 'column')} for --{option}, and these are "
+                f"{len(numbers)} ({there}); choose {count} of {named(file.columns[:12])} by --{option}."
             )
     return [*own, *given]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
-    "NONE", "NUMERIC", "WORD", "Fault", "fault_of", "is_finite", "is_number", "kind_of", "numbers",
+    "NONE", "NUMERIC", "WORD", "Fault", "counted", "fault_of", "is_finite", "is_number", "kind_of", "numbers",
 ]  # fmt: skip
 
 # What spreadsheets, R, pandas, SAS and the UCI repository write where a value is missing.
@@ -19,12 +19,14 @@ MISSING = frozenset(" na n/a #n/a #na nan -nan <na> null none nil nat ? - -- . m
 # float() reads more than this: underscores, and the digits of every script.
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.ASCII | re.IGNORECASE)
 NUMERIC, NONE, COMMA, WORD = "number", "no value", "a decimal comma", "no number"
+DATE, TRUTH = "a date", "a truth value"
+WHOLE = (DATE, TRUTH, WORD)  # where few cells of a column are so, they are wrong and not the column
 # What a field is that is no number, in words, with what to do about it; the first that matches is said.
 KINDS = (
     (
         r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?|\d{1,2}:\d\d(:\d\d(\.\d*)?)?"
         r"|\d{1,2}[- ][A-Za-z]{3,9}\.?[- ,]+\d{2,4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}",
-        "a date",
+        DATE,
         "write dates as numbers, such as days since a start, or leave the column out",
     ),
     (
@@ -35,16 +37,33 @@ KINDS = (
     (
         r"[+-]?(\d+|\d{1,3}([. ]\d{3})+)?,\d+([eE][+-]?\d+)?",
         COMMA,
-        "write points: pandas.read_csv(OLD, sep=';', decimal=',').to_csv(NEW, index=False)",
+        "write points: pandas.read_csv(OLD, sep={delimiter!r}, decimal=',').to_csv(NEW, index=False)",
     ),
     (r"[+-]?\d{1,3}([,' \u00a0\u202f]\d{3})+(\.\d*)?", "digits in groups", "write numbers without separators"),
     (r"[+-]?[\d.]+(\s+[+-]?[\d.]+)+", "several numbers", "separate columns by commas, semicolons or tabs"),
-    (r"true|false|yes|no|[tfyn]", "a truth value", "write 1 and 0, or leave the column out"),
+    (r"true|false|yes|no|[tfyn]", TRUTH, "write 1 and 0, or leave the column out"),
     (
         r"[+-]?[\d_]+(\.[\d_]*)?([eE][+-]?[\d_]+)?",
         "a number in other signs than 0 to 9",
         "write plain digits",
     ),
+    (
+        r"[\u2010-\u2015\u2212\ufe63\uff0d]\s?[\d.,]+([eE][+-]?\d+)?",
+        "a minus sign other than '-'",
+        "write '-', the hyphen of the keyboard",
+    ),
+    (
+        r"['\u2018\u2019`\u00b4]+[+-]?[\d.,]+['\u2018\u2019`\u00b4]*|[+-]?[\d.,]+['\u2018\u2019`\u00b4]+",
+        "a number with an apostrophe",
+        "write the number alone",
+    ),
+    (r"[+-]?[\d.,]+\s?([*\u2020\u2021\u00a7#]+|\([a-z]\))", "a number with a footnote", "write the number alone"),
+    (
+        r"[<>~\u2264\u2265\u2248]=?\s?[+-]?[\d.,]+([eE][+-]?\d+)?",
+        "a limit and no number",
+        "write a value for it, such as half of a limit of detection, or leave the cell empty",
+    ),
+    (r"[+-]?[\d.]+[eE][+-]?", "a number that is cut short", "complete it"),
     (
         r"[^\w\s.+-]{0,3}\s?[+-]?\d[\d.,]*\s?[^\d\s.,]{1,8}|[^\w\s.+-]{1,3}\s?[+-]?\d[\d.,]*",
         "a number with a unit",
@@ -70,6 +89,17 @@ class Fault:
 
     def __str__(self) -> str:
         return self.text
+
+    def advice(self, count: int, total: int, place: str) -> str:
+        """Says what to do where ``count`` of ``total`` rows have this fault, the first of them at ``place``."""
+        if self.kind not in WHOLE or 2 * count >= total:
+            return self.remedy
+        return f"correct or delete {place}" + (f" and the {count - 1} like it" if count > 1 else "")
+
+
+def counted(count: int, what: str) -> str:
+    """Says how many there are of something, one or several."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def numbers(rows: Sequence[Sequence[str]]) -> np.ndarray | None:
@@ -104,15 +134,15 @@ def kind_of(text: str) -> str:
     return NONE if _is_missing(text) else _kind(text.strip())[0]
 
 
-def fault_of(column: str | int, text: str) -> Fault:
-    """Says what is wrong with a field that is no finite number."""
+def fault_of(column: str | int, text: str, delimiter: str = ",") -> Fault:
+    """Says what is wrong with a field that is no finite number, in a table whose fields ``delimiter`` separates."""
     text = text.strip()
     if _is_missing(text):
         what = f"holds {text!r}, a missing value" if text else "is empty"
         return Fault(f"column {column} {what}", NONE, "drop such rows, or fill them", str(column), missing=True)
     shown = repr(text if len(text) <= 40 else text[:37] + "...")
     kind, remedy = INFINITE if is_number(text) else _kind(text)
-    return Fault(f"column {column} holds {shown}, {kind}", kind, remedy, str(column))
+    return Fault(f"column {column} holds {shown}, {kind}", kind, remedy.format(delimiter=delimiter), str(column))
 
 
 def _kind(text: str) -> tuple[str, str]:

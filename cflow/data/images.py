@@ -187,6 +187,8 @@ def image_folder(
             f"image_folder(size={size}, channels={channels}): images need at least one pixel and 1 (grey) or 3 (RGB) "
             f"channels; pass for instance size=64, channels=3."
         )
+    if root.exists() and not root.is_dir():
+        raise NotADirectoryError(f"image_folder({str(root)!r}): that is a file; pass a folder that holds pictures.")
     if not root.is_dir():
         raise FileNotFoundError(f"image_folder({str(root)!r}): there is no such folder; pass one that holds pictures.")
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())

@@ -6,7 +6,6 @@ import copy
 import csv
 import itertools
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cflow.data.faults import NONE, NUMERIC, WORD, Fault, fault_of, is_finite, is_number, kind_of, numbers
+from cflow.data.faults import NONE, NUMERIC, WORD, Fault, counted, fault_of, is_finite, is_number, kind_of, numbers
 from cflow.data.files import find
 from cflow.data.npy import map_array, read_array
 from cflow.data.text import decode_error, delimiter_of, lines_of, split
@@ -82,14 +81,15 @@ class TableFile:
     Attributes:
         columns: numbers of the columns that are read.
         names: of these, or None where the file has none.
+        unnamed: numbers of the columns that were left out as they have no name, though the others have.
         unit: what a place in the file is called, ``"line"`` or ``"row"``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column.
-
-    Warns:
-        UserWarning: where the first line is taken for a row, and looks like names that are numbers, such as years.
+        IsADirectoryError: if it is a folder.
+        ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column; and
+            where the first line may be a row as well as names that are numbers, such as years, and ``header`` is not
+            given.
     """
 
     def __init__(
@@ -101,6 +101,10 @@ class TableFile:
         key: str | None = None,
         label: str | int | None = None,
     ):
+        if Path(path).is_dir():
+            raise IsADirectoryError(
+                f"TableFile({str(path)!r}): that is a folder; name the file in it that is the table."
+            )
         self.path = find([Path(path).parent], [Path(path).name])
         ending = self.path.suffix.lower()
         if ending not in ENDINGS:
@@ -116,6 +120,8 @@ class TableFile:
         else:
             everything = self._open_text(header)
         self.label = None if label is None else self.find(label)
+        unread = [] if self.names is None or columns is not None else range(self._width)
+        self.unnamed = [i for i in unread if i not in everything and i != self.label]
         chosen = [i for i in everything if i != self.label] if columns is None else columns
         self.columns = [self.find(each) for each in chosen]
         if self.names is not None:
@@ -163,7 +169,7 @@ class TableFile:
             labels += [] if chunk.labels is None else [chunk.labels[position] for position in kept]
             total, passed = total + len(chunk.values), passed + chunk.passed
         if bad:
-            found = self._said(sorted(faults.values(), key=lambda each: -each[0]))
+            found = self._said(sorted(faults.values(), key=lambda each: -each[0]), total)
             raise ValueError(
                 f"read_table({str(self.path)!r}): {bad} of {total} rows are not numbers throughout. {found}."
             )
@@ -174,19 +180,23 @@ class TableFile:
         named = None if self.label is None else labels
         return Table(torch.cat(parts), self.names, *joined, self.unit, named, dropped, passed)
 
-    def _said(self, faults: list[tuple[int, int, Fault]]) -> str:
+    def _said(self, faults: list[tuple[int, int, Fault]], total: int) -> str:
         """Says what is wrong and what to do, by ``(how often, where first, what)`` for each kind of fault."""
-        said = [
-            f"{self.unit} {place}: {fault}{f' (and {count - 1} like it)' if count > 1 else ''}: {fault.remedy}"
-            for count, place, fault in faults[:3]
-        ]
-        if len(faults) > 3:
-            said.append(f"and {len(faults) - 3} more kinds")
+        said = []
+        for count, line, fault in faults[:3]:
+            place = f"{self.unit} {line}"
+            more = f" (and {count - 1} like it)" if count > 1 else ""
+            said.append(f"{place}: {fault}{more}: {fault.advice(count, total, place)}")
+        for _, line, fault in faults[3:6]:
+            said.append(f"{self.unit} {line}: {fault.kind}" + (f" in {fault.column}" if fault.column else ""))
+        if len(faults) > 6:
+            said.append(f"and {len(faults) - 6} more of other kinds")
         spoilt = {fault.column for _, _, fault in faults if not fault.missing}
         sound = [name for name in map(str, self.names or self.columns) if name not in spoilt]
         if None not in spoilt and 0 < len(sound) < len(self.columns):
             some = ", ".join(sound[:8]) + (", ..." if len(sound) > 8 else "")
-            said.append(f"numbers alone are in {some}: choose by columns=...")
+            gaps = {fault.column for _, _, fault in faults if fault.missing} & set(sound)
+            said.append(f"numbers{', or no value,' if gaps else ' alone'} are in {some}: choose by columns=...")
         if any(fault.missing for _, _, fault in faults):
             said.append("drop_missing=True drops rows without a value")
         return "; ".join(said)
@@ -213,9 +223,16 @@ class TableFile:
         text = str(column)
         number = int(text) if text.isascii() and text.isdecimal() else -1
         if not 0 <= number < count:
-            there = f"the columns {', '.join(names)}" if names else f"{count} columns without names, 0 to {count - 1}"
+            there = (
+                f"the columns {', '.join(names)}"
+                if names
+                else f"{counted(count, 'column')} without names, 0 to {count - 1}"
+            )
+            several = [each.strip() for each in text.split(",")]
+            together = len(several) > 1 and set(several) <= {*names, *map(str, range(count))}
+            remedy = f"name them one by one: {' '.join(several)}" if together else "name one"
             raise ValueError(
-                f"TableFile({str(self.path)!r}): there is no column {column!r}; the file has {there}; name one."
+                f"TableFile({str(self.path)!r}): there is no column {column!r}; the file has {there}; {remedy}."
             )
         return number
 
@@ -260,30 +277,47 @@ class TableFile:
             fields = split(first[0], self._delimiter)
         except csv.Error as error:
             raise ValueError(
-                f"TableFile({str(self.path)!r}): the first line has a stray quote ({error}); close or remove it."
+                f"TableFile({str(self.path)!r}): the first line has a stray quote, or a line break inside quotes "
+                f"({error}); remove it: names stand on one line."
             ) from None
         self._width, self._all = len(fields), [each.strip() for each in fields]
         others = [row for line in first[1:] if len(row := line.split(self._delimiter)) == self._width]
         self._headed = _are_names(fields, others) if header is None else header
+        if self._headed:
+            self._check_width(first[1:])
         if not self._headed:
             if header is None:
-                self._warn(others)
+                self._refuse(others)
             return list(range(self._width))
         self.names = tuple(self._all)
         return [i for i, name in enumerate(self._all) if name]
 
-    def _warn(self, others: list[list[str]]) -> None:
-        """Warns of a first row that looks like names, some or all of which are numbers."""
+    def _check_width(self, lines: list[str]) -> None:
+        """Raises where every row has one field more than there are names."""
+        rows = [_fields(line, self._delimiter) for line in lines]
+        if not rows or any(len(fields) != self._width + 1 for fields in rows):
+            return
+        if any(fields[-1].strip() for fields in rows):
+            what = "the header lacks a name for the first column"
+            remedy = "write one before the others (R's write.table does with col.names=NA)"
+        else:
+            what, remedy = "every row ends with a separator, and the header does not", "remove it from the rows"
+        raise ValueError(
+            f"TableFile({str(self.path)!r}): the rows have {self._width + 1} fields, where there are {self._width} "
+            f"names: {what}; {remedy}."
+        )
+
+    def _refuse(self, others: list[list[str]]) -> None:
+        """Raises for a first row that looks like names, some or all of which are numbers."""
         if len(others) < 2:
             return
         words = [i for i, each in enumerate(self._all) if kind_of(each) == WORD]
         beside = any(all(is_number(row[i]) for row in others) for i in words)
         if beside or (_counts(self._all) and not any(_counts(row) for row in others)):
             shown = ", ".join(self._all[:4]) + (", ..." if self._width > 4 else "")
-            warnings.warn(
-                f"{self.path}: the first line ({shown}) is read as a row of numbers, and looks like names of columns; "
-                f"pass header=True if it holds names, header=False if not.",
-                stacklevel=4,
+            raise ValueError(
+                f"TableFile({str(self.path)!r}): the first line ({shown}) may be a row of numbers, or names of "
+                f"columns; pass header=True if it holds names, header=False if not."
             )
 
     def _rows(self) -> Iterator[tuple[int, list[str] | None]]:
@@ -329,14 +363,15 @@ class TableFile:
         values, bad = torch.full((len(part), len(self.columns)), torch.nan, dtype=torch.float64), {}
         for position, (_, fields) in enumerate(part):
             if not fields:
-                bad[position] = Fault("a stray quote", "a stray quote", "remove it, or close it on the same line")
+                stray = "a stray quote, or a line break inside quotes"
+                bad[position] = Fault(stray, stray, "remove it; a row is one line, and a quote ends on it")
             elif len(fields) != self._width:
                 bad[position] = Fault(
-                    f"{len(fields)} fields, where there are {self._width} columns", "another number of fields",
+                    f"{counted(len(fields), 'field')}, where there are {self._width}", "another number of fields",
                     "write as many in every line",
                 )  # fmt: skip
             elif wrong := [i for i in self.columns if not is_finite(fields[i])]:
-                faults = [fault_of(self._all[i] if self._headed else i, fields[i]) for i in wrong]
+                faults = [fault_of(self._all[i] if self._headed else i, fields[i], self._delimiter) for i in wrong]
                 bad[position] = _joined(faults)
             else:
                 values[position] = torch.tensor([float(fields[i].strip()) for i in self.columns], dtype=torch.float64)

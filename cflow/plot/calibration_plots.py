@@ -23,6 +23,7 @@ def calibration(
     names: Sequence[str] | None = None,
     bins: int | None = None,
     level: float = 0.99,
+    words: tuple[str, str] = ("truth", "draws"),
     title: str = "",
 ) -> Any:
     """Draws one histogram per feature of probability integral transforms, and curves of coverage over credibility.
@@ -39,6 +40,8 @@ def calibration(
             begin to hold the truth.
         names: one per feature.
         bins: of the histograms; 20 or a tenth of N unless given.
+        level: what the bands hold.
+        words: what one of the N values is, and what it is ranked among: ``("row", "samples")`` for a table.
 
     Returns the figure.
 
@@ -78,9 +81,9 @@ def calibration(
     figure = new_figure(2.9 * columns, 2.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.38, "hspace": 0.42}).flatten()
     for axis, name, column in zip(axes, names, range(features)):
-        _histogram(axis, table[:, column], name, bins or max(2, min(20, len(table) // 10)), level)
+        _histogram(axis, table[:, column], name, bins or max(2, min(20, len(table) // 10)), level, words)
     if curves:
-        _curves(axes[features], curves, level)
+        _curves(axes[features], curves, level, words[0])
     for axis in axes[: features + bool(curves)]:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -108,7 +111,7 @@ def _units(name: str, values: Tensor, ranks: tuple[int, ...]):
     return numbers(values)
 
 
-def _histogram(axis, values, name: str, bins: int, level: float) -> None:
+def _histogram(axis, values, name: str, bins: int, level: float, words: tuple[str, str]) -> None:
     from scipy.stats import binom
 
     count = len(values)
@@ -118,11 +121,11 @@ def _histogram(axis, values, name: str, bins: int, level: float) -> None:
     axis.hist(values, bins=bins, range=(0, 1), color=BLUE, alpha=0.75, rwidth=0.92)
     axis.set_ylim(bottom=0)
     axis.set_title(name, fontsize=10)
-    axis.set_xlabel("rank of the truth among draws", fontsize=9)
-    axis.set_ylabel("number of truths", fontsize=9)
+    axis.set_xlabel(f"rank of the {words[0]} among {words[1]}", fontsize=9)
+    axis.set_ylabel(f"number of {words[0]}s", fontsize=9)
 
 
-def _curves(axis, curves, level: float) -> None:
+def _curves(axis, curves, level: float, word: str) -> None:
     import numpy as np
 
     fewest = min(len(each) for each in curves.values())
@@ -141,5 +144,5 @@ def _curves(axis, curves, level: float) -> None:
     axis.set_aspect("equal")
     axis.set_title("coverage", fontsize=10)
     axis.set_xlabel("credibility of the region", fontsize=9)
-    axis.set_ylabel("share of truths inside", fontsize=9)
+    axis.set_ylabel(f"share of {word}s inside", fontsize=9)
     legend(axis)

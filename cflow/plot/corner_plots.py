@@ -38,6 +38,7 @@ def corner(
     names: Sequence[str] | None = None,
     labels: tuple[str, str] = ("samples", "reference"),
     marks: Tensor | None = None,
+    mark_label: str = "",
     bins: int = 40,
     title: str = "",
 ) -> Any:
@@ -56,6 +57,7 @@ def corner(
         labels: what samples (unless they are a dict) and reference are called in the legend.
         marks: ``[K, D]``, single points that get a cross (true parameters, rows that stand out); with one of them, a
             line in its histograms too.
+        mark_label: what the marks are called in the legend; they are not in it unless given.
         bins: of the histograms.
         title: over the picture.
 
@@ -126,7 +128,8 @@ def corner(
             axis.set_xlim(limits[column])
             _dress(axis, row, column, features, names)
     figure.align_labels(axes)
-    _legend(figure, axes, sets, title, contours=features > 1 and max(len(each.values) for each in sets) >= FEWEST)
+    contours = features > 1 and max(len(each.values) for each in sets) >= FEWEST
+    _legend(figure, axes, sets, title, contours, mark_label if marks is not None else "")
     return finish(figure, path)
 
 
@@ -238,15 +241,23 @@ def _short(name: str) -> str:
     return name if len(name) <= 22 else name[:20] + "..."
 
 
-def _legend(figure, axes, sets, title: str, contours: bool) -> None:
+def _legend(figure, axes, sets, title: str, contours: bool, mark_label: str) -> None:
     """Places the legend in the empty corner above the diagonal (above the picture where there is none), and a title."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     box, alone = axes[0, 0].get_position(), len(axes) == 1
-    if len(sets) > 1 or contours:
+    if len(sets) > 1 or contours or mark_label:
         patches = [Patch(color=each.colour, label=each.label) for each in reversed(sets)] if len(sets) > 1 else []
         shares = " and ".join(f"{share:.0%}" for share in sorted(MASSES))
-        note = f"contours hold {shares}\nof the points" if contours else None
+        if mark_label:
+            patches.append(Line2D([], [], color=INK, marker="x", ls="", ms=5, label=mark_label))
+        drawn = [
+            word
+            for word, kind in (("contours", False), ("regions", True))
+            if kind in {each.filled for each in sets if len(each.values) >= FEWEST}
+        ]
+        note = f"{' and '.join(drawn)} hold {shares}\nof the points" if contours else None
         place = {"loc": "lower center", "ncols": 2} if alone else {"loc": "upper right"}
         figure.legend(
             handles=patches, fontsize=9, frameon=False, bbox_to_anchor=(0.5 if alone else 0.9, box.y1), title=note,

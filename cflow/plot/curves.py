@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cflow.plot.figure import BLUE, ORANGE, finish, legend, new_figure
+from cflow.plot.figure import BLUE, GREY, ORANGE, finish, legend, new_figure
 
 __all__ = ["training"]
 
@@ -21,8 +21,8 @@ def training(history: Any, path: str | os.PathLike | None = None, *, title: str 
     factor of ten; the learning rate is drawn on a linear one.
 
     Args:
-        history: the run that ``training.fit`` returned, its folder, or a list of dicts, each with ``step`` and any of
-            ``loss``, ``validation``, ``lr`` and ``grad_norm``.
+        history: the run that ``training.fit`` returned (the step whose weights it kept is marked), its folder, or a
+            list of dicts, each with ``step`` and any of ``loss``, ``validation``, ``lr`` and ``grad_norm``.
         path: the file to write; nothing is written without one.
         title: over the picture.
         ax: a matplotlib axis for the losses, instead of a figure of its own with everything.
@@ -37,6 +37,7 @@ def training(history: Any, path: str | os.PathLike | None = None, *, title: str 
         >>> training([{"step": k, "loss": 1 / k} for k in range(1, 100)]).axes[0].get_yscale()
         'log'
     """
+    best = getattr(history, "best_step", None)
     history = _entries(history)
     if not history or any("step" not in entry for entry in history) or not any("loss" in entry for entry in history):
         raise ValueError(
@@ -62,6 +63,8 @@ def training(history: Any, path: str | os.PathLike | None = None, *, title: str 
         axes[0].plot(steps, smooth(losses), color=BLUE, lw=1.8, label="loss, smoothed")
     if "validation" in series:
         axes[0].plot(*series["validation"], color=ORANGE, lw=1.4, marker="o", ms=3, label="validation")
+    if best is not None:
+        axes[0].axvline(best, color=GREY, lw=1.2, ls="--", label=f"weights kept, step {best}")
     legend(axes[0])
     _scale(axes[0], [*losses, *series.get("validation", ((), ()))[1]])
     axes[0].set_ylabel("loss", fontsize=9)

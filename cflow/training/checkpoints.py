@@ -158,9 +158,15 @@ def check_settings(note: dict[str, Any], settings: dict[str, Any], folder: Path,
         if before.get(name) != settings.get(name):
             where, now, then = first_difference(name, settings.get(name), before.get(name))
             what = f"{name} (of all processes)" if name == "batch_size" and several else where
+            if name == "data content":  # a checksum, which says nothing by itself
+                raise ValueError(
+                    f"fit(resume=True): the data content is another than in {folder}: values, rows or their order have "
+                    f"changed since; pass the former data, or another folder (out=...)."
+                )
+            cause = " (warmup may follow from steps=...)" if name == "schedule" else ""
             raise ValueError(
-                f"fit(resume=True): {what} is {now!r} now and was {then!r} in {folder}, so the run cannot go on as it "
-                f"began; pass the former value, or another folder (out=...)."
+                f"fit(resume=True): {what} is {now!r} now and was {then!r} in {folder}{cause}, so the run cannot go on "
+                f"as it began; pass the former value, or another folder (out=...)."
             )
 
 

@@ -176,8 +176,10 @@ def check_options(flow: Any, objective: Any, validation: Any, options: Options) 
     for name in (*given, "weight_decay"):
         if getattr(options, name) < 0:
             raise ValueError(f"fit({name}={getattr(options, name)}): this cannot be negative; pass 0 or more.")
-    if not options.lr > 0 or (options.clip is not None and not options.clip > 0):
-        raise ValueError(f"fit(lr={options.lr}, clip={options.clip}): both are positive (clip may be None).")
+    if not options.lr > 0:
+        raise ValueError(f"fit(lr={options.lr}): a learning rate is positive; pass for instance lr=1e-3.")
+    if options.clip is not None and not options.clip > 0:
+        raise ValueError(f"fit(clip={options.clip}): a largest norm is positive; pass one, or None for no limit.")
     if options.precision not in ("no", "bf16"):
         raise ValueError(f"fit(precision={options.precision!r}): there is no such precision; choose 'no' or 'bf16'.")
     if options.patience is not None and validation is None:

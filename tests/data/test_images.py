@@ -142,6 +142,9 @@ def test_camera_orientation_is_applied(tmp_path):
 
 
 def test_folder_errors_name_what_is_wrong(tmp_path):
+    (tmp_path / "full.csv").write_text("1,2\n")
+    with pytest.raises(NotADirectoryError, match="that is a file; pass a folder"):
+        image_folder(tmp_path / "full.csv", 8)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         image_folder(tmp_path / "none", 8)
     with pytest.raises(FileNotFoundError, match="found none"):

@@ -109,8 +109,8 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
     recipe.main(recipe.Options(**options, id="name", drop_missing=True))
     said = capsys.readouterr().out
     for part in (
-        "1 rows that miss a value were dropped",
-        "1 lines are no rows",
+        "dropped 1 row with missing values",
+        "passed over 1 line without a row",
         "the least likely of 159 rows",
         "star",
     ):
@@ -135,6 +135,54 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
     for row in rows:
         assert scored[row["line"]]["name"] == row["name"]
         assert float(scored[row["line"]]["log_prob"]) == pytest.approx(float(row["log_prob"]), abs=1e-4)
+
+
+def test_an_index_is_left_out_and_said_and_columns_of_one_name_are_found_by_number(recipe, tmp_path, capsys):
+    values = np.column_stack([np.arange(160), table(np.random.default_rng(0))])
+    np.savetxt("t.csv", values, delimiter=",", header=",a,b,b", comments="", fmt="%.17g")
+    recipe.main(recipe.Options(data=Path("t.csv"), columns=("1", "2"), out=Path("out"), **SMALL))
+    said = capsys.readouterr().out
+    assert "has no name" not in said  # these columns were asked for
+    command(said.rsplit("cflow ", 1)[1].replace("new.csv", "t.csv").split())
+    assert "160 rows" in capsys.readouterr().out
+    np.savetxt("t.csv", values, delimiter=",", header=",a,b,n", comments="", fmt="%.17g")
+    read = recipe.read(recipe.Options(data=Path("t.csv")))
+    assert (read.columns, read.again) == (["a", "b", "n"], "")
+    assert read.notes == ["column 0 has no name, as an index has none, and is left out"]
+
+
+def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_columns(recipe, tmp_path):
+    values = table(np.random.default_rng(0))
+    write("t.csv", values)
+    assert recipe.read(recipe.Options(data=Path("t.csv"))).notes == []
+    values[::20, 0] = -999
+    write("t.csv", values)
+    for options in ({}, {"columns": ("b",), "condition": ("a",)}):
+        (note,) = recipe.read(recipe.Options(data=Path("t.csv"), **options)).notes
+        assert note.startswith("column a: -999 in 8 rows, far from all others; if it means missing")
+    values[:, 0] = 12345678901234567 + 2 * np.arange(160)
+    write("t.csv", values)
+    with pytest.raises(ValueError, match="^column a: the values differ by less .* --columns, .*: --id a"):
+        recipe.read(recipe.Options(data=Path("t.csv")))
+    x = torch.from_numpy(table(np.random.default_rng(0)))
+    x[3, 1] = 1e8
+    with pytest.warns(UserWarning, match="few rows") as warned:
+        units = recipe.units_of(x, ["a", "b", "n"])
+    assert [str(each.message).split(":")[0] for each in warned] == ["column b"]
+    assert "robust" not in str(warned[0].message)
+    assert torch.equal(units.loc, x.mean(0))
+
+
+def test_pictures_say_which_columns_they_leave_out_and_what_is_crossed(recipe, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(recipe.plot, "corner", lambda *_, **options: drawn.update(corner=options))
+    monkeypatch.setattr(recipe.plot, "calibration", lambda *_, **options: drawn.update(calibration=options))
+    values = np.random.default_rng(0).normal(size=(80, 9))
+    np.savetxt("t.csv", values, delimiter=",", header=",".join("abcdefghi"), comments="")
+    recipe.main(recipe.Options(data=Path("t.csv"), flow="maf", out=Path("out"), **{**SMALL, "steps": 2}))
+    assert {each["title"] for each in drawn.values()} == {"the first 8 of 9 columns"}
+    assert drawn["corner"]["mark_label"] == "the 5 least likely"
+    assert drawn["calibration"]["words"] == ("row", "samples")
 
 
 def test_the_conditional_gaussian_is_that_of_linear_regression(recipe):
@@ -222,12 +270,19 @@ def test_mistakes_are_explained(recipe):
     write("t.csv", table(rng))
     write("short.csv", table(rng, 20))
     write("flat.csv", np.column_stack([table(rng)[:, :2], np.ones(160)]))
+    np.savetxt("twice.csv", table(rng), delimiter=",", header="a,b,a", comments="")
     for options, message in (
         ({"data": Path("t.csv"), "columns": ("c",)}, "no column 'c'; the file has the columns a, b, n"),
         ({"data": Path("t.csv"), "columns": ("a",), "condition": ("a",)}, "each named once"),
         ({"data": Path("short.csv")}, "20 rows; a density of 3 columns takes 50"),
         ({"data": Path("flat.csv")}, "columns n are constant"),
         ({"data": Path("t.csv"), "test_fraction": 1.0}, "some are to report"),
+        (
+            {"data": Path("twice.csv")},
+            "columns 0 and 2 are both called 'a', .*; rename one in the file, or .* --columns",
+        ),
+        ({"data": Path("t.csv"), "num": 0}, "--num 0: pictures and calibration take 2 samples at least"),
+        ({"data": Path("t.csv"), "num": 1}, "--num 1: "),
         ({"reference": "power"}, "goes with --folder"),
         ({"flow": "planar", "hidden": (8,)}, "omit the latter"),
         ({"flow": "maf", "bins": 8}, "omit the latter"),

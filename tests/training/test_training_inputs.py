@@ -75,7 +75,7 @@ def test_other_types_are_refused(given):
         ({"workers": 0}, r"workers=0"),
         ({"prefetch": -1}, r"prefetch=-1"),
         ({"seed": -1}, r"seed=-1"),
-        ({"lr": 0.0}, r"lr=0.0"),
+        ({"lr": 0.0}, r"fit\(lr=0.0\): a learning rate is positive; pass for instance lr=1e-3.$"),
         ({"clip": 0.0}, r"clip=0.0"),
         ({"precision": "fp16"}, "choose 'no' or 'bf16'"),
         ({"resume": True}, "no folder to resume from"),

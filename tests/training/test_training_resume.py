@@ -226,8 +226,9 @@ def test_resuming_nothing_starts_anew(tmp_path):
 )
 def test_other_settings_are_refused_by_name(tmp_path, change, name):
     train(out=tmp_path, steps=8)
-    with pytest.raises(ValueError, match=rf"fit\(resume=True\): {name} is .* now and was"):
+    with pytest.raises(ValueError, match=rf"fit\(resume=True\): {name} is .* now and was") as error:
         train(out=tmp_path, steps=16, resume=True, **change)
+    assert ("warmup may follow from steps=..." in str(error.value)) == (name == "schedule")
 
 
 def test_other_data_are_refused(tmp_path):
@@ -235,7 +236,9 @@ def test_other_data_are_refused(tmp_path):
     training.fit(small_flow(), SmallMatching(), data(), **fixed)
     with pytest.raises(ValueError, match="data size is 150 now and was 200"):
         training.fit(small_flow(), SmallMatching(), data()[:150], resume=True, **fixed)
-    with pytest.raises(ValueError, match="data content is"):
+    with pytest.raises(
+        ValueError, match="data content is another .* values, rows or their order have changed since; pass the former"
+    ):
         training.fit(small_flow(), SmallMatching(), data() + 1, resume=True, **fixed)
 
 
@@ -373,7 +376,10 @@ def test_other_data_behind_a_dataset_or_a_loader_are_refused(tmp_path):
     for name, kind in (("dataset", lambda dataset: dataset), ("loader", loader)):
         go(name, kind(Table()))
         assert go(name, kind(Table()), steps=8).resumed_from == 6
-        with pytest.raises(ValueError, match="data content is"):
+        with pytest.raises(
+            ValueError,
+            match="data content is another .* values, rows or their order have changed since; pass the former",
+        ):
             go(name, kind(Table(1.0)), steps=10)
         drawn = [kind(Table(draws=numpy.random.default_rng(seed))) for seed in (0, 1)]
         go(f"{name} drawn", drawn[0])
