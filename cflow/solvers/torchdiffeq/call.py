@@ -48,6 +48,9 @@ def odeint(
       ``norm``, ``step_t``, ``jump_t`` and ``dtype``; ``event_fn``; a ``func`` with callbacks (``callback_step`` and
       its kin); a tolerance for each entry of a tensor.
     - A complex state is held to the tolerances by its real and its imaginary parts, not by its modulus.
+    - Times are kept in the real dtype of the state (float32 at least), not in float64: far from zero, steps that
+      float32 cannot tell apart end in a ``RuntimeError``; shift the times, or solve in float64.
+    - Each tensor of a tuple keeps its own dtype, and a derivative has the shape of its tensor (nothing broadcasts).
 
     Args:
         func: ``func(t, y)``, of a time ``[]`` and a state shaped as ``y0``; gives the derivative, shaped as ``y0``.

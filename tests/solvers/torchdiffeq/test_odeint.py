@@ -317,3 +317,17 @@ def test_a_failure_is_an_error_where_torchdiffeq_gives_what_is_not_finite():
     assert not torchdiffeq.odeint(f, y0, t, method="rk4").isfinite().all()
     with pytest.raises(RuntimeError, match="NON_FINITE"):
         odeint(f, y0, t)
+
+
+def test_tensors_of_a_tuple_keep_their_dtype_and_times_have_that_of_the_state():
+    seen = set()
+    f = lambda t, y: seen.add(t.dtype) or (-y[0], -y[1])
+    ends = odeint(f, (torch.ones(2), torch.ones(3, dtype=torch.float64)), TIMES)
+    assert [part.dtype for part in ends] == [torch.float32, torch.float64]
+    odeint(lambda t, y: seen.add(("alone", t.dtype)) or -y, torch.ones(2), TIMES, rtol=1e-4)
+    assert seen == {torch.float64, ("alone", torch.float32)}
+    far = 1e5 + torch.linspace(0, 1, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="STEP_TOO_SMALL"):
+        odeint(lambda t, y: -50 * y, torch.ones(2), far, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="derivative has the shape"):
+        odeint(lambda t, y: y[None], torch.ones(2), [0.0, 1.0])
