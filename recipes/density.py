@@ -515,7 +515,9 @@ def main(options: Options) -> None:
     for note in table.notes:
         say(note)
     if table.spread:
-        say(f"spread over their steps, as they hold few different values: {', '.join(table.spread)}")
+        columns = ", ".join(table.spread)
+        say(f"spread over their steps, as they are whole numbers or hold few different values: {columns}")
+        say("  (an identifier or a date among them is no measurement: leave it out by --columns, or name it by --id)")
     flow, run, best_step = train(table, options, out)
     if not MAIN:
         return
