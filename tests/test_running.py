@@ -85,19 +85,21 @@ def test_an_old_typeguard_is_named(monkeypatch, capsys):
     assert "cflow: nowhere: no saved flow" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("default::UserWarning")
-def test_a_header_of_years_is_said_in_options(tmp_path, capsys):
+def test_a_header_of_years_is_asked_for_in_options(tmp_path, capsys):
     import cflow
     from cflow import discrete
 
     cflow.save(discrete.nsf(2, layers=1, hidden=(8,)), tmp_path / "model")
     (tmp_path / "x.csv").write_text("2001,2002\n0.5,1\n1,3.5\n")
     arguments = ["score", str(tmp_path), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv")]
-    main(arguments)
+    with pytest.raises(SystemExit):
+        main(arguments)
     captured = capsys.readouterr()
-    assert "3 rows" in captured.out
-    assert f"cflow: {tmp_path / 'x.csv'}: the first line (2001, 2002) is read as a row of numbers" in captured.err
+    assert f"cflow: {tmp_path / 'x.csv'}: the first line (2001, 2002) may be a row of numbers, or names" in captured.err
     assert "pass --header yes if it holds names, --header no if not" in captured.err
+    assert not (tmp_path / "s.csv").exists()
+    main([*arguments, "--header", "no"])
+    assert "3 rows" in capsys.readouterr().out
     main([*arguments, "--header", "yes"])
     captured = capsys.readouterr()
     assert "2 rows" in captured.out
