@@ -101,7 +101,7 @@ def _asked(function, args, kwargs) -> int:
     try:
         result = function(*unreal_args, **options)
     except (RuntimeError, NotImplementedError, TypeError):
-        return 0
+        return 0  # an operation without a shape until it has run: it is counted afterwards
     return sum(each.nbytes for each in _leaves(result) if isinstance(each, Tensor))
 
 

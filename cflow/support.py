@@ -107,7 +107,7 @@ class _Onto(Transform):
 @biject_to.register(_Chain)
 def _onto(chain: _Chain) -> _Onto:
     if any(each.draws or not each.has_rsample or each.context_shape is not None for each in chain.members):
-        raise NotImplementedError(
+        raise NotImplementedError(  # what torch's biject_to raises where there is none, and Pyro expects
             f"biject_to({chain}): a map that draws, rounds or reads a context gives the support no coordinates without "
             f"bounds; give the support of such a flow as a constraint of torch's."
         )

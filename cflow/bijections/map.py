@@ -159,7 +159,7 @@ class Map(nn.Module):
 
 
 def check_table(name: str, data: Tensor) -> None:
-    """Raises where what a map is fitted to is no tensor ``[N, *event]`` with some numbers."""
+    """Raises unless the data that a map is fitted to are a tensor ``[N, *event]`` with at least one number."""
     if not isinstance(data, Tensor):
         raise TypeError(
             f"{name}.fit({type(data).__name__}): data are a tensor [N, *event]; pass torch.as_tensor(data)."

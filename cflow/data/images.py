@@ -262,7 +262,7 @@ def _picture(path: Path, height: int, width: int, channels: int) -> Tensor:
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from None
     with opened:
-        # A picture of 16 bits a colour is opened as one of 8, without a word; its header says what it is.
+        # Pillow opens a PNG of 16 bits per channel as one of 8 and gives no warning: the file's header tells.
         if opened.mode.startswith(("I", "F")) or (opened.format == "PNG" and _bits(path) > 8):
             raise ValueError("it has more than 8 bits per channel; convert it first")
         if opened.format in ("PNG", "JPEG") and opened.width * opened.height > 8 * INFLATION * path.stat().st_size:

@@ -111,7 +111,7 @@ def attack(subjects: list[Subject], count: int, seed: int, folder: Path) -> Resu
                 counts["refused"] += 1
                 if subject.name not in str(error):
                     wrong = f"an error without the file's name: {error}"
-            except Exception:
+            except Exception:  # whatever it is: anything but a ValueError is what this looks for
                 wrong = traceback.format_exc(limit=-3)
             else:
                 counts["read"] += 1
