@@ -517,7 +517,8 @@ def main(options: Options) -> None:
     if table.spread:
         columns = ", ".join(table.spread)
         say(f"spread over their steps, as they are whole numbers or hold few different values: {columns}")
-        say("  (an identifier or a date among them is no measurement: leave it out by --columns, or name it by --id)")
+        if options.data is not None:
+            say("  (an identifier or a date is no measurement: leave it out by --columns, or name it by --id)")
     flow, run, best_step = train(table, options, out)
     if not MAIN:
         return
