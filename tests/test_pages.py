@@ -1,0 +1,163 @@
+"""Pages keep what they promise: their code runs, their commands are understood, their links and pictures are there."""
+
+import functools
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import tyro
+
+from cflow.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+GUIDES = sorted((ROOT / "recipes" / "guide").glob("*.md"))
+PAGES = [
+    ROOT / "README.md",
+    ROOT / ".github" / "CONTRIBUTING.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
+    *sorted((ROOT / "recipes").glob("*.md")),
+    *GUIDES,
+]
+named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(page, folder, monkeypatch):
+    """Runs the code of a page from top to bottom in an empty folder, and returns the names that it leaves."""
+    monkeypatch.chdir(folder)
+    module = type(sys)("page")  # what a page defines must be found by its name, as pickling in a worker does
+    monkeypatch.setitem(sys.modules, "page", module)
+    names = vars(module)
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
+    return names
+
+
+@named
+def test_the_code_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    assert blocks(page, "python") or page not in GUIDES or page.name in WITHOUT_CODE
+    matplotlib.use("agg")
+    torch.manual_seed(0)
+    names = run(page, tmp_path, monkeypatch)
+    plt.close("all")
+    if page.name == "README.md" and page.parent == ROOT:
+        check_readme(names, tmp_path)
+
+
+WITHOUT_CODE = {"README.md", "choosing.md", "glossary.md"}
+
+
+def check_readme(names, folder):
+    assert names["logp"].shape == (64,)
+    assert len(names["bns"].times) == 6
+    assert names["solution"].success.all()
+    assert names["y"].shape == (11, 3)
+    assert names["score"].shape == (1000, 2)
+    assert names["run"].history[-1]["nfe"] > 10
+    assert (names["high"] > names["low"]).all()
+    assert names["one"].solver == names["solvers"].Euler(steps=1)
+    assert names["x"].shape == (1000, 2)
+    assert names["density"].cost() == (3, 3, 3)
+    assert len(names["own"].bijection) == 6
+    assert (folder / "moons" / "flow.safetensors").is_file()
+
+
+def commands(page):
+    """Yields the commands of a page: lines of its shell blocks, and those in single backticks."""
+    text = page.read_text()
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    for line in lines + inline:
+        for part in re.split(r"&&|;|\|", line.split("  #")[0]):
+            words = part.split(" # ")[0].strip()
+            words = re.sub(r"^(\w+=\S+ )*(accelerate launch (--\w+ )*|\S*/bin/)?(?=python|recipes|cflow)", "", words)
+            if re.match(r"(python (recipes|tests/benchmarks)/\w+\.py|recipes/\w+\.py|cflow \w)", words):
+                yield words.removeprefix("python ")
+
+
+@named
+def test_its_commands_are_understood(page):
+    for command in commands(page):
+        program, *arguments = shlex.split(command)
+        if program == "cflow":
+            name, *arguments = arguments
+            if not arguments:  # its name in a sentence
+                continue
+            function = next(getattr(module, name) for module in COMMANDS if hasattr(module, name))
+            parse(functools.wraps(function)(lambda *_, **__: None), arguments, command)
+        elif program.startswith("tests/"):
+            text = (ROOT / program).read_text()
+            for option in (each for each in arguments if each.startswith("--")):
+                assert f'"{option}"' in text or f"{option[2:].replace('-', '_')}:" in text, command
+        else:
+            parse(recipe(program).Options, arguments, command)
+
+
+@functools.cache
+def recipe(program):
+    spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(ROOT / "recipes"))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def parse(what, arguments, command):
+    try:
+        tyro.cli(what, args=arguments, console_outputs=False)
+    except SystemExit as stop:
+        raise AssertionError(f"not understood: {command}") from stop
+
+
+def test_a_wrong_command_is_found():
+    with pytest.raises(AssertionError, match="not understood"):
+        parse(recipe("recipes/toys.py").Options, ["--colour", "red"], "toys")
+
+
+def test_there_are_exactly_two_set_up_commands():
+    found = re.findall(r"^pip install .*$", README, re.MULTILINE)
+    assert found == ["pip install -e . && python recipes/images.py", 'pip install -e ".[test]" && pytest']
+
+
+def anchors(page):
+    """Returns the anchors that headings of a page have where it is shown."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@named
+def test_every_link_and_picture_is_there(page):
+    for target in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", page.read_text()):
+        name, _, anchor = (target[0] or target[1]).partition("#")
+        if name.startswith(("http:", "https:")):
+            continue
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), name
+        assert place.is_dir() or place.stat().st_size > 500, name
+        if anchor:
+            assert anchor in anchors(place), f"{name}#{anchor}"
+
+
+def test_pictures_are_small_and_shown():
+    text = "".join(page.read_text() for page in PAGES)
+    for picture in (ROOT / "assets").rglob("*.png"):
+        assert picture.stat().st_size < 300_000, picture
+        assert picture.name in text, f"{picture} is shown nowhere"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
