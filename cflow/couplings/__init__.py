@@ -1,23 +1,23 @@
-"""Which base sample goes with which data sample.
+"""Couplings decide which base sample is paired with which data sample in a training batch.
 
-A coupling is called as ``coupling(x0, x1, context=None, generator=None)`` on one batch of base samples ``x0``, data
-samples ``x1`` and what the data samples are conditioned on, and gives them back paired row by row.
+A coupling is called as ``coupling(x0, x1, context=None, generator=None)`` on one batch: base samples ``x0``, data
+samples ``x1`` and the contexts of the data samples. It returns them paired row by row.
 
 ================== ============================================= ==============================================
-coupling           pairs                                         take it for
+coupling           pairs                                         use it for
 ================== ============================================= ==============================================
-Independent        as chance drew them                           conditional models, scores, stochastic samplers
+Independent        as drawn, at random                           conditional models, scores, stochastic samplers
 OptimalTransport   at the least squared distance, one to one     straight paths without a condition
-ConditionalOT      the same, only where conditions agree         straight paths given classes or numbers
+ConditionalOT      the same, but only where conditions agree     straight paths given classes or numbers
 Sinkhorn           drawn from an entropic plan                   Schroedinger bridges; matching two data sets
-Unbalanced         drawn from a plan that may leave mass out     two data sets with outliers or modes of their own
-Partial            the cheapest share, one to one                the same with a fixed share to drop
-Paired             as the data set brings them along             reflow, measured pairs (:func:`paired` builds them)
+Unbalanced         drawn from a plan that may omit mass          two data sets with outliers or unshared modes
+Partial            the cheapest share, one to one                the same, with a fixed share to drop
+Paired             as stored in the data set                     reflow, measured pairs (:func:`paired` builds them)
 ================== ============================================= ==============================================
 
-All randomness comes from ``generator``; all can be called from several threads at once. :class:`Sinkhorn` and
-:class:`Unbalanced` also give the transport :class:`Plan` itself, and warn with :class:`ConvergenceWarning` where it is
-not what was asked for.
+All randomness comes from ``generator``. All couplings can be called from several threads at once. :class:`Sinkhorn` and
+:class:`Unbalanced` also compute the transport :class:`Plan`, and warn with :class:`ConvergenceWarning` if it has not
+converged.
 """
 
 from cflow.couplings.conditional import ConditionalOT

@@ -23,44 +23,44 @@ SAME = 1e-9  # mean squared distance of standardised conditions below which they
 @register("couplings.ConditionalOT")
 @dataclass(frozen=True)
 class ConditionalOT:
-    r"""Pairs a batch at the least total squared distance, without skewing which base samples a condition gets.
+    r"""Pairs a batch at the least total squared distance, and keeps the base samples independent of the condition.
 
     .. math:: \min_{\tau \in S_B} \sum_{j=1}^B \| x_0^{\tau(j)} - x_1^j \|^2 + w\, d(c_{\tau(j)}, c_j)
 
-    The rows of ``x0`` take the conditions that chance gave them: row i has condition i, as drawn. A pair may then
-    change partners only where the conditions agree, so the base given a condition stays what it was. (Plain optimal
-    transport pairs across conditions: a class on the right gets the base samples on the right, yet at sampling time its
-    base samples come from everywhere.) Rows of ``x0`` are permuted; ``x1`` and ``context`` keep their order.
+    Row i of ``x0`` starts with condition i. Base samples are exchanged only between rows with equal conditions, so the
+    distribution of the base given a condition does not change. (Plain optimal transport exchanges across conditions: a
+    class on the right is trained with base samples on the right, but sampling draws its base samples from everywhere.)
+    Rows of ``x0`` are permuted; ``x1`` and ``context`` keep their order.
 
-    - Integer and boolean contexts (classes, tokens) must agree exactly: optimal transport inside each class, and the
-      base given a class is exactly as drawn.
-    - Floating contexts are compared by d, the squared distance after each entry was divided by its standard deviation
-      over the batch, averaged over the entries; w weighs it. The base given a condition is then as drawn up to the
-      distance over which conditions mix.
-      Classes given as vectors (one-hot) are classes if ``weight=inf`` says so.
-    - Of dicts, every part counts: integer parts must agree, floating parts are compared together.
+    - Integer and boolean contexts (classes, tokens) must agree exactly. This is optimal transport inside each class,
+      and the base given a class is exactly as drawn.
+    - Floating contexts are compared by d: each entry is divided by its standard deviation over the batch, and squared
+      differences are averaged over the entries. The base given a condition is then as drawn, up to the distance over
+      which conditions are exchanged. For classes given as vectors (one-hot), pass ``weight=inf``.
+    - In a dict, every part counts: integer parts must agree, and floating parts are compared together.
 
     Args:
-        weight: w, in squared distance of the data, for floating contexts. ``None`` finds the w at which the
-            share ``candidates`` of all pairs is still attractive. ``inf`` demands that all contexts agree exactly.
-        candidates: the share of pairs (i, j), of different rows of agreeing integer contexts, that stay cheaper than
-            j's own: :math:`C_{ij} + w\, d(c_i, c_j) \le C_{jj}`, both sets being centred. It is a quantile, so w is
-            found without a search. Small values keep the base unskewed, large ones the paths straight.
-        method: the solver, as in :class:`OptimalTransport`; ``None`` is the assignment.
+        weight: w, in squared distance of the data, for floating contexts. ``inf`` requires that all contexts agree
+            exactly. Default: None, which computes w from ``candidates``.
+        candidates: the share of pairs (i, j), of different rows with agreeing integer contexts, that cost no more than
+            pair (j, j): :math:`C_{ij} + w\, d(c_i, c_j) \le C_{jj}`, with both sets centred. This determines w as a
+            quantile, without a search. A small share keeps the base independent; a large one makes paths straighter.
+        method: the solver, as in :class:`OptimalTransport`. Default: None, the assignment.
 
-    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such.
-    Cost: that of :class:`OptimalTransport` for a batch of the largest class's size, times the number of such; with
-    floating contexts also a ``B x B`` matrix of their distances and one quantile. Deterministic: ``generator`` is not
-    needed. Safe to call from several threads. A class that a batch holds once keeps its random pair, so paths grow
-    straighter only with several items per class: sample batches that are large, or of few classes.
+    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such tensors.
+    Cost: that of :class:`OptimalTransport` for each class; with floating contexts also a ``B x B`` matrix of their
+    distances and one quantile. Deterministic: ``generator`` is not used. Safe to call from several threads.
+
+    A class that has one row in a batch keeps its random pair, so paths become straighter only with several rows per
+    class: draw large batches, or batches of few classes.
 
     Raises:
         ValueError: if there is no context, shapes or devices differ, samples or contexts have NaN or infinite entries,
-            or an argument is out of its range.
+            or an argument is out of range.
         TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Cheng and Schwing, The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional
-    Flow-Based Generation, 2025, arXiv:2503.10636 (there conditions are compared by their cosine, and w is searched).
+    Flow-Based Generation, 2025, arXiv:2503.10636 (there, conditions are compared by cosine and w is found by search).
 
     Example:
         >>> x0, x1 = torch.tensor([[0.0], [9.0], [1.0], [5.0]]), torch.tensor([[8.0], [1.0], [7.0], [0.0]])
@@ -80,13 +80,13 @@ class ConditionalOT:
     def __post_init__(self):
         if self.weight is not None and not self.weight >= 0:
             raise ValueError(
-                f"ConditionalOT(weight={self.weight}): conditions that differ cost more, not less; pass a number of at "
-                f"least 0, inf for exact agreement, or None to have it found."
+                f"ConditionalOT(weight={self.weight}): the weight is not negative; pass a number from 0 to inf (exact "
+                f"agreement), or None to compute it."
             )
         if not 0 < self.candidates <= 1:
             raise ValueError(
-                f"ConditionalOT(candidates={self.candidates}): it is the share of pairs that stay open, above 0 and at "
-                f"most 1; pass a value such as 0.05."
+                f"ConditionalOT(candidates={self.candidates}): the share of pairs is in (0, 1]; pass a value such as "
+                f"0.05."
             )
         if self.method not in METHODS:
             raise ValueError(
@@ -96,18 +96,21 @@ class ConditionalOT:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
+        """Returns ``(x0, x1, context)`` with the rows of ``x0`` permuted; ``generator`` is not used."""
         check_rows("ConditionalOT", x0, x1, context, generator)
         check_alike("ConditionalOT", x0, x1)
         return x0[self.indices(x0, x1, context)], x1, context
 
     @torch.no_grad()
     def indices(self, x0: Tensor, x1: Tensor, context: Context) -> Tensor:
-        """Computes the permutation ``[B]``: row ``i`` of ``x1`` goes with row ``indices[i]`` of ``x0``."""
+        """Computes the permutation ``[B]``: row ``i`` of ``x1`` is paired with row ``indices[i]`` of ``x0``.
+
+        ``context [B, ...]`` has the conditions of ``x1``.
+        """
         parts = leaves(context)
         if not parts:
             raise ValueError(
-                "ConditionalOT(context=None): there is no condition whose base samples could be kept apart; pass the "
-                "context, or take OptimalTransport."
+                "ConditionalOT(context=None): this coupling needs a context; pass it, or use OptimalTransport."
             )
         index = torch.arange(len(x1))
         if len(x1) == 0:
@@ -115,8 +118,8 @@ class ConditionalOT:
         for number, part in enumerate(parts):
             if part.is_complex() or not part.isfinite().all():
                 raise ValueError(
-                    f"ConditionalOT(context part {number} of shape {list(part.shape)}, {part.dtype}): conditions are "
-                    f"compared by their distance, which needs finite real numbers; clean or encode them first."
+                    f"ConditionalOT(context part {number} of shape {list(part.shape)}, {part.dtype}): distances need "
+                    f"finite real numbers; clean or encode it."
                 )
         exact = [part for part in parts if not part.is_floating_point() or self.weight == math.inf]
         loose = [part for part in parts if part.is_floating_point()] if self.weight not in (0, math.inf) else []
@@ -148,14 +151,14 @@ class ConditionalOT:
 
 
 def leaves(context: Context) -> list[Tensor]:
-    """Lists the tensors of a context, parts of parts included."""
+    """Lists the tensors of a context, also those of nested parts."""
     if isinstance(context, dict):
         return [leaf for part in context.values() for leaf in leaves(part)]
     return [] if context is None else [context]
 
 
 def agreeing_rows(parts: list[Tensor], count: int) -> list[Tensor]:
-    """Groups rows that agree in all parts: lists of indices on the host, one per group."""
+    """Groups rows that agree in all parts; returns one tensor of row indices, on the host, per group."""
     codes = [
         torch.unique(part.detach().reshape(count, -1), dim=0, return_inverse=True)[1].cpu()
         for part in parts
@@ -168,7 +171,7 @@ def agreeing_rows(parts: list[Tensor], count: int) -> list[Tensor]:
 
 
 def condition_distances(parts: list[Tensor]) -> Tensor:
-    """Computes mean squared distances between standardised conditions ``[B, B]``, each part weighing the same."""
+    """Computes mean squared distances between standardised conditions, ``[B, B]``; all parts have the same weight."""
     total = None
     for part in parts:
         part = rearrange(part.detach(), "b ... -> b (...)")
@@ -178,16 +181,16 @@ def condition_distances(parts: list[Tensor]) -> Tensor:
         part = part / torch.where(spread > 0, spread, 1.0)
         norms = part.square().sum(1)
         with torch.autocast(part.device.type, enabled=False):
-            # Constant entries tell no two rows apart and do not count.
+            # Constant entries distinguish no rows and do not count.
             far = (norms[:, None] + norms - 2 * part @ part.T).clamp_(min=0) / max(1, int((spread > 0).sum()))
         total = far if total is None else total + far.to(total.device)
     return total / len(parts)
 
 
 def open_weight(cost: Tensor, far: Tensor, blocks: list[Tensor], share: float) -> float:
-    r"""Finds the weight at which the given share of pairs is still cheaper than the data row's own pair.
+    r"""Computes the weight at which the given share of pairs costs no more than the data row's own pair.
 
-    Pair (i, j) is, as long as :math:`w \le (C_{jj} - C_{ij}) / d_{ij}`, so w is a quantile of those ratios.
+    This holds for pair (i, j) if :math:`w \le (C_{jj} - C_{ij}) / d_{ij}`, so w is a quantile of those ratios.
     """
     ratios = []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Entropic transport plans: the scaling loop that Sinkhorn and unbalanced couplings share, and how pairs are drawn."""
+"""Entropic transport plans: the scaling loop of Sinkhorn and unbalanced couplings, and draws of pairs."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ __all__ = [
     "regularisation",
 ]
 
-CHECK_EVERY = 10  # iterations between two looks at the error, each of which waits for an accelerator
-ABSORB_AT = 100.0  # logarithm of a scaling factor from which it joins the duals; e^±700 is where float64 ends
-LOOSE, LOOSE_ITERATIONS = 0.1, 100  # how well the stages before the last are solved
-ANNEAL_FROM = 0.02  # times the scale of the costs; a regularisation above needs no annealing
-RELAX_AFTER, RELAXATION = 20, 1.6  # over-relaxed updates, from that iteration of the last stage on
-RESOLUTION = 1e14  # float64 cannot tell costs apart whose ratio to the regularisation is larger
+CHECK_EVERY = 10  # iterations between two checks of the error; each check waits for an accelerator
+ABSORB_AT = 100.0  # a scaling factor with a larger logarithm is absorbed into the duals; float64 ends at e^±700
+LOOSE, LOOSE_ITERATIONS = 0.1, 100  # tolerance and iterations of the stages before the last
+ANNEAL_FROM = 0.02  # times the scale of the costs; a larger regularisation needs no annealing
+RELAX_AFTER, RELAXATION = 20, 1.6  # updates are over-relaxed from this iteration of a stage on
+RESOLUTION = 1e14  # float64 does not resolve costs whose ratio to the regularisation is larger
 
 
 class ConvergenceWarning(RuntimeWarning):
-    """Says that a transport plan was used before its marginals were right to the tolerance asked for."""
+    """Warns that a transport plan is used although its marginals have not reached the tolerance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    r"""A transport plan between two batches, with what is known of its quality.
+    r"""A transport plan between two batches, with measures of its quality.
 
     Attributes:
-        plan: mass moved from row i of x0 to row j of x1 ``[B0, B1]``, float64.
-        cost: mean squared distance travelled, per unit of mass moved.
-        mass: the total mass moved; 1 up to rounding where marginals are fixed.
-        error: L1 distance of the x0 marginal from what it should be (that of x1 is exact), relative to the mass.
-        iterations: rounds of updates made, all stages of the annealing included.
-        converged: whether ``error`` is below the tolerance asked for.
+        plan: the mass moved from row i of x0 to row j of x1 ``[B0, B1]``, float64.
+        cost: the mean squared distance per unit of mass moved.
+        mass: the total mass moved; 1 up to rounding if the marginals are fixed.
+        error: the L1 error of the x0 marginal, relative to the mass (the x1 marginal is exact).
+        iterations: rounds of updates made, over all stages of the annealing.
+        converged: whether ``error`` is at most the tolerance.
         epsilon: the regularisation, in squared distance.
     """
 
@@ -76,10 +76,11 @@ class Scaling:
     .. math:: \min_P \langle P, C \rangle + \epsilon\, \mathrm{KL}(P | a b^\top) + \tau\, \mathrm{KL}(P 1 | a) +
               \tau\, \mathrm{KL}(P^\top 1 | b)
 
-    with uniform a and b; ``tau=inf`` fixes the marginals. The duals f and g stay in the log domain. In between, updates
-    are two products with the kernel :math:`\exp((f_i + g_j - C_{ij}) / \epsilon)`, whose columns sum to their marginal
-    when it is made, so no row or column of it vanishes; scalings that grow large are absorbed into the duals and the
-    kernel is made anew. A small regularisation is reached in stages, each starting from the duals of the one before.
+    with uniform a and b; ``tau=inf`` fixes the marginals. The duals f and g stay in the log domain. An update is two
+    products with the kernel :math:`\exp((f_i + g_j - C_{ij}) / \epsilon)`. When the kernel is computed, its columns sum
+    to their marginal, so no row or column of it vanishes. Large scaling factors are absorbed into the duals, and the
+    kernel is computed again. A small regularisation is reached in stages; each starts from the duals of the previous
+    one.
     """
 
     epsilon: float
@@ -89,7 +90,7 @@ class Scaling:
     annealing: float | None
 
     def solve(self, cost: Tensor, scale: float) -> Plan:
-        """Computes the plan for ``cost [B0, B1]`` in float64, whose typical entry is ``scale``."""
+        """Computes the plan for ``cost [B0, B1]`` (float64); ``scale`` is its typical entry."""
         epsilon = self.epsilon
         if self.annealing is not None and ANNEAL_FROM * scale > epsilon:
             stages = math.log(epsilon / (ANNEAL_FROM * scale)) / math.log(self.annealing)
@@ -108,13 +109,13 @@ class Scaling:
         return Plan(plan, moved, mass, error, done, error <= self.tolerance, epsilon)
 
     def _stage(self, cost: Tensor, f: Tensor, g: Tensor, epsilon: float, tolerance: float, done: int, limit: int):
-        """Updates the duals at one regularisation; gives ``(f, g, plan, error, iterations)``, column marginals met."""
+        """Updates the duals at one regularisation; returns ``(f, g, plan, error, iterations)``, exact in x1."""
         rows, columns = cost.shape
         damping = 1.0 if math.isinf(self.tau) else self.tau / (self.tau + epsilon)
         log_a, log_b = -math.log(rows), -math.log(columns)
         relaxed, trust, best, start, safe = 1.0, True, math.inf, done, None
 
-        # One exact round in the log domain, after which the kernel is safe to multiply; its last table is the kernel.
+        # One exact round in the log domain: products with the kernel are safe afterwards. Its last table is the kernel.
         kernel = torch.sub(g, cost).div_(epsilon)
         f = -damping * epsilon * (_log_sum_exp(kernel, 1) + log_b)
         torch.sub(f, cost, out=kernel).div_(epsilon)
@@ -138,7 +139,7 @@ class Scaling:
                 error = (reached - marginal).abs().sum()
                 figures = torch.stack([error / reached.sum(), torch.maximum(log_u.abs().max(), log_v.abs().max())])
                 relative, size = figures.tolist()
-                if trust and not relative <= 2 * best:  # over-relaxation went astray: back to the last look, without
+                if trust and not relative <= 2 * best:  # over-relaxation diverges: restart from the last check without
                     trust, relaxed = False, 1.0
                     if safe is not None:
                         u, v = safe
@@ -158,7 +159,7 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Entropic(ABC):
-    """Pairs a batch by drawing from an entropic plan; a subclass has an ``epsilon``, computes the plan and draws."""
+    """Pairs a batch by drawing from an entropic plan; a subclass has ``epsilon``, computes the plan and draws."""
 
     relative: bool = True
     tolerance: float = 1e-3
@@ -175,6 +176,7 @@ class Entropic(ABC):
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
+        """Returns ``(x0, x1, context)``, pairs drawn from the plan by ``generator``."""
         name = type(self).__name__
         check_rows(name, x0, x1, context, generator)
         check_alike(name, x0, x1)
@@ -186,14 +188,14 @@ class Entropic(ABC):
 
     @abstractmethod
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``, each row of equal weight."""
+        """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``; all rows have equal weight."""
 
     @abstractmethod
     def _draw(self, plan: Tensor, x0: Tensor, x1: Tensor, context: Context, generator) -> tuple:
         """Draws pairs from the plan ``[B, B]``."""
 
     def _distances(self, x0: Tensor, x1: Tensor) -> SquaredDistances:
-        """Computes squared distances between samples that have been checked."""
+        """Checks the samples and computes their squared distances."""
         name = type(self).__name__
         check_filled(name, x0, x1)
         check_alike(name, x0, x1)
@@ -201,86 +203,84 @@ class Entropic(ABC):
 
 
 def _log_sum_exp(table: Tensor, dim: int) -> Tensor:
-    """Computes ``log sum exp`` along one dimension, in place of the table."""
+    """Computes ``log sum exp`` along one dimension; overwrites the table."""
     top = table.amax(dim, keepdim=True)
     return table.sub_(top).exp_().sum(dim, keepdim=True).log_().add_(top)
 
 
 def _update(factor: Tensor, product: Tensor, damping: float, pull: Tensor, power: float) -> Tensor:
-    """Computes the factor of one side that meets its marginal, or aims at it where the marginal gives way."""
+    """Computes the scaling factor that meets the marginal of one side, or approaches it for a finite ``tau``."""
     if damping == 1:
         target = (product * len(product)).reciprocal_()
     else:
-        # A row whose mass is below the least number of float64 keeps its factor: there is nothing left to scale.
+        # A row whose mass underflows in float64 keeps its factor.
         target = torch.exp(-damping * (product * len(product)).log_() - pull)
         target = torch.where((product > 0) & target.isfinite() & (target > 0), target, factor)
     return target if power == 1 else factor * (target / factor).pow_(power)
 
 
 def regularisation(name: str, epsilon: float, relative: bool, scale: float, largest: float) -> float:
-    """Gives the regularisation in squared distance; raises where float64 cannot tell the largest cost beside it."""
-    value = epsilon * scale if relative and scale > 0 else epsilon
+    """Returns the regularisation in squared distance; raises if float64 does not resolve it next to ``largest``."""
+    unit = scale if relative and scale > 0 else 1.0
+    value = epsilon * unit
     if not largest < RESOLUTION * value:
         raise ValueError(
-            f"{name}(epsilon={epsilon}, relative={relative}): the regularisation of {value:.3g} is lost beside squared "
-            f"distances of up to {largest:.3g} in float64; raise epsilon to more than {largest / RESOLUTION:.1g}"
-            f"{' times the scale' if relative else ''}, or take OptimalTransport, which is the limit of small epsilon."
+            f"{name}(epsilon={epsilon}, relative={relative}): float64 does not resolve it next to squared distances of "
+            f"up to {largest:.3g}; raise epsilon above {largest / RESOLUTION / unit:.2g}, or use OptimalTransport."
         )
     return value
 
 
 def check_settings(name: str, epsilon: float, tolerance: float, max_iterations: int, annealing: float | None) -> None:
-    """Raises where a setting of the scaling loop is out of its range."""
+    """Raises if a setting of the scaling loop is out of range."""
     for what, value in (("epsilon", epsilon), ("tolerance", tolerance)):
         if not 0 < value < math.inf:
             raise ValueError(
-                f"{name}({what}={value}): it is a positive number; pass a value such as "
-                f"{0.05 if what == 'epsilon' else 1e-3}"
-                f"{', or take OptimalTransport for plans without regularisation' if what == 'epsilon' else ''}."
+                f"{name}({what}={value}): this is a positive number; pass "
+                f"{'0.05, or use OptimalTransport for epsilon = 0' if what == 'epsilon' else 1e-3}."
             )
-    why = "the loop makes a whole number of rounds; pass 2000."
+    why = "this is a whole number of rounds; pass 2000."
     check_integer(name, "max_iterations", max_iterations, 1, why)
     if annealing is not None and not 0.01 <= annealing <= 0.9:
         raise ValueError(
-            f"{name}(annealing={annealing}): from stage to stage the regularisation falls by a factor between 0.01 and "
-            f"0.9; pass 0.25, or None to start at epsilon itself."
+            f"{name}(annealing={annealing}): the factor is in [0.01, 0.9]; pass 0.25, or None for no annealing."
         )
 
 
 def check_filled(name: str, x0: Tensor, x1: Tensor) -> None:
-    """Raises where there is nothing to plan."""
+    """Raises if one side has no rows."""
     if x0.dim() == 0 or x1.dim() == 0 or min(len(x0), len(x1)) == 0:
         raise ValueError(
-            f"{name}.plan(x0 of shape {list(x0.shape)}, x1 of shape {list(x1.shape)}): a plan moves mass from samples "
-            f"to samples; pass at least one row of each."
+            f"{name}.plan(x0 of shape {list(x0.shape)}, x1 of shape {list(x1.shape)}): a plan needs samples on both "
+            f"sides; pass at least one row of each."
         )
 
 
 def warn_unless_converged(name: str, plan: Plan, tolerance: float) -> None:
-    """Warns of a plan that is not as good as was asked for."""
+    """Warns if the plan has not reached the tolerance."""
     if not plan.converged:
         warnings.warn(
-            f"{name}: after {plan.iterations} iterations the x0 marginal is off by {plan.error:.2g} of the mass "
-            f"(tolerance {tolerance:.2g}) at a regularisation of {plan.epsilon:.3g}; pairs follow this plan all the "
-            f"same, with the x1 marginal exact. Raise epsilon, max_iterations or tolerance.",
+            f"{name}: after {plan.iterations} iterations the x0 marginal has an error of {plan.error:.2g} (tolerance "
+            f"{tolerance:.2g}, regularisation {plan.epsilon:.3g}), and pairs are drawn all the same; raise epsilon, "
+            f"max_iterations or tolerance.",
             ConvergenceWarning,
             stacklevel=3,
         )
 
 
 def draw_rows(plan: Tensor, columns: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Draws a row for each column (or each of ``columns``), from the plan given that column: indices ``[count]``."""
+    """Draws a row for each column (or each of ``columns``) from the plan given that column; returns ``[count]``."""
     weights = (plan.T if columns is None else plan.T[columns]).contiguous()
     reached = weights.cumsum(1)
     total = reached[:, -1:].contiguous()
     uniform = _uniform(total.shape, plan, generator)
     index = torch.searchsorted(reached, uniform * total, right=True)
-    # Rounding may reach the total itself; its first place is the last row with mass.
+    # Rounding may reach the total itself; the first index that reaches it is the last row with mass.
     return torch.minimum(index, torch.searchsorted(reached, total))[:, 0]
 
 
 def draw_columns(plan: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draws columns by their mass with the least variance (systematic resampling), in random order ``[count]``."""
+    """Draws columns by mass, by systematic resampling (the least variance), in random order; returns ``[count]``."""
     reached = plan.sum(0).cumsum(0)
     places = torch.arange(count, device=plan.device) + _uniform((1,), plan, generator)
     index = torch.searchsorted(reached, places / count * reached[-1], right=True)
@@ -289,7 +289,7 @@ def draw_columns(plan: Tensor, count: int, generator: torch.Generator | None = N
 
 
 def _uniform(shape: tuple[int, ...], plan: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draws uniform numbers where the generator lives, which is not where the plan does on devices without float64."""
+    """Draws uniform numbers on the generator's device, which may differ from the plan's (devices without float64)."""
     device = plan.device if generator is None else generator.device
     dtype = plan.dtype if device == plan.device else torch.float32
     return torch.rand(shape, generator=generator, device=device, dtype=dtype).to(plan)

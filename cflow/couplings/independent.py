@@ -17,11 +17,13 @@ __all__ = ["Independent"]
 @register("couplings.Independent")
 @dataclass(frozen=True)
 class Independent:
-    r"""Leaves pairs as drawn: a base sample knows nothing of its data sample.
+    r"""Returns the pairs as drawn: a base sample is independent of its data sample.
 
     .. math:: \pi(x_0, x_1) = p_0(x_0)\, p_1(x_1)
 
-    Cost: none. Scores and stochastic samplers follow from a trained velocity under this coupling alone.
+    Only under this coupling does a trained velocity determine the score, which stochastic samplers need.
+
+    Cost: none.
 
     Raises:
         ValueError: if ``x0``, ``x1`` and ``context`` differ in their number of rows.
@@ -42,5 +44,6 @@ class Independent:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
+        """Returns ``x0``, ``x1`` and ``context`` unchanged; ``generator`` is not used."""
         check_rows("Independent", x0, x1, context, generator)
         return x0, x1, context

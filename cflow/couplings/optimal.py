@@ -1,4 +1,4 @@
-"""Optimal transport between the two halves of a batch."""
+"""Optimal transport between the base and data samples of a batch."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ from cflow.registry import register
 __all__ = ["OptimalTransport"]
 
 METHODS = (None, "simplex", "assignment")
-SIMPLEX_ABOVE = {2: 128, 3: 256}  # by dimension, the batch size from which the network simplex is the faster solver
+SIMPLEX_ABOVE = {2: 128, 3: 256}  # by dimension, the batch size above which the network simplex is faster
 
 
 @register("couplings.OptimalTransport")
 @dataclass(frozen=True)
 class OptimalTransport:
-    r"""Pairs a batch at the least total squared distance, each row used exactly once.
+    r"""Pairs a batch at the least total squared distance; each row is used exactly once.
 
     .. math:: \min_{\tau \in S_B} \sum_{i=1}^B \| x_0^{\tau(i)} - x_1^i \|^2
 
-    Rows of ``x0`` are permuted; ``x1`` and ``context`` keep their order, so labels stay with their data and the order
-    of the data survives. The pairing is deterministic: ``generator`` is part of the contract and not needed.
+    Rows of ``x0`` are permuted; ``x1`` and ``context`` keep their order. The pairing is deterministic: ``generator`` is
+    not used.
 
-    ``method`` names the solver; both are exact and differ in speed alone:
+    The coupling of a batch is biased: it approaches the optimal coupling of the two distributions only as B grows. It
+    ignores the context, so the base samples depend on the condition; see :class:`ConditionalOT`.
 
-    - ``"simplex"``: POT's network simplex;
-    - ``"assignment"``: SciPy's shortest augmenting paths, on costs reduced by their column minima and with the wider of
-      the two sets along the rows: up to three times as fast for data wider than the base, at worst 1.6 times as slow
-      (narrow isotropic data in many dimensions);
-    - ``None``: the faster one by measurement (``tests/benchmarks/couplings.py``): the simplex for events of two
-      dimensions in batches above 128, where it is 1.3 to 2.3 times as fast on data that are no copy of the base, and of
-      three in batches above 256 (1.2 to 1.5 times); the assignment elsewhere. From 4 to 32 dimensions that takes half
-      to three quarters of the simplex's time; at worst 1.3 times it (four dimensions, data three times as wide as the
-      base, B = 1024).
+    Args:
+        method: the solver. Both solvers are exact and differ in speed alone:
 
-    One-dimensional events are sorted, on their device, whatever ``method`` says. Should the simplex stop at a plan that
-    is no permutation, the assignment is solved instead: the answer is the same, at the cost of a second solve.
+            - ``"simplex"``: POT's network simplex;
+            - ``"assignment"``: SciPy's shortest augmenting paths, on costs reduced by their column minima, with the
+              wider of the two sets along the rows. It is up to three times as fast for data wider than the base, and at
+              worst 1.6 times as slow (narrow isotropic data in many dimensions);
+            - ``None`` (the default): the faster one, as measured by ``tests/benchmarks/couplings.py``. This is the
+              simplex for two-dimensional events in batches above 128, where it is 1.3 to 2.3 times as fast on data that
+              are not a copy of the base, and for three-dimensional events in batches above 256 (1.2 to 1.5 times).
+              Otherwise it is the assignment. From 4 to 32 dimensions the assignment takes half to three quarters of the
+              simplex's time, and at worst 1.3 times as long (four dimensions, data three times as wide as the base,
+              B = 1024).
 
-    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such.
-    Cost: one core of the host. Up to 50 dimensions 1 ms at B = 128, 2 to 4 ms at 256, 0.1 s at 1024; with 3072 entries
-    2 ms, 9 ms and 0.2 s, as distances take long as well (two cores, one run of the benchmark). Costs are computed where
-    the samples are (in float64 on a GPU), then ``B x B`` numbers go to the host and ``B`` indices back, which waits for
-    the device. No gradient flows through the choice. Safe to call from several threads: calls share nothing, and both
-    solvers let other Python threads run while they work.
+            One-dimensional events are always sorted, on their device. If the simplex does not return a permutation, the
+            assignment is solved instead: the result is the same, at the cost of a second solve.
 
-    A batch is a biased picture of the whole: the coupling tends to the true optimal one only as B grows. With a
-    context, it skews which base samples belong to which condition, because distances do not see the context.
+    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such tensors.
+    Cost: one core of the host. Up to 50 dimensions: 1 ms at B = 128, 2 to 4 ms at 256, 0.1 s at 1024. With 3072 entries
+    per event: 2 ms, 9 ms and 0.2 s, since distances are then expensive too (two cores, one run of the benchmark). Costs
+    are computed on the samples' device (in float64 on a GPU); ``B x B`` numbers are then copied to the host and ``B``
+    indices back, which waits for the device. No gradient flows through the pairing. Safe to call from several threads:
+    both solvers release Python's lock.
 
     Raises:
         ValueError: if the shapes or devices of ``x0`` and ``x1`` differ, the rows of ``context`` do not match, a sample
@@ -82,20 +84,20 @@ class OptimalTransport:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(
-                f"OptimalTransport(method={self.method!r}): no such solver; pass 'simplex', 'assignment', or None for "
-                f"the faster of the two."
+                f"OptimalTransport(method={self.method!r}): no such solver; pass 'simplex', 'assignment', or None."
             )
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
+        """Returns ``(x0, x1, context)`` with the rows of ``x0`` permuted; ``generator`` is not used."""
         check_rows("OptimalTransport", x0, x1, context, generator)
         check_alike("OptimalTransport", x0, x1)
         return x0[self.indices(x0, x1)], x1, context
 
     @torch.no_grad()
     def indices(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """Computes the permutation ``[B]``: row ``i`` of ``x1`` goes with row ``indices[i]`` of ``x0``."""
+        """Computes the permutation ``[B]``: row ``i`` of ``x1`` is paired with row ``indices[i]`` of ``x0``."""
         count = len(x1)
         dimension = x1[0].numel() if count else 0
         if dimension <= 1:
@@ -122,11 +124,11 @@ def sorted_pairs(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def simplex(cost):
-    """Solves by POT's network simplex; gives None where the plan is no permutation."""
+    """Solves by POT's network simplex; returns None if the plan is not a permutation."""
     import numpy
     import ot
 
-    # Masses of one instead of 1/B: every vertex is then made of whole numbers, without rounding.
+    # Masses of 1 instead of 1/B: the entries of an optimal plan are then whole numbers, without rounding.
     ones = numpy.ones(len(cost))
     plan = ot.emd(ones, ones, cost, numItermax=max(1_000_000, 1_000 * len(cost)), center_dual=False)
     index = plan.argmax(0)

@@ -1,4 +1,4 @@
-"""Couplings that the data set brings along."""
+"""Pairs that are stored in the data set."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Paired", "paired"]
 @register("couplings.Paired")
 @dataclass(frozen=True)
 class Paired:
-    """Keeps the pairs of a data set whose items hold a base sample and its data sample: reflow, or measured pairs.
+    """Keeps the pairs of a data set in which each item is a base sample and its data sample: reflow, measured pairs.
 
-    Objectives then draw no base sample: they take training data ``[B, 2, *event]``, as :func:`paired` lays it out,
-    apart with :meth:`split`.
+    Objectives then draw no base samples. They separate training data ``[B, 2, *event]``, which :func:`paired` builds,
+    with :meth:`split`.
 
     Cost: none.
 
     Raises:
-        ValueError: if the data are no pairs, or the numbers of rows differ.
+        ValueError: if the data are not pairs, or the numbers of rows differ.
         TypeError: if ``x0`` or ``x1`` is not a tensor.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
@@ -46,12 +46,12 @@ class Paired:
     prepares_ahead: ClassVar[bool] = False
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes pairs ``[B, 2, *event]`` apart into ``x0 [B, *event]`` and ``x1 [B, *event]``."""
+        """Returns ``x0 [B, *event]`` and ``x1 [B, *event]`` of the pairs ``x [B, 2, *event]``."""
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != 2:
             given = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ValueError(
-                f"Paired.split(x {given}): an item of the training data is a pair of a base sample and a data sample; "
-                f"pass a tensor of shape [B, 2, *event] such as couplings.paired(x0, x1) gives."
+                f"Paired.split(x {given}): training data are pairs of shape [B, 2, *event]; build them by "
+                f"couplings.paired(x0, x1)."
             )
         x0, x1 = x.unbind(1)
         return x0, x1
@@ -59,12 +59,17 @@ class Paired:
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
+        """Returns ``x0``, ``x1`` and ``context`` unchanged; ``generator`` is not used."""
         check_rows("Paired", x0, x1, context, generator)
         return x0, x1, context
 
 
 def paired(x0: Tensor, x1: Tensor) -> Tensor:
-    """Lays base samples and their data samples, both ``[N, *event]``, out as training data ``[N, 2, *event]``.
+    """Returns base samples and their data samples as training data ``[N, 2, *event]``.
+
+    Args:
+        x0: base samples ``[N, *event]``.
+        x1: data samples ``[N, *event]``; row i is paired with row i of ``x0``.
 
     Raises:
         ValueError: if the shapes, dtypes or devices of ``x0`` and ``x1`` differ.
@@ -75,8 +80,8 @@ def paired(x0: Tensor, x1: Tensor) -> Tensor:
         first, second = getattr(x0, what), getattr(x1, what)
         if first != second:
             raise ValueError(
-                f"paired(x0 with {what} {_show(first)}, x1 with {what} {_show(second)}): both ends of a pair lie in "
-                f"one tensor, so they agree in shape, dtype and device; convert one of them."
+                f"paired(x0 with {what} {_show(first)}, x1 with {what} {_show(second)}): a pair is one tensor and "
+                f"needs one {what}; convert x0 or x1."
             )
     return rearrange([x0, x1], "end n ... -> n end ...")
 

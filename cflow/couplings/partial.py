@@ -1,4 +1,4 @@
-"""Partial optimal transport between the two halves of a batch."""
+"""Partial optimal transport between the base and data samples of a batch."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from cflow.registry import register
 
 __all__ = ["Partial"]
 
-SIMPLEX_FROM = 256  # the batch size from which the network simplex is the faster solver
+SIMPLEX_FROM = 256  # the batch size from which the network simplex is faster
 
 
 @register("couplings.Partial")
 @dataclass(frozen=True)
 class Partial:
-    r"""Pairs the share of a batch that is cheapest to pair, and drops the rest: outliers on either side.
+    r"""Pairs the share of a batch that costs least to pair, and drops the rest: outliers on either side.
 
     .. math:: \min_{I, J, \tau} \sum_{j \in J} \| x_0^{\tau(j)} - x_1^j \|^2, \qquad |I| = |J| = \mathrm{round}(mB),
               \quad \tau: J \to I \text{ one to one}
 
-    Exact. ``round(mass * B)`` pairs come back (at least one), fewer than went in; each row kept is used exactly once,
-    and the rows kept of ``x1`` stay in their order, with their ``context``. Which rows are dropped depends on where the
-    two sets lie, so it is for a source near the data (:class:`Unbalanced` does the same softly); between a standard
-    normal and data it cuts the tails of both. Deterministic: ``generator`` is not needed.
+    The solution is exact. The call returns ``round(mass * B)`` pairs (at least one), fewer than it was given. Each kept
+    row is used exactly once; kept rows of ``x1`` stay in order, with their ``context``. Which rows are dropped
+    depends on the positions of the two sets, so use it for a source near the data (:class:`Unbalanced` drops mass
+    gradually). Between a standard normal and data it cuts the tails of both. Deterministic: ``generator`` is not used.
 
     Args:
         mass: the share m of the rows that is paired, in (0, 1].
 
-    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such; gives
+    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such tensors; returns
     ``[round(mass * B), *event]``.
-    Cost: on one core of the host, about 0.3 ms at B = 64, 5 ms at 256 and 25 ms at 512: SciPy's assignment of
-    ``(2 - mass) B`` rows, some of them dummies that take what is dropped, or POT's network simplex from 256 rows on.
+    Cost: on one core of the host, about 0.3 ms at B = 64, 5 ms at 256 and 25 ms at 512. Up to 255 rows, SciPy assigns
+    ``(2 - mass) B`` rows, some of them dummies for the dropped rows; from 256 rows on, POT's network simplex is used.
     Safe to call from several threads.
 
     Raises:
@@ -65,13 +65,13 @@ class Partial:
     def __post_init__(self):
         if not 0 < self.mass <= 1:
             raise ValueError(
-                f"Partial(mass={self.mass}): it is the share of the batch that is paired, above 0 and at most 1; pass "
-                f"a value such as 0.9."
+                f"Partial(mass={self.mass}): the share of the rows is in (0, 1]; pass a value such as 0.9."
             )
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Context]:
+        """Returns the pairs kept of ``x0`` and ``x1``, and their ``context``; ``generator`` is not used."""
         check_rows("Partial", x0, x1, context, generator)
         check_alike("Partial", x0, x1)
         if len(x1) == 0:
@@ -81,7 +81,7 @@ class Partial:
 
     @torch.no_grad()
     def indices(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the rows of ``x0`` and of ``x1`` that are paired: two lists of ``round(mass * B)`` or one index."""
+        """Computes the rows of ``x0`` and of ``x1`` that are paired: two index tensors of equal length."""
         count = len(x1)
         kept = max(1, round(self.mass * count))
         cost = squared_distances("Partial", x0, x1).total().cpu().numpy()
@@ -95,11 +95,11 @@ class Partial:
 
 
 def _simplex(cost, kept: int):
-    """Solves by POT's network simplex: the column of each row, or one past the last; None where masses are split."""
+    """Solves by POT's network simplex: the column of each row, or one past the last; None if masses are split."""
     import numpy
     import ot
 
-    # One dummy on each side takes what is dropped at no cost, and nothing from the other dummy.
+    # One dummy on each side takes the dropped rows at no cost, and no mass of the other dummy.
     count = len(cost)
     table = numpy.zeros((count + 1,) * 2)
     table[:count, :count] = cost
@@ -117,7 +117,7 @@ def _assignment(cost, kept: int):
     import numpy
     from scipy.optimize import linear_sum_assignment
 
-    # A dummy takes a row or a column at no cost; two dummies never meet, so exactly the rest is paired.
+    # A dummy takes a row or a column at no cost; two dummies are never paired, so exactly `kept` pairs remain.
     count = len(cost)
     table = numpy.zeros((2 * count - kept,) * 2)
     table[:count, :count] = cost

@@ -1,4 +1,4 @@
-"""Entropic optimal transport between the two halves of a batch."""
+"""Entropic optimal transport between the base and data samples of a batch."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ __all__ = ["Sinkhorn"]
 @register("couplings.Sinkhorn")
 @dataclass(frozen=True)
 class Sinkhorn(Entropic):
-    r"""Pairs a batch by an entropic transport plan: cheap pairs are likely, not certain.
+    r"""Pairs a batch by draws from an entropic transport plan: close pairs are likely, not certain.
 
     .. math:: \min_{P 1 = 1/B,\; P^\top 1 = 1/B} \sum_{ij} P_{ij} \| x_0^i - x_1^j \|^2 + \epsilon\,
               \mathrm{KL}(P \,|\, 1/B^2)
 
-    Each row of ``x1`` is used exactly once and keeps its place, with its ``context``; its ``x0`` is drawn from the
-    plan's column, so rows of ``x0`` may come twice or not at all, as samples do. A small epsilon tends to
-    :class:`OptimalTransport`, a large one to :class:`Independent`.
+    Each row of ``x1`` is used exactly once and keeps its place, with its ``context``. Its ``x0`` is drawn from the
+    plan's column, so a row of ``x0`` may be used twice or not at all. A small epsilon approaches
+    :class:`OptimalTransport`, a large one :class:`Independent`.
 
     Args:
         epsilon: the regularisation.
-        relative: whether epsilon counts in units of the batch's scale, the mean squared distance between ``x0`` and
-            ``x1`` once both are centred (the sum of their total variances): neither moving nor rescaling the data then
-            changes the pairing; a single far outlier raises the scale, and with it the entropy of all pairs (look at
-            ``plan(x0, x1).entropy``). Otherwise epsilon is a squared distance:
+        relative: whether epsilon is in units of the batch's scale: the mean squared distance between ``x0`` and ``x1``
+            after both are centred (the sum of their total variances). Shifts and rescaling of the data then do not
+            change the pairing. A single far outlier increases the scale, and so the entropy of all pairs (check
+            ``plan(x0, x1).entropy``). With ``relative=False`` epsilon is a squared distance:
             ``Sinkhorn(2 * sigma**2, relative=False)`` is the static Schroedinger bridge of Brownian motion with scale
             sigma over unit time.
-        tolerance: the L1 error of the x0 marginal at which the loop ends. The draw of B rows alone makes one of 0.7, so
-            1e-3 is exact enough; 1e-4 takes up to twice the rounds at epsilon = 0.01, up to four times at 0.002.
-        max_iterations: rounds of updates, of all stages together; ten are made at least, and counted by tens.
-        annealing: the factor from stage to stage by which the regularisation comes down to a small epsilon; ``None``
+        tolerance: the L1 error of the x0 marginal at which the loop ends. The draw of B rows alone has an error of 0.7,
+            so 1e-3 is sufficient; 1e-4 takes up to twice the rounds at epsilon = 0.01, and up to four times at 0.002.
+        max_iterations: rounds of updates over all stages. The error is checked every ten rounds.
+        annealing: the factor by which the regularisation decreases from stage to stage, down to a small epsilon. None
             starts at epsilon itself.
 
-    A plan that has not reached the tolerance is never hidden: the call warns with :class:`ConvergenceWarning`, and
-    :meth:`plan` says what its error is.
+    If the plan does not reach the tolerance, the call warns with :class:`ConvergenceWarning`, and :meth:`plan` returns
+    its error.
 
-    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such.
-    Cost: on the samples' device, in float64: ``O(B^2)`` memory and 10 to 100 rounds of two products with a
-    ``B x B`` matrix (at epsilon = 0.05 in all 3 ms at B = 256 and 20 ms at 1024 on one core; 0.001 takes some hundred
-    rounds). An accelerator is waited for every ten rounds. No gradient flows through the
-    choice. Safe to call from several threads, each with its own generator.
+    Shapes: ``x0, x1 [B, *event]``, flattened for the distance; ``context [B, ...]`` or a dict of such tensors.
+    Cost: on the samples' device, in float64: ``O(B^2)`` memory and 10 to 100 rounds of two products with a ``B x B``
+    matrix. At epsilon = 0.05 this is 3 ms at B = 256 and 20 ms at 1024 on one core; 0.001 takes some hundred rounds.
+    The host waits for an accelerator every ten rounds. No gradient flows through the pairing. Safe to call from several
+    threads, each with its own generator.
 
     Raises:
         ValueError: if shapes or devices of ``x0`` and ``x1`` differ, a sample has NaN or infinite entries, epsilon is
-            lost beside the distances in float64, or an argument is out of its range.
+            too small next to the distances for float64, or an argument is out of range.
         TypeError: if ``x0`` or ``x1`` is not a tensor of floating numbers.
 
     Source: Cuturi, Sinkhorn Distances, 2013, arXiv:1306.0895; Schmitzer, Stabilized Sparse Scaling Algorithms for
@@ -75,7 +75,7 @@ class Sinkhorn(Entropic):
 
     @torch.no_grad()
     def plan(self, x0: Tensor, x1: Tensor) -> Plan:
-        """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``, each row of equal weight."""
+        """Computes the plan between ``x0 [B0, *event]`` and ``x1 [B1, *event]``; all rows have equal weight."""
         distances = self._distances(x0, x1)
         cost, scale = distances.total(), distances.spread0 + distances.spread1
         epsilon = regularisation("Sinkhorn", self.epsilon, self.relative, scale, float(cost.max()))

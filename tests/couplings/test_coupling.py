@@ -111,7 +111,7 @@ def test_samples_that_are_no_numbers_are_named(coupling, value, count):
     for name in ("x0", "x1"):
         broken = {"x0": x0.clone(), "x1": x1.clone()}
         broken[name][0, 1] = value
-        with pytest.raises(ValueError, match=rf"{name} of shape .*: 1 entries are NaN or infinite.*find where"):
+        with pytest.raises(ValueError, match=rf"{name} of shape .*: 1 entries are NaN or infinite; remove them"):
             coupling(broken["x0"], broken["x1"], torch.rand(count))
 
 
@@ -123,7 +123,7 @@ def test_samples_that_cannot_be_compared_are_refused(coupling):
         coupling(torch.zeros(4, 2), torch.zeros(4, 3), label)
     with pytest.raises(ValueError, match=rf"{name}\(x0 with device meta, x1 with device cpu\)"):
         coupling(torch.zeros(4, 2, device="meta"), torch.zeros(4, 2), label)
-    with pytest.raises(TypeError, match=rf"{name}\(x0 of torch.complex64\): distances are of real numbers"):
+    with pytest.raises(TypeError, match=rf"{name}\(x0 of torch.complex64\): distances need real numbers"):
         coupling(torch.zeros(4, 2, dtype=torch.cfloat), torch.zeros(4, 2), label)
     with pytest.raises(ValueError, match="squared distances overflow torch.float64; rescale"):
         coupling(1e200 * torch.rand(4, 2).double(), torch.zeros(4, 2).double(), label)
@@ -146,7 +146,7 @@ def test_dtypes_are_kept_and_autocast_changes_nothing(coupling, dtype, generator
 def test_rows_that_do_not_match_are_named(coupling):
     name = type(coupling).__name__
     with pytest.raises(
-        ValueError, match=rf"{name}\(x0 of shape \[4, 2\], x1 of shape \[5, 2\]\).*as many base samples"
+        ValueError, match=rf"{name}\(x0 of shape \[4, 2\], x1 of shape \[5, 2\]\).*one base sample per data sample"
     ):
         coupling(torch.zeros(4, 2), torch.zeros(5, 2))
     with pytest.raises(ValueError, match=r"context of shape \[4\].*5 rows of x1"):
@@ -212,6 +212,6 @@ def test_distances_between_integers_are_refused(coupling, dtype, generator):
     labels = torch.arange(6) % 2
     with pytest.raises(TypeError, match=rf"{type(coupling).__name__}\(x1 of {dtype}\).*x1.float\(\)"):
         coupling(x.float(), x.to(dtype), labels, generator=generator)
-    with pytest.raises(TypeError, match=r"x0.float\(\) where the integers are quantities"):
+    with pytest.raises(TypeError, match=r"x0.float\(\) for quantities"):
         coupling(x.to(dtype), x.float(), labels, generator=generator)
     assert coupling(x.float(), 1.0 + x, labels, generator=generator)[0].dtype == torch.float32
