@@ -1,4 +1,4 @@
-"""Base distributions: the laws that flows carry to the data's, simple ones or given samples."""
+"""Base distributions: what flows map to the distribution of the data, simple ones or given samples."""
 
 from cflow.bases.base import Base
 from cflow.bases.empirical import Empirical

@@ -21,18 +21,34 @@ Number = float | Tensor
 
 
 class Base(nn.Module, ABC):
-    """Holds what all bases share: the shape of an event, the dtype and device of draws, and the checks of arguments.
+    """Defines what all bases share: the shape of an event, the dtype and device of draws, the checks of arguments.
 
-    A subclass gives ``_sample(shape, generator)`` and ``_log_prob(x)``; both work in :attr:`dtype`, which is the
-    module's own dtype or float32, whichever is wider. Numbers given as floats stay floats, exact in every dtype;
-    tensors become buffers; an ``nn.Parameter`` stays one and is trained with the flow.
+    A subclass writes ``_sample(shape, generator)`` and ``_log_prob(x)``. Both compute in :attr:`dtype`: the module's
+    own dtype or float32, whichever is wider. Floats stay floats, exact in every dtype. Tensors become buffers. An
+    ``nn.Parameter`` stays a parameter and is trained with the flow.
+
+    Args:
+        event_shape: shape of one event, an int or a tuple.
+
+    Raises:
+        ValueError: if a size of ``event_shape`` is not a positive integer.
+
+    Example:
+        >>> class Cauchy(Base):
+        ...     def _sample(self, shape, generator):
+        ...         return torch.tan(math.pi * (self._draw(torch.rand, shape, generator) - 0.5))
+        ...
+        ...     def _log_prob(self, x):
+        ...         return -self._sum_event((math.pi * (1 + x.square())).log())
+        >>> Cauchy(2).log_prob(torch.zeros(2))
+        tensor(-2.2895)
     """
 
     context_shape: torch.Size | None = None
     has_density = True
     is_gaussian = False  # a normal with ``loc`` and ``scale``, entry by entry: scores follow from velocities
     is_standard = False  # a normal of mean zero and variance one
-    fixed_buffers = True  # no training step changes them: nothing to average
+    fixed_buffers = True  # training steps do not change them, so they are not averaged
 
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__()
@@ -58,14 +74,19 @@ class Base(nn.Module, ABC):
         mask: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Draws ``[*shape, *event]``, differentiably in any argument of the base that requires gradients.
+        """Draws ``[*shape, *event]``. Gradients reach the arguments of the base that require them.
 
-        Of a list of generators each draws its row of the first dimension.
+        Args:
+            shape: batch shape of the draws, an int or a tuple.
+            context: only for bases that read one.
+            mask: only for bases that read one.
+            generator: source of random numbers. Default: torch's default generator of the device. With a list of
+                generators, each draws its row of the first dimension.
 
         Raises:
-            ValueError: if a context or a mask is given (this base reads neither), or the number of generators differs
-                from that of rows.
-            TypeError: where ``generator`` is no generator, such as a seed.
+            ValueError: if a context or a mask is passed to a base that does not read it, or the number of generators
+                differs from the number of rows.
+            TypeError: if ``generator`` is not a ``torch.Generator`` or a list of them, for example a seed.
         """
         self._refuse("sample", context, mask)
         check_generator(f"{type(self).__name__}.sample", generator, by_row=True)
@@ -75,17 +96,23 @@ class Base(nn.Module, ABC):
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Computes the log-density ``[*batch]`` of ``x [*batch, *event]`` in nats, in float32 at least.
 
-        At infinity it is -inf, and NaN where ``x`` has NaN; neither reaches the gradients of other points.
+        It is -inf at infinity, and NaN where ``x`` has NaN. Neither changes the gradients of other points.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            context: only for bases that read one.
+            mask: only for bases that read one.
 
         Raises:
-            ValueError: if ``x`` does not end in the event's shape, or a context or a mask is given.
+            ValueError: if ``x`` does not end in the event's shape, or a context or a mask is passed to a base that does
+                not read it.
         """
         self._refuse("log_prob", context, mask)
         rank = len(self.event_shape)
         if x.dim() < rank or x.shape[x.dim() - rank :] != self.event_shape:
             raise ValueError(
-                f"{type(self).__name__}.log_prob(x of shape {list(x.shape)}): this base has events of shape "
-                f"{list(self.event_shape)}, which x must end in; pass a tensor of shape [*batch, *event]."
+                f"{type(self).__name__}.log_prob(x of shape {list(x.shape)}): events have shape "
+                f"{list(self.event_shape)}; pass a tensor [*batch, *event]."
             )
         x, size = set_aside(x.to(torch.promote_types(x.dtype, self.dtype)), self.event_shape)
         return restore(self._log_prob(x), size)
@@ -96,7 +123,7 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def _log_prob(self, x: Tensor) -> Tensor:
-        """Computes the log-density of ``x [*batch, *event]``, whose shape and dtype have been seen to."""
+        """Computes the log-density of ``x [*batch, *event]``; its shape and dtype are already checked."""
 
     def _refuse(self, method: str, context: Tensor | None, mask: Tensor | None) -> None:
         for name, value in (("context", context), ("mask", mask)):
@@ -104,7 +131,7 @@ class Base(nn.Module, ABC):
                 given = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
                 raise ValueError(
                     f"{type(self).__name__}.{method}({name}={type(value).__name__}{given}): this base does not depend "
-                    f"on a {name}; leave it out, or choose a base that reads it."
+                    f"on a {name}; omit it."
                 )
 
     def _keep(self, **arguments: Number) -> None:
@@ -121,8 +148,7 @@ class Base(nn.Module, ABC):
                 finite = bool(value.isfinite().all())
             if not finite:
                 raise ValueError(
-                    f"{type(self).__name__}({name}={show(value)}): a NaN or an infinity gives no distribution; pass "
-                    f"finite numbers."
+                    f"{type(self).__name__}({name}={show(value)}): it has a NaN or an infinity; pass finite numbers."
                 )
             if not isinstance(value, Tensor):
                 setattr(self, name, value)
@@ -139,8 +165,8 @@ class Base(nn.Module, ABC):
         for name, value in arguments.items():
             if isinstance(value, Tensor) and not broadcasts(value.shape, self.event_shape):
                 raise ValueError(
-                    f"{type(self).__name__}({name} of shape {list(value.shape)}): it does not broadcast to the event's "
-                    f"shape {list(self.event_shape)}; pass a number or a tensor of that shape."
+                    f"{type(self).__name__}({name} of shape {list(value.shape)}): it does not broadcast to the event "
+                    f"{list(self.event_shape)}; pass a number or a tensor of that shape."
                 )
         self._keep(**arguments)
 
@@ -149,12 +175,11 @@ class Base(nn.Module, ABC):
             value = getattr(self, name)
             if not bool((value > 0).all() if isinstance(value, Tensor) else value > 0):
                 raise ValueError(
-                    f"{type(self).__name__}({name}={show(value)}): it must be positive everywhere; pass a value "
-                    f"such as 1.0."
+                    f"{type(self).__name__}({name}={show(value)}): it must be positive; pass a value such as 1.0."
                 )
 
     def _number(self, name: str, dtype: torch.dtype) -> Number:
-        """Gives an argument ready for arithmetic in ``dtype``: a float, or a tensor of that dtype."""
+        """Returns an argument for arithmetic in ``dtype``: a float, or a tensor of that dtype."""
         value = getattr(self, name)
         return value.to(dtype) if isinstance(value, Tensor) else value
 
@@ -173,13 +198,13 @@ class Base(nn.Module, ABC):
 
 
 def event_size(name: str, event_shape: int | Sequence[int]) -> torch.Size:
-    """Reads an event's shape from an int or a sequence of positive ints."""
+    """Returns an event's shape from an int or a sequence of positive ints."""
     sizes = (event_shape,) if isinstance(event_shape, numbers.Integral) else tuple(event_shape)
     sizes = tuple(map(plain, sizes))
     if not all(is_integer(size, 1) for size in sizes):
         raise ValueError(
-            f"{name}(event_shape={event_shape}): the sizes of an event are positive integers; pass an int or a tuple "
-            f"such as (3, 32, 32)."
+            f"{name}(event_shape={event_shape}): sizes must be positive integers; pass an int or a tuple such as "
+            f"(3, 32, 32)."
         )
     return torch.Size(sizes)
 
@@ -190,5 +215,5 @@ def broadcasts(shape: torch.Size, target: torch.Size) -> bool:
 
 
 def show(value: Number) -> str:
-    """Shows a number, or the shape of a tensor, in an error."""
+    """Returns a number, or the shape of a tensor, as text for an error."""
     return f"tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -17,14 +17,17 @@ class Empirical(Base):
 
     .. math:: p = \frac1N \sum_{i=1}^N \delta_{x_i}
 
-    The base of a flow between two data sets (matching, bridges). It has no density, so such a flow has none either
-    (``flow.likelihood == "none"``); ``encode`` and ``decode`` work all the same. The samples are in model space: a flow
-    with transforms applies them to its data alone, so transform the samples alike before. They are saved with the flow.
+    Use it as the base of a flow between two data sets (matching, bridges). It has no density, so the flow has none
+    (``flow.likelihood == "none"``); ``encode`` and ``decode`` work. The samples are in model space. A flow with
+    transforms applies them only to its data, so apply them to the samples first. The samples are saved with the flow.
 
-    Shapes: ``samples [N, *event]``; draws ``[*shape, *event]``. Cost: one gather; memory for the samples.
+    Args:
+        samples: ``[N, *event]``.
+
+    Shapes: ``sample`` returns ``[*shape, *event]``. Cost: one gather; memory for the samples.
 
     Raises:
-        ValueError: if there are no samples, or some hold NaN or infinity; in ``log_prob``, always.
+        ValueError: if there are no samples, or some are NaN or infinite; in ``log_prob``, always.
 
     Source: Tong et al., Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport, 2023,
     arXiv:2302.00482, for flows with any source.
@@ -41,14 +44,13 @@ class Empirical(Base):
         if not isinstance(samples, Tensor) or samples.dim() == 0 or samples.shape[0] == 0:
             given = show(samples) if isinstance(samples, Tensor) else type(samples).__name__
             raise ValueError(
-                f"Empirical(samples={given}): draws are rows of the samples, of which there must be one or more; pass "
-                f"a tensor of shape [N, *event]."
+                f"Empirical(samples={given}): draws are rows of the samples; pass a tensor [N, *event], N at least 1."
             )
         super().__init__(tuple(samples.shape[1:]))
         self._keep(samples=samples)
 
     def _apply(self, fn, recurse: bool = True):
-        """Moves and casts as modules do, but keeps the samples in float32 at least: in half they would be others."""
+        """Moves and casts as modules do, but keeps the samples in float32 at least: half precision changes them."""
         before = self.samples
         super()._apply(fn, recurse)
         if self.samples.dtype in (torch.bfloat16, torch.float16):
@@ -61,6 +63,6 @@ class Empirical(Base):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         raise ValueError(
-            f"Empirical.log_prob(x of shape {list(x.shape)}): given samples have no density, and neither has a flow "
-            f"from them; take a base such as bases.Normal({tuple(self.event_shape)}) where densities are wanted."
+            f"Empirical.log_prob(x of shape {list(x.shape)}): samples have no density; use a base such as "
+            f"bases.Normal({tuple(self.event_shape)})."
         )

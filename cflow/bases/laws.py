@@ -1,4 +1,4 @@
-"""The simple laws: normal, uniform, mixtures of normals, Student-t."""
+"""Simple distributions: normal, uniform, mixtures of normals, Student-t."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ class Normal(Base):
     .. math:: \log p(x) = -\tfrac12 \sum_i \Big(\frac{x_i - \mu_i}{\sigma_i}\Big)^2 - \sum_i \log \sigma_i
               - \tfrac D2 \log 2\pi
 
-    Shapes: ``event_shape`` is an int or a tuple; ``loc`` and ``scale`` are numbers or tensors that broadcast to it.
-    ``sample`` gives ``[*shape, *event]``, ``log_prob`` gives ``[*batch]``. Cost: one normal draw per entry.
+    Args:
+        event_shape: shape of one event, an int or a tuple.
+        loc: mean, a number or a tensor that broadcasts to the event.
+        scale: standard deviation, a number or a tensor that broadcasts to the event.
+
+    Shapes: ``sample`` returns ``[*shape, *event]``, ``log_prob`` returns ``[*batch]``. Cost: one normal draw per entry.
 
     Raises:
         ValueError: if ``scale`` is not positive, an argument does not broadcast, or an event has an empty dimension.
@@ -47,11 +51,11 @@ class Normal(Base):
 
     @property
     def is_standard(self) -> bool:
-        """Whether the mean is zero and the scale one, as far as is fixed: a trained argument never counts as such."""
+        """Whether the mean is fixed at zero and the scale at one; False where either is a trained parameter."""
         return self._is_standard
 
     def _find_standard(self) -> bool:
-        # Read once, when values arrive, so that asking later never waits for the device.
+        # Evaluated once, when values arrive, so that later reads never wait for the device.
         def fixed_at(value: Number, target: float) -> bool:
             if isinstance(value, nn.Parameter):
                 return False
@@ -84,8 +88,14 @@ class Uniform(Base):
 
     .. math:: p(x) = \prod_i \frac{1}{b_i - a_i} \quad\text{for } a \le x \le b,\qquad 0 \text{ elsewhere}
 
-    Shapes: ``low`` and ``high`` are numbers or tensors that broadcast to the event. Cost: one uniform draw per entry.
     The log-density is minus infinity outside; it has no gradient in ``x``.
+
+    Args:
+        event_shape: shape of one event, an int or a tuple.
+        low: lower end, a number or a tensor that broadcasts to the event.
+        high: upper end, a number or a tensor that broadcasts to the event.
+
+    Cost: one uniform draw per entry.
 
     Raises:
         ValueError: if ``high`` is not above ``low`` everywhere, or an argument does not broadcast to the event.
@@ -100,8 +110,8 @@ class Uniform(Base):
         self._keep_broadcast(low=low, high=high)
         if not bool(torch.as_tensor(self.high > self.low).all()):
             raise ValueError(
-                f"Uniform(low={show(self.low)}, high={show(self.high)}): an interval needs high above low in every "
-                f"entry; exchange them or widen the interval."
+                f"Uniform(low={show(self.low)}, high={show(self.high)}): high is not above low in every entry; "
+                f"exchange them."
             )
 
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -121,9 +131,14 @@ class Mixture(Base):
 
     .. math:: p(x) = \sum_{k=1}^K w_k \prod_i \mathcal N(x_i; \mu_{ki}, \sigma_{ki}^2)
 
-    Shapes: ``means [K, *event]``; ``scales`` a number, ``[K]`` or ``[K, *event]``; ``weights [K]``, not negative,
-    normalised here (``None``: equal). Cost: ``log_prob`` holds ``[*batch, K, *event]`` in memory.
     Gradients of draws reach means and scales, never weights.
+
+    Args:
+        means: ``[K, *event]``.
+        scales: standard deviations, a number, ``[K]`` or ``[K, *event]``.
+        weights: ``[K]``, not negative, normalised here. Default: equal.
+
+    Cost: ``log_prob`` needs memory for ``[*batch, K, *event]``.
 
     Raises:
         ValueError: if the shapes disagree, a scale is not positive, or the weights are negative or all zero.
@@ -140,15 +155,14 @@ class Mixture(Base):
         means = torch.as_tensor(means)
         if means.dim() == 0 or means.shape[0] == 0:
             raise ValueError(
-                f"Mixture(means of shape {list(means.shape)}): the first dimension counts the components, of which "
-                f"there is at least one; pass means of shape [K, *event]."
+                f"Mixture(means of shape {list(means.shape)}): there are no components; pass means [K, *event]."
             )
         count, event_shape = means.shape[0], means.shape[1:]
         super().__init__(tuple(event_shape))
         if isinstance(scales, Tensor) and scales.shape not in ((), (count,), means.shape):
             raise ValueError(
-                f"Mixture(scales of shape {list(scales.shape)}): the means have shape {list(means.shape)}; pass a "
-                f"number, one scale per component [{count}], or one per entry {list(means.shape)}."
+                f"Mixture(scales of shape {list(scales.shape)}): they do not fit the means; pass a number, [{count}] "
+                f"(per component) or {list(means.shape)} (per entry)."
             )
         self._keep(means=means, scales=scales)
         self._require_positive("scales")
@@ -157,8 +171,8 @@ class Mixture(Base):
             weights = torch.as_tensor(weights, dtype=self._like.dtype, device=self.device)
             if weights.shape != (count,) or not bool((weights >= 0).all()) or not bool(0 < weights.sum() < torch.inf):
                 raise ValueError(
-                    f"Mixture(weights={weights.tolist()}): there must be one weight per component ({count}), none "
-                    f"negative and not all zero; pass a tensor of shape [{count}] or None for equal weights."
+                    f"Mixture(weights={weights.tolist()}): pass one weight per component, [{count}], none negative "
+                    f"and not all zero, or None for equal weights."
                 )
             del self.weights
             self._keep(weights=weights)
@@ -197,16 +211,22 @@ class Mixture(Base):
 
 @register("bases.StudentT")
 class StudentT(Base):
-    r"""Draws independent entries with the heavy tails of Student's t, for data whose tails a normal base cannot reach.
+    r"""Draws independent entries from Student's t, for data with tails heavier than a flow of a normal base can have.
 
     .. math:: p(x) = \prod_i \frac{\Gamma(\frac{\nu_i + 1}{2})}{\Gamma(\frac{\nu_i}{2}) \sqrt{\pi \nu_i}\, \sigma_i}
               \Big(1 + \frac{z_i^2}{\nu_i}\Big)^{-\frac{\nu_i + 1}{2}}, \qquad z_i = \frac{x_i - \mu_i}{\sigma_i}
 
     Draws are :math:`z = \sqrt{\nu (e^{2E/\nu} - 1)} \cos 2\pi U` with E exponential and U uniform: exact, without
-    rejection, differentiable in ``df``, and driven by the generator on every device.
+    rejection, differentiable in ``df``, and drawn from the generator on every device.
 
-    Shapes: ``df``, ``loc`` and ``scale`` are numbers or tensors that broadcast to the event.
-    Cost: one exponential and one uniform draw per entry. Below ``df = 0.5`` a draw may leave the range of float32.
+    Args:
+        event_shape: shape of one event, an int or a tuple.
+        df: degrees of freedom, a number or a tensor that broadcasts to the event. Below 0.5 a draw may exceed the range
+            of float32.
+        loc: centre, a number or a tensor that broadcasts to the event.
+        scale: width, a number or a tensor that broadcasts to the event.
+
+    Cost: one exponential and one uniform draw per entry.
 
     Raises:
         ValueError: if ``df`` or ``scale`` is not positive, or an argument does not broadcast to the event.
@@ -240,7 +260,7 @@ class StudentT(Base):
         df = self._full(self._number("df", torch.float64), torch.float64)
         constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (math.pi * df).log()
         df = df.to(x.dtype)
-        # Far out the square would overflow where its logarithm does not.
+        # For large |z| the square overflows, but its logarithm does not.
         far = z.abs() > FAR
         near = torch.log1p(torch.where(far, 0.0, z).square() / df)
         tails = 0.5 * (df + 1) * torch.where(far, 2 * torch.where(far, z.abs(), 1.0).log() - df.log(), near)

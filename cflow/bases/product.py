@@ -1,4 +1,4 @@
-"""A law of its own for every column, or for every few of them."""
+"""A different base for every column, or group of columns."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["Product"]
 
 @register("bases.Product")
 class Product(Base):
-    r"""Draws columns, or groups of them, independently, each from a law of its own.
+    r"""Draws columns, or groups of columns, independently, each from its own base.
 
     .. math:: p(x) = \prod_k p_k(x_{(k)})
 
-    For tables of which some columns are angles or shares (:class:`Uniform`) and some have heavy tails
-    (:class:`StudentT`). The columns of an event are those of the first base, then those of the second, and so on.
+    Use it for tables in which some columns are angles or shares (:class:`Uniform`) and some have heavy tails
+    (:class:`StudentT`). An event has the columns of the first base, then those of the second, and so on.
 
     Args:
-        bases: the laws, each of vectors ``(n,)`` or of single numbers ``()``, which make one column.
+        bases: bases of vectors ``(n,)``, or of single numbers ``()``, which make one column.
 
-    Shapes: ``sample`` gives ``[*shape, D]``, D the number of all columns; ``log_prob`` gives ``[*batch]``. Cost: that
-    of the parts.
+    Shapes: ``sample`` returns ``[*shape, D]`` for D columns in all, ``log_prob`` returns ``[*batch]``. Cost: that of
+    the parts.
 
     Raises:
-        TypeError: for anything that is not a base.
-        ValueError: without bases, and for one of events of a higher rank, or that reads a context.
+        TypeError: if an argument is not a base.
+        ValueError: if there are no bases, or one has events of a higher rank or reads a context.
 
     Example:
         >>> from cflow.bases import Normal, StudentT, Uniform
@@ -43,16 +43,16 @@ class Product(Base):
         for i, each in enumerate(bases):
             if not isinstance(each, nn.Module) or not callable(getattr(each, "log_prob", None)):
                 raise TypeError(
-                    f"Product(..., {type(each).__name__}): item {i} is not a base; pass objects such as "
-                    f"bases.Normal(2), and unpack a list with a star."
+                    f"Product(..., {type(each).__name__}): item {i} is not a base; pass bases such as bases.Normal(2), "
+                    f"and unpack a list with a star."
                 )
             if len(each.event_shape) > 1 or each.context_shape is not None:
                 raise ValueError(
-                    f"Product(..., {type(each).__name__} with events of shape {list(each.event_shape)}): columns are "
-                    f"those of vectors, without a context; pass bases of events (n,) or ()."
+                    f"Product(..., {type(each).__name__} with events of shape {list(each.event_shape)}): parts are "
+                    f"vectors without a context; pass bases of events (n,) or ()."
                 )
         if not bases:
-            raise ValueError("Product(): there are no columns without a law; pass one base or more.")
+            raise ValueError("Product(): there are no bases; pass at least one.")
         sizes = [each.event_shape.numel() for each in bases]
         super().__init__(sum(sizes))
         self._sizes = sizes

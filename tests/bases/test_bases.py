@@ -78,7 +78,7 @@ def test_a_base_moves_between_devices(base):
 @each
 def test_context_and_mask_are_refused(base):
     x = torch.zeros(2, *base.event_shape)
-    with pytest.raises(ValueError, match=r"sample\(context=Tensor of shape \[2, 3\]\).*leave it out"):
+    with pytest.raises(ValueError, match=r"sample\(context=Tensor of shape \[2, 3\]\).*omit it"):
         base.sample((2,), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="does not depend on a mask"):
         base.sample((2,), mask=torch.ones(2))
@@ -236,7 +236,7 @@ def test_arguments_are_copied():
 )
 def test_a_wrong_event_is_named(base):
     for wrong in ((5, 3, 2), (3,), (2, 1)):
-        with pytest.raises(ValueError, match=r"log_prob\(x of shape .*events of shape \[2, 3\].*pass a tensor"):
+        with pytest.raises(ValueError, match=r"log_prob\(x of shape .*events have shape \[2, 3\]; pass a tensor"):
             base.log_prob(torch.zeros(wrong))
 
 
@@ -249,17 +249,17 @@ def test_a_wrong_event_is_named(base):
         (lambda: Normal(2, scale=0.0), r"scale=0.0\): it must be positive"),
         (lambda: Normal(2, scale=torch.tensor([1.0, -1.0])), r"scale=tensor of shape \[2\]\): it must be positive"),
         (lambda: Normal(2, loc=float("nan")), "finite numbers"),
-        (lambda: Normal(2, loc=torch.zeros(3)), r"loc of shape \[3\].*event's shape \[2\]"),
+        (lambda: Normal(2, loc=torch.zeros(3)), r"loc of shape \[3\].*the event \[2\]"),
         (lambda: Normal(2, loc=torch.zeros(1, 2)), r"loc of shape \[1, 2\]"),
-        (lambda: Uniform(2, low=1.0, high=1.0), "high above low"),
-        (lambda: Uniform(2, low=torch.tensor([0.0, 2.0])), "high above low"),
+        (lambda: Uniform(2, low=1.0, high=1.0), "high is not above low"),
+        (lambda: Uniform(2, low=torch.tensor([0.0, 2.0])), "high is not above low"),
         (lambda: StudentT(2, df=0.0), "df=0.0"),
         (lambda: StudentT(2, df=1.0, scale=-1.0), "scale=-1.0"),
-        (lambda: Mixture(torch.tensor(1.0)), "counts the components"),
-        (lambda: Mixture(torch.zeros(0, 2)), "counts the components"),
+        (lambda: Mixture(torch.tensor(1.0)), "no components"),
+        (lambda: Mixture(torch.zeros(0, 2)), "no components"),
         (lambda: Mixture(torch.zeros(3, 2), scales=torch.ones(2)), r"scales of shape \[2\]"),
         (lambda: Mixture(torch.zeros(3, 2), scales=0.0), "positive"),
-        (lambda: Mixture(torch.zeros(3, 2), weights=[1.0, 2.0]), r"one weight per component \(3\)"),
+        (lambda: Mixture(torch.zeros(3, 2), weights=[1.0, 2.0]), r"one weight per component, \[3\]"),
         (lambda: Mixture(torch.zeros(3, 2), weights=[1.0, 2.0, -1.0]), "none negative"),
         (lambda: Mixture(torch.zeros(3, 2), weights=[0.0, 0.0, 0.0]), "not all zero"),
     ],

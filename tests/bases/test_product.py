@@ -1,4 +1,4 @@
-"""A law per column."""
+"""Different bases for the columns of a table."""
 
 import pytest
 import torch
@@ -38,8 +38,8 @@ def test_a_part_without_a_density_leaves_none(generator):
 
 @pytest.mark.parametrize(
     ("parts", "message"),
-    [((), "one base or more"), ((Normal((2, 2)),), r"events \(n,\)"), (([Normal(1)],), "not a base")],
+    [((), "at least one"), ((Normal((2, 2)),), r"events \(n,\)"), (([Normal(1)],), "not a base")],
 )
-def test_what_is_no_law_of_columns_is_refused(parts, message):
+def test_parts_that_are_not_columns_are_refused(parts, message):
     with pytest.raises((TypeError, ValueError), match=message):
         bases.Product(*parts)
