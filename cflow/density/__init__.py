@@ -1,8 +1,8 @@
-"""Densities for scientists: estimators with scikit-learn's interface, around any flow.
+"""Density estimators with scikit-learn's interface, for any flow.
 
-``FlowDensity`` estimates p(x), ``ConditionalFlowDensity`` p(y | x), ``FlowOutlierDetector`` flags rows with a stated
-rate of false alarms, ``compare`` sets models beside each other on held-out rows, and ``dequantise`` spreads values on a
-lattice, which have no density as they are.
+``FlowDensity`` estimates p(x), and ``ConditionalFlowDensity`` p(y | x). ``FlowOutlierDetector`` flags rows at a chosen
+rate of false alarms. ``compare`` compares models on held-out rows. ``dequantise`` adds noise to whole or rounded
+numbers, which have no density otherwise.
 """
 
 from cflow.density.comparison import Comparison, compare

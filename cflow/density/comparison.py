@@ -1,4 +1,4 @@
-"""Models of a density side by side, on rows that none of them was fitted to."""
+"""Compares density models on rows to which none of them was fitted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Comparison", "compare"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found. ``print`` shows it as a table.
+    """The result of :func:`compare`. ``print`` shows it as a table.
 
     Attributes:
-        names: of the models.
-        scores: held-out log-densities ``[models, N]`` of rows that were held out once or more (their mean).
-        rows: which rows those are, ``[N]``.
-        reference: the name of the model that the differences are taken to.
+        names: the names of the models.
+        scores: held-out log-densities ``[models, N]``; the mean for rows that were held out several times.
+        rows: the indices ``[N]`` of these rows.
+        reference: the name of the model that is subtracted in ``differences``.
     """
 
     names: tuple[str, ...]
@@ -34,20 +34,20 @@ class Comparison:
 
     @property
     def means(self) -> dict[str, float]:
-        """Gives the mean held-out log-density per row, in nats."""
+        """Returns the mean held-out log-density per row of every model, in nats."""
         return dict(zip(self.names, self.scores.mean(1).tolist()))
 
     @property
     def errors(self) -> dict[str, float]:
-        """Gives the standard errors of the means."""
+        """Returns the standard errors of the means."""
         return dict(zip(self.names, _error(self.scores).tolist()))
 
     @property
     def differences(self) -> dict[str, tuple[float, float]]:
-        """Gives, for every model, how much more than the reference it gives a row on the mean, and the standard error.
+        """Returns, for every model, the mean difference to the reference in nats per row, and its standard error.
 
-        Rows that are hard for one model are hard for all, so the error of a difference of paired rows is mostly far
-        smaller than those of the means, and it is this one that distinguishes models.
+        Rows that are hard for one model are hard for all, so the error of this paired difference is mostly much smaller
+        than the errors of the means. Use it to distinguish models.
         """
         change = self.scores - self.scores[self.names.index(self.reference)]
         return dict(zip(self.names, zip(change.mean(1).tolist(), _error(change).tolist())))
@@ -72,24 +72,26 @@ def compare(
     reference: str | None = None,
     random_state: Any = 0,
 ) -> Comparison:
-    """Compares densities by cross-validation: every row is scored by models that were not fitted to it.
+    """Compares density models by cross-validation: models score only rows to which they were not fitted.
 
-    Standard errors are those of means over rows; that models of different folds share training rows is not in them.
+    Standard errors are those of means over rows. They do not include that models of different folds share training
+    rows.
 
     Args:
-        estimators: by name; each has ``fit`` and ``score_samples`` in nats, such as ``FlowDensity``, and scikit-learn's
-            ``GaussianMixture`` (of one component: a normal) and ``KernelDensity``. Clones of them are fitted.
+        estimators: a dict of estimators by name. Each has ``fit`` and ``score_samples`` in nats, such as
+            ``FlowDensity``, or scikit-learn's ``GaussianMixture`` (one component: a normal distribution) and
+            ``KernelDensity``. Clones of them are fitted.
         X: rows ``[N, D]``.
-        y: targets; all estimators are then conditional, with ``score_samples(X, y)``.
-        cv: a number of folds, drawn at random by ``random_state``, or a splitter of scikit-learn's.
-        reference: the name of the model to which the others are compared; the first unless given.
-        random_state: of the folds.
+        y: targets ``[N]`` or ``[N, K]``, if all estimators are conditional, with ``score_samples(X, y)``.
+        cv: the number of folds, which are drawn with ``random_state``, or a splitter of scikit-learn.
+        reference: the name of the model to which the others are compared. Default: the first.
+        random_state: the seed of the folds, a ``numpy.random.RandomState``, or None for new folds each time.
 
     Cost: one fit of every estimator for every fold.
 
     Raises:
-        ValueError: for no estimators, an unknown reference, or a model whose scores are not one number per row (a score
-            of minus infinity is one, and makes its mean so).
+        ValueError: for no estimators, an unknown reference, or a model whose scores are not one number per row (minus
+            infinity is allowed, and makes the mean minus infinity).
         TypeError: for an estimator without ``score_samples``.
 
     Example:
@@ -102,17 +104,16 @@ def compare(
         normal       -2.5492 ± 0.0207
     """
     if not estimators:
-        raise ValueError("compare(estimators={}): there is nothing to compare; pass models by name.")
+        raise ValueError("compare(estimators={}): there are no models; pass them by name.")
     for name, each in estimators.items():
         if not callable(getattr(each, "score_samples", None)) or isinstance(each, type):
             raise TypeError(
-                f"compare({name}={each!r}): a model is compared by the log-density it gives to rows, and this has no "
-                f"score_samples to ask; pass an estimator such as FlowDensity() or GaussianMixture()."
+                f"compare({name}={each!r}): this has no score_samples; pass an estimator such as FlowDensity()."
             )
     reference = next(iter(estimators)) if reference is None else reference
     if reference not in estimators:
         raise ValueError(
-            f"compare(reference={reference!r}): the models are {', '.join(estimators)}; name one of these."
+            f"compare(reference={reference!r}): there is no such model; pass one of {', '.join(estimators)}."
         )
     splitter = check_cv(cv)
     if isinstance(cv, int):
@@ -127,9 +128,8 @@ def compare(
             scores = np.asarray(clone(estimator).fit(*given).score_samples(*asked))
             if scores.shape != (len(held),) or np.isnan(scores).any():
                 raise ValueError(
-                    f"compare({name}): score_samples gave an array of shape {scores.shape} with "
-                    f"{int(np.isnan(scores).sum())} NaN for {len(held)} rows, where one log-density per row is wanted; "
-                    f"look at what it was fitted to."
+                    f"compare({name}): score_samples returned shape {scores.shape} with {int(np.isnan(scores).sum())} "
+                    f"NaN for {len(held)} rows, not one log-density per row; check this model."
                 )
             np.add.at(total[number], held, scores)
     return Comparison(tuple(estimators), total[:, rows] / count[rows], rows, reference)

@@ -1,4 +1,4 @@
-"""What the estimators of densities share: hyper-parameters, training inside standardised units, scores in chunks."""
+"""The base class of the density estimators: hyper-parameters, training in standardised units, scores in chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["FlowEstimator"]
 
 
 class FlowEstimator(DensityMixin, BaseEstimator):
-    """Holds the hyper-parameters of a flow and its training; :class:`FlowDensity` lists them."""
+    """Stores the hyper-parameters of a flow and its training; :class:`FlowDensity` describes them."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         self.verbose = verbose
 
     def _learn(self, x: np.ndarray, context: np.ndarray | None, weights: np.ndarray | None) -> None:
-        """Trains the flow of ``x [N, D]`` given ``context [N, C]`` and keeps it, in float64, as ``flow_``."""
+        """Trains the flow of ``x [N, D]`` given ``context [N, C]``, and stores it in float64 as ``flow_``."""
         settings = self._settings()
         if weights is not None:
             some = weights > 0
@@ -65,17 +65,17 @@ class FlowEstimator(DensityMixin, BaseEstimator):
             weights = weights * (len(weights) / weights.sum())
         check_rows(self, x, context, "fit")
         features, contexts = x.shape[1], 0 if context is None else context.shape[1]
-        # Its initial weights are draws, too: they come from the seed, and the global generator is given back.
+        # The initial weights are random too: they come from the seed, and the global generator is restored.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(settings.seed)
             flow = make_flow(self.flow, features, contexts, self.flow_options, type(self).__name__)
         objective = objective_of(flow)
 
-        # Units are changed in float64: in float32, years or coordinates would lose the digits that differ.
+        # Units change in float64: in float32, years or coordinates would lose the digits in which they differ.
         units, x_inside = self._standardised(x, weights, flow.dtype)
         context_units, context_inside = self._standardised(context, weights, flow.dtype)
         robust = self.standardise == "robust"
-        if robust:  # what lies far from the middle, which no longer sets the scale, is drawn in
+        if robust:  # values far from the middle no longer set the scale, so they are moved towards it
             flow = flow.with_transform(*tails(features))
             context_inside = None if context is None else Compose(*tails(contexts)).encode(context_inside)[0]
         counts = None if weights is None else torch.from_numpy(weights)
@@ -88,7 +88,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
             flow = StandardisedContext(flow, Compose(context_units, *tails(contexts)) if robust else context_units)
         if units is not None:
             flow = flow.with_transform(units)
-            if isinstance(objective, MaximumLikelihood):  # the history in nats of the data as given, too
+            if isinstance(objective, MaximumLikelihood):  # the history is in nats of the original data too
                 shift = float(units.scale.log().sum())
                 for row in self.history_:
                     row |= {key: row[key] + shift for key in ("loss", "validation", "nats") if key in row}
@@ -97,7 +97,7 @@ class FlowEstimator(DensityMixin, BaseEstimator):
     def _standardised(
         self, values: np.ndarray | None, weights: np.ndarray | None, dtype: torch.dtype
     ) -> tuple[Standardise | None, Tensor | None]:
-        """Measures where the columns lie, with weights: the transform in float64, and what the flow sees."""
+        """Returns the standardising transform in float64, and the standardised values for the flow."""
         if values is None or not self.standardise:
             return None, None if values is None else torch.tensor(values, dtype=dtype)
         loc, scale = units_of(values, weights, self.standardise == "robust", type(self).__name__)
@@ -108,24 +108,23 @@ class FlowEstimator(DensityMixin, BaseEstimator):
         """Checks the hyper-parameters."""
         name = type(self).__name__
         for key in ("max_steps", "batch_size", "check_every", "patience"):
-            why = "this is a whole number of 1 or more; pass one."
+            why = "this is not a whole number of 1 or more; pass one."
             check_integer(name, key, getattr(self, key), 1, why, numpy=True)
-        plain = isinstance(self.standardise, bool | np.bool_ | int | str)  # an array has no one truth value
+        plain = isinstance(self.standardise, bool | np.bool_ | int | str)  # the truth value of an array is ambiguous
         if not plain or self.standardise not in (True, False, "robust"):
             raise ValueError(
-                f"{name}(standardise={self.standardise!r}): columns are brought to mean zero and variance one or not, "
-                f"or by median and quantiles; pass True, False or 'robust'."
+                f"{name}(standardise={self.standardise!r}): this is not an option; pass True, False or 'robust'."
             )
         if not (is_number(self.validation_fraction) and 0 <= self.validation_fraction < 1):
             raise ValueError(
-                f"{name}(validation_fraction={self.validation_fraction!r}): this is the part of the rows that decides "
-                f"when to stop; pass a number in [0, 1), 0 to train on all rows for max_steps."
+                f"{name}(validation_fraction={self.validation_fraction!r}): this is a share of the rows; pass a number "
+                f"in [0, 1), 0 to hold out none."
             )
         rates = is_number(self.lr) and is_number(self.weight_decay)
         if not rates or not self.lr > 0 or not self.weight_decay >= 0:
             raise ValueError(
-                f"{name}(lr={self.lr!r}, weight_decay={self.weight_decay!r}): the former is positive and the latter "
-                f"not negative; pass for instance lr=1e-3, weight_decay=0.0."
+                f"{name}(lr={self.lr!r}, weight_decay={self.weight_decay!r}): lr must be positive and weight_decay not "
+                f"negative; pass for instance lr=1e-3."
             )
         return Settings(
             int(self.max_steps), int(self.batch_size), float(self.lr), float(self.weight_decay),
@@ -135,9 +134,9 @@ class FlowEstimator(DensityMixin, BaseEstimator):
 
     @torch.no_grad()
     def _scores(self, x: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
-        """Evaluates log-densities in chunks of constant memory."""
+        """Computes log-densities in chunks, with constant memory."""
         scores = np.empty(len(x))
-        # Dequantising flows draw: the same draws for the same rows.
+        # Flows that dequantise draw noise: the same noise for the same rows.
         generator = torch.Generator(self.flow_.device).manual_seed(self.seed_)
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
@@ -147,5 +146,5 @@ class FlowEstimator(DensityMixin, BaseEstimator):
 
 
 def weighted_mean(scores: np.ndarray, weights: np.ndarray | None) -> float:
-    """Averages scores, each as often as its weight says."""
+    """Returns the mean of scores with weights."""
     return float(np.average(scores, weights=weights))

@@ -1,4 +1,4 @@
-"""Flows by the names that the estimators take, and the objective each is trained by."""
+"""The names of flows that the estimators accept, and the objective that trains each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ __all__ = ["FLOWS", "make_flow", "objective_of"]
 
 
 def ffjord(features: int, context: int = 0, **options: Any) -> ContinuousFlow:
-    """Makes a velocity field between a normal and the data, for maximum likelihood; ``options`` go to the network.
+    """Builds a velocity field between a normal distribution and the data, for maximum likelihood.
 
-    The network's divergence is in closed form: densities are exact, and training is without its noise.
+    ``options`` are arguments of the network. Its divergence has a closed form, so densities are exact and the training
+    loss has no noise from a trace estimate.
 
     Source: Grathwohl et al., FFJORD, 2018, arXiv:1810.01367.
     """
@@ -34,7 +35,7 @@ def ffjord(features: int, context: int = 0, **options: Any) -> ContinuousFlow:
 
 
 def flow_matching(features: int, context: int = 0, **options: Any) -> ContinuousFlow:
-    """Makes a velocity field on straight paths, for flow matching; ``options`` go to the network.
+    """Builds a velocity field on straight paths, for flow matching; ``options`` are arguments of the network.
 
     Source: Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv:2210.02747.
     """
@@ -52,28 +53,35 @@ FLOWS: dict[str, Callable[..., BaseFlow]] = {
     "ffjord": ffjord,
     "flow-matching": flow_matching,
 }
-"""Every flow by name: called as ``(features, context, **options)``."""
+"""The constructor of every flow by name, called as ``(features, context, **options)``."""
 
 
 def make_flow(flow: Any, features: int, context: int, options: dict | None, where: str) -> BaseFlow:
-    """Builds the flow that an estimator was asked for, by name or by a constructor ``(features, context) -> flow``.
+    """Builds the flow of an estimator, from a name or from a constructor.
+
+    Args:
+        flow: one of the names in ``FLOWS``, or a constructor ``(features, context, **options) -> flow``.
+        features: the number of columns of the data.
+        context: the number of columns of the context; 0 for an unconditional flow.
+        options: more arguments of the constructor, or None.
+        where: the name of the caller, which starts error messages.
 
     Raises:
-        ValueError: for an unknown name, or a constructor's flow of other shapes.
-        TypeError: where ``flow`` is neither, or has no such option.
+        ValueError: for an unknown name, and for a constructed flow of wrong shapes or without a density.
+        TypeError: if ``flow`` is neither a name nor a constructor, or does not accept ``options``.
     """
     if isinstance(flow, str):
         if flow not in FLOWS:
             close = difflib.get_close_matches(flow.lower(), FLOWS, 1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"{where}(flow={flow!r}): there is no such flow{hint} The flows are {', '.join(FLOWS)}.")
+            raise ValueError(f"{where}(flow={flow!r}): unknown flow{hint} The flows are {', '.join(FLOWS)}.")
         make = FLOWS[flow]
     elif callable(flow) and not isinstance(flow, BaseFlow):
         make = flow
     else:
         raise TypeError(
-            f"{where}(flow={flow!r}): a flow is named by a string, or made by a constructor (features, context) -> "
-            f"flow once the data are known; pass one of {', '.join(FLOWS)}, or a function."
+            f"{where}(flow={flow!r}): this is not a name or a function (features, context) -> flow; pass one, such as "
+            f"'nsf'."
         )
     try:
         made = make(features, context, **(options or {}))
@@ -81,26 +89,32 @@ def make_flow(flow: Any, features: int, context: int, options: dict | None, wher
         if not options:
             raise
         raise TypeError(
-            f"{where}(flow={flow!r}, flow_options={options}): the flow cannot be made of these ({error}); options are "
-            f"arguments of its constructor, such as {{'layers': 3, 'hidden': (64, 64)}}."
+            f"{where}(flow={flow!r}, flow_options={options}): the flow does not accept these ({error}); pass arguments "
+            f"of its constructor, such as {{'layers': 3}}."
         ) from None
     shapes = (features,), (context,) if context else None
     found = tuple(made.event_shape), None if made.context_shape is None else tuple(made.context_shape)
     if found != shapes:
         raise ValueError(
-            f"{where}(flow={getattr(flow, '__name__', flow)}): the constructor gave a flow with event_shape and "
-            f"context_shape {found} where {shapes} are wanted; build it from the numbers it is called with."
+            f"{where}(flow={getattr(flow, '__name__', flow)}): event_shape and context_shape are {found}, not "
+            f"{shapes}; build the flow from (features, context)."
         )
     if made.likelihood == "none":
         raise ValueError(
-            f"{where}(flow={getattr(flow, '__name__', flow)}): this flow has no density to fit; give it a base that "
-            f"has one, such as bases.Normal."
+            f"{where}(flow={getattr(flow, '__name__', flow)}): this flow has no density to fit; use a base such as "
+            f"bases.Normal."
         )
     return made
 
 
 def objective_of(flow: BaseFlow) -> Objective:
-    """Chooses the objective: flow matching on a path, FFJORD's for other velocity fields, maximum likelihood else."""
+    """Returns the objective that trains a flow in an estimator.
+
+    It is flow matching if the flow has a path, FFJORD for other continuous flows, and maximum likelihood for the rest.
+
+    Args:
+        flow: a flow with a density.
+    """
     if getattr(flow, "path", None) is not None:
         return FlowMatching()
     return FFJORD(flow.divergence) if isinstance(flow, ContinuousFlow) else MaximumLikelihood()

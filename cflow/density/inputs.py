@@ -1,4 +1,4 @@
-"""What the estimators take: tables of finite numbers; everything else is refused with what to do instead."""
+"""Checks of the estimators' inputs: they are tables of finite numbers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ __all__ = ["features_of", "is_number", "refuse_bad_rows", "seed_of", "targets_of
 
 
 def features_of(estimator: Any, X: Any, method: str, *, reset: bool = False) -> np.ndarray:
-    """Reads ``X`` as float64 ``[N, D]``; ``reset`` notes the number and names of features, else they must agree.
+    """Reads ``X`` as float64 ``[N, D]``.
+
+    With ``reset`` the number and the names of the features are stored. Otherwise they must be the stored ones.
 
     Raises:
         TypeError: for a sparse matrix, or entries that are neither numbers nor text.
-        ValueError: for text, complex numbers, another rank or number of features, NaN and infinity.
+        ValueError: for text, complex numbers, a wrong rank or number of features, NaN or infinity.
     """
     where = f"{type(estimator).__name__}.{method}(X)"
     if issparse(X):
-        raise TypeError(
-            f"{where}: X is a sparse matrix, and a density is one of points with all their coordinates; pass "
-            f"X.toarray(), or components of it such as sklearn.decomposition.TruncatedSVD gives."
-        )
+        raise TypeError(f"{where}: X is a sparse matrix, and a density needs dense rows; pass X.toarray().")
     try:
         X = validate_data(estimator, X=X, reset=reset, dtype=np.float64, ensure_all_finite=False)
     except (TypeError, ValueError) as error:
@@ -41,14 +40,13 @@ def targets_of(estimator: Any, y: Any, rows: int, method: str) -> np.ndarray:
     """Reads ``y`` as float64 ``[N]`` or ``[N, K]``.
 
     Raises:
-        TypeError, ValueError: as :func:`features_of`, and for another number of rows than ``X`` has.
+        TypeError, ValueError: as :func:`features_of`, and if the number of rows differs from that of ``X``.
     """
     name = type(estimator).__name__
     where = f"{name}.{method}(X, y)"
     if y is None:
         raise ValueError(
-            f"{where}: {name} requires y to be passed, but the target y is None; pass one row of y for each of X "
-            f"(FlowDensity models X alone)."
+            f"{where}: {name} requires y to be passed, but the target y is None; pass y, or use FlowDensity."
         )
     try:
         y = check_array(y, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="y")
@@ -57,40 +55,38 @@ def targets_of(estimator: Any, y: Any, rows: int, method: str) -> np.ndarray:
         raise kind(f"{where}: {_sentence(error)} Pass numbers, [N] or [N, targets].") from None
     if y.ndim > 2 or len(y) != rows:
         raise ValueError(
-            f"{where}: y has shape {y.shape} and X {rows} rows, so they cannot belong together; pass y of shape "
-            f"({rows},) or ({rows}, targets)."
+            f"{where}: y has shape {y.shape}, but X has {rows} rows; pass y of shape ({rows},) or ({rows}, targets)."
         )
     refuse_bad_rows(y.reshape(rows, -1), where)
     return y
 
 
 def weights_of(estimator: Any, weights: Any, rows: int, method: str) -> np.ndarray | None:
-    """Reads weights ``[N]``, not negative and not all zero; ``None`` stays ``None``."""
+    """Reads weights ``[N]``, which are not negative and not all zero; ``None`` stays ``None``."""
     if weights is None:
         return None
     where = f"{type(estimator).__name__}.{method}(sample_weight)"
     weights = np.asarray(weights, np.float64)
     if weights.shape != (rows,):
         raise ValueError(
-            f"{where}: Sample weights must be 1D array or scalar-like of one weight per row, not of shape "
-            f"{weights.shape}; pass {rows} of them."
+            f"{where}: the weights have shape {weights.shape}, but there are {rows} rows; pass one weight per row."
         )
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ValueError(
-            f"{where}: weights go from {weights.min():.4g} to {weights.max():.4g}, but say how often a row counts: "
-            f"none is negative or NaN, and not all are zero; drop the rows that should not count."
+            f"{where}: weights range from {weights.min():.4g} to {weights.max():.4g}; pass finite weights that are not "
+            f"negative and not all zero."
         )
     return weights
 
 
 def refuse_bad_rows(values: np.ndarray, where: str) -> None:
-    """Raises where rows hold NaN or infinity, and says which."""
+    """Raises if rows have NaN or infinity, and lists these rows."""
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
         raise ValueError(
-            f"{where}: {len(bad)} of {len(values)} rows hold NaN or inf (rows {shown}), where there is no density; "
-            f"drop them, or impute them with sklearn.impute in a Pipeline."
+            f"{where}: {len(bad)} of {len(values)} rows have NaN or inf (rows {shown}), which have no density; drop "
+            f"them, or fill the gaps with sklearn.impute."
         )
 
 
@@ -100,9 +96,9 @@ def is_number(value: Any) -> bool:
 
 
 def seed_of(random_state: Any) -> int:
-    """Gives a seed: an int's own, a draw of a ``RandomState``, or for ``None`` a new one each time.
+    """Returns a seed: the int itself, a draw from a ``RandomState``, or a new seed each time for ``None``.
 
-    NumPy's global state is neither read nor moved, unlike by ``sklearn.utils.check_random_state(None)``.
+    NumPy's global state is neither read nor changed, unlike with ``sklearn.utils.check_random_state(None)``.
     """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
@@ -110,26 +106,26 @@ def seed_of(random_state: Any) -> int:
         return int(random_state.randint(2**31 - 1))
     if not is_integer(random_state, 0, numpy=True):
         raise ValueError(
-            f"random_state={random_state!r}: this is not a seed; pass a whole number of 0 or more, a "
-            f"numpy.random.RandomState, or None for a new seed each time."
+            f"random_state={random_state!r}: this is not a seed; pass a whole number of 0 or more, or a "
+            f"numpy.random.RandomState."
         )
     return int(random_state)
 
 
 def warn(message: str) -> None:
-    """Warns at the line outside this package that called it."""
+    """Warns, and points to the line outside this package that made the call."""
     warnings.warn_explicit(message, UserWarning, **calling_line())
 
 
 def _sentence(error: Exception) -> str:
-    """Gives scikit-learn's message as one line that ends in a stop."""
+    """Returns scikit-learn's message as one line that ends with a full stop."""
     text = " ".join(str(error).split())
     return text if text.endswith(".") else f"{text}."
 
 
 def _advice(estimator: Any, reset: bool) -> str:
     if reset or not hasattr(estimator, "n_features_in_"):
-        return "Pass a table of numbers, [rows, features]; encode categories as numbers, or drop their columns."
+        return "Pass a table of numbers, [rows, features]; encode categories as numbers, or drop them."
     names = getattr(estimator, "feature_names_in_", None)
     shown = "" if names is None else f": {', '.join(map(str, names[:8]))}{', ...' if len(names) > 8 else ''}"
-    return f"Pass numbers in the {estimator.n_features_in_} features that fit was given{shown}."
+    return f"Pass the {estimator.n_features_in_} features that fit was given{shown}."

@@ -1,4 +1,4 @@
-"""Values on a lattice: whole numbers, rounded readings, categories. Found, and spread over their steps."""
+"""Columns whose values have steps (whole numbers, rounded readings, categories): finds the steps and adds noise."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from cflow.density.inputs import refuse_bad_rows, seed_of
 __all__ = ["dequantise", "lattice_steps"]
 
 
-# Two differences are the same, and a value is a multiple of another, up to this share of them.
+# The relative error up to which two differences are the same, or one is a multiple of another.
 ALIKE = 1e-6
-# The share of the differences that are multiples of the step, where the others are taken for outliers.
+# At least this share of the differences are multiples of the step; the others come from outliers.
 MOST = 0.9
-# A step of at most so many units in the last place is that of the numbers' format, not of the data.
+# A step of at most this many units in the last place comes from the number format, not from the data.
 FINE = 20
 
 
 def lattice_steps(values: np.ndarray) -> np.ndarray:
-    """Finds the step of every column ``[N, D]`` that is on a lattice: ``[D]``, 0 where a column is not.
+    """Returns the step of every column: 0 for continuous columns, positive for whole, rounded or few distinct values.
 
-    A lattice shows in the differences of neighbouring values, which repeat: the step is the most frequent of them where
-    nine tenths of them are its multiples. Whole numbers have one in any case, their greatest common divisor; so have
-    columns with at most half as many different values as rows, of which most occur more than once (readings of uneven
-    steps, categories): the smallest difference. Neither a few values that are far from the others nor heavy tails make
-    a lattice, nor does one value that many rows share, nor the last place of numbers with a large offset. A constant
-    column has no step. Decimals that were rounded to float32 on their way are taken for the decimals.
+    Differences between neighbouring values of a column are compared:
+
+    - If nine tenths of them are multiples of the most frequent one, that one is the step. Rounded readings are such.
+    - Otherwise the step of whole numbers is the greatest common divisor of the differences.
+    - Otherwise, if a column has at most half as many distinct values as rows, and most of them occur more than once
+      (categories, uneven readings), the step is the smallest difference.
+
+    The step is 0 for constant columns, and for continuous ones with outliers, heavy tails, one value that many rows
+    share, or a large offset. Decimals that were stored in float32 count as these decimals.
+
+    Args:
+        values: a table ``[N, D]`` of finite numbers.
+
+    Returns a float64 array ``[D]``. Cost: one sort of every column.
 
     Example:
         >>> lattice_steps(np.array([[0.0, 0.31, 7.25], [2.0, 0.3, 7.5], [6.0, 0.87, 7.25], [4.0, 0.11, 7.5]]))
@@ -39,25 +47,25 @@ def lattice_steps(values: np.ndarray) -> np.ndarray:
 
 
 def _step_of(found: np.ndarray, counts: np.ndarray) -> float:
-    """Finds the step of sorted different values, of which each occurs so often, in float64 or through float32."""
+    """Returns the step of sorted distinct values with their counts, for decimals in float64 or stored in float32."""
     with np.errstate(over="ignore"):
         single = found.astype(np.float32)
     if not np.array_equal(single, found):
         even, least = _step(found, counts, np.spacing(np.abs(found)))
         return even or least
     last_place = np.spacing(np.abs(single)).astype(np.float64)
-    # Of float32 numbers the shortest decimals that name them: 0.1, not 0.10000000149.
+    # The shortest decimals of float32 numbers: 0.1, not 0.10000000149.
     even, least = _step(found, counts, last_place)
     return even or _step(single.astype(str).astype(np.float64), counts, last_place)[0] or least
 
 
 def _step(found: np.ndarray, counts: np.ndarray, last_place: np.ndarray) -> tuple[float, float]:
-    """Finds the step of sorted different values, their numbers of occurrences and units in the last place given.
+    """Finds the step of sorted distinct values, from their counts and their units in the last place.
 
-    Returns ``(step of which differences are multiples, least difference of few values)``, each 0 where there is none.
+    Returns ``(step of which most differences are multiples, smallest difference of few values)``; 0 means none.
     """
     rounding = 2 * np.spacing(np.abs(found))
-    # Neighbours that differ by rounding alone are one value.
+    # Neighbours that differ only by rounding are one value.
     apart = np.diff(found, prepend=-np.inf) > rounding
     found, rounding, counts = found[apart], rounding[apart], np.add.reduceat(counts, np.flatnonzero(apart))
     gaps, rounding = np.diff(found), rounding[1:]
@@ -77,29 +85,29 @@ def _step(found: np.ndarray, counts: np.ndarray, last_place: np.ndarray) -> tupl
 
 
 def _most_frequent(gaps: np.ndarray) -> float:
-    """Finds the difference that occurs most often, the smallest of several."""
+    """Returns the most frequent difference; the smallest one if several are equally frequent."""
     gaps = np.sort(gaps)
     groups = np.split(gaps, np.flatnonzero(np.diff(gaps) > ALIKE * gaps[:-1]) + 1)
     return float(np.median(max(groups, key=len)))
 
 
 def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.ndarray:
-    r"""Spreads columns on a lattice by uniform noise as wide as their steps; other columns stay as they are.
+    r"""Adds uniform noise, one step wide, to columns of whole, rounded or few distinct values; others stay unchanged.
 
     .. math:: x_i + s_i (\epsilon_i - \tfrac12), \qquad \epsilon_i \sim \mathcal U[0, 1)
 
-    A density of the result bounds the probability of the values: :math:`\log P(x) \ge \mathbb E_\epsilon \log p(x +
-    s(\epsilon - 1/2)) + \sum_i \log s_i`. Spread training and held-out data alike, with steps of the former.
+    A density of the result bounds the probability of the original values: :math:`\log P(x) \ge \mathbb E_\epsilon \log
+    p(x + s(\epsilon - 1/2)) + \sum_i \log s_i`. Use the steps of the training data for the held-out data too.
 
     Args:
         X: a table ``[N, D]`` of numbers.
-        steps: one per column, 0 for none; found in ``X`` (whole numbers, or few different values) unless given.
+        steps: ``[D]``, the width of the noise in each column, 0 for no noise. Default: :func:`lattice_steps` of ``X``.
         random_state: a seed, a ``numpy.random.RandomState``, or None for new noise each time.
 
-    Returns a float64 array ``[N, D]``. Cost: one sort of every column where no steps are given.
+    Returns a float64 array ``[N, D]``. Cost: one sort of every column if ``steps`` is omitted.
 
     Raises:
-        ValueError: for a table that is not ``[N, D]`` or holds NaN, for steps that do not fit or are negative.
+        ValueError: for a table that is not ``[N, D]`` or has NaN, and for steps of a wrong number or sign.
 
     Source: Theis et al., A note on the evaluation of generative models, 2015, arXiv:1511.01844, section 3.1.
 
@@ -111,13 +119,13 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
     """
     X = np.array(X, np.float64)
     if X.ndim != 2:
-        raise ValueError(f"dequantise(X of shape {X.shape}): a table is wanted; pass [rows, columns].")
+        raise ValueError(f"dequantise(X of shape {X.shape}): X must be a table; pass [rows, columns].")
     refuse_bad_rows(X, "dequantise(X)")
     steps = lattice_steps(X) if steps is None else np.asarray(steps, np.float64)
     if steps.shape != X.shape[1:] or not (steps >= 0).all():
         raise ValueError(
-            f"dequantise(X of shape {X.shape}, steps={steps}): there is one step for each of {X.shape[1]} columns, 0 "
-            f"where a column is not on a lattice; omit steps to have them measured."
+            f"dequantise(X of shape {X.shape}, steps={steps}): pass one step >= 0 for each of {X.shape[1]} "
+            f"columns, or omit steps."
         )
     noise = np.random.default_rng(seed_of(random_state)).random(X.shape) - 0.5
     return X + steps * noise

@@ -1,4 +1,4 @@
-"""How an estimator's flow is trained: on most rows, watched on the others, its best weights kept."""
+"""Training of an estimator's flow, with held-out rows that choose the best weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cflow.training import Cosine, fit
 __all__ = ["Learned", "Rows", "Settings", "learn"]
 
 CHUNK = 4096  # rows evaluated at once
-ENOUGH = 2048  # evaluations behind a held-out figure that is random
+ENOUGH = 2048  # evaluations that a held-out loss with random draws averages over
 
 
 @dataclass
 class Rows:
-    """Data ``[N, D]``, their context ``[N, C]`` or None, and weights ``[N]`` that sum to N, or None for ones."""
+    """Data ``[N, D]``, context ``[N, C]`` or None, and weights ``[N]`` that sum to N, or None for equal weights."""
 
     x: Tensor
     context: Tensor | None = None
@@ -32,7 +32,7 @@ class Rows:
         return len(self.x)
 
     def take(self, rows: Tensor) -> Rows:
-        """Gives some rows; the weights are scaled to sum to their number."""
+        """Returns the chosen rows; their weights are scaled to sum to their number."""
         weights = None if self.weights is None else self.weights[rows]
         weights = None if weights is None else weights * (len(rows) / weights.sum())
         return Rows(self.x[rows], None if self.context is None else self.context[rows], weights)
@@ -40,7 +40,7 @@ class Rows:
 
 @dataclass
 class Settings:
-    """What an estimator's constructor says of training."""
+    """The training options of an estimator's constructor."""
 
     max_steps: int
     batch_size: int
@@ -56,7 +56,7 @@ class Settings:
 
 @dataclass
 class Learned:
-    """What training left: the rows of the history, the steps taken, and the step whose weights were kept."""
+    """Results of training: rows of the history, number of steps, and the step whose weights were kept."""
 
     history: list[dict[str, Any]]
     steps: int
@@ -65,7 +65,7 @@ class Learned:
 
 @dataclass
 class HeldOut:
-    """The loss of a flow on held-out rows, as what ``training.fit`` validates by."""
+    """The loss of a flow on held-out rows, as a ``validation`` of ``training.fit``."""
 
     rows: Rows
     objective: Objective
@@ -73,7 +73,7 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, flow: BaseFlow) -> float:
-        """Computes the weighted mean loss, always with the same draws; a random one over enough of them."""
+        """Computes the weighted mean loss, always with the same draws, and over several draws if the loss is random."""
         generator = torch.Generator(flow.device).manual_seed(self.seed)
         total = 0.0
         rounds = math.ceil(ENOUGH / len(self.rows)) if self.objective.draws else 1
@@ -87,11 +87,11 @@ class HeldOut:
 
 
 def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) -> Learned:
-    """Trains a flow in place by :func:`cflow.training.fit`; it holds the best weights on the held-out rows afterwards.
+    """Trains a flow in place with :func:`cflow.training.fit`, and keeps the best weights on the held-out rows.
 
-    A part ``validation_fraction`` of the rows, drawn by the seed, is held out and looked at before the first step and
-    every ``check_every`` steps; after ``patience`` looks without improvement training ends. With no such part it takes
-    all steps, and the last weights stay.
+    The seed draws the held-out rows, a share ``validation_fraction``. Their loss is computed before the first step and
+    every ``check_every`` steps. Training ends after ``patience`` checks without improvement. Without held-out rows it
+    takes all steps and keeps the last weights.
     """
     count = round(settings.validation_fraction * len(rows))
     count = min(max(count, 1), len(rows) - 1) if settings.validation_fraction > 0 else 0
@@ -113,7 +113,7 @@ def learn(flow: BaseFlow, objective: Objective, rows: Rows, settings: Settings) 
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         schedule=Cosine(warmup=min(100, settings.max_steps // 10)),
-        ema=None,  # the weights that are looked at are the weights that are kept
+        ema=None,  # the checked weights are the kept weights
         log_every=settings.check_every,
         seed=settings.seed,
         device=settings.device,

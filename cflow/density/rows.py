@@ -1,4 +1,4 @@
-"""Whether rows can have a density at all."""
+"""Checks whether the rows of a table can have a density."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["check_rows"]
 
 
 def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method: str) -> None:
-    """Checks what a density is fitted to, ``x [N, D]`` and what it is given, ``context [N, C]``.
+    """Checks the rows ``x [N, D]`` to which a density is fitted, and their context ``[N, C]``.
 
-    Raises for too few rows and constant columns; warns of columns of ``x`` on a lattice or with a spike, and of
-    repeated rows.
+    Raises for too few rows and for constant columns. Warns of columns of ``x`` with rounded, few distinct or one very
+    frequent value, and of repeated rows.
     """
     where = f"{type(estimator).__name__}.{method}"
     names = getattr(estimator, "feature_names_in_", None)
@@ -27,46 +27,47 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
     rows, dimensions = values.shape
     if rows < 2 or rows <= dimensions:
         raise ValueError(
-            f"{where}: n_samples = {rows} rows of {dimensions} dimensions lie on a flat of lower dimension, where a "
-            f"density has no bound; pass more rows than dimensions (many more, for a flow to be of use), or fewer "
-            f"columns, such as sklearn.decomposition.PCA gives."
+            f"{where}: n_samples = {rows} rows are too few for {dimensions} columns; pass many more rows, or "
+            f"fewer columns."
         )
     constant = np.flatnonzero(np.ptp(values, 0) <= 1e-12 * np.abs(values).max(0))
     if len(constant):
         raise ValueError(
-            f"{where}: {_columns(constant, labels)} constant, and one value has no density and says nothing; drop it, "
-            f"for instance by sklearn.feature_selection.VarianceThreshold()."
+            f"{where}: {_columns(constant, labels, 'is', 'are')} constant, which has no density; drop constant "
+            f"columns, for instance with scikit-learn's VarianceThreshold."
         )
     unique = np.unique(values, axis=0)
     repeated = rows - len(unique)
-    lattice = np.flatnonzero(lattice_steps(unique[:, -x.shape[1] :])) + dimensions - x.shape[1]
-    if len(lattice):
+    first = dimensions - x.shape[1]
+    steps = lattice_steps(unique[:, first:])
+    stepped = np.flatnonzero(steps)
+    if len(stepped):
+        found = ", ".join(f"{step:.3g}" for step in steps[stepped[:5]])
         warn(
-            f"{where}: {_columns(lattice, labels)} on a lattice (whole numbers, or few different values). A density "
-            f"can grow there without bound, spike upon spike, so the log-likelihood says how narrow the spikes are and "
-            f"not how well the model fits; spread the values over their steps with cflow.density.dequantise."
+            f"{where}: {_columns(stepped + first, labels, 'has', 'have')} whole, rounded or few distinct values "
+            f"(smallest step {found}), where a density can grow without bound, so its log-likelihood may not be "
+            f"meaningful; add noise with cflow.density.dequantise, or drop the column."
         )
-    elif len(spikes := _spikes(unique[:, -x.shape[1] :])):
+    elif len(frequent := _frequent(unique[:, first:])):
         warn(
-            f"{where}: {_columns(spikes + dimensions - x.shape[1], labels)} of one value in more than a twentieth of "
-            f"the rows. A density can grow there without bound, and the log-likelihood says how narrow the spike is; "
-            f"model the rows with that value apart, or add noise of the size that matters."
+            f"{where}: {_columns(frequent + first, labels, 'has', 'have')} one value in more than 5% of the rows, "
+            f"where a density can grow without bound, so its log-likelihood may not be meaningful; model these rows "
+            f"separately, or add noise to them."
         )
     elif repeated > rows / 20:
         warn(
-            f"{where}: {repeated} of {rows} rows repeat others. A density can grow without bound at repeated rows, and "
-            f"copies of training rows among the held-out ones hide it; drop them (numpy.unique(X, axis=0)), or give "
-            f"them a sample_weight."
+            f"{where}: {repeated} of {rows} rows repeat others, where a density can grow without bound, so its "
+            f"log-likelihood may not be meaningful; drop copies with numpy.unique(X, axis=0), or use sample_weight."
         )
 
 
-def _spikes(values: np.ndarray) -> np.ndarray:
-    """Finds columns of which more than a twentieth of the rows, and more than four, hold one value."""
+def _frequent(values: np.ndarray) -> np.ndarray:
+    """Finds the columns that have the same value in more than a twentieth of the rows, and in more than four."""
     most = np.array([np.unique(column, return_counts=True)[1].max() for column in values.T])
     return np.flatnonzero(most > max(len(values) / 20, 4))
 
 
-def _columns(columns: np.ndarray, labels: list[str]) -> str:
-    """Begins a sentence about columns."""
+def _columns(columns: np.ndarray, labels: list[str], one: str, several: str) -> str:
+    """Returns the start of a sentence about columns: its subject, and its verb for one or for several columns."""
     shown = ", ".join(labels[i] for i in columns[:5]) + (", ..." if len(columns) > 5 else "")
-    return f"column {shown} is" if len(columns) == 1 else f"columns {shown} are"
+    return f"column {shown} {one}" if len(columns) == 1 else f"columns {shown} {several}"

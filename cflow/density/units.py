@@ -1,4 +1,4 @@
-"""Where the columns of a table lie and how far they spread, each row as often as its weight says."""
+"""Location and scale of the columns of a table, with weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from cflow.density.inputs import warn
 
 __all__ = ["tails", "units_of"]
 
-EDGE = 5.0  # deviations within which a robust unit is left as it is, but for some hundredths
+EDGE = 5.0  # deviations; values well inside hardly change, values far outside enter by their logarithm
 
 
 def tails(features: int) -> tuple[Map, ...]:
-    r"""Draws in what lies far from the middle: :math:`B \operatorname{arsinh}(x / B)` with B of five deviations."""
+    r"""Moves far values towards the middle: :math:`B \operatorname{arsinh}(x / B)`, where B is five deviations."""
     return Standardise(features, 0.0, EDGE), Arcsinh(features), Standardise(features, 0.0, 1 / EDGE)
 
 
 def units_of(values: np.ndarray, weights: np.ndarray | None, robust: bool, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Measures mean and standard deviation of every column ``[N, D]``, or median and half a distance of quantiles.
+    """Computes the mean and standard deviation of every column ``[N, D]``, or (robust) median and quantile distance.
 
-    Warns where a few rows decide a standard deviation. Both are those of a normal; a column of which two thirds are
-    equal has no such distance, and keeps its standard deviation.
+    The robust scale is half the distance between two quantiles, chosen such that it equals the standard deviation of a
+    normal distribution. Where it is zero (two thirds of the values are equal), the standard deviation is kept. Warns
+    if a few rows decide the standard deviation.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
         loc = np.average(values, 0, weights)
         # A power of two leaves every digit as it is, and keeps squares within the range of float64.
         size = np.exp2(np.floor(np.log2(np.abs(values - loc).max(0, initial=np.finfo(float).tiny))))
@@ -35,8 +36,8 @@ def units_of(values: np.ndarray, weights: np.ndarray | None, robust: bool, where
     wild = np.flatnonzero(~(np.isfinite(loc) & (scale > 0) & (scale < np.inf)))
     if len(wild):
         raise ValueError(
-            f"{where}.fit: columns {wild[:5].tolist()} have no mean and deviation in float64, which ends at 1.8e308; "
-            f"divide their values by a number of their size."
+            f"{where}.fit: columns {wild[:5].tolist()} are too large or too small for a deviation in float64; divide "
+            f"them by a typical value."
         )
     fourth = torch.from_numpy(np.average(((values - loc) / scale) ** 4, 0, weights))
     few = few_decide(fourth, len(values)).numpy()
@@ -50,15 +51,15 @@ def units_of(values: np.ndarray, weights: np.ndarray | None, robust: bool, where
     wrong = np.flatnonzero(few & (width > 0) & (scale > 5 * width))
     if len(wrong):
         warn(
-            f"{where}.fit: a few rows decide the scale of columns {wrong[:5].tolist()}, up to "
-            f"{(scale / width)[wrong].max():.3g} times that of the others, which the flow then sees as one point; look "
-            f"at these rows, or pass standardise='robust' (median and quantiles)."
+            f"{where}.fit: a few rows decide the scale of columns {wrong[:5].tolist()}, which is up to "
+            f"{(scale / width)[wrong].max():.3g} times that of the other rows; check these rows, or pass "
+            f"standardise='robust' (median and quantiles)."
         )
     return loc, scale
 
 
 def _quantile(values: np.ndarray, weights: np.ndarray | None, share: float) -> np.ndarray:
-    """Gives the value of every column below which this share of the weights lies."""
+    """Returns the value of every column below which this share of the weights lies."""
     order = np.argsort(values, 0)
     heights = np.cumsum(np.ones(len(values))[order] if weights is None else weights[order], 0)
     at = (heights < share * heights[-1]).sum(0)

@@ -35,14 +35,14 @@ def test_noise_fills_the_steps_and_nothing_else():
     assert np.abs(dequantise(X[:5], steps=[4.0, 0.0], random_state=1) - X[:5])[:, 0].max() > 0.5
 
 
-def test_what_is_no_table_is_refused():
-    with pytest.raises(ValueError, match="a table is wanted"):
+def test_wrong_tables_and_steps_are_refused():
+    with pytest.raises(ValueError, match="X must be a table"):
         dequantise([1.0, 2.0])
     with pytest.raises(ValueError, match=r"rows 1\)"):
         dequantise([[1.0], [np.nan]])
-    with pytest.raises(ValueError, match="one step for each of 2 columns"):
+    with pytest.raises(ValueError, match="one step >= 0 for each of 2 columns"):
         dequantise([[1.0, 2.0]], steps=[1.0])
-    with pytest.raises(ValueError, match="one step"):
+    with pytest.raises(ValueError, match="one step >= 0"):
         dequantise([[1.0, 2.0]], steps=[1.0, -1.0])
 
 

@@ -99,7 +99,7 @@ def test_any_density_is_calibrated_and_none_is_changed():
 def test_bad_input_is_refused_and_few_rows_are_warned_of():
     X = np.random.default_rng(0).normal(size=(100, 2))
     detector = FlowOutlierDetector(GaussianMixture(1), random_state=0)
-    with pytest.warns(UserWarning, match=r"25 calibration rows tell no p-value below 0.0385.*Pass 99 rows or more"):
+    with pytest.warns(UserWarning, match=r"25 calibration rows cannot resolve p-values below 0.0385.*use 99 or more"):
         detector.fit(X)
     assert detector.offset_ == detector.calibration_scores_[0]
     for options, message in (
@@ -109,7 +109,7 @@ def test_bad_input_is_refused_and_few_rows_are_warned_of():
     ):
         with pytest.raises(ValueError, match=message):
             clone(detector).set_params(**options).fit(X)
-    with pytest.raises(ValueError, match="n_samples = 1 cannot be split.*99 or so"):
+    with pytest.raises(ValueError, match="n_samples = 1 cannot be split.*about 99"):
         clone(detector).fit(X[:1])
     with pytest.raises(ValueError, match="X has 3 features.*the 2 features that fit was given"):
         detector.predict(np.zeros((2, 3)))
@@ -132,7 +132,7 @@ def test_a_score_that_is_no_number_is_an_outlier_or_an_error():
     assert detector.predict(X).tolist() == [1, -1, -1]
     assert detector.p_values(X)[1:] == pytest.approx(1 / 101)
     assert detector.decision_function(X)[1] == -np.inf
-    with pytest.raises(ValueError, match="NaN to 100 of 100 calibration rows"):
+    with pytest.raises(ValueError, match="NaN for 100 of 100 calibration rows"):
         detector.fit(rng.normal(size=(400, 1)) + 1000)
 
 
