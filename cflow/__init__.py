@@ -7,7 +7,6 @@ Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batc
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING
 
 from cflow import (
@@ -16,7 +15,9 @@ from cflow import (
     couplings,
     data,
     discrete,
+    divergence,
     fields,
+    guidance,
     integrations,
     metrics,
     objectives,
@@ -26,7 +27,7 @@ from cflow import (
     times,
     training,
 )
-from cflow.continuous import ContinuousFlow, divergence, guidance
+from cflow.continuous import ContinuousFlow
 from cflow.distribution import FlowDistribution
 from cflow.flow import BaseFlow, Flow
 from cflow.invertible_flow import BaseInvertibleFlow, InvertibleFlow
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from cflow import cli, density, testing
 
 __version__ = "0.1.0"
-
-# Public names of what lies in the room of continuous flows, also for ``from cflow.divergence import Exact``.
-sys.modules["cflow.divergence"], sys.modules["cflow.guidance"] = divergence, guidance
 
 __all__ = [
     "BaseFlow",

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cflow.continuous.guidance import ClassifierFree
 from cflow.data.faults import counted, is_finite
 from cflow.data.tables import ENDINGS, TableFile
+from cflow.guidance import ClassifierFree
 from cflow.io import find
 from cflow.solvers import METHODS, Bespoke, by_name
 

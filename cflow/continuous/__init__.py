@@ -1,6 +1,5 @@
-"""Continuous flows: a vector field, a base and a solver; divergences for their densities, guidance for their fields."""
+"""Continuous flows: a vector field, a base and a solver."""
 
-from cflow.continuous import divergence, guidance
 from cflow.continuous.flow import ContinuousFlow
 
-__all__ = ["ContinuousFlow", "divergence", "guidance"]
+__all__ = ["ContinuousFlow"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.continuous.divergence import Divergence
 from cflow.continuous.velocity import VelocityAndScore
+from cflow.divergence import Divergence
 from cflow.shapes import sum_rows
 from cflow.solvers import Solver, Tolerance
 

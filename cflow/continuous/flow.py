@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from cflow import registry
 from cflow.bijections.map import Likelihood, weakest
-from cflow.continuous.divergence import Exact
 from cflow.continuous.parts import check_parts
 from cflow.continuous.transport import transport
 from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
+from cflow.divergence import Exact
 from cflow.draws import check_generator
 from cflow.fields import as_field
 from cflow.invertible_flow import BaseInvertibleFlow

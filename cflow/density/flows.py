@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from cflow import bases, discrete, fields, paths
-from cflow.continuous.divergence import Analytic
 from cflow.continuous.flow import ContinuousFlow
 from cflow.discrete import PRESETS
+from cflow.divergence import Analytic
 from cflow.flow import BaseFlow
 from cflow.objectives import FFJORD, FlowMatching, MaximumLikelihood
 from cflow.objectives.objective import Objective

@@ -54,7 +54,7 @@ class ConcatSquash(Field):
     arXiv:1810.01367, appendix B.1, for the network.
 
     Example:
-        >>> from cflow.continuous.divergence import Analytic
+        >>> from cflow.divergence import Analytic
         >>> field = ConcatSquash(2, hidden=(64, 64))
         >>> v, divergence, _ = Analytic()(field, torch.tensor(0.5), torch.zeros(5, 2), None)
         >>> v.shape, divergence.shape

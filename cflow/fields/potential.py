@@ -53,7 +53,7 @@ class Potential(Field):
     which does not move x.
 
     Example:
-        >>> from cflow.continuous.divergence import Analytic
+        >>> from cflow.divergence import Analytic
         >>> field = Potential(2)
         >>> v, divergence, _ = Analytic()(field, torch.tensor(0.5), torch.zeros(5, 2), None)
         >>> v.shape, divergence.shape

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import cflow
 from cflow.arguments import check_integer
 from cflow.bijections import Map
-from cflow.continuous.divergence import Analytic
 from cflow.continuous.flow import ContinuousFlow
 from cflow.continuous.transport import transport
+from cflow.divergence import Analytic
 from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.lost_rows import fill_outside, restore, set_aside, set_far_aside
 from cflow.registry import outline

@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from cflow.continuous.divergence import Divergence
+from cflow.divergence import Divergence
 from cflow.fields import Field
 from cflow.shapes import rows
 from cflow.testing.checks import close, demand
@@ -58,7 +58,7 @@ def check_divergence(divergence: Divergence) -> None:
         AssertionError: naming the property that fails.
 
     Example:
-        >>> from cflow.continuous.divergence import Exact
+        >>> from cflow.divergence import Exact
         >>> check_divergence(Exact())
     """
     demand(isinstance(divergence.exact, bool), "exact says whether the value is the divergence itself")

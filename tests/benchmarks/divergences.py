@@ -21,7 +21,7 @@ from torch import nn
 
 import cflow
 from cflow import bases, divergence, fields, solvers
-from cflow.continuous.divergence import Analytic, Exact, Hutchinson
+from cflow.divergence import Analytic, Exact, Hutchinson
 
 try:
     from flow_matching.solver import ODESolver

@@ -1,6 +1,6 @@
 """All divergences of the package."""
 
-from cflow.continuous.divergence import Analytic, Exact, Hutchinson, HutchPlusPlus, XTrace
+from cflow.divergence import Analytic, Exact, Hutchinson, HutchPlusPlus, XTrace
 
 BY_PRODUCTS = [
     Exact(),

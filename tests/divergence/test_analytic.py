@@ -6,9 +6,9 @@ from torch import nn
 
 import cflow
 from cflow import bases, paths
-from cflow.continuous.divergence import Analytic, Exact, Hutchinson
-from cflow.continuous.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
+from cflow.divergence import Analytic, Exact, Hutchinson
 from cflow.fields import MLP, Adapted, ConcatSquash, Potential, UNet
+from cflow.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
 from cflow.registry import configuration, lookup
 from cflow.solvers import RK4, Backprop, Checkpointed, ContinuousAdjoint, Dopri5, TorchDiffEq
 

@@ -4,7 +4,7 @@ from divergence_members import BY_PRODUCTS
 from torch import nn
 from torch.nn import functional as F
 
-from cflow.continuous.divergence import Exact, Hutchinson, HutchPlusPlus, XTrace
+from cflow.divergence import Exact, Hutchinson, HutchPlusPlus, XTrace
 from cflow.registry import configuration, lookup
 from cflow.solvers import RK4, Dopri5
 

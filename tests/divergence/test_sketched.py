@@ -8,7 +8,7 @@ from torch import nn
 
 import cflow
 from cflow import bases
-from cflow.continuous.divergence import Exact, Hutchinson, HutchPlusPlus, XTrace
+from cflow.divergence import Exact, Hutchinson, HutchPlusPlus, XTrace
 from cflow.registry import configuration, lookup
 from cflow.solvers import RK4, Checkpointed
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from cflow import paths
-from cflow.continuous.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
 from cflow.fields import MLP, Adapted, ConcatSquash, DiT, EndTime, MMDiT, Potential, UNet, two_times
+from cflow.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
 from cflow.paths import Rescheduled
 from cflow.testing import GaussianBridgeField, GaussianField
 

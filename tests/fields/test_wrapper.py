@@ -11,9 +11,9 @@ from torch import nn
 
 import cflow
 from cflow import bases, objectives, paths, solvers
-from cflow.continuous.divergence import Analytic, Hutchinson
-from cflow.continuous.guidance import AutoGuidance, ClassifierFree, Guided
+from cflow.divergence import Analytic, Hutchinson
 from cflow.fields import MLP, EndTime, FieldContract, FieldWrapper, as_field, two_times
+from cflow.guidance import AutoGuidance, ClassifierFree, Guided
 from cflow.paths import Rescheduled
 from cflow.registry import configuration, parameters
 

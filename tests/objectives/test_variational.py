@@ -11,7 +11,7 @@ from variational_standins import LOG_Z, NORMAL, Linear, law, mean_gradient, pair
 
 import cflow
 from cflow import bases, bijections, discrete, fields, solvers, training
-from cflow.continuous.divergence import Hutchinson
+from cflow.divergence import Hutchinson
 from cflow.objectives.variational.importance_weighted import AlphaDivergence, DoublyReparameterised, ForwardKL
 from cflow.objectives.variational.reverse_kl import PathDerivative, ReverseKL
 

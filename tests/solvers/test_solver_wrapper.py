@@ -9,7 +9,7 @@ from torch import nn
 
 import cflow
 from cflow import ContinuousFlow, bases, fields, objectives, paths, training
-from cflow.continuous.divergence import Hutchinson
+from cflow.divergence import Hutchinson
 from cflow.solvers import (
     DEIS,
     METHODS,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cflow.continuous.divergence import Divergence, Exact, Hutchinson
+from cflow.divergence import Divergence, Exact, Hutchinson
 from cflow.testing import check_divergence
 
 

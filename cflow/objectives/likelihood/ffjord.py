@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cflow.arguments import calling_line
-from cflow.continuous.divergence import Divergence, Hutchinson
 from cflow.continuous.flow import ContinuousFlow
+from cflow.divergence import Divergence, Hutchinson
 from cflow.fields.end_time import Lengthened
 from cflow.objectives.likelihood.maximum_likelihood import LikelihoodBatch, MaximumLikelihood
 from cflow.registry import register

@@ -14,8 +14,8 @@ from graph_standins import ADAPTIVE, EXACT, GRIDS, JOINT, Net, draw, eager, rate
 from recorder import Again, Crossings
 
 from cflow import ContinuousFlow, bases, fields, guidance, paths
-from cflow.continuous.divergence import Exact, Hutchinson
 from cflow.continuous.dynamics import Dynamics
+from cflow.divergence import Exact, Hutchinson
 from cflow.solvers import (
     RK4,
     AdamsBashforth,

@@ -10,9 +10,9 @@ from torch import nn
 import cflow
 from cflow import solvers
 from cflow.bases import Normal
-from cflow.continuous.divergence import Exact, Hutchinson
-from cflow.continuous.guidance import AutoGuidance
+from cflow.divergence import Exact, Hutchinson
 from cflow.fields import MLP
+from cflow.guidance import AutoGuidance
 from cflow.paths import Linear
 from cflow.solvers import (
     RK4,

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cflow.arguments import check_integer
-from cflow.continuous.divergence.divergence import Divergence
-from cflow.continuous.divergence.products import enter, evaluate, gradients, product
+from cflow.divergence.divergence import Divergence
+from cflow.divergence.products import enter, evaluate, gradients, product
 from cflow.registry import register
 
 __all__ = ["Exact"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cflow.arguments import check_integer
-from cflow.continuous.divergence.divergence import Estimator
+from cflow.divergence.divergence import Estimator
 from cflow.draws import draw_rows
 from cflow.registry import register
 

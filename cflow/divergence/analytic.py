@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cflow.continuous.divergence.divergence import Divergence
+from cflow.divergence.divergence import Divergence
 from cflow.fields.contract import as_field
 from cflow.registry import register
 

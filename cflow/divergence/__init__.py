@@ -23,11 +23,11 @@ field by any loss. A likelihood is reported as exact with the first two and as a
 (``flow.likelihood``); ``flow.log_prob_estimate`` gives the standard error.
 """
 
-from cflow.continuous.divergence.analytic import Analytic
-from cflow.continuous.divergence.divergence import Divergence, Estimator
-from cflow.continuous.divergence.exact import Exact
-from cflow.continuous.divergence.hutch_plus_plus import HutchPlusPlus
-from cflow.continuous.divergence.hutchinson import Hutchinson
-from cflow.continuous.divergence.xtrace import XTrace
+from cflow.divergence.analytic import Analytic
+from cflow.divergence.divergence import Divergence, Estimator
+from cflow.divergence.exact import Exact
+from cflow.divergence.hutch_plus_plus import HutchPlusPlus
+from cflow.divergence.hutchinson import Hutchinson
+from cflow.divergence.xtrace import XTrace
 
 __all__ = ["Analytic", "Divergence", "Estimator", "Exact", "HutchPlusPlus", "Hutchinson", "XTrace"]

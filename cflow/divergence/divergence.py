@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cflow.continuous.divergence.products import enter, evaluate, gradients, product
+from cflow.divergence.products import enter, evaluate, gradients, product
 from cflow.shapes import rows
 
 __all__ = ["Divergence", "Estimator"]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from cflow.continuous.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
 from cflow.fields import MLP, UNet
+from cflow.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
 from cflow.registry import configuration, replace
 
 

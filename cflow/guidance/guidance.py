@@ -14,7 +14,7 @@ from cflow.fields.wrapper import FieldWrapper
 from cflow.registry import register
 from cflow.shapes import expand_like, on_tensors, pattern, rows
 
-__all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guided"]
+__all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guidance", "Guided"]
 
 
 class Guidance:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cflow.continuous.divergence.divergence import Estimator
+from cflow.divergence.divergence import Estimator
 
 __all__ = ["Sketched", "each_column"]
 

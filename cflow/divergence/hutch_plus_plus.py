@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from cflow.arguments import check_integer
-from cflow.continuous.divergence.hutchinson import rademacher
-from cflow.continuous.divergence.sketched import Sketched, each_column
+from cflow.divergence.hutchinson import rademacher
+from cflow.divergence.sketched import Sketched, each_column
 from cflow.draws import draw_rows
 from cflow.registry import register
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cflow.arguments import is_integer
-from cflow.continuous.divergence.sketched import Sketched, each_column
+from cflow.divergence.sketched import Sketched, each_column
 from cflow.draws import draw_rows
 from cflow.registry import register
 
