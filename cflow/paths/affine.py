@@ -34,14 +34,12 @@ class AffinePath(VelocityPath):
     with :math:`\alpha` increasing to 1 and :math:`\sigma` decreasing from 1. A subclass implements ``alpha``,
     ``sigma``, ``d_alpha`` and ``d_sigma``, and may implement ``time_at``. The network predicts one of
 
-    ============ ============================= ====================================== =======================
-    ``predict``  target                        the optimum                            well conditioned if
-    ============ ============================= ====================================== =======================
-    velocity     ``d_alpha x1 + d_sigma x0``   the marginal velocity                  derivatives are finite
-    x1           ``x1``                        the posterior mean of the data         ``sigma >= margin``
-    noise        ``x0``                        the posterior mean of the base         ``alpha >= margin``
-    score        ``-x0 / sigma``               the score, for a standard normal base  both
-    ============ ============================= ====================================== =======================
+    | ``predict``  | target                      | the optimum                           | well conditioned if    |
+    |--------------|-----------------------------|---------------------------------------|------------------------|
+    | ``velocity`` | ``d_alpha x1 + d_sigma x0`` | the marginal velocity                 | derivatives are finite |
+    | ``x1``       | ``x1``                      | the posterior mean of the data        | ``sigma >= margin``    |
+    | ``noise``    | ``x0``                      | the posterior mean of the base        | ``alpha >= margin``    |
+    | ``score``    | ``-x0 / sigma``             | the score, for a standard normal base | both                   |
 
     ``interval`` is the range of times in the last column: training draws times in it, and solvers stay in it. One
     closed-form step (:meth:`closed_form_step`), which is exact for a constant posterior mean, covers the rest of

@@ -35,21 +35,19 @@ class Interpolant(VelocityPath):
 
     One network learns both, with two outputs ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
 
-    ================== ========================= ============== =====================================================
-    ``predict``        outputs                   interval       use it for
-    ================== ========================= ============== =====================================================
-    score              ``E[u|x]``, ``s``         [0, 1]         ends with a density: no conversion divides
-    velocity+score     ``v``, ``s``              inside [0, 1]  SDEs, above all with a small network (see below)
-                                                 if steep
-    noise              ``E[u|x]``, ``E[z|x]``    as above       ends on points or surfaces, whose scores are unbounded
-    velocity           ``v``                     as above       sampling by the ODE; there is no score
-    ================== ========================= ============== =====================================================
+    | ``predict``        | outputs                      | interval         | use it for                                 |
+    |--------------------|------------------------------|------------------|--------------------------------------------|
+    | ``score``          | mean of ``u``, score         | [0, 1]           | ends with a density: no conversion divides |
+    | ``velocity+score`` | ``v``, score                 | without the ends | SDEs, above all with a small network       |
+    | ``noise``          | mean of ``u``, mean of ``z`` | without the ends | points or surfaces: unbounded scores       |
+    | ``velocity``       | ``v``                        | without the ends | sampling by the ODE; there is no score     |
 
-    With ``score``, the velocity is a difference of the two outputs, and ``E[u|x]`` often changes its direction where
-    ``v`` hardly changes. A network too small to learn this makes SDEs inaccurate: between two normals in 50 dimensions,
-    three layers of 64 end with 0.93 of the variance, and with 0.99 through ``velocity+score``; on moons, W2 after 100
-    steps falls from 0.21 to 0.16 (``tests/benchmarks/sf2m.py``, with and without ``--predict score``). In return, the
-    target of ``velocity+score`` grows as :math:`1/\sqrt t` towards steep ends.
+    The means are conditional on x. If ``gamma`` is not steep, all intervals are [0, 1]. With ``score``, the velocity is
+    a difference of the two outputs, and the mean of ``u`` often changes its direction where ``v`` hardly changes. A
+    network too small to learn this makes SDEs inaccurate: between two normals in 50 dimensions, three layers of 64 end
+    with 0.93 of the variance, and with 0.99 through ``velocity+score``; on moons, W2 after 100 steps falls from 0.21 to
+    0.16 (``tests/benchmarks/sf2m.py``, with and without ``--predict score``). In return, the target of
+    ``velocity+score`` grows as :math:`1/\sqrt t` towards steep ends.
 
     The score's error is weighted by ``gamma``, so all losses are errors of ``z``. Near an end, where ``gamma``
     vanishes, the loss hardly measures the score, and results hardly depend on it. If the interval ends before 1,
