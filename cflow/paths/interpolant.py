@@ -35,12 +35,12 @@ class Interpolant(VelocityPath):
 
     One network learns both, with two outputs ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
 
-    | ``predict``        | outputs                      | interval         | use it for                                 |
-    |--------------------|------------------------------|------------------|--------------------------------------------|
-    | ``score``          | mean of ``u``, score         | [0, 1]           | ends with a density: no conversion divides |
-    | ``velocity+score`` | ``v``, score                 | without the ends | SDEs, above all with a small network       |
-    | ``noise``          | mean of ``u``, mean of ``z`` | without the ends | points or surfaces: unbounded scores       |
-    | ``velocity``       | ``v``                        | without the ends | sampling by the ODE; there is no score     |
+    | ``predict``        | outputs                      | interval         | use it for                             |
+    |--------------------|------------------------------|------------------|----------------------------------------|
+    | ``score``          | mean of ``u``, score         | [0, 1]           | ends with a density: no division       |
+    | ``velocity+score`` | ``v``, score                 | without the ends | SDEs, above all with a small network   |
+    | ``noise``          | mean of ``u``, mean of ``z`` | without the ends | points or surfaces: unbounded scores   |
+    | ``velocity``       | ``v``                        | without the ends | sampling by the ODE; there is no score |
 
     The means are conditional on x. If ``gamma`` is not steep, all intervals are [0, 1]. With ``score``, the velocity is
     a difference of the two outputs, and the mean of ``u`` often changes its direction where ``v`` hardly changes. A
