@@ -3,17 +3,15 @@
 A coupling is called as ``coupling(x0, x1, context=None, generator=None)`` on one batch: base samples ``x0``, data
 samples ``x1`` and the contexts of the data samples. It returns them paired row by row.
 
-================== ============================================= ==============================================
-coupling           pairs                                         use it for
-================== ============================================= ==============================================
-Independent        as drawn, at random                           conditional models, scores, stochastic samplers
-OptimalTransport   at the least squared distance, one to one     straight paths without a condition
-ConditionalOT      the same, but only where conditions agree     straight paths given classes or numbers
-Sinkhorn           drawn from an entropic plan                   Schroedinger bridges; matching two data sets
-Unbalanced         drawn from a plan that may omit mass          two data sets with outliers or unshared modes
-Partial            the cheapest share, one to one                the same, with a fixed share to drop
-Paired             as stored in the data set                     reflow, measured pairs (:func:`paired` builds them)
-================== ============================================= ==============================================
+| coupling                  | pairs                                 | use it for                                   |
+|---------------------------|---------------------------------------|----------------------------------------------|
+| :class:`Independent`      | as drawn, at random                   | conditional models, scores, SDE solvers      |
+| :class:`OptimalTransport` | at least squared distance, one to one | straight paths without a condition           |
+| :class:`ConditionalOT`    | the same, only where conditions agree | straight paths given classes or numbers      |
+| :class:`Sinkhorn`         | drawn from an entropic plan           | Schroedinger bridges; matching two data sets |
+| :class:`Unbalanced`       | drawn from a plan that may omit mass  | data sets with outliers or unshared modes    |
+| :class:`Partial`          | the cheapest share, one to one        | the same, with a fixed share to drop         |
+| :class:`Paired`           | as stored in the data set             | reflow, measured pairs (see :func:`paired`)  |
 
 All randomness comes from ``generator``. All couplings can be called from several threads at once. :class:`Sinkhorn` and
 :class:`Unbalanced` also compute the transport :class:`Plan`, and warn with :class:`ConvergenceWarning` if it has not

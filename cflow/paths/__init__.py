@@ -1,8 +1,9 @@
-"""Probability paths between base and data, and what the network is asked to predict on them.
+"""Probability paths between base and data, and what the network predicts on them.
 
-:class:`Path` is what flows of every kind are trained on, :class:`VelocityPath` one whose marginals a velocity carries.
-:class:`AffinePath` and its schedules mix a base and a data sample; :class:`Interpolant` adds noise on the way, which
-gives every pair of ends a score (:class:`BrownianBridge` is the one of Schroedinger bridges).
+:class:`Path` is the contract for flows of every kind. A :class:`VelocityPath` has marginals that move with a velocity.
+:class:`AffinePath` and its schedules are weighted sums of a base and a data sample. An :class:`Interpolant` also adds
+noise between the ends, so that the score exists for any two distributions (:class:`BrownianBridge` is the path of
+Schroedinger bridges).
 """
 
 from cflow.paths.affine import AffinePath

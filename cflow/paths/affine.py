@@ -1,4 +1,4 @@
-"""Affine paths: a point on the way is a weighted sum of a base and a data sample."""
+"""Affine paths: a point on the path is a weighted sum of a base and a data sample."""
 
 from __future__ import annotations
 
@@ -26,32 +26,47 @@ class Coefficients(NamedTuple):
 
 
 class AffinePath(VelocityPath):
-    r"""Joins base and data by a schedule.
+    r"""Connects base and data by a schedule.
 
     .. math:: x_t = \alpha_t x_1 + \sigma_t x_0, \qquad
               v_t = \dot\alpha_t \, \mathbb E[x_1 | x_t] + \dot\sigma_t \, \mathbb E[x_0 | x_t]
 
-    with :math:`\alpha` rising to 1 and :math:`\sigma` falling from 1. A subclass gives ``alpha``, ``sigma``,
-    ``d_alpha``, ``d_sigma`` and ``time_at``. The network predicts one of
+    with :math:`\alpha` increasing to 1 and :math:`\sigma` decreasing from 1. A subclass implements ``alpha``,
+    ``sigma``, ``d_alpha`` and ``d_sigma``, and may implement ``time_at``. The network predicts one of
 
-    ============ ============================= ====================================== =======================
-    ``predict``  target                        what the optimum is                    well conditioned where
-    ============ ============================= ====================================== =======================
-    velocity     ``d_alpha x1 + d_sigma x0``   the marginal velocity                  derivatives are finite
-    x1           ``x1``                        the posterior mean of the data         ``sigma >= margin``
-    noise        ``x0``                        the posterior mean of the base         ``alpha >= margin``
-    score        ``-x0 / sigma``               the score, for a standard normal base  both
-    ============ ============================= ====================================== =======================
+    | ``predict``  | target                      | the optimum                           | well conditioned if    |
+    |--------------|-----------------------------|---------------------------------------|------------------------|
+    | ``velocity`` | ``d_alpha x1 + d_sigma x0`` | the marginal velocity                 | derivatives are finite |
+    | ``x1``       | ``x1``                      | the posterior mean of the data        | ``sigma >= margin``    |
+    | ``noise``    | ``x0``                      | the posterior mean of the base        | ``alpha >= margin``    |
+    | ``score``    | ``-x0 / sigma``             | the score, for a standard normal base | both                   |
 
-    ``interval`` is that range of times: training draws times in it, solvers stay in it, and the rest of [0, 1] is
-    crossed by one closed-form step (:meth:`closed_form_step`), which is exact for a constant posterior mean.
+    ``interval`` is the range of times in the last column: training draws times in it, and solvers stay in it. One
+    closed-form step (:meth:`closed_form_step`), which is exact for a constant posterior mean, covers the rest of
+    [0, 1].
 
     Args:
-        predict: what the network predicts.
+        predict: what the network predicts, see the table.
         margin: the smallest ``alpha`` or ``sigma`` by which a conversion divides.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
     2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
+
+    Example:
+        >>> class Squared(AffinePath):
+        ...     def alpha(self, t):
+        ...         return t**2
+        ...
+        ...     def sigma(self, t):
+        ...         return 1 - t
+        ...
+        ...     def d_alpha(self, t):
+        ...         return 2 * t
+        ...
+        ...     def d_sigma(self, t):
+        ...         return -torch.ones_like(t)
+        >>> Squared().sample(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.5])).xt
+        tensor([[0.2500, 0.2500]])
     """
 
     predictions: ClassVar[tuple[str, ...]] = ("velocity", "x1", "noise", "score")
@@ -60,19 +75,32 @@ class AffinePath(VelocityPath):
     def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3):
         super().__init__(predict, margin)
 
-    # The schedule, which a subclass gives for t of any shape
+    # The schedule: a subclass computes it for t of any shape
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Gives the weight of the data."""
-        raise TypeError(f"{type(self).__name__} gives no schedule; use paths.Linear or another member.")
+        """Computes the weight of the data at times ``t`` of any shape."""
+        raise self._incomplete()
 
-    sigma = d_alpha = d_sigma = alpha
+    def sigma(self, t: Tensor) -> Tensor:
+        """Computes the weight of the base at times ``t``."""
+        raise self._incomplete()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Computes the derivative of ``alpha`` at times ``t``."""
+        raise self._incomplete()
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Computes the derivative of ``sigma`` at times ``t``."""
+        raise self._incomplete()
+
+    def _incomplete(self) -> TypeError:
+        return TypeError(f"{type(self).__name__} has no schedule; use paths.Linear or another subclass.")
 
     def time_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Finds the time at which the schedule has the ratio ``alpha / sigma``, which grows with time.
+        """Computes the time at which the schedule has the ratio ``alpha / sigma``, which increases with time.
 
-        By bisection to the last bit, some 24 evaluations of the schedule in float32; a subclass that knows the inverse
-        of its schedule gives it in closed form.
+        This method uses bisection to the last bit: 24 evaluations of the schedule in float32. A subclass that knows the
+        inverse of its schedule overrides it.
         """
         low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
         for _ in range(1 - int(math.log2(torch.finfo(alpha.dtype).eps))):
@@ -82,15 +110,15 @@ class AffinePath(VelocityPath):
         return (low + high) / 2
 
     def coefficients(self, t: Tensor, x: Tensor) -> Coefficients:
-        """Gives the schedule and its derivatives at ``t`` ([] or [B]), shaped to multiply ``x [B, *event]``."""
+        """Computes the schedule and its derivatives at ``t`` ([] or [B]), shaped to multiply ``x [B, *event]``."""
         return Coefficients(*(expand_like(f(t), x) for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma)))
 
     def norm(self, t: Tensor) -> Tensor:
-        """Gives the standard deviation of ``x_t`` where base and data have unit variance."""
+        """Computes the standard deviation of the points at times ``t`` if base and data have unit variance."""
         return torch.hypot(self.alpha(t), self.sigma(t))
 
     def _interval(self) -> tuple[float, float]:
-        """Finds where the prediction's conversion divides by nothing smaller than the margin."""
+        """Computes the times at which conversions of the prediction divide by the margin or more."""
         one, m = torch.ones((), dtype=torch.float64), torch.tensor(self.margin, dtype=torch.float64)
         low, high = 0.0, 1.0
         if self.predict in ("noise", "score") and float(self.alpha(0 * one)) < self.margin:
@@ -102,15 +130,15 @@ class AffinePath(VelocityPath):
 
     @property
     def ends_interval(self) -> tuple[float, float]:
-        """The times at which :meth:`ends` divides by nothing smaller than the margin."""
+        """The times at which :meth:`ends` divides by the margin or more."""
         return self.interval
 
     @property
     def score_interval(self) -> tuple[float, float]:
-        """The times at which the score divides by nothing smaller than the margin.
+        """The times at which the score divides by the margin or more.
 
-        A score is the expected base sample over ``sigma``, and that of a network that predicts ``x1`` is divided by it
-        already.
+        A score is the expected base sample divided by ``sigma``; if the network predicts ``x1``, that base sample was
+        divided by ``sigma`` before.
         """
         low, high = self.ends_interval
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -127,7 +155,10 @@ class AffinePath(VelocityPath):
     # Training
 
     def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
-        """Computes the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``; affine paths add no noise."""
+        """Computes the points at times ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``.
+
+        Affine paths add no noise: ``noise`` and ``generator`` are not used, and ``mask`` is passed on.
+        """
         self._check_ends(x0, x1, t)
         c = self.coefficients(t, x1)
         xt = c.alpha * x1 + c.sigma * x0
@@ -143,10 +174,10 @@ class AffinePath(VelocityPath):
         return PathSample(xt, t, x0, x1, target, mask)
 
     def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        r"""Computes the mean squared error of the prediction per item, ``[B]``, in float32 or better.
+        r"""Computes the mean squared error of ``prediction`` per item of ``sample``, ``[B]``, in float32 or better.
 
-        Scores are weighted by :math:`\sigma_t^2`, so that the loss is finite at the data's end (it is then the error of
-        the noise). Where a mask is given, only what it marks counts, and the mean is over the marked entries.
+        Errors of scores are weighted by :math:`\sigma_t^2`: the loss is then the error of the noise, which is finite at
+        the data's end. The mean is over the entries in ``sample.mask``.
         """
         target = sample.target
         error = prediction.to(torch.promote_types(target.dtype, torch.float32)) - target
@@ -157,7 +188,7 @@ class AffinePath(VelocityPath):
     # From the prediction to what a solver uses
 
     def ends(self, prediction: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Solves the prediction and ``x`` at time ``t`` for the expected ends ``(x1, x0)``."""
+        """Computes the expected ends ``(x1, x0)`` from the network's ``prediction`` at ``(t, x)``."""
         c = self.coefficients(t, x)
         match self.predict:
             case "velocity":
@@ -171,36 +202,44 @@ class AffinePath(VelocityPath):
                 return (x - c.sigma * x0) / c.alpha, x0
 
     def velocity_ends(self, velocity: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Solves a velocity and ``x`` at time ``t`` for the expected ends ``(x1, x0)``."""
+        """Computes the expected ends ``(x1, x0)`` from the ``velocity`` at ``(t, x)``."""
         c = self.coefficients(t, x)
         determinant = c.alpha * c.d_sigma - c.sigma * c.d_alpha
         return (c.d_sigma * x - c.sigma * velocity) / determinant, (c.alpha * velocity - c.d_alpha * x) / determinant
 
     def velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""
+        """Converts the network's ``prediction`` at ``(t, x)`` to the marginal velocity; ``t`` is in ``interval``."""
         if self.predict == "velocity":
             return prediction
         return self.combine(*self.ends(prediction, x, t), t)
 
     def velocity_trace(self, trace: Tensor, size: int, t: Tensor) -> Tensor:
-        """Converts the trace of the prediction's Jacobian, ``[B]``, to that of the velocity's.
+        """Converts the trace of the prediction's Jacobian to the trace of the velocity's, ``[B]``.
 
-        A velocity is a weighted sum of prediction and ``x``, entry by entry, so its trace is the same sum of their
-        traces; that of ``x`` is ``size``, how many numbers an event has.
+        The velocity is a weighted sum of the prediction and ``x``, so its trace is the same sum of their traces.
+
+        Args:
+            trace: the trace of the Jacobian of the prediction ``[B]``.
+            size: the number of entries of an event, which is the trace for ``x``.
+            t: the times, ``[]`` or ``[B]``.
         """
         return self.velocity(trace, torch.full_like(trace, size), t)
 
     def score(self, x0: Tensor, t: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
-        r"""Gives the score from the expected base sample, for a normal base of that mean and deviation.
+        r"""Computes the score from the expected base sample, for a normal base and independent pairs.
 
         .. math:: \nabla \log p_t(x) = -(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)
 
-        Pairs must be independent.
+        Args:
+            x0: the expected base sample ``[B, *event]``, from :meth:`ends`.
+            t: the times, ``[]`` or ``[B]``.
+            loc: the mean of the base.
+            scale: the standard deviation of the base.
         """
         return (loc - x0) / (expand_like(self.sigma(t), x0) * scale**2)
 
     def express(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """Writes expected ends as this path's prediction: the inverse of :meth:`ends`."""
+        """Converts expected ends ``x1`` and ``x0`` at time ``t`` to this path's prediction; inverts :meth:`ends`."""
         match self.predict:
             case "velocity":
                 return self.combine(x1, x0, t)
@@ -212,15 +251,15 @@ class AffinePath(VelocityPath):
                 return -x0 / expand_like(self.sigma(t), x0)
 
     def combine(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """Gives the velocity from the expected ends."""
+        """Computes the velocity at time ``t`` from the expected ends ``x1`` and ``x0``."""
         return expand_like(self.d_alpha(t), x1) * x1 + expand_like(self.d_sigma(t), x0) * x0
 
     def step(self, prediction, x, t, s, *, mask=None, generator=None) -> Tensor:
-        r"""Moves ``x`` from ``t`` to ``s`` with the expected ends held fixed; what ``mask`` does not mark stays.
+        r"""Moves ``x`` from ``t`` to ``s`` with fixed expected ends; only entries in ``mask`` move.
 
         .. math:: x_s = x_t + (\alpha_s - \alpha_t) \hat x_1 + (\sigma_s - \sigma_t) \hat x_0
 
-        Cost: no call of the network, no draws; ``t`` lies inside the interval.
+        The time ``t`` is inside ``interval``. Cost: no function evaluation and no draws; ``generator`` is not used.
 
         Source: Song, Meng and Ermon, Denoising Diffusion Implicit Models, 2020, arXiv:2010.02502.
         """
@@ -229,19 +268,19 @@ class AffinePath(VelocityPath):
         return moved if mask is None else torch.where(mask, moved, x)
 
     def increment(self, x1: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Gives the change from time ``t`` to ``s`` for fixed ends."""
+        """Computes the change from time ``t`` to ``s`` for fixed ends ``x1`` and ``x0``."""
         change = expand_like(self.alpha(s) - self.alpha(t), x1) * x1
         return change + expand_like(self.sigma(s) - self.sigma(t), x0) * x0
 
     def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change from ``t`` to ``s`` with the expected ends at ``tau`` held fixed."""
+        """Computes the change of ``x`` from ``t`` to ``s``, with the expected ends of ``velocity`` at ``tau`` fixed."""
         return self.increment(*self.velocity_ends(velocity, x, tau), t, s)
 
     def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
-        """Computes the ratio of the data's weights at the data's end, of the norms at the base's.
+        """Computes the ratio of the data's weights at ``s`` and ``t`` at the data's end, else the ratio of the norms.
 
-        At the data's end the noise of the margin stays in; at the base's, ``margin`` times the data's mean is
-        neglected.
+        At the data's end (``at_data``) the noise of the margin remains; at the base's end, ``margin`` times the data's
+        mean is neglected.
         """
         size = self.alpha if at_data else self.norm
         return size(s) / size(t)

@@ -1,4 +1,4 @@
-"""How much noise a stochastic interpolant adds on the way: none at the ends."""
+"""The width of the noise that a stochastic interpolant adds between the ends; it is zero at the ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,23 @@ __all__ = ["BrownianGamma", "Gamma", "QuadraticGamma", "SigmoidGamma", "SineGamm
 
 @dataclass(frozen=True)
 class Gamma(ABC):
-    r"""Gives the width :math:`\gamma_t` of the noise, with :math:`\gamma_0 = \gamma_1 = 0`.
+    r"""Computes the width :math:`\gamma_t` of the noise, with :math:`\gamma_0 = \gamma_1 = 0`: the base class.
 
-    :math:`\gamma^2` and its derivative are finite everywhere; ``steep`` says that :math:`\dot\gamma` itself is
-    infinite at the ends.
+    :math:`\gamma^2` and its derivative are finite everywhere. The class attribute ``steep`` is True if
+    :math:`\dot\gamma` is infinite at the ends.
+
+    Args:
+        scale: s, the factor of the width, positive.
+
+    Example:
+        >>> class Cubic(Gamma):
+        ...     def __call__(self, t):
+        ...         return self.scale * t * (1 - t) ** 2
+        ...
+        ...     def slope(self, t):
+        ...         return self.scale * (1 - t) * (1 - 3 * t)
+        >>> Cubic(4.0).d_square(torch.tensor(0.5))
+        tensor(-1.)
     """
 
     scale: float = 1.0
@@ -29,20 +42,20 @@ class Gamma(ABC):
     def __post_init__(self):
         if not 0 < self.scale < math.inf:
             raise ValueError(
-                f"{type(self).__name__}(scale={self.scale}): the noise has a positive width; pass a value such as 1.0, "
-                f"or use paths.Linear for a path without noise."
+                f"{type(self).__name__}(scale={self.scale}): the width is positive; pass 1.0, or use paths.Linear for "
+                f"no noise."
             )
 
     @abstractmethod
     def __call__(self, t: Tensor) -> Tensor:
-        """Gives the width."""
+        """Computes the width of the noise at times ``t`` of any shape."""
 
     @abstractmethod
     def slope(self, t: Tensor) -> Tensor:
-        """Gives the derivative of the width."""
+        """Computes the derivative of the width at times ``t``."""
 
     def d_square(self, t: Tensor) -> Tensor:
-        """Gives the derivative of the variance."""
+        """Computes the derivative of the variance :math:`\\gamma^2` at times ``t``."""
         return 2 * self(t) * self.slope(t)
 
 
@@ -52,6 +65,8 @@ class BrownianGamma(Gamma):
     r"""Adds the noise of a Brownian bridge.
 
     .. math:: \gamma_t = s \sqrt{t (1 - t)}
+
+    The arguments are those of :class:`Gamma`.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, section 3.4.
 
@@ -75,9 +90,11 @@ class BrownianGamma(Gamma):
 @register("paths.QuadraticGamma")
 @dataclass(frozen=True)
 class QuadraticGamma(Gamma):
-    r"""Adds noise that starts and ends linearly, so that velocities stay finite at the ends.
+    r"""Adds noise that starts and ends linearly, so that velocities are finite at the ends.
 
     .. math:: \gamma_t = s \, t (1 - t)
+
+    The arguments are those of :class:`Gamma`.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, section 3.4.
 
@@ -96,9 +113,11 @@ class QuadraticGamma(Gamma):
 @register("paths.SineGamma")
 @dataclass(frozen=True)
 class SineGamma(Gamma):
-    r"""Adds noise that starts and ends quadratically: next to both ends the path is nearly free of it.
+    r"""Adds noise that starts and ends quadratically: near both ends there is almost none.
 
     .. math:: \gamma_t = s \sin^2(\pi t)
+
+    The arguments are those of :class:`Gamma`.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, section 3.4.
 
@@ -108,7 +127,7 @@ class SineGamma(Gamma):
     """
 
     def __call__(self, t: Tensor) -> Tensor:
-        # Measured from the nearer end: exactly zero at both.
+        # Measured from the nearer end, so that it is exactly zero at both.
         return self.scale * torch.sin(math.pi * torch.minimum(t, 1 - t)) ** 2
 
     def slope(self, t: Tensor) -> Tensor:
@@ -118,10 +137,14 @@ class SineGamma(Gamma):
 @register("paths.SigmoidGamma")
 @dataclass(frozen=True)
 class SigmoidGamma(Gamma):
-    r"""Adds noise on a plateau between two sigmoid steps.
+    r"""Adds noise whose width is a plateau between two sigmoid steps.
 
     .. math:: \gamma_t = s \, [h(t) - h(0)], \quad h(t) = \operatorname{sigmoid}(f(t - \tfrac12) + 1)
               - \operatorname{sigmoid}(f(t - \tfrac12) - 1)
+
+    Args:
+        scale: s, the factor of the width, positive.
+        steepness: f, the slope of the steps, positive.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, section 3.4.
 
@@ -136,7 +159,7 @@ class SigmoidGamma(Gamma):
         super().__post_init__()
         if not 0 < self.steepness < math.inf:
             raise ValueError(
-                f"SigmoidGamma(steepness={self.steepness}): the steps have a positive slope; pass a value such as 10.0."
+                f"SigmoidGamma(steepness={self.steepness}): the slope is positive; pass a value such as 10.0."
             )
 
     def _steps(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Stochastic interpolants: paths between two arbitrary distributions with noise on the way."""
+"""Stochastic interpolants: paths between two arbitrary distributions, with noise in between."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cflow.shapes import expand_like
 __all__ = ["BrownianBridge", "Interpolant"]
 
 Prediction = Literal["score", "velocity+score", "noise", "velocity"]
-SCORED = ("score", "velocity+score")  # the second head is the score itself
+SCORED = ("score", "velocity+score")  # the second output is the score itself
 
 
 @register("paths.Interpolant")
 class Interpolant(VelocityPath):
-    r"""Joins two distributions by a schedule, with noise that vanishes at both ends.
+    r"""Connects two distributions by a schedule, with noise that vanishes at both ends.
 
     .. math:: x_t = \alpha_t x_1 + \sigma_t x_0 + \gamma_t z, \qquad z \sim \mathcal N(0, I)
 
-    Neither end has to be normal and the pairs may come from any coupling: the score of the path is that of its own
-    noise. With :math:`u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0`, the marginal velocity and the score are
+    Neither end has to be normal, and any coupling may be used, since the score follows from the noise z. With
+    :math:`u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0`, the marginal velocity and the score are
 
     .. math:: v_t(x) = \mathbb E[u_t | x] + \dot\gamma_t \mathbb E[z | x]
                      = \mathbb E[u_t | x] - \tfrac12 (\gamma_t^2)^{\boldsymbol\cdot} \, s_t(x), \qquad
@@ -35,36 +35,35 @@ class Interpolant(VelocityPath):
 
     One network learns both, with two outputs ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
 
-    ================== ========================= ============== =====================================================
-    ``predict``        outputs                   interval       for
-    ================== ========================= ============== =====================================================
-    score              ``E[u|x]``, ``s``         [0, 1]         ends with a density: nothing is divided by, anywhere
-    velocity+score     ``v``, ``s``              inside, where  SDEs, above all with a small network (see below)
-                                                 gamma is steep
-    noise              ``E[u|x]``, ``E[z|x]``    as before      ends on points or surfaces, whose scores are unbounded
-    velocity           ``v`` alone               as before      sampling by the ODE; there is no score
-    ================== ========================= ============== =====================================================
+    | ``predict``        | outputs                      | interval         | use it for                             |
+    |--------------------|------------------------------|------------------|----------------------------------------|
+    | ``score``          | mean of ``u``, score         | [0, 1]           | ends with a density: no division       |
+    | ``velocity+score`` | ``v``, score                 | without the ends | SDEs, above all with a small network   |
+    | ``noise``          | mean of ``u``, mean of ``z`` | without the ends | points or surfaces: unbounded scores   |
+    | ``velocity``       | ``v``                        | without the ends | sampling by the ODE; there is no score |
 
-    From ``E[u|x]`` and the score the velocity comes as a difference, and ``E[u|x]`` often turns about on the way where
-    ``v`` hardly moves. A network too small to follow then spoils SDEs: between two normals of 50 dimensions, three
-    layers of 64 end with 0.93 of the variance, and with 0.99 through ``velocity+score``; on moons W2 after 100 steps
-    falls from 0.21 to 0.16 (``tests/benchmarks/sf2m.py``, with ``--predict score`` and without). The price is a target
-    that grows as :math:`1/\sqrt t` towards steep ends.
+    The means are conditional on x. If ``gamma`` is not steep, all intervals are [0, 1]. With ``score``, the velocity is
+    a difference of the two outputs, and the mean of ``u`` often changes its direction where ``v`` hardly changes. A
+    network too small to learn this makes SDEs inaccurate: between two normals in 50 dimensions, three layers of 64 end
+    with 0.93 of the variance, and with 0.99 through ``velocity+score``; on moons, W2 after 100 steps falls from 0.21 to
+    0.16 (``tests/benchmarks/sf2m.py``, with and without ``--predict score``). In return, the target of
+    ``velocity+score`` grows as :math:`1/\sqrt t` towards steep ends.
 
-    The score's error is weighted by ``gamma``, so that all losses are those of ``z``; near an end, where ``gamma``
-    vanishes, its loss says little about the score, and what is computed from it needs little. Where the interval stops
-    short of the ends, log-densities are those of data with noise of the width ``gamma(margin)`` (0.03 of a Brownian
-    bridge's); those of ``predict="score"`` have no such rest.
+    The score's error is weighted by ``gamma``, so all losses are errors of ``z``. Near an end, where ``gamma``
+    vanishes, the loss hardly measures the score, and results hardly depend on it. If the interval ends before 1,
+    log-densities are those of data with noise of width ``gamma(margin)`` (0.03 for a Brownian bridge); this does not
+    apply to ``predict="score"``.
 
     Args:
-        schedule: the affine path of which the weights of the ends are taken; linear where none is given.
-        gamma: the width of the noise, such as ``paths.BrownianGamma(1.0)``.
-        predict: what the network predicts.
-        margin: how far from the ends the interval stays where a conversion is singular there.
+        schedule: the affine path whose weights ``alpha`` and ``sigma`` are used; its prediction is the default.
+            Default: None, :class:`Linear`.
+        gamma: the width of the noise. Default: None, ``paths.BrownianGamma(1.0)``.
+        predict: what the network predicts, see the table.
+        margin: the distance of the interval from an end at which a conversion is singular.
 
     Raises:
-        ValueError: for an unknown prediction or margin.
-        TypeError: where schedule or gamma are not what they should be.
+        ValueError: for an unknown prediction, an invalid margin, or a schedule with a prediction.
+        TypeError: if the schedule is not an affine path, or gamma not a :class:`Gamma`.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
     2023, arXiv:2303.08797.
@@ -97,16 +96,15 @@ class Interpolant(VelocityPath):
                 raise TypeError(f"{type(self).__name__}({name}={value!r}): pass an object such as {example}.")
         if self.schedule.predict != "velocity":
             raise ValueError(
-                f"{type(self).__name__}(schedule={self.schedule!r}): the schedule only weighs the two ends, and what "
-                f"the network predicts is said by the interpolant itself; leave predict out of the schedule."
+                f"{type(self).__name__}(schedule={self.schedule!r}): the interpolant sets the prediction; omit predict "
+                f"in the schedule."
             )
         super().__init__(predict, margin)
         widest = float(self.gamma(torch.tensor(0.5, dtype=torch.float64)))
         if predict == "noise" and widest <= margin:
             raise ValueError(
-                f"{type(self).__name__}(gamma={self.gamma!r}, predict='noise', margin={margin}): a score is the noise "
-                f"over gamma, which is {widest:.3g} at most and so below the margin; widen gamma, or use "
-                f"predict='score'."
+                f"{type(self).__name__}(gamma={self.gamma!r}, predict='noise', margin={margin}): the largest gamma, "
+                f"{widest:.3g}, is below the margin; increase it, or use predict='score'."
             )
 
     @property
@@ -121,7 +119,7 @@ class Interpolant(VelocityPath):
 
     @property
     def score_interval(self) -> tuple[float, float]:
-        """The times at which the score is well conditioned: all for one that is predicted; else gamma >= margin."""
+        """The times at which the score is well conditioned: ``interval`` if it is predicted, else gamma >= margin."""
         low, high = self.interval
         if self.predict in SCORED:
             return low, high
@@ -129,19 +127,20 @@ class Interpolant(VelocityPath):
         return max(low, first_time(wide, (0.0, 0.5))), min(high, 1 - first_time(lambda t: wide(1 - t), (0.0, 0.5)))
 
     def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
-        """Computes that of the schedule; at the data's end the noise of width ``gamma(margin)`` stays in."""
+        """Computes that of the schedule; at the data's end, noise of width ``gamma(margin)`` remains."""
         return self.schedule.scale_change(t, s, at_data=at_data)
 
     # Training
 
     def draw(self, x1: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draws standard normal noise like ``x1``."""
+        """Draws standard normal noise of the shape of ``x1`` with ``generator``."""
         return torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
 
     def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
-        """Draws the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``, with ``noise`` where given.
+        """Returns the points at times ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``.
 
-        The target of a score is kept multiplied by ``gamma``, as :meth:`loss` wants it.
+        The noise is ``noise``, or drawn with ``generator``; ``mask`` is passed on. The target of a score is multiplied
+        by ``gamma``, as :meth:`loss` expects.
         """
         self._check_ends(x0, x1, t)
         noise = self.draw(x1, generator) if noise is None else noise
@@ -160,7 +159,10 @@ class Interpolant(VelocityPath):
         return PathSample(xt, t, x0, x1, target, mask)
 
     def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """Computes the mean squared error per item, ``[B]``, in float32 or better; that of scores times gamma."""
+        """Computes the mean squared error of ``prediction`` per item of ``sample``, ``[B]``, in float32 or better.
+
+        Errors of scores are multiplied by ``gamma``.
+        """
         target, mask = sample.target, sample.mask
         prediction = prediction.to(torch.promote_types(target.dtype, torch.float32))
         if self.predict in SCORED:
@@ -173,7 +175,7 @@ class Interpolant(VelocityPath):
     # From the prediction to what a solver uses
 
     def velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""
+        """Converts the network's ``prediction`` at ``(t, x)`` to the marginal velocity; ``t`` is in ``interval``."""
         if self.predict == "velocity":
             return prediction
         drift, second = prediction.unbind(1)
@@ -184,28 +186,33 @@ class Interpolant(VelocityPath):
         return drift - 0.5 * expand_like(self.gamma.d_square(t), x) * second
 
     def score(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Converts the network's prediction to the score at ``(t, x)``; ``t`` inside ``score_interval``."""
+        """Converts the network's ``prediction`` at ``(t, x)`` to the score, for ``t`` inside ``score_interval``."""
         second = prediction[:, 1]
         return second if self.predict in SCORED else -second / expand_like(self.gamma(t), x)
 
     def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change from ``t`` to ``s`` at the velocity of ``tau``: Euler's step."""
+        """Computes the change from ``t`` to ``s`` with the ``velocity`` at ``(tau, x)``: an Euler step."""
         return (s - t) * velocity
 
 
 @register("paths.BrownianBridge")
 class BrownianBridge(Interpolant):
-    r"""Joins pairs by Brownian bridges: the path of Schroedinger-bridge matching.
+    r"""Connects pairs by Brownian bridges: the path of Schroedinger-bridge matching.
 
     .. math:: x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t (1 - t)} \, z
 
     With pairs from entropic transport at :math:`\epsilon = 2 \sigma^2`
     (``couplings.Sinkhorn(epsilon=2 * sigma**2, relative=False)``), sampling with
-    ``solvers.EulerMaruyama(diffusion=sigma)`` simulates the Schroedinger bridge between base and data; the plan of a
-    batch approximates that coupling, and the exact plan of a batch does so as well where batches are small. By the ODE
-    the same marginals are reached. The joint law of start and end converges with the first order of the steps, whatever
-    the solver, since the last one is the ODE's: two standard normals at sigma = 0.8 have covariance 0.730, and 0.778
-    after 5 steps, 0.740 after 20.
+    ``solvers.EulerMaruyama(diffusion=sigma)`` simulates the Schroedinger bridge between base and data. The plan of a
+    batch approximates that coupling; for small batches, so does the exact plan. The ODE has the same marginals. The
+    joint distribution of start and end converges with first order in the steps for every solver, since the last step is
+    one of the ODE: two standard normals at sigma = 0.8 have covariance 0.730; the solver reaches 0.778 with 5 steps and
+    0.740 with 20.
+
+    Args:
+        sigma: the diffusion of the bridge, positive.
+        predict: what the network predicts, see :class:`Interpolant`.
+        margin: the distance of the interval from an end at which a conversion is singular.
 
     Source: Tong et al., Simulation-free Schrödinger Bridges via Score and Flow Matching, 2023, arXiv:2307.03672.
 

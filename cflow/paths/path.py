@@ -1,4 +1,4 @@
-"""What every path is: how points between base and data are drawn, and what a prediction there becomes."""
+"""The contract of paths: how points between base and data are drawn, and how predictions there are used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ __all__ = ["Path", "PathSample", "VelocityPath"]
 
 @dataclass
 class PathSample:
-    """A draw from a path: the point, its time, its ends and what the network should say there.
+    """A draw from a path: a point, its time, its ends and the training target.
 
-    Shapes: ``xt, x0, x1 [B, *event]`` (dicts of such for joint paths); ``target [B, *event]``, or
-    ``[B, 2, *event]`` on paths with two outputs; ``t [B]``, ``mask`` broadcastable to the event or ``None``.
+    Attributes:
+        xt: the points ``[B, *event]``; a dict of tensors on joint paths, as are ``x0`` and ``x1``.
+        t: the times ``[B]``.
+        x0: the base samples ``[B, *event]``.
+        x1: the data samples ``[B, *event]``.
+        target: what the network should return at ``(t, xt)``: ``[B, *event]``, or ``[B, 2, *event]`` for two outputs.
+        mask: the entries of the event that count, broadcastable to ``[B, *event]``. Default: None, all of them.
     """
 
     xt: Value
@@ -32,17 +37,18 @@ class PathSample:
 
 
 class Path(ABC):
-    """Joins base and data: what flows of every kind are trained on and step along.
+    """Connects base and data: the contract of paths, on which flows of every kind are trained and sampled.
 
-    What moves a point, a velocity or jumps between tokens, is said by subclasses such as :class:`VelocityPath`.
+    Subclasses define what moves a point: a velocity (:class:`VelocityPath`), or jumps between tokens.
 
     Attributes:
         predict: what the network predicts.
-        interval: the times at which that is well conditioned: training draws times in it, solvers stay in it.
-        adds_noise: whether a point on the path holds noise beside its two ends.
-        affine: whether a point is a weighted sum of its two ends alone. The ends then follow from a velocity, and the
-            schedule can be exchanged after training (``flow.with_path``).
-        straight: whether the way between two ends is a straight line at constant speed.
+        interval: the times at which the prediction is well conditioned. Training draws times in it, and solvers stay in
+            it.
+        adds_noise: whether a point on the path also depends on noise, not only on its two ends.
+        affine: whether a point is a weighted sum of its two ends. The ends then follow from a velocity, and the
+            schedule can be changed after training (``flow.with_path``).
+        straight: whether a point moves between its two ends in a straight line at constant speed.
 
     Example:
         >>> from cflow import paths
@@ -58,9 +64,9 @@ class Path(ABC):
     straight: ClassVar[bool] = False
 
     def draw(self, x1: Value, generator: torch.Generator | None = None) -> Any:
-        """Draws the noise of a batch of points for data ``x1 [B, *event]``: None on paths that add none.
+        """Draws the noise for a batch of data ``x1 [B, *event]`` with ``generator``; None on paths without noise.
 
-        It is drawn ahead of the training step, where data are coupled, and given to :meth:`sample`.
+        Noise is drawn when pairs are coupled, ahead of the training step, and then passed to :meth:`sample`.
         """
         return None
 
@@ -75,19 +81,28 @@ class Path(ABC):
         noise: Any = None,
         generator: torch.Generator | None = None,
     ) -> PathSample:
-        """Returns the point at time ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``.
+        """Returns the points at times ``t`` between ``x0`` and ``x1``.
 
         Args:
-            mask: what of the event counts, broadcastable to it.
-            noise: what :meth:`draw` returned; drawn here, with ``generator``, where it is not given.
+            x0: base samples ``[B, *event]``.
+            x1: data samples ``[B, *event]``.
+            t: times ``[B]`` or ``[]``, 0 at the base and 1 at the data.
+            mask: the entries of the event that count, broadcastable to ``[B, *event]``. Default: None, all of them.
+            noise: the result of :meth:`draw`. Default: None, drawn here with ``generator``.
+            generator: the source of the noise. Default: None, torch's default generator.
 
         Raises:
-            ValueError: where shapes of ends and times do not fit.
+            ValueError: if the shapes of ends and times do not match.
         """
 
     @abstractmethod
     def loss(self, prediction: Value, sample: PathSample) -> Tensor:
-        """Computes the error of the prediction per item, ``[B]``, in float32 or better."""
+        """Computes the loss per item, ``[B]``, in float32 or better.
+
+        Args:
+            prediction: the network's output at ``(sample.t, sample.xt)``.
+            sample: the result of :meth:`sample`.
+        """
 
     @abstractmethod
     def step(
@@ -100,9 +115,16 @@ class Path(ABC):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Value:
-        """Moves ``x [B, *event]`` from time ``t`` to ``s`` (``[]`` or ``[B]``) by the prediction at ``(t, x)``.
+        """Moves ``x`` from time ``t`` to time ``s``.
 
-        What ``mask`` does not mark stays where it is.
+        Args:
+            prediction: the network's output at ``(t, x)``.
+            x: the points ``[B, *event]``.
+            t: the present time, ``[]`` or ``[B]``.
+            s: the time after the step, ``[]`` or ``[B]``.
+            mask: the entries that move, broadcastable to ``[B, *event]``. Default: None, all of them.
+            generator: the source of random numbers, for paths whose steps draw. Default: None, torch's default
+                generator.
         """
 
     def __eq__(self, other) -> bool:
@@ -115,12 +137,12 @@ class Path(ABC):
 
 
 class VelocityPath(Path):
-    """A path whose marginals a velocity carries along.
+    """A path whose marginals move with a velocity: the base class of paths for continuous flows.
 
     Attributes:
         predict: what the network predicts, one of ``predictions``.
-        margin: the smallest weight by which a conversion divides.
-        outputs: how many tensors the network returns: 1 is ``[B, *event]``, 2 is ``[B, 2, *event]``.
+        margin: the smallest weight by which a conversion of the prediction divides, in (0, 0.5).
+        outputs: how many tensors the network returns: ``[B, *event]`` for 1, ``[B, 2, *event]`` for 2.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ()
@@ -129,23 +151,27 @@ class VelocityPath(Path):
     def __init__(self, predict: str, margin: float):
         if predict not in self.predictions:
             raise ValueError(
-                f"{type(self).__name__}(predict={predict!r}): a network on this path predicts one of "
-                f"{', '.join(self.predictions)}; choose one of them."
+                f"{type(self).__name__}(predict={predict!r}): not available; choose one of "
+                f"{', '.join(self.predictions)}."
             )
         if not 0 < margin < 0.5:
-            raise ValueError(
-                f"{type(self).__name__}(margin={margin}): the margin lies in (0, 0.5); the default is 1e-3."
-            )
+            raise ValueError(f"{type(self).__name__}(margin={margin}): the margin is in (0, 0.5); pass 1e-3.")
         self.predict, self.margin = predict, margin
         self.interval = self._interval()
 
     @abstractmethod
     def _interval(self) -> tuple[float, float]:
-        """Finds the times at which the velocity is well conditioned."""
+        """Computes the times at which the velocity is well conditioned."""
 
     @abstractmethod
     def velocity(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Converts the network's prediction to the marginal velocity at ``(t, x)``; ``t`` inside ``interval``."""
+        """Converts the network's ``prediction`` at ``(t, x)`` to the marginal velocity, for ``t`` inside ``interval``.
+
+        Args:
+            prediction: the network's output, ``[B, *event]`` or ``[B, 2, *event]``.
+            x: the points ``[B, *event]``.
+            t: the times, ``[]`` or ``[B]``.
+        """
 
     @property
     @abstractmethod
@@ -154,21 +180,32 @@ class VelocityPath(Path):
 
     @abstractmethod
     def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change of ``x`` from time ``t`` to ``s`` by the velocity at ``tau``, which is inside the
-        interval; ``t`` and ``s`` need not be."""
+        """Computes the change of ``x`` from time ``t`` to time ``s`` by a closed form.
+
+        Args:
+            velocity: the marginal velocity at ``(tau, x)``.
+            x: the points ``[B, *event]``.
+            tau: the time of the velocity, inside ``interval``.
+            t: the start of the step; it may be outside ``interval``.
+            s: the end of the step; it may be outside ``interval``.
+        """
 
     @abstractmethod
     def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
-        """Computes the factor by which points grow from ``t`` to ``s``, both outside the interval at one of its ends.
+        """Computes the factor by which points grow from ``t`` to ``s``, times beyond one end of ``interval``.
 
-        A density crosses that stretch by this change of scale, whose inverse and log-determinant are exact whatever the
-        network says. ``at_data`` says at which end it is.
+        Densities use this change of scale there. Its inverse and log-determinant are exact for every network.
+
+        Args:
+            t: the start.
+            s: the end.
+            at_data: True at the data's end of ``interval``, False at the base's.
         """
 
     def step(self, prediction, x, t, s, *, mask=None, generator=None):
-        """Moves ``x`` from ``t``, inside the interval, to ``s`` by the closed form; what ``mask`` does not mark stays.
+        """Moves ``x`` from ``t``, inside ``interval``, to ``s`` by the closed form; only entries in ``mask`` move.
 
-        Cost: no call of the network, no draws.
+        Cost: no function evaluation and no draws; ``generator`` is not used.
         """
         change = self.closed_form_step(self.velocity(prediction, x, t), x, t, t, s)
         return x + (change if mask is None else torch.where(mask, change, 0.0))
@@ -176,17 +213,17 @@ class VelocityPath(Path):
     def _check_ends(self, x0: Tensor, x1: Tensor, t: Tensor) -> None:
         if x0.shape != x1.shape:
             raise ValueError(
-                f"path.sample: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} differ in shape; a path adds "
-                "them, so pair each data sample with one base sample."
+                f"path.sample: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} differ in shape; pass one base sample per "
+                "data sample."
             )
         if t.dim() > 1 or (t.dim() == 1 and t.shape[0] != x1.shape[0]):
             raise ValueError(
-                f"path.sample: t {tuple(t.shape)} must be a scalar or hold one time per row of x1 {tuple(x1.shape)}."
+                f"path.sample: t {tuple(t.shape)} must be a scalar or one time per row of x1 {tuple(x1.shape)}."
             )
 
 
 def mean_square(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Averages squares per item, ``[B, ...] -> [B]``, over the entries that the mask marks."""
+    """Computes the mean square per item, ``[B, ...] -> [B]``, over the entries in the mask."""
     if mask is None:
         return mean_rows(error.square())
     mask = mask.expand_as(error).to(error.dtype)
@@ -194,7 +231,7 @@ def mean_square(error: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def first_time(holds: Callable[[Tensor], Tensor], bounds: Sequence[float] = (0.0, 1.0)) -> float:
-    """Finds the time from which on a monotone condition holds, by bisection."""
+    """Computes the first time at which a monotone condition holds, by bisection."""
     low, high = bounds
     for _ in range(60):
         middle = (low + high) / 2

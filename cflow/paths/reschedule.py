@@ -1,4 +1,4 @@
-"""A trained field read on another path: the schedule and the prediction type are choices made again after training."""
+"""Evaluates a trained field on another path: schedule and prediction type can be changed after training."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ __all__ = ["Rescheduled"]
 
 @register("paths.Rescheduled")
 class Rescheduled(FieldWrapper):
-    r"""Answers on ``path`` what a field trained on ``trained`` knows.
+    r"""Converts a field that was trained on one affine path to the prediction of another one.
 
-    Two affine paths with the same ends pass through the same marginals up to scale: with :math:`\tau` the time at which
-    the trained path has the ratio :math:`\alpha'_t / \sigma'_t`,
+    Two affine paths with the same ends have the same marginals up to scale. With :math:`\tau` the time at which the
+    trained path has the ratio :math:`\alpha'_t / \sigma'_t`,
 
     .. math:: x'_t = c \, x_\tau, \quad c = \sqrt{\frac{\alpha_t'^2 + \sigma_t'^2}{\alpha_\tau^2 + \sigma_\tau^2}},
     \quad
               \mathbb E'[x_1 | x'_t] = \mathbb E[x_1 | x_\tau],
 
-    so the expected ends are read from the field at :math:`(\tau, x'_t / c)` and written as ``path``'s prediction.
-    Nothing is divided by a weight that vanishes at an end, except what the trained prediction itself divides by, and
-    the field is not asked there (``interval``).
+    so the field at :math:`(\tau, x'_t / c)` determines the expected ends, which are converted to ``path``'s prediction.
+    The only divisions by a weight that vanishes at an end are those of the trained prediction, and the field is not
+    evaluated there (``interval``).
 
-    Cost: one call of the field.
+    Args:
+        field: the trained field.
+        trained: the path on which it was trained.
+        path: the new path; it must have the same ends.
+
+    Cost: one function evaluation.
+
+    Raises:
+        ValueError: if the two paths differ at an end.
+        TypeError: when called with ``s``.
 
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv:2206.00364;
     Pokle et al., Training-free Linear Image Inverses via Flows, 2023, arXiv:2310.04432.
@@ -48,18 +57,18 @@ class Rescheduled(FieldWrapper):
         return self._between
 
     def _check_ends(self) -> None:
-        """Two paths share their ends' distributions only where they stop equally far from them."""
+        """Raises if the weights of the two paths differ at an end: they then connect different distributions."""
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
         for name in ("alpha", "sigma"):
             gap = (getattr(self.trained, name)(ends) - getattr(self.path, name)(ends)).abs().max()
             if gap > 0.02:
                 raise ValueError(
-                    f"Rescheduled({self.trained!r} -> {self.path!r}): {name} differs by {float(gap):.2g} at an end, so "
-                    f"the two paths join different distributions; choose a path with the same ends (sigma_min)."
+                    f"Rescheduled({self.trained!r} -> {self.path!r}): {name} differs by {float(gap):.2g} at an end; "
+                    f"choose a path with the same ends (sigma_min)."
                 )
 
     def _interval(self) -> tuple[float, float]:
-        """Maps the trained interval to the new path's time; an open end stays open."""
+        """Maps the trained interval to times of the new path; an end at 0 or 1 stays there."""
         inner = tuple(
             default if bound == default else float(self.path.time_at(self.trained.alpha(at), self.trained.sigma(at)))
             for default, bound in zip((0.0, 1.0), self.trained.ends_interval)
@@ -69,8 +78,9 @@ class Rescheduled(FieldWrapper):
         return max(low, inner[0]), min(high, inner[1])
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        """Returns the prediction of the new path at ``(t, x)`` given ``context``; ``s`` must be None."""
         if s is not None:
-            raise TypeError("Rescheduled: a schedule is changed for fields with one time; this call passed s.")
+            raise TypeError("Rescheduled(s=...): only fields with one time can change their schedule; omit s.")
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         tau = self.trained.time_at(alpha, sigma).clamp(*self.trained.ends_interval)
         norm = torch.hypot(self.trained.alpha(tau), self.trained.sigma(tau))

@@ -1,4 +1,4 @@
-"""The schedules of affine paths. Each is the weight of the data, the weight of the base, and their derivatives."""
+"""The schedules of affine paths: the weights of data and base over time, and their derivatives."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class Linear(AffinePath):
 
     .. math:: \alpha_t = t, \qquad \sigma_t = 1 - (1 - \sigma_{\min}) t
 
-    ``sigma_min > 0`` gives Lipman's path, which ends at a Gaussian of that width around each data point; a small one
-    (1e-4) keeps the conditional density proper.
+    Args:
+        sigma_min: the weight of the base at the data's end, in [0, 1). A positive value is Lipman's path, which ends at
+            a Gaussian of that width around each data point, so that the conditional density exists; 1e-4 is usual.
+
+    The other arguments are those of :class:`AffinePath`.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003; Lipman et al., Flow Matching for
     Generative Modeling, 2022, arXiv:2210.02747, equation 20.
@@ -41,9 +44,7 @@ class Linear(AffinePath):
         margin: float = 1e-3,
     ):
         if not 0 <= sigma_min < 1:
-            raise ValueError(
-                f"Linear(sigma_min={sigma_min}): the width at the data's end lies in [0, 1); use 0 or 1e-4."
-            )
+            raise ValueError(f"Linear(sigma_min={sigma_min}): the width at the data's end is in [0, 1); use 0 or 1e-4.")
         self.sigma_min = sigma_min
         super().__init__(predict, margin=margin)
 
@@ -65,9 +66,14 @@ class Linear(AffinePath):
 
 @register("paths.Polynomial")
 class Polynomial(AffinePath):
-    r"""Leaves the base slowly and arrives fast (``power > 1``).
+    r"""Starts slowly at the base and arrives fast at the data (``power > 1``).
 
     .. math:: \alpha_t = t^n, \qquad \sigma_t = 1 - t^n
+
+    Args:
+        power: n, at least 1.
+
+    The other arguments are those of :class:`AffinePath`.
 
     Source: Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
 
@@ -78,7 +84,7 @@ class Polynomial(AffinePath):
 
     def __init__(self, power: float = 2.0, predict: Prediction = "velocity", *, margin: float = 1e-3):
         if not power >= 1:
-            raise ValueError(f"Polynomial(power={power}): below 1 the velocity is infinite at t = 0; use a power >= 1.")
+            raise ValueError(f"Polynomial(power={power}): below 1 the velocity is infinite at t = 0; pass 1 or more.")
         self.power = power
         super().__init__(predict, margin=margin)
 
@@ -99,7 +105,7 @@ class Polynomial(AffinePath):
 
     @property
     def ends_interval(self) -> tuple[float, float]:
-        """A velocity that vanishes at t = 0 does not distinguish the ends there."""
+        """The times at which :meth:`ends` is well conditioned; a velocity that vanishes does not determine the ends."""
         low, high = self.interval
         if self.predict == "velocity" and self.power > 1:
             low = max(low, (self.margin / self.power) ** (1 / (self.power - 1)))
@@ -108,9 +114,11 @@ class Polynomial(AffinePath):
 
 @register("paths.Cosine")
 class Cosine(AffinePath):
-    r"""Moves on a circle, with variance kept for a standardised pair: the trigonometric or "generalised VP" path.
+    r"""Moves on a circle, which keeps the variance of standardised data: the trigonometric or "generalised VP" path.
 
     .. math:: \alpha_t = \sin(\pi t / 2), \qquad \sigma_t = \cos(\pi t / 2)
+
+    The arguments are those of :class:`AffinePath`.
 
     Source: Albergo and Vanden-Eijnden, Building Normalizing Flows with Stochastic Interpolants, 2022, arXiv:2209.15571;
     Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, arXiv:2102.09672.
@@ -128,7 +136,7 @@ class Cosine(AffinePath):
         return torch.sin(math.pi / 2 * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        # The sine of the rest is 0 at t = 1, where the cosine of a rounded pi / 2 is not.
+        # sin(0) is exactly 0 at t = 1, while the cosine of the rounded pi / 2 is not.
         return torch.sin(math.pi / 2 * (1 - t))
 
     def d_alpha(self, t: Tensor) -> Tensor:
@@ -143,14 +151,20 @@ class Cosine(AffinePath):
 
 @register("paths.VariancePreserving")
 class VariancePreserving(AffinePath):
-    r"""Runs the variance-preserving diffusion backwards, from noise to data.
+    r"""Follows the variance-preserving diffusion backwards, from noise to data.
 
     .. math:: \alpha_t = e^{-L(1 - t)}, \quad \sigma_t = \sqrt{1 - e^{-2 L(1 - t)}}, \quad
               L(s) = \tfrac14 s^2 (\beta_{\max} - \beta_{\min}) + \tfrac12 s \beta_{\min}
 
-    The path starts at ``alpha(0) = 0.0066`` for the defaults, not at zero: the base is met up to that remainder of the
-    data, as in diffusion models. Its velocity is infinite at ``t = 1`` for single points, so every prediction ends with
-    the closed-form step.
+    For the defaults, the path starts at ``alpha(0) = 0.0066``, not at zero: a small rest of the data remains at the
+    base, as in diffusion models. For single points the velocity is infinite at ``t = 1``, so every solve ends with the
+    closed-form step.
+
+    Args:
+        beta_min: the rate of the diffusion at the data.
+        beta_max: the rate of the diffusion at the base, larger than ``beta_min``.
+
+    The other arguments are those of :class:`AffinePath`.
 
     Source: Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2020,
     arXiv:2011.13456.
@@ -170,8 +184,8 @@ class VariancePreserving(AffinePath):
     ):
         if not 0 < beta_min < beta_max:
             raise ValueError(
-                f"VariancePreserving(beta_min={beta_min}, beta_max={beta_max}): noise grows along the diffusion, so "
-                f"0 < beta_min < beta_max; the usual values are 0.1 and 20."
+                f"VariancePreserving(beta_min={beta_min}, beta_max={beta_max}): 0 < beta_min < beta_max is needed; "
+                f"pass 0.1 and 20."
             )
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__(predict, margin=margin)
@@ -195,6 +209,6 @@ class VariancePreserving(AffinePath):
     def time_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         decay = 0.5 * torch.log1p((sigma / alpha) ** 2)
         slope = self.beta_max - self.beta_min
-        # The root of the quadratic in s, written so that it does not cancel for small decay.
+        # The root of the quadratic in s, in a form without cancellation for small decay.
         s = 2 * decay / (0.5 * self.beta_min + torch.sqrt(0.25 * self.beta_min**2 + slope * decay))
         return (1 - torch.nan_to_num(s, nan=1.0)).clamp(0, 1)

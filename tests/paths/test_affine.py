@@ -132,8 +132,8 @@ def test_a_time_per_row_agrees_with_one_time(generator):
     [
         (lambda: paths.Linear("epsilon"), "velocity, x1, noise, score"),
         (lambda: paths.Linear(sigma_min=1.0), r"\[0, 1\)"),
-        (lambda: paths.Linear(margin=0.7), "margin lies"),
-        (lambda: paths.Polynomial(0.5), "power >= 1"),
+        (lambda: paths.Linear(margin=0.7), r"the margin is in \(0, 0.5\)"),
+        (lambda: paths.Polynomial(0.5), "pass 1 or more"),
         (lambda: paths.VariancePreserving(beta_min=3.0, beta_max=1.0), "beta_min < beta_max"),
         (lambda: paths.Linear().sample(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(4)), "differ in shape"),
         (lambda: paths.Linear().sample(torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(3)), "one time per row"),

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused():
         paths.SigmoidGamma(1.0, steepness=-1)
     with pytest.raises(TypeError, match=r"gamma=0.5\): pass an object"):
         paths.Interpolant(gamma=0.5)
-    with pytest.raises(ValueError, match="leave predict out of the schedule"):
+    with pytest.raises(ValueError, match="omit predict in the schedule"):
         paths.Interpolant(paths.Linear("x1"))
     with pytest.raises(ValueError, match="differ in shape"):
         paths.BrownianBridge().sample(torch.zeros(3, 2), torch.zeros(3, 1), torch.zeros(3))
