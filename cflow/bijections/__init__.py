@@ -1,4 +1,4 @@
-"""Maps with a log-determinant: data transforms in front of a flow, and the layers inside a discrete-time one."""
+"""Maps with a log-determinant: data transforms in front of a flow, and layers of a discrete-time flow."""
 
 from cflow.bijections.compose import Compose
 from cflow.bijections.convolution import Conv1x1

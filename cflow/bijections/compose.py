@@ -1,4 +1,4 @@
-"""Maps one after the other."""
+"""Chains of maps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ __all__ = ["Compose"]
 class Compose(Map):
     """Chains maps: ``encode`` applies them from the first to the last, ``decode`` from the last to the first.
 
-    Every member is given the whole context (those that read none ignore it), and those that draw the generator. What a
-    density behind the chain means is what its weakest member gives; gradients pass through ``decode`` if they
-    pass through all. Members stay reachable by index, and a slice is a ``Compose`` of the same members.
+    Every member receives the whole context (members that read none ignore it), and the generator if it draws. The
+    ``likelihood`` of the chain is that of its weakest member. Gradients pass through ``decode`` if they pass through
+    every member. ``chain[i]`` is a member; a slice is a ``Compose`` of the same members.
 
     Args:
-        maps: the members. Of none, the chain leaves everything as it is.
-        event_shape: the shape of one data point, needed for a chain without members, checked otherwise.
+        maps: the members. A chain without members is the identity.
+        event_shape: shape of one data point; needed only for a chain without members.
 
-    Cost: the sum of the members'.
+    Cost: the sum of the members' costs.
 
     Raises:
-        TypeError: for a member that is no :class:`Map`.
-        ValueError: where there are neither members nor an ``event_shape``, the same module is given twice (which
-            would tie its weights), shapes do not follow one another, or two members read contexts of different
-            shapes.
+        TypeError: if a member is not a :class:`Map`.
+        ValueError: if there are neither members nor an ``event_shape``; if a module occurs twice (its weights would be
+            tied), the shapes of two neighbours differ, or two members read contexts of different shapes.
 
     Example:
         >>> import torch
@@ -43,9 +42,7 @@ class Compose(Map):
 
     def __init__(self, *maps: Map, event_shape=None):
         if not maps and event_shape is None:
-            raise ValueError(
-                "Compose(): there is nothing to compose; pass one map or more, or event_shape=... for a chain of none."
-            )
+            raise ValueError("Compose(): there are no maps; pass at least one, or event_shape=... for the identity.")
         _check_members(maps)
         event = as_shape(event_shape) if event_shape is not None else maps[0].event_shape
         if maps and event != maps[0].event_shape:
@@ -56,12 +53,12 @@ class Compose(Map):
         contexts = {each.context_shape for each in maps} - {None}
         if len(contexts) > 1:
             shown = " and ".join(str(list(each)) for each in sorted(contexts))
-            raise ValueError(f"Compose: members read contexts of the shapes {shown}; build all for one context.")
+            raise ValueError(f"Compose: members read contexts of shapes {shown}; build all for one shape.")
         super().__init__(
             event, contexts.pop() if contexts else None, latent_shape=maps[-1].latent_shape if maps else None
         )
         self.maps = nn.ModuleList(maps)
-        # Fixed here, so that compiled calls have nothing to look up.
+        # Fixed here, so that compiled calls need no look-up.
         self.likelihood = weakest(*(each.likelihood for each in maps))
         self.has_rsample = all(each.has_rsample for each in maps)
         self.draws, self.changes, self.measures, self.reads_values = (
@@ -69,7 +66,7 @@ class Compose(Map):
         )
         self.takes_integers = bool(maps) and maps[0].takes_integers
         self.levels = maps[0].levels if maps else None
-        # Whether some data get a contribution of -inf: only then is there anything to look for.
+        # Whether some data have a contribution of -inf: only then are contributions checked for it.
         self.bounded = any(each.domain is not None and not each.reads_values for each in self.members())
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
@@ -88,11 +85,11 @@ class Compose(Map):
 
     @property
     def trained_from(self) -> int:
-        """The place of the first member that training changes (``len(self)`` where there is none)."""
+        """The index of the first member that training changes (``len(self)`` where there is none)."""
         return next((i for i, each in enumerate(self.maps) if each.is_trained), len(self.maps))
 
     def _directions(self, method: str) -> list:
-        """Lists what to call, in order, each with whether it draws."""
+        """Returns the calls in order, each with whether it draws."""
         maps = self.maps if method == "encode" else reversed(self.maps)
         return [(getattr(each, method), each.draws) for each in maps]
 
@@ -109,7 +106,7 @@ class Compose(Map):
 
 
 def chain(value: Tensor, context: Tensor | None, calls: list, generator=None) -> tuple[Tensor, Tensor]:
-    """Applies maps in turn and adds their contributions; ``calls`` are pairs ``(map, whether it draws)``."""
+    """Applies maps one after another and adds their contributions; ``calls`` are pairs ``(map, whether it draws)``."""
     total = None
     for call, draws in calls:
         value, part = call(value, context, generator=generator) if draws else call(value, context)
@@ -118,22 +115,22 @@ def chain(value: Tensor, context: Tensor | None, calls: list, generator=None) ->
 
 
 def _check_members(maps: tuple[Map, ...]) -> None:
-    """Raises where a member is not a map, shapes do not follow, or two members share a module or a parameter."""
+    """Raises if a member is not a map, the shapes of neighbours differ, or two members share a module or parameter."""
     owner: dict[int, int] = {}
     for i, each in enumerate(maps):
         if not isinstance(each, Map):
             raise TypeError(
-                f"Compose(..., {type(each).__qualname__}): item {i} is not a bijections.Map; pass objects such as "
-                "discrete.Coupling(discrete.Affine(), features=6), or unpack a list with a star."
+                f"Compose(..., {type(each).__qualname__}): item {i} is not a bijections.Map; pass maps, and unpack a "
+                "list with a star."
             )
         if i and each.event_shape != maps[i - 1].latent_shape:
             raise ValueError(
-                f"Compose: item {i - 1} ({type(maps[i - 1]).__name__}) gives {list(maps[i - 1].latent_shape)} and item "
-                f"{i} ({type(each).__name__}) takes {list(each.event_shape)}; build both for the same shape."
+                f"Compose: item {i - 1} ({type(maps[i - 1]).__name__}) returns {list(maps[i - 1].latent_shape)}, item "
+                f"{i} ({type(each).__name__}) takes {list(each.event_shape)}; build both for one shape."
             )
         for part in {id(part): part for part in (*each.modules(), *each.parameters())}.values():
             if owner.setdefault(id(part), i) != i:
                 raise ValueError(
-                    f"Compose: items {owner[id(part)]} and {i} share a {type(part).__qualname__}, so their weights "
-                    "would be tied; build each layer anew, or pass copy.deepcopy(layer)."
+                    f"Compose: items {owner[id(part)]} and {i} share the weights of a {type(part).__qualname__}; pass "
+                    "copy.deepcopy(layer)."
                 )

@@ -1,4 +1,4 @@
-"""Invertible convolutions of one pixel: the channels of an image, mixed alike everywhere."""
+"""Invertible convolutions of one pixel: one matrix mixes the channels at every pixel."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Conv1x1(Bijection):
 
     .. math:: z_{:,h,w} = P L U x_{:,h,w} + b, \qquad \log|\det| = H W \sum_i \theta_{ii}
 
-    with a fixed permutation P of the channels and the triangular factors of :class:`LULinear`. It starts at the
-    permutation alone, so that the coupling layers around it see their channels in turn from the first step on.
+    with a fixed permutation P of the channels and the triangular factors of :class:`LULinear`. It starts as the
+    permutation, so that coupling layers around it transform different channels from the first step on.
 
     Args:
         event_shape: ``(channels, height, width)``.
-        permutation: for each channel of the latent, which row of L U it takes; drawn from torch's default generator
-            unless given. A buffer of integers, saved with the flow.
+        permutation: for each channel of the latent, which row of L U it takes. A buffer of integers, saved with the
+            flow. Default: drawn from torch's default generator.
 
     Shapes: ``x [B, C, H, W]``.
 
-    Cost: one batched product; no copy of the image is made on the way. ``decode`` multiplies by the inverse, which two
-    triangular solves of ``[C, C]`` give, since solves for every pixel would copy the image twice. Computed in the
-    dtype of ``x``, also under autocast, and by matrix products, since PyTorch lets convolutions round to TF32.
+    Cost: one batched product, without a copy of the image. ``decode`` multiplies by the inverse, computed by two
+    triangular solves of ``[C, C]``; solves for every pixel would copy the image twice. It computes in the dtype of
+    ``x``, also under autocast, and by matrix products, because PyTorch lets convolutions round to TF32.
 
     Raises:
         ValueError: if the event is not an image, or the permutation is not one of its channels.
@@ -56,7 +56,7 @@ class Conv1x1(Bijection):
     def __init__(self, event_shape: Sequence[int], permutation: Sequence[int] | Tensor | None = None):
         shape = as_shape(event_shape)
         if len(shape) != 3 or shape[0] < 1:
-            raise ValueError(f"Conv1x1(event_shape={event_shape}): an image is (channels, height, width); pass three.")
+            raise ValueError(f"Conv1x1(event_shape={event_shape}): not an image; pass (channels, height, width).")
         super().__init__(shape)
         channels = shape[0]
         drawn = torch.randperm(channels, device="cpu") if permutation is None else permutation

@@ -1,4 +1,4 @@
-"""Whole numbers spread over an interval."""
+"""Dequantisation: uniform noise added to whole numbers."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["Dequantise"]
 
 @register("bijections.Dequantise")
 class Dequantise(Surjection):
-    r"""Spreads integer levels over the unit interval with uniform noise; ``decode`` rounds back down.
+    r"""Adds uniform noise to integer levels and scales them to the unit interval; ``decode`` rounds down.
 
     .. math:: z = \frac{x + \epsilon}{L}, \quad \epsilon \sim \mathcal U[0, 1), \qquad
         \log P(x) \ge \mathbb E_\epsilon [\log p(z)] - D \log L
 
-    so the density of a flow behind it, with this contribution, bounds the log-probability of the integers from below.
-    The noise is drawn on the finest grid on which ``x + noise`` is exact, so that ``decode(encode(x))`` is x, always.
+    so the log-density of a flow with this transform is a lower bound of the log-probability of the integers. The noise
+    is drawn on the finest grid on which ``x + noise`` is exact, so ``decode(encode(x))`` is always x.
 
     Args:
-        event_shape: the shape of an event, of any rank.
-        levels: how many levels there are, L.
+        event_shape: shape of an event, of any rank.
+        levels: number of levels, L.
 
     Shapes: ``x [B, *event_shape]`` holds whole numbers from 0 to ``levels - 1`` in any dtype; ``z`` is float32, or
     float64 where ``x`` or torch's default dtype (for integers) is. ``decode`` returns whole numbers as floats; it has
     no gradient.
 
-    Cost: ``encode`` reads one flag back from the device.
+    Cost: ``encode`` reads one flag from the device.
 
     Raises:
         ValueError: if ``levels`` is not a whole number from 2 to 65,536; in ``encode``, if a value is not a whole
@@ -59,24 +59,24 @@ class Dequantise(Surjection):
         super().__init__(event_shape)
         if not (is_integer(levels, 2, numpy=True) and levels <= 1 << 16):
             raise ValueError(
-                f"Dequantise(levels={levels}): the levels are counted from 2 to 65,536; 8-bit images have 256."
+                f"Dequantise(levels={levels}): pass a whole number from 2 to 65,536, such as 256 for 8-bit images."
             )
         self.levels, self.domain = levels, (0.0, levels - 1.0)
 
     @classmethod
     def fit(cls, data: Tensor) -> Dequantise:
-        """Spreads the levels of data ``[N, *event]``: 256 for bytes, else from 0 to the largest number there is.
+        """Returns a map with the levels of ``data [N, *event]``: 256 for bytes, otherwise the largest number plus one.
 
         Raises:
-            TypeError: for data that are not a tensor.
-            ValueError: for data that are not whole numbers from 0 on.
+            TypeError: if ``data`` is not a tensor.
+            ValueError: if ``data`` are not whole numbers from 0 on.
 
         Example:
             >>> Dequantise.fit(torch.tensor([[0.0, 3.0], [1.0, 6.0]])).levels
             7
         """
         check_table("Dequantise", data)
-        most = data.max()  # NaN, where there is one
+        most = data.max()  # NaN if the data have one
         levels = 256 if data.dtype == torch.uint8 else max(2, int(most) + 1) if bool(most.isfinite()) else 2
         layer = cls(tuple(data.shape[1:]), levels)
         for part in data.split(4096):
@@ -90,9 +90,10 @@ class Dequantise(Surjection):
             raise ValueError(
                 f"Dequantise(levels={self.levels}).encode: {int((~valid).sum())} of {valid.numel()} values (from "
                 f"{x.min().item():.4g} to {x.max().item():.4g}) are not whole numbers from 0 to {self.levels - 1}; "
-                f"pass the data as measured, before any scaling."
+                f"pass unscaled data."
             )
-        # One bit short of what the mantissa leaves beside the largest level: the division may round, never carry.
+        # One bit less than the mantissa has left for the largest level: the division may round, but never up to the
+        # next level.
         mantissa = -int(math.log2(torch.finfo(x.dtype).eps))
         grid = 1 << (mantissa - math.ceil(math.log2(self.levels)) - 1)
         draws = draw_rows(partial(torch.randint, grid), x.shape, generator, device=x.device)

@@ -1,12 +1,12 @@
 r"""Fixed functions, applied to every entry.
 
-Each is named after what ``encode`` does to data. For the other direction there is ``Inverse``: data that are positive
-are brought to the whole line by ``Inverse(Exp(shape))``, whose ``encode`` is the logarithm, and data in the unit
-interval by ``Inverse(Sigmoid(shape))``, the logit.
+Each is named after what ``encode`` does to data. Use ``Inverse`` for the other direction: ``Inverse(Exp(shape))`` maps
+positive data to the real line (its ``encode`` is the logarithm), and ``Inverse(Sigmoid(shape))``, the logit, maps data
+in the unit interval.
 
-Where a function maps to an interval, its result is kept on the last number inside, so that it can be decoded; numbers
-on the ends of the interval are decoded as if they were that number. Numbers beyond are too, but their log-determinant
-is minus infinity, without a gradient: they have no density. Nothing inside gives an infinity.
+Where a function maps to an interval, ``encode`` clamps its result to the last number inside the interval, so that it
+can be decoded. ``decode`` does the same with numbers on the ends or beyond them. Numbers beyond the ends have no
+density: their log-determinant is minus infinity, without a gradient. Inside the interval no result is infinite.
 
     >>> from cflow.bijections import Inverse
     >>> Inverse(Exp(1)).encode(torch.tensor([[1.0], [7.389056]]))
@@ -31,9 +31,12 @@ __all__ = ["Arcsinh", "Exp", "LeakyReLU", "Sigmoid", "Softplus", "Tanh"]
 
 
 class EntryMap(Bijection):
-    """Applies one function to every entry; a subclass gives it and its inverse, with log-derivatives.
+    """Applies one function to every entry; a subclass writes it and its inverse, with log-derivatives.
 
-    Shapes: ``x [B, *event_shape]``, an event of any rank. Cost: a few operations.
+    Args:
+        event_shape: shape of an event, of any rank.
+
+    Shapes: ``x [B, *event_shape]``. Cost: a few operations.
     """
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
@@ -63,7 +66,7 @@ class EntryMap(Bijection):
 class Exp(EntryMap):
     r"""Maps the line to the positive numbers: :math:`z = e^x`, :math:`\log|\det| = \sum_i x_i`.
 
-    For positive data, ``Inverse(Exp(shape))`` takes logarithms.
+    ``Inverse(Exp(shape))`` takes the logarithm of positive data.
 
     Example:
         >>> Exp(2).encode(torch.tensor([[0.0, 1.0]]))
@@ -90,8 +93,8 @@ class Sigmoid(EntryMap):
 
     .. math:: \log|\det| = \sum_i \log \sigma(x_i) + \log \sigma(-x_i)
 
-    ``Inverse(Sigmoid(shape))`` is the logit, for numbers in the unit interval; for data that reach its ends, and that
-    should be refused where they lie outside, see :class:`Logit`.
+    ``Inverse(Sigmoid(shape))`` is the logit, for numbers in the unit interval. :class:`Logit` also takes data on its
+    ends, and raises for data outside.
 
     Example:
         >>> Sigmoid(1).decode(torch.tensor([[0.5], [1.0]]))[0]
@@ -113,7 +116,7 @@ class Sigmoid(EntryMap):
 
 @register("bijections.Softplus")
 class Softplus(EntryMap):
-    r"""Maps the line to the positive numbers, as good as linearly above some tens: :math:`z = \log(1 + e^x)`.
+    r"""Maps the line to the positive numbers, almost linearly for x above some tens: :math:`z = \log(1 + e^x)`.
 
     .. math:: \log|\det| = \sum_i \log \sigma(x_i)
 
@@ -164,11 +167,11 @@ class Tanh(EntryMap):
 
 @register("bijections.LeakyReLU")
 class LeakyReLU(EntryMap):
-    r"""Scales what is negative: :math:`z = x` where :math:`x \ge 0`, and :math:`z = \text{slope} \cdot x` elsewhere.
+    r"""Scales negative entries: :math:`z = x` where :math:`x \ge 0`, and :math:`z = \text{slope} \cdot x` otherwise.
 
     Args:
-        event_shape: the shape of an event, of any rank.
-        slope: the factor of negative entries.
+        event_shape: shape of an event, of any rank.
+        slope: factor of negative entries.
 
     Raises:
         ValueError: if the slope is not positive and finite.
@@ -182,8 +185,7 @@ class LeakyReLU(EntryMap):
         super().__init__(event_shape)
         if not 0 < slope < math.inf:
             raise ValueError(
-                f"LeakyReLU(slope={slope}): with a slope of zero or below the function has no inverse; pass a positive "
-                "number such as 0.1."
+                f"LeakyReLU(slope={slope}): the function has no inverse; pass a positive number such as 0.1."
             )
         self.slope = slope
 
@@ -202,7 +204,7 @@ class LeakyReLU(EntryMap):
 
 @register("bijections.Arcsinh")
 class Arcsinh(EntryMap):
-    r"""Draws heavy tails in, as a logarithm does, and leaves small numbers alone.
+    r"""Shortens heavy tails, as a logarithm does, and hardly changes small numbers.
 
     .. math:: z = \operatorname{arsinh} x, \qquad
         \log|\det| = - \sum_i \log \cosh z_i = -\tfrac{1}{2} \sum_i \log(1 + x_i^2)
@@ -230,17 +232,17 @@ def logit(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_slope_of_sigmoid(x: Tensor) -> Tensor:
-    """Computes the logarithm of the sigmoid's slope, to the last digits far out as well."""
+    """Computes the logarithm of the sigmoid's slope, precisely for large ``|x|`` too."""
     return logsigmoid(x) + logsigmoid(-x)
 
 
 def _last_inside(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
-    """Gives the first and the last number of an open interval; near 0 the smallest that is held in full precision."""
+    """Returns the first and last number of an open interval; near 0 the smallest number with full precision."""
     kind = torch.finfo(dtype)
     ends = {0.0: kind.tiny, 1.0: 1 - kind.eps / 2, -1.0: -1 + kind.eps / 2, math.inf: kind.max}
     return ends[low], ends[high]
 
 
 def _onto(value: Tensor, low: float, high: float) -> Tensor:
-    """Keeps what rounding brought to an end of the interval inside."""
+    """Clamps values to the open interval, since rounding may move them onto an end."""
     return value.clamp(*_last_inside(low, high, value.dtype))

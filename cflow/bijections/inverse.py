@@ -1,4 +1,4 @@
-"""A bijection seen from its other side."""
+"""The inverse of a bijection."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Inverse"]
 
 @register("bijections.Inverse")
 class Inverse(Bijection):
-    """Views a bijection from the other side: its ``encode`` is the other's ``decode``. Weights are shared, not copied.
+    """Exchanges the directions of a bijection: ``encode`` is its ``decode``. Weights are shared, not copied.
 
-    A map that measures its first batch in training (:class:`ActNorm`) does so on the side of the data here too: in
-    ``encode`` of this view, never in ``decode``.
+    A map that measures its first batch in training (:class:`ActNorm`) still measures data: in ``encode`` of the
+    inverse, never in ``decode``.
 
     Args:
-        bijection: the map, with its shapes: ``event_shape`` of the view is its ``latent_shape``, and the reverse.
+        bijection: the map. Its ``latent_shape`` becomes the ``event_shape`` of the inverse, and the reverse.
 
     Raises:
-        TypeError: for anything that is not a :class:`Map`.
-        ValueError: for a :class:`Surjection` (or a chain with one), which has no inverse.
+        TypeError: if ``bijection`` is not a :class:`Map`.
+        ValueError: if it is a :class:`Surjection` or a chain with one, which has no inverse.
 
     Example:
         >>> import torch
@@ -39,13 +39,11 @@ class Inverse(Bijection):
     def __init__(self, bijection: Map):
         if not isinstance(bijection, Map):
             raise TypeError(
-                f"Inverse({type(bijection).__qualname__}): this is not a bijections.Map; pass an object such as "
-                "bijections.Exp(2)."
+                f"Inverse({type(bijection).__qualname__}): this is not a bijections.Map; pass one, such as Exp(2)."
             )
         if bijection.likelihood == "bound":
             raise ValueError(
-                f"Inverse({type(bijection).__name__}): a surjection maps many latents to one data point, so it has no "
-                "inverse; take its encode and decode as they are."
+                f"Inverse({type(bijection).__name__}): a surjection has no inverse; use its encode and decode directly."
             )
         super().__init__(bijection.latent_shape, bijection.context_shape, latent_shape=bijection.event_shape)
         self.bijection = bijection
@@ -77,7 +75,7 @@ class Inverse(Bijection):
 
 @contextmanager
 def _turned(bijection: Map) -> Iterator[None]:
-    """Marks every map inside, for a while, as used from its other side, which is the data's."""
+    """Marks every map inside as inverted while the context lasts, so that it measures data in ``decode``."""
     members = [each for each in bijection.modules() if isinstance(each, Map)]
     for each in members:
         each.turned = not each.turned

@@ -1,4 +1,4 @@
-"""The unit interval opened to the whole line."""
+"""The logit of data in the unit interval."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["Logit"]
 
 @register("bijections.Logit")
 class Logit(EntryMap):
-    r"""Opens the unit interval to the whole line, after shrinking it a little away from its ends.
+    r"""Maps the unit interval to the real line by the logit, after shrinking the interval a little.
 
     .. math:: z = \operatorname{logit}(p), \quad p = \alpha + (1 - 2 \alpha) x, \qquad
         \log |\det| = \sum_i \log(1 - 2 \alpha) - \log p_i - \log(1 - p_i)
 
-    Beside ``Inverse(Sigmoid(shape))``, which gives points beyond the interval no density, this is for data: alpha makes
-    their ends 0 and 1 harmless, and data that lie outside are refused.
+    Use it for data: alpha makes data at 0 and 1 finite, and data outside raise an error. In contrast,
+    ``Inverse(Sigmoid(shape))`` returns density zero outside.
 
-    The map is defined for x from ``-alpha / (1 - 2 alpha)`` to ``1 + alpha / (1 - 2 alpha)``, a little more than
-    [0, 1], so that everything ``decode`` gives can be encoded. With ``alpha = 0`` the ends 0 and 1 themselves are out.
+    The domain is x from ``-alpha / (1 - 2 alpha)`` to ``1 + alpha / (1 - 2 alpha)``, a little more than [0, 1], so that
+    all results of ``decode`` can be encoded. With ``alpha = 0`` it excludes 0 and 1.
 
     Args:
-        event_shape: the shape of an event.
-        alpha: how far the interval is shrunk at each end, before the logit.
+        event_shape: shape of an event, of any rank.
+        alpha: how far the interval is shrunk at each end before the logit.
 
-    Shapes: ``x [B, *event_shape]``, an event of any rank. Cost: ``encode`` reads one flag back from the device.
+    Shapes: ``x [B, *event_shape]``. Cost: ``encode`` reads one flag from the device.
 
     Raises:
         ValueError: if ``alpha`` is not in [0, 1/2); in ``encode``, if a value lies outside the domain.
@@ -52,18 +52,18 @@ class Logit(EntryMap):
     def __init__(self, event_shape: int | Sequence[int], alpha: float = 0.05):
         super().__init__(event_shape)
         if not 0 <= alpha < 0.5:
-            raise ValueError(f"Logit(alpha={alpha}): alpha shrinks [0, 1] towards 1/2 and lies in [0, 1/2); pass 0.05.")
+            raise ValueError(f"Logit(alpha={alpha}): alpha must be in [0, 1/2); pass 0.05.")
         self.alpha = alpha
         self.domain = (-alpha / (1 - 2 * alpha), 1 + alpha / (1 - 2 * alpha))
         self.holds_ends = alpha > 0
 
     @classmethod
     def fit(cls, data: Tensor, alpha: float = 0.05) -> Logit:
-        """Opens the interval of data ``[N, *event]``, which lie in [0, 1].
+        """Returns the map for ``data [N, *event]`` in [0, 1], with the given ``alpha``.
 
         Raises:
-            TypeError: for data that are not a tensor.
-            ValueError: for data outside [0, 1]; with ``alpha = 0`` also at its ends.
+            TypeError: if ``data`` is not a tensor.
+            ValueError: if values are outside [0, 1], or at its ends with ``alpha = 0``.
 
         Example:
             >>> Logit.fit(torch.rand(100, 3))
@@ -77,23 +77,22 @@ class Logit(EntryMap):
 
     def _map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         p, q = self.alpha + (1 - 2 * self.alpha) * x, self.alpha + (1 - 2 * self.alpha) * (1 - x)
-        # Samples decoded from far out in the tails return as an end of the interval give or take rounding; they are
-        # taken as the last number inside. With alpha = 0 an end is in the data itself, where no finite z answers.
+        # Samples decoded from far out in the tails equal an end of the interval up to rounding; they are clamped to
+        # the last number inside. With alpha = 0 an end comes from the data and has no finite z.
         slack = 4 * torch.finfo(x.dtype).eps if self.alpha > 0 else 0.0
         inside = (p > -slack) & (q > -slack) if self.alpha > 0 else (p > 0) & (q > 0)
         if not bool(inside.all()):
             raise ValueError(
                 f"Logit(alpha={self.alpha}).encode: {int((~inside).sum())} of {inside.numel()} values are NaN or "
                 f"outside [0, 1]{'' if self.alpha > 0 else ' or at its ends'} (from {x.min().item():.4g} to "
-                f"{x.max().item():.4g}); scale the data to the unit interval first, for instance with Dequantise"
-                f"{'.' if self.alpha > 0 else ', and pass alpha > 0.'}"
+                f"{x.max().item():.4g}); scale the data first{'.' if self.alpha > 0 else ', and pass alpha > 0.'}"
             )
         tiny = torch.finfo(x.dtype).tiny
         z, ladj = logit(p.clamp(min=tiny).log(), q.clamp(min=tiny).log())
         return z, ladj + math.log1p(-2 * self.alpha)
 
     def _unmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        # Kept inside the open interval where alpha = 0, so that what is decoded can be encoded.
+        # Kept inside the open interval where alpha = 0, so that decoded numbers can be encoded.
         bounds = torch.finfo(z.dtype)
         p = torch.sigmoid(z).clamp(bounds.tiny, 1 - bounds.eps)
         return (p - self.alpha) / (1 - 2 * self.alpha), log_slope_of_sigmoid(z) - math.log1p(-2 * self.alpha)

@@ -1,4 +1,4 @@
-"""Linear maps that differ from a diagonal one by few directions."""
+"""Linear maps: a diagonal matrix plus a term of low rank."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["LowRank"]
 
 @register("bijections.LowRank")
 class LowRank(Bijection):
-    r"""Mixes the features by a matrix that is diagonal but for a term of low rank, in time linear in their number.
+    r"""Mixes the features by a diagonal matrix plus a term of low rank, in time linear in the number of features.
 
     .. math:: z = e^{\theta} \odot (x + s\, U V^\top x) + b, \qquad s = (1 + \lVert V^\top U \rVert_F^2)^{-1/2}, \qquad
         \log|\det| = \textstyle\sum_i \theta_i + \log \det(I_r + s\, V^\top U)
 
-    The factor s keeps the norm of :math:`s\, V^\top U` below one, so the small determinant is positive and the map
-    invertible whatever the parameters; :math:`U V^\top` itself may be of any size. ``decode`` uses Woodbury's identity,
+    The factor s keeps the norm of :math:`s\, V^\top U` below one, so the small determinant is positive and the map is
+    invertible for all parameters; :math:`U V^\top` may have any size. ``decode`` uses Woodbury's identity,
     :math:`(I + s\, U V^\top)^{-1} = I - s\, U (I_r + s\, V^\top U)^{-1} V^\top`. U starts at zero and V at random: the
     map starts at the identity, with a gradient for U.
 
     Args:
-        features: the length of an event, D.
-        rank: r, the number of directions.
+        features: length of an event, D.
+        rank: number of directions, r.
 
-    Shapes: ``x [B, features]``. Cost: :math:`O(B D r + D r^2 + r^3)`. Computed in the dtype of ``x``, also under
+    Shapes: ``x [B, features]``. Cost: :math:`O(B D r + D r^2 + r^3)`. It computes in the dtype of ``x``, also under
     autocast.
 
     Raises:
@@ -44,8 +44,8 @@ class LowRank(Bijection):
     def __init__(self, features: int, rank: int):
         if not 1 <= rank <= features:
             raise ValueError(
-                f"LowRank(features={features}, rank={rank}): a rank lies between 1 and the number of features; for all "
-                "directions LULinear is the cheaper one."
+                f"LowRank(features={features}, rank={rank}): the rank must be from 1 to features; pass fewer, or use "
+                "LULinear."
             )
         super().__init__(features)
         self.features, self.rank = features, rank
@@ -72,7 +72,7 @@ class LowRank(Bijection):
             return torch.addmm(y, inner, left.t(), alpha=-1), ladj.expand(z.shape[0])
 
     def _parts(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Gives s U, V, the small matrix, the logarithm of the diagonal and the shift."""
+        """Returns s U, V, the small matrix, the logarithm of the diagonal and the shift."""
         left, right = self.left.to(dtype), self.right.to(dtype)
         inner = right.t() @ left
         factor = (1 + inner.square().sum()).rsqrt()

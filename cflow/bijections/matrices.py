@@ -1,9 +1,9 @@
-"""Invertible and orthogonal matrices made of any real numbers, without reading a value from the device.
+"""Invertible and orthogonal matrices from unconstrained real numbers, without reading a value from the device.
 
-A note on precision: ``torch.set_float32_matmul_precision("high")`` lets a GPU round the factors of float32 products to
-11 bits (TF32). No log-determinant here feels it, but the products of ``encode`` are then right to three digits only
-and are no longer undone by ``decode`` to float32. For densities keep ``"highest"``, the default of PyTorch, and speed
-networks up by autocast instead: both directions share its rounding.
+Precision: ``torch.set_float32_matmul_precision("high")`` lets a GPU round the factors of float32 products to 11 bits
+(TF32). The log-determinants here do not change, but the products of ``encode`` are then right to three digits only, and
+``decode`` no longer undoes them to float32. For densities keep ``"highest"``, the default of PyTorch, and use autocast
+to speed networks up: both directions share its rounding.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch.linalg import solve_triangular
 
 __all__ = ["apply_reflections", "factors", "orthonormal", "reflections", "rotation", "without_autocast"]
 
-# Numerator of the Padé approximant [6/6] of exp, from the constant on; the denominator has the same with signs.
+# Numerator of the Padé approximant [6/6] of exp, from the constant on; the denominator is the same at -x.
 PADE = (1.0, 1 / 2, 5 / 44, 1 / 66, 1 / 792, 1 / 15840, 1 / 665280)
 HALVINGS = 3
 
 
 def factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Reads triangular factors L, U and :math:`\log \det L U` from the square ``[D, D]`` that holds them.
+    r"""Returns triangular factors L, U and :math:`\log \det L U` from the matrix ``[D, D]`` that contains them.
 
-    Below the diagonal lies L, whose own diagonal is one; above it U, and on it the logarithm of U's diagonal. So the
-    product is invertible whatever the numbers, and the identity where they are zero.
+    L is below the diagonal of the matrix (its own diagonal is one), U is above, and the logarithm of U's diagonal is on
+    it. So the product is invertible for all numbers, and the identity for zeros.
 
     Example:
         >>> lower, upper, log_det = factors(torch.tensor([[0.0, 3.0], [2.0, 0.0]]))
@@ -39,19 +39,19 @@ def factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Reads a product of Householder reflections from its vectors ``[K, D]``, in compact form.
+    r"""Computes the compact form of a product of Householder reflections from its vectors ``[K, D]``.
 
     .. math:: H_1 H_2 \cdots H_K = I - U^\top S^{-1} U, \qquad
         S_{ij} = \begin{cases} u_i^\top u_j & i < j \\ 1/2 & i = j \\ 0 & i > j \end{cases}
 
-    where the rows of U are the vectors at length one. A vector of zeros reflects nothing.
+    where the rows of U are the vectors at length one. A vector of zeros is the identity.
 
     Returns:
         U ``[K, D]`` and S ``[K, K]``, upper triangular.
 
     Source: Joffrain et al., Accumulating Householder Transformations, Revisited, 2006, doi:10.1145/1141885.1141886.
     """
-    # The lengths do not matter, so squares are kept from overflowing by a factor that needs no gradient.
+    # The lengths do not matter, so a factor without a gradient keeps squares from overflowing.
     vectors = vectors / vectors.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
     unit = vectors * vectors.square().sum(-1, keepdim=True).clamp(min=0.5).rsqrt()
     half = torch.full_like(unit[:, 0], 0.5).diag_embed()
@@ -61,10 +61,10 @@ def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
 def rotation(weight: Tensor) -> Tensor:
     r"""Computes the exponential of a skew-symmetric matrix, a rotation: :math:`Q = \exp(W - W^\top)`.
 
-    By the diagonal Padé approximant of degree 6 at an eighth of the matrix, squared three times. Such an approximant of
-    a skew-symmetric matrix is orthogonal whatever its size, so Q always is; it is the exponential to the last digits of
-    float64 while no angle exceeds 8, and every rotation has angles of at most :math:`\pi`. The library function
-    would do, but it looks at the size of the matrix, which on a GPU means to wait for it.
+    It is the diagonal Padé approximant of degree 6 at an eighth of the matrix, squared three times. Such an approximant
+    of a skew-symmetric matrix is orthogonal for every size, so Q always is. It equals the exponential to the last
+    digits of float64 while no angle exceeds 8, and every rotation has angles of at most :math:`\pi`.
+    ``torch.linalg.matrix_exp`` reads the size of the matrix, so on a GPU the host would wait for it.
 
     Cost: 7 products of ``[D, D]`` and one solve.
 
@@ -99,7 +99,7 @@ def apply_reflections(x: Tensor, vectors: Tensor, inverse: bool) -> Tensor:
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
-    """Gives the first K columns of a product of K reflections, ``[D, K]``: orthonormal, and any such can be reached."""
+    """Returns the first K columns ``[D, K]`` of a product of K reflections; all orthonormal columns can be reached."""
     unit, triangle = reflections(vectors)
     columns = solve_triangular(triangle, unit[:, : len(unit)], upper=True)
     identity = torch.eye(unit.shape[1], len(unit), dtype=unit.dtype, device=unit.device)
@@ -107,5 +107,5 @@ def orthonormal(vectors: Tensor) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """Keeps what a log-determinant depends on in the dtype of ``x``."""
+    """Turns autocast off, so that what a log-determinant depends on is computed in the dtype of ``x``."""
     return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

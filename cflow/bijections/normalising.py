@@ -1,4 +1,4 @@
-"""Layers that bring each feature to mean zero and variance one: once, by the first batch, or by every batch."""
+"""Layers that scale each feature to mean zero and variance one: once, from the first batch, or from every batch."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ __all__ = ["ActNorm", "BatchNorm"]
 
 @register("bijections.ActNorm")
 class ActNorm(Standardise):
-    r"""Shifts and scales every feature, or every channel of images, starting where the first batch says.
+    r"""Shifts and scales every feature, or every channel of images; the first batch sets the initial values.
 
     .. math:: z = \frac{x - \mu}{\sigma} \, e^{s} + b, \qquad \log|\det| = \sum_i s_i - \log \sigma_i
 
-    A :class:`Standardise` that measures by itself: mean and deviation are those of the first batch that ``encode`` is
-    given in training mode, and kept as buffers; s and b are learned from zero. So what is measured needs no place in
-    the optimizer, in a moving average of the weights, or among sharded parameters, and what is learned is of the size
-    of one. Inside an :class:`Inverse`, where ``decode`` is what data meet, it measures there.
+    It is a :class:`Standardise` whose mean and deviation are measured on the first batch passed to ``encode`` in
+    training mode, and kept as buffers; s and b are learned, starting at zero. So the measured numbers are not part of
+    the optimizer, of a moving average of the weights or of sharded parameters, and the learned ones are of order one.
+    Inside an :class:`Inverse`, where data pass through ``decode``, it measures there.
 
-    Until it has been measured, and in evaluation and ``decode`` throughout, the layer is used as it is: the identity at
-    first. A batch with fewer than two values per feature has no deviation and changes nothing; the next one will be
-    measured. A feature that is constant (or not finite) in the first batch keeps the scale one.
+    Before the measurement the layer is the identity. Evaluation mode never measures, nor does ``decode``. A batch with
+    fewer than two values per feature has no deviation; the layer then measures the next one. A feature that is constant
+    (or not finite) in the first batch keeps the scale one.
 
-    With several processes the first batches of all are measured as one, and all must make that call.
+    With several processes, the first batches of all processes are measured together, and all must make that call.
 
     Args:
-        event_shape: the shape of an event; images ``(C, H, W)`` have one mean and deviation per channel, other events
-            one per entry.
+        event_shape: shape of an event; images ``(C, H, W)`` have one mean and deviation per channel, other events one
+            per entry.
 
     Shapes: ``x [B, *event_shape]``. Cost: two operations; the first call reads one flag and measures. Once
-    ``initialised``, nothing is read from the device and nothing breaks a compiled graph.
+    ``initialised``, the layer reads no values from the device and does not break a compiled graph.
 
     Attributes:
-        initialised: a buffer, saved with the flow: whether the batch has been measured.
+        initialised: whether a batch has been measured; a buffer, saved with the flow.
 
     Source: Kingma and Dhariwal, Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv:1807.03039,
     section 3.1.
@@ -60,7 +60,7 @@ class ActNorm(Standardise):
         kept = (shape[0], 1, 1) if len(shape) == 3 else shape
         super().__init__(shape, torch.zeros(kept), torch.ones(kept), learned=True)
         self.register_buffer("initialised", torch.tensor(False))
-        self._ready = False  # what the buffer says, on the host
+        self._ready = False  # the value of the buffer, on the host
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         if self.training and not self._ready and not self.turned:
@@ -73,12 +73,16 @@ class ActNorm(Standardise):
         return super().decode(z, context)
 
     def accept(self, value: Tensor, context: Tensor | None, method: str) -> tuple[Tensor, Tensor | None]:
-        # A layer among others: what it measured is as exact as the batch, whose dtype it keeps.
+        """Checks a call and returns ``value``, in its own dtype or float32, and ``context``, as :meth:`Map.accept`.
+
+        ``method`` is ``"encode"`` or ``"decode"``. The measured numbers are not more precise than the batch, so its
+        dtype is kept.
+        """
         return Bijection.accept(self, value, context, method)
 
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
-        # The buffer may have come from elsewhere: another process, a copy of the state.
+        # The buffer may have been set outside: by another process, or by a copied state.
         if bool(self.initialised):
             self._ready = True
             return
@@ -90,10 +94,10 @@ class ActNorm(Standardise):
         mean = total / count
         (square,) = _over_processes((x - mean).square().sum(pooled).view(self.loc.shape))
         scale = (square / count).sqrt()
-        # A constant feature shows a deviation of rounding errors, relative to its size.
+        # Rounding gives a constant feature a small deviation, relative to its size.
         varies = scale.isfinite() & (scale > 16 * torch.finfo(x.dtype).eps * mean.abs())
         scale, mean = torch.where(varies, scale, 1.0), torch.where(mean.isfinite(), mean, 0.0)
-        # Turned, x = loc + scale z is what has mean zero and variance one.
+        # Inside an Inverse, x = loc + scale z has mean zero and variance one.
         self.scale.copy_(1 / scale if self.turned else scale)
         self.loc.copy_(-mean / scale if self.turned else mean)
         self.initialised.fill_(True)
@@ -109,31 +113,31 @@ class ActNorm(Standardise):
 
 @register("bijections.BatchNorm")
 class BatchNorm(Bijection):
-    r"""Brings every feature to mean zero and variance one over the batch, then shifts and scales by learned numbers.
+    r"""Scales every feature to mean zero and variance one over the batch, then shifts and scales by learned numbers.
 
     .. math:: z = \frac{x - m}{\sqrt{v + \epsilon}} \, e^{s} + b, \qquad
         \log|\det| = \sum_i s_i - \tfrac{1}{2} \log(v_i + \epsilon)
 
-    In training mode ``encode`` uses mean m and variance v of the batch at hand, and moves the running ones towards
-    them; in evaluation mode it uses the running ones. ``decode`` always does, so it undoes ``encode`` in evaluation
-    mode only.
+    In training mode ``encode`` uses the mean m and variance v of the batch, and moves the running ones towards them; in
+    evaluation mode it uses the running ones. ``decode`` always uses the running ones, so it undoes ``encode`` in
+    evaluation mode only.
 
     In training mode **the density of a sample depends on the others of its batch**: the log-determinant is that of the
-    map with m and v held fixed, and the loss is not a likelihood. Evaluate in evaluation mode, where it is.
-    To evaluate with the statistics of the whole training set, as the paper does, set ``momentum`` to 1 and encode
-    the set once in training mode.
+    map with fixed m and v, and the loss is not a likelihood. In evaluation mode the density is a likelihood. To
+    evaluate with the statistics of the whole training set, as the paper does, set ``momentum`` to 1 and encode the set
+    once in training mode.
 
-    With several processes each uses the statistics of its own part of the batch.
+    With several processes, each uses the statistics of its own part of the batch.
 
     Args:
-        features: the length of an event.
+        features: length of an event.
         momentum: how far the running statistics move towards those of a batch, in (0, 1].
         eps: added to every variance.
 
     Shapes: ``x [B, features]``; in training mode B is not 1. Cost: some six operations.
 
     Raises:
-        ValueError: if an argument is out of range; in training mode, for a batch of one, which has no variance.
+        ValueError: if an argument is out of range, or a batch in training mode has one sample, and so no variance.
 
     Source: Dinh et al., Density estimation using Real NVP, 2016, arXiv:1605.08803, section 3.7; Papamakarios et al.,
     Masked Autoregressive Flow for Density Estimation, 2017, arXiv:1705.07057.
@@ -151,8 +155,8 @@ class BatchNorm(Bijection):
     def __init__(self, features: int, momentum: float = 0.1, eps: float = 1e-5):
         if features < 1 or not 0 < momentum <= 1 or not eps >= 0:
             raise ValueError(
-                f"BatchNorm(features={features}, momentum={momentum}, eps={eps}): there is at least one feature, the "
-                "momentum lies in (0, 1] and eps is not negative; pass for example BatchNorm(2)."
+                f"BatchNorm(features={features}, momentum={momentum}, eps={eps}): out of range; pass features >= 1, "
+                "momentum in (0, 1] and eps >= 0."
             )
         super().__init__(features)
         self.features, self.momentum, self.eps = features, momentum, eps
@@ -164,8 +168,7 @@ class BatchNorm(Bijection):
         x, _ = self.accept(x, context, "encode")
         if self.training and len(x) == 1:
             raise ValueError(
-                "BatchNorm.encode(a batch of one, in training mode): one sample has no variance; pass two or more, or "
-                "call .eval() to use the running statistics."
+                "BatchNorm.encode in training mode: one sample has no variance; pass two or more, or call .eval()."
             )
         mean, variance = self._statistics(x) if self.training and len(x) else self._running(x.dtype)
         s, log_deviation = self.log_scale.to(x.dtype), 0.5 * (variance + self.eps).log()
@@ -193,7 +196,7 @@ class BatchNorm(Bijection):
 
 
 def _over_processes(*values: Tensor) -> tuple[Tensor, ...]:
-    """Sums each value over all processes, if there are several."""
+    """Sums each value over all processes."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         for value in values:
             distributed.all_reduce(value)

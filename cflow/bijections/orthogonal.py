@@ -18,16 +18,16 @@ class Householder(Bijection):
 
     .. math:: z = H_1 \cdots H_K x, \qquad H_k = I - 2 \frac{v_k v_k^\top}{v_k^\top v_k}, \qquad \log|\det| = 0
 
-    The vectors start as random pairs of equals, whose reflections undo each other: the map starts at the identity (at
-    one reflection, if K is odd) and every vector has a gradient. With K = features all orthogonal matrices of
-    determinant :math:`(-1)^K` are reached.
+    The vectors start as random pairs of equal vectors, whose reflections undo each other: the map starts at the
+    identity (at one reflection, if K is odd) and every vector has a gradient. With K = features it reaches all
+    orthogonal matrices of determinant :math:`(-1)^K`.
 
     Args:
-        features: the length of an event.
-        reflections: K; ``features``, made even, unless given.
+        features: length of an event.
+        reflections: K. Default: ``features``, plus one if it is odd.
 
     Shapes: ``x [B, features]``. Cost: two products of the batch with ``[features, K]`` and one triangular solve of
-    that size, not K steps. Computed in the dtype of ``x``, also under autocast.
+    that size, not K steps. It computes in the dtype of ``x``, also under autocast.
 
     Raises:
         ValueError: if a count is not positive.
@@ -48,8 +48,8 @@ class Householder(Bijection):
             reflections = features + features % 2
         if features < 1 or reflections < 1:
             raise ValueError(
-                f"Householder(features={features}, reflections={reflections}): there is at least one of each; leave "
-                "reflections out for as many as there are features."
+                f"Householder(features={features}, reflections={reflections}): both must be at least 1; omit "
+                "reflections for the default."
             )
         super().__init__(features)
         self.features, self.reflections = features, reflections
@@ -79,11 +79,11 @@ class Orthogonal(Bijection):
     It starts at the identity and reaches every rotation; ``decode`` multiplies by the transpose.
 
     Args:
-        features: the length of an event.
+        features: length of an event.
 
-    Shapes: ``x [B, features]``. Cost: one product with the batch, and as much as some ten products of
-    ``[features, features]`` for the rotation; :class:`Householder` is the cheaper one from some hundred features on.
-    Computed in the dtype of ``x``, also under autocast.
+    Shapes: ``x [B, features]``. Cost: one product with the batch, and about ten products of ``[features, features]``
+    for the rotation; from about a hundred features on, :class:`Householder` is cheaper. It computes in the dtype of
+    ``x``, also under autocast.
 
     Raises:
         ValueError: if ``features`` is not positive.
@@ -98,7 +98,7 @@ class Orthogonal(Bijection):
 
     def __init__(self, features: int):
         if features < 1:
-            raise ValueError(f"Orthogonal(features={features}): an event has at least one feature; pass its length.")
+            raise ValueError(f"Orthogonal(features={features}): pass the length of an event, at least 1.")
         super().__init__(features)
         self.features = features
         self.weight = nn.Parameter(torch.zeros(features, features))

@@ -1,4 +1,4 @@
-"""Features in another order."""
+"""Permutations of the features."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Permute", "check_permutation"]
 
 @register("bijections.Permute")
 class Permute(Bijection):
-    r"""Puts the features in another, fixed order.
+    r"""Puts the features into another, fixed order.
 
     .. math:: z_i = x_{\pi(i)}, \qquad \log|\det| = 0
 
     The order is a buffer of integers, saved with the flow and never trained.
 
     Args:
-        permutation: for each place of the latent, which feature comes there.
+        permutation: for each entry of the latent, the index of the feature that it takes.
 
     Shapes: ``x [B, features]``. Cost: one gather.
 
@@ -48,13 +48,13 @@ class Permute(Bijection):
 
     @classmethod
     def random(cls, features: int, generator: torch.Generator | None = None) -> Permute:
-        """Draws one of all orders, each equally probable."""
+        """Draws a permutation of ``features`` numbers from ``generator``, each with equal probability."""
         device = "cpu" if generator is None else generator.device
         return cls(torch.randperm(features, generator=generator, device=device))
 
     @classmethod
     def reverse(cls, features: int) -> Permute:
-        """Turns the order around."""
+        """Returns the permutation that reverses the order of ``features`` numbers."""
         return cls(range(features)[::-1])
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
@@ -75,12 +75,12 @@ class Permute(Bijection):
 
 
 def check_permutation(owner: str, permutation: Sequence[int] | Tensor, features: int | None = None) -> list[int]:
-    """Gives the numbers of a permutation; raises where they are not one, or not of so many features."""
+    """Returns the numbers of a permutation; raises if they are not a permutation, or not of that many features."""
     order = permutation.tolist() if isinstance(permutation, Tensor) else [operator.index(i) for i in permutation]
     wanted = len(order) if features is None else features
     if not order or sorted(order) != list(range(wanted)):
         raise ValueError(
-            f"{owner}({order}): a permutation of {wanted} holds every number from 0 to {wanted - 1} once; pass for "
-            f"example {list(range(max(wanted, 1)))[::-1]}, or see Permute.random and Permute.reverse."
+            f"{owner}({order}): a permutation has every number from 0 to {wanted - 1} once; pass for example "
+            f"{list(range(max(wanted, 1)))[::-1]}."
         )
     return order

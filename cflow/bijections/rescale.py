@@ -1,4 +1,4 @@
-"""An interval brought to [-1, 1]."""
+"""Linear maps of an interval to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ __all__ = ["Rescale"]
 
 @register("bijections.Rescale")
 class Rescale(Bijection):
-    r"""Brings the interval [low, high] to [-1, 1]; grey levels 0 to 255 for instance.
+    r"""Maps the interval [low, high] to [-1, 1], for instance grey levels 0 to 255.
 
     .. math:: z = \frac{2 x - \text{low} - \text{high}}{\text{high} - \text{low}}, \qquad
         \log |\det| = D \log \frac{2}{\text{high} - \text{low}}
 
-    Beside :class:`Standardise`, which holds what was measured, this is for ends that are known: two plain numbers that
-    no dtype rounds, so that they land on -1 and 1 exactly. Values outside the interval are mapped just as well.
+    Use it where the ends of the interval are known, and :class:`Standardise` where mean and scale are measured. The
+    ends are Python floats, which no dtype rounds, so that they map to -1 and 1 exactly. Values outside the interval
+    are mapped by the same formula.
 
     Args:
-        event_shape: the shape of an event, of any rank.
-        low, high: the ends of the interval.
+        event_shape: shape of an event, of any rank.
+        low, high: ends of the interval.
 
-    Shapes: ``x [B, *event_shape]``, whole numbers of any dtype included. Cost: two operations.
+    Shapes: ``x [B, *event_shape]``, also whole numbers of any dtype. Cost: two operations.
 
     Raises:
         ValueError: if ``low`` is not below ``high``.
@@ -43,16 +44,16 @@ class Rescale(Bijection):
     def __init__(self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0):
         super().__init__(event_shape)
         if not low < high or not math.isfinite(high - low):
-            raise ValueError(f"Rescale(low={low}, high={high}): an interval needs low < high, both finite; swap them?")
+            raise ValueError(f"Rescale(low={low}, high={high}): pass finite numbers with low < high.")
         self.low, self.high = low, high
 
     @classmethod
     def fit(cls, data: Tensor) -> Rescale:
-        """Brings the smallest and the largest number of data ``[N, *event]`` to -1 and 1: one interval for all entries.
+        """Returns the map of the smallest and largest number of ``data [N, *event]`` to -1 and 1, for all entries.
 
         Raises:
-            TypeError: for data that are not a tensor.
-            ValueError: for data without two different numbers, or with NaN.
+            TypeError: if ``data`` is not a tensor.
+            ValueError: if ``data`` has no two different numbers, or a NaN.
 
         Example:
             >>> Rescale.fit(torch.tensor([[0.0, 4.0], [8.0, 2.0]]))

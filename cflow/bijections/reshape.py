@@ -1,4 +1,4 @@
-"""Events in another shape."""
+"""Changes of the event's shape."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ __all__ = ["Reshape"]
 
 @register("bijections.Reshape")
 class Reshape(Bijection):
-    r"""Gives events another shape, their numbers in the same order: :math:`\log|\det| = 0`.
+    r"""Changes the shape of events and keeps the order of their numbers: :math:`\log|\det| = 0`.
 
-    In front of a flow over vectors it makes one over images: ``flow.with_transform(Reshape((1, 8, 8), 64))``.
+    It makes a flow over images from a flow over vectors: ``flow.with_transform(Reshape((1, 8, 8), 64))``.
 
     Args:
-        event_shape, latent_shape: both shapes, of equally many numbers.
+        event_shape: shape of the data.
+        latent_shape: shape of the latents, with the same number of entries.
 
     Shapes: ``x [B, *event_shape]``, ``z [B, *latent_shape]``. Cost: none; no number is copied.
 
     Raises:
-        ValueError: if one shape holds more numbers than the other.
+        ValueError: if one shape has more entries than the other.
 
     Example:
         >>> import torch
@@ -36,9 +37,8 @@ class Reshape(Bijection):
         super().__init__(event_shape, latent_shape=latent_shape)
         if self.event_shape.numel() != self.latent_shape.numel():
             raise ValueError(
-                f"Reshape({tuple(self.event_shape)}, {tuple(self.latent_shape)}): the former holds "
-                f"{self.event_shape.numel()} numbers and the latter {self.latent_shape.numel()}; pass shapes of as "
-                f"many."
+                f"Reshape({tuple(self.event_shape)}, {tuple(self.latent_shape)}): {self.event_shape.numel()} numbers "
+                f"do not fill {self.latent_shape.numel()}; pass shapes of equal size."
             )
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:

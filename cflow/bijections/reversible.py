@@ -1,4 +1,4 @@
-"""A composition that keeps no activations: the backward pass recomputes them from the output."""
+"""A chain of bijections that keeps no activations: the backward pass recomputes them from the output."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["Reversible"]
 
 @register("bijections.Reversible")
 class Reversible(Compose):
-    r"""Chains bijections like :class:`Compose`, in memory that does not grow with their number.
+    r"""Chains bijections like :class:`Compose`, with memory that does not grow with their number.
 
-    Only the output and the context are kept for the backward pass. It goes from the last bijection to the first:
-    each one's input is found by its inverse, its own part of the graph is built, differentiated and dropped.
+    It keeps only the output and the context for the backward pass, which goes from the last bijection to the first: it
+    computes the input of each by the inverse, then builds, differentiates and frees the graph of this one bijection.
 
-    The gradients are those of :class:`Compose` at inputs that went through the inverse once, so they carry the rounding
-    of a round trip: in float32 some 1e-6 for couplings of moderate scale, more where layers are ill-conditioned.
+    The gradients are those of :class:`Compose` at inputs recomputed by the inverse, so they have its rounding errors:
+    in float32 about 1e-6 for couplings of moderate scale, more where layers are ill-conditioned.
 
     Args:
-        maps: the bijections, from the data inwards.
+        maps: the bijections, in the order of ``encode``.
         event_shape: as for :class:`Compose`.
 
-    Cost: per layer one pass in each direction beside the pass with its graph; memory of one layer's graph. Worth it
-    for couplings, whose inverse costs what the map does; an autoregressive layer's inverse is longer.
+    Cost: per layer one pass in each direction and one pass with its graph; memory for the graph of one layer. This
+    pays for couplings, whose inverse costs as much as the map; the inverse of an autoregressive layer takes longer.
 
     Raises:
-        RuntimeError: where a gradient is differentiated again (scores of scores, ``vmap(grad)``): use ``Compose``.
-        ValueError: as ``Compose``; for members that draw (the backward pass would draw anew, and give the gradient of
-            something else) and for surjections; and, in training, for those that depend on the batch (``BatchNorm``).
+        RuntimeError: if a gradient is differentiated again (scores of scores, ``vmap(grad)``); use ``Compose``.
+        ValueError: as for ``Compose``; for members that draw (the backward pass would draw other numbers) and for
+            surjections; in training mode also for members that depend on the batch (``BatchNorm``).
 
     Source: Gomez et al., The Reversible Residual Network: Backpropagation Without Storing Activations, 2017,
     arXiv:1707.04585; Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039.
@@ -52,8 +52,8 @@ class Reversible(Compose):
         for i, each in enumerate(maps):
             if isinstance(each, Map) and (each.draws or each.likelihood == "bound"):
                 raise ValueError(
-                    f"{type(self).__name__}: item {i} ({type(each).__name__}) draws random numbers or has no inverse, "
-                    f"so the backward pass would not find the input that it had; use Compose."
+                    f"{type(self).__name__}: item {i} ({type(each).__name__}) draws random numbers or has no inverse; "
+                    f"use Compose."
                 )
         super().__init__(*maps, event_shape=event_shape)
 
@@ -71,7 +71,7 @@ class Reversible(Compose):
         if not torch.is_grad_enabled() or not any(each.requires_grad for each in inputs):
             return chain(value, context, [(there, False) for there, _ in maps])
         self._refuse_changing()
-        # Copies of weights that autocast made without a graph must not be met by a call that wants one.
+        # Calls that need a graph must not use copies of weights that autocast made without one.
         torch.clear_autocast_cache()
         result = _Recomputed.apply(maps, value, context, *parameters)
         torch.clear_autocast_cache()
@@ -81,8 +81,8 @@ class Reversible(Compose):
         for each in self.modules():
             if isinstance(each, Map) and each.changes and each.training:
                 raise ValueError(
-                    f"{type(self).__name__}: the map of {type(each).__name__} depends on the batch in training, so its "
-                    f"inverse does not give its input back; use Compose, or ActNorm in its place."
+                    f"{type(self).__name__}: {type(each).__name__} depends on the batch in training; use Compose, or "
+                    f"ActNorm in its place."
                 )
 
 

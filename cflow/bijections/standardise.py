@@ -1,4 +1,4 @@
-"""Shift and scale, entry by entry, measured on data or given, fixed or learned."""
+"""Shift and scale of every entry: measured on data or passed, fixed or learned."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ __all__ = ["Standardise"]
 
 @register("bijections.Standardise")
 class Standardise(Bijection):
-    r"""Shifts and scales every entry by fixed numbers, usually to mean zero and variance one; with ``learned``, by
-    learned ones after them.
+    r"""Shifts and scales every entry by fixed numbers, usually to mean zero and variance one, then by learned ones.
 
     .. math:: z = \frac{x - \text{loc}}{\text{scale}} \, e^{s} + b, \qquad
         \log|\det| = \sum_i s_i - \log \text{scale}_i
 
-    The fixed numbers bring data of any size to the scale on which s and b, which start at zero, are learned. They are
-    measured by :meth:`fit` before training; :class:`ActNorm` measures them on the first batch, and
-    ``discrete.Elementwise(discrete.Affine(), features)`` has s and b alone, which a context may choose.
+    The fixed numbers scale data of any size to order one, where s and b are learned, starting at zero. :meth:`fit`
+    measures them before training; :class:`ActNorm` measures them on the first batch.
+    ``discrete.Elementwise(discrete.Affine(), features)`` has only s and b, which may depend on a context.
 
     Args:
-        event_shape: the shape of an event, of any rank.
-        loc, scale: numbers, or tensors that broadcast to the event; kept as buffers (of the default dtype if given as
-            numbers).
-        learned: whether there are s and b, of the shape to which ``loc`` and ``scale`` broadcast.
+        event_shape: shape of an event, of any rank.
+        loc, scale: numbers, or tensors that broadcast to the event; kept as buffers (numbers in the default dtype).
+        learned: whether the map has s and b, in the shape to which ``loc`` and ``scale`` broadcast. Without them they
+            are zero.
 
-    Shapes: ``x [B, *event_shape]``, whole numbers of any dtype included; computed in the dtype of ``loc`` and ``scale``
-    where that is the finer one. Cost: two operations.
+    Shapes: ``x [B, *event_shape]``, also whole numbers of any dtype. It computes in the dtype of ``loc`` and ``scale``
+    if that is wider. Cost: two operations.
 
     Raises:
-        ValueError: if ``loc`` or ``scale`` does not broadcast to the event, is not finite, or a scale not positive.
+        ValueError: if ``loc`` or ``scale`` does not broadcast to the event or is not finite, or a scale is not
+            positive.
 
     Example:
         >>> data = torch.tensor([[0.0, 10.0], [2.0, 30.0]])
@@ -48,7 +48,7 @@ class Standardise(Bijection):
     """
 
     takes_integers = True
-    # Measured on data or given: nothing for a moving average to follow.
+    # Measured on data or passed, so a moving average of the weights skips them.
     fixed_buffers = True
 
     def __init__(
@@ -67,13 +67,13 @@ class Standardise(Bijection):
             small = [*(1,) * (len(shape) - value.dim()), *value.shape]
             if len(small) != len(shape) or any(a not in (1, b) for a, b in zip(small, shape)):
                 raise ValueError(
-                    f"Standardise({name} of shape {list(value.shape)}, event_shape={tuple(shape)}): the former does "
-                    "not broadcast to the latter; pass one number per entry, or a shape with ones."
+                    f"Standardise({name} of shape {list(value.shape)}, event_shape={tuple(shape)}): it does not "
+                    "broadcast to the event; pass one number per entry."
                 )
             if not value.is_meta and not bool((value.isfinite() & ((value > 0) | (name == "loc"))).all()):
                 raise ValueError(
-                    f"Standardise({name}): values must be finite{' and positive' if name == 'scale' else ''}, got a "
-                    f"smallest of {value.min().item():.4g}; Standardise.fit finds them from data."
+                    f"Standardise({name}): values must be finite{' and positive' if name == 'scale' else ''}, the "
+                    f"smallest is {value.min().item():.4g}; see Standardise.fit."
                 )
             self.register_buffer(name, value)
         if learned:
@@ -91,26 +91,28 @@ class Standardise(Bijection):
         learned: bool = False,
         robust: bool = False,
     ) -> Standardise:
-        """Standardises data ``[N, *event]``: mean zero, variance one, measured in float64.
+        """Returns the map that scales data to mean zero and variance one, both measured in float64.
 
-        A ``UserWarning`` says where a few rows decide the scale: where the standard deviation is more than
-        five times that of the middle of the data, on account of less than a hundredth of the rows.
+        It warns (``UserWarning``) where a few rows decide the scale: where the standard deviation is more than five
+        times that of the middle of the data because of less than a hundredth of the rows.
 
         Args:
-            data: the training data.
-            pooled: event dimensions, as negative numbers, that share one mean and scale: ``()`` measures every entry by
-                itself, ``(-2, -1)`` every channel of images ``[N, C, H, W]``, ``(-3, -2, -1)`` all alike.
-            minimum_scale: the scale of entries that vary less than it; ``None`` refuses constant ones.
-            dtype: of the buffers; default: the data's, or torch's default for whole numbers.
+            data: training data ``[N, *event]``.
+            pooled: event dimensions, as negative numbers, that share one mean and scale: ``()`` measures every entry
+                separately, ``(-2, -1)`` every channel of images ``[N, C, H, W]``, ``(-3, -2, -1)`` all entries
+                together.
+            minimum_scale: scale of entries that vary less than this. Default: constant entries raise an error.
+            dtype: dtype of the buffers. Default: that of the data, or torch's default for whole numbers.
             learned: as for the constructor.
-            robust: by the median and half the distance between the quantiles of 16 and 84 %, which of a normal are mean
-                and standard deviation. What a few rows hold changes neither, and they may come to lie far out:
-                :class:`Arcsinh` behind it draws them in. Cost: one sort of the data.
+            robust: uses the median, and half the distance between the 16 % and 84 % quantiles, in place of mean and
+                standard deviation; for a normal distribution they are equal. A few extreme rows do not change them,
+                and may then be far out: add :class:`Arcsinh` after this map to move them in. Cost: one sort of the
+                data.
 
         Raises:
-            TypeError: for data that are not a tensor.
-            ValueError: if there are fewer than two items, a value is not finite, an entry is constant (the message
-                names some) while ``minimum_scale`` is ``None``, or ``pooled`` names no event dimension.
+            TypeError: if ``data`` is not a tensor.
+            ValueError: if there are fewer than two rows, a value is not finite, an entry is constant while
+                ``minimum_scale`` is ``None``, or ``pooled`` has a number that is not an event dimension.
         """
         check_table("Standardise", data)
         loc, scale = _measure(data, tuple(pooled), minimum_scale, robust)
@@ -135,8 +137,12 @@ class Standardise(Bijection):
         return torch.addcmul(loc - self.shift.to(z.dtype) * gain, z, gain), self._ladj(scale.log() - s, z)
 
     def accept(self, value: Tensor, context: Tensor | None, method: str) -> tuple[Tensor, Tensor | None]:
+        """Checks a call and returns ``value``, in the dtype of ``loc`` and ``scale`` if that is wider, and ``context``.
+
+        The arguments, ``method`` included, are those of :meth:`Map.accept`.
+        """
         value, context = super().accept(value, context, method)
-        # Data with large offsets are measured in float64, and lose their digits in anything less.
+        # Data with large offsets may be measured in float64; a narrower dtype would lose their digits.
         kind = torch.promote_types(self.loc.dtype, self.scale.dtype)
         return value.to(torch.promote_types(value.dtype, kind)), context
 
@@ -148,25 +154,23 @@ class Standardise(Bijection):
 
 
 def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None, robust: bool) -> tuple[Tensor, Tensor]:
-    """Measures mean and standard deviation in float64, or what is robust in their place; refuses data without."""
+    """Measures mean and standard deviation, or the robust pair, in float64; raises for data without them."""
     if data.ndim < 1 or len(data) < 2:
         raise ValueError(
-            f"Standardise.fit(data of shape {list(data.shape)}): a standard deviation takes at least two items; "
-            f"pass [N, *event]."
+            f"Standardise.fit(data of shape {list(data.shape)}): pass [N, *event] with at least two items."
         )
     rank = data.ndim - 1
     if any(not -rank <= dim <= -1 for dim in pooled):
         raise ValueError(
-            f"Standardise.fit(pooled={pooled}): the event of data of shape {list(data.shape)} has dimensions "
-            f"{list(range(-rank, 0))}; pass some of these."
+            f"Standardise.fit(pooled={pooled}): event dimensions are {list(range(-rank, 0))} for data of shape "
+            f"{list(data.shape)}; pass some of these."
         )
     chunks = data.split(4096)  # float64 copies of a whole image set would be large
     dims, count = (0, *pooled), len(data) * math.prod(data.shape[dim] for dim in pooled)
     mean = sum(chunk.to(torch.float64).sum(dims, keepdim=True) for chunk in chunks) / count
     if not mean.isfinite().all():
         raise ValueError(
-            f"Standardise.fit: {int((~data.isfinite()).sum())} values of the data are not finite; remove or fill "
-            f"them first."
+            f"Standardise.fit: {int((~data.isfinite()).sum())} values are not finite; remove or fill them first."
         )
     variance = sum((chunk - mean).square().sum(dims, keepdim=True) for chunk in chunks) / count
     fourth = sum(((chunk - mean).square() / variance).square().sum(dims, keepdim=True) for chunk in chunks) / count
@@ -175,7 +179,7 @@ def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None,
         loc, scale = middle_of(data, pooled, scale)
     elif (few := few_decide(fourth[0], count)).any():
         _warn_of_few(data, pooled, scale, few, float(count / fourth.max()))
-    # A constant entry may show a variance of rounding errors, relative to its size.
+    # Rounding gives a constant entry a small variance, relative to its size.
     constant = scale <= loc.abs() * 1e-12
     if minimum_scale is not None:
         scale = torch.where(constant | (scale < minimum_scale), torch.as_tensor(minimum_scale).to(scale), scale)
@@ -183,8 +187,8 @@ def _measure(data: Tensor, pooled: tuple[int, ...], minimum_scale: float | None,
         some = [tuple(index) for index in constant.nonzero()[:5].tolist()]
         raise ValueError(
             f"Standardise.fit: {int(constant.sum())} of {constant.numel()} features are constant (at "
-            f"{', '.join(str(index) for index in some)}{', ...' if constant.sum() > 5 else ''}), so they have no "
-            f"scale; drop them, pool dimensions (pooled=...), or pass minimum_scale=1.0."
+            f"{', '.join(str(index) for index in some)}{', ...' if constant.sum() > 5 else ''}); drop them, or pass "
+            f"pooled=... or minimum_scale=1.0."
         )
     return loc, scale
 
@@ -193,18 +197,18 @@ FEW = 1 / 100  # the share of the data below which they are a few
 
 
 def few_decide(fourth: Tensor, count: int) -> Tensor:
-    """Says where fewer than ``FEW`` of the data, or five, hold the variance.
+    """Returns where less than a share ``FEW`` of the data, or fewer than five rows, make up the variance.
 
-    That shows in the mean fourth power of standardised data, which is N / n where n of N numbers hold all of it, and 3
-    of a normal.
+    The test is the mean fourth power of standardised data: it is N / n where n of N numbers make up all of the
+    variance, and 3 for a normal distribution.
     """
     return (fourth > min(1 / FEW, count / 5)) & (count >= 20)
 
 
 def middle_of(data: Tensor, pooled: tuple[int, ...], scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Measures the median and half the distance between two quantiles of an event's entries, as ``scale`` is shaped.
+    """Computes the median and half the distance between two quantiles of each entry, in the shape of ``scale``.
 
-    Entries of which two thirds are equal have a wider pair of quantiles, and in the end the standard deviation.
+    Entries of which two thirds are equal use a wider pair of quantiles, and as a last resort the standard deviation.
     """
     kept = [dim for dim in range(1, data.ndim) if dim - data.ndim not in pooled]
     values = data.to(torch.float64).permute(*kept, 0, *(dim + data.ndim for dim in pooled)).flatten(len(kept))
@@ -228,9 +232,9 @@ def _warn_of_few(data: Tensor, pooled: tuple[int, ...], scale: Tensor, few: Tens
         where = [tuple(each) for each in wrong.nonzero()[:5].tolist()]
         worst = float((scale / width)[wrong].max())
         warnings.warn(
-            f"Standardise.fit(data of shape {list(data.shape)}): some {max(1, round(rows))} of the data decide the "
-            f"scale of {int(wrong.sum())} features (at {', '.join(map(str, where))}), up to {worst:.3g} times that of "
-            f"the others; look at these rows, or pass robust=True (median and quantiles).",
+            f"Standardise.fit(data of shape {list(data.shape)}): about {max(1, round(rows))} rows decide the scale of "
+            f"{int(wrong.sum())} features (at {', '.join(map(str, where))}), up to {worst:.3g} times that of the "
+            f"others; check these rows, or pass robust=True.",
             stacklevel=4,
         )
 

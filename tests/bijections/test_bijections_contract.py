@@ -1,4 +1,4 @@
-"""What a map says of itself, and what chains and views of maps make of it."""
+"""The attributes of maps, and those of chains and inverses of maps."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_surjections_are_refused_where_an_inverse_is_taken():
 
 
 def test_what_draws_is_refused_by_reversible():
-    """The backward pass would draw anew, and give the gradient of another function."""
+    """The backward pass would draw other numbers, and compute the gradient of another function."""
     with pytest.raises(ValueError, match="draws random numbers"):
         bijections.Reversible(bijections.LULinear(2), NoisyDouble(2))
 
@@ -114,7 +114,7 @@ def test_slices_keep_shapes_and_members():
 
 
 def test_maps_are_used_in_either_place(generator):
-    """The same map in front of a flow and inside one gives the same density."""
+    """The same map in front of a flow and inside one results in the same density."""
     context = torch.randn(6, 2, generator=generator)
     x = torch.rand(6, 2, generator=generator) * 0.9 + 0.05
     for make in (

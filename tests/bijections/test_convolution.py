@@ -59,5 +59,5 @@ def test_it_starts_by_shuffling_the_channels(generator):
 
 @pytest.mark.parametrize(("shape", "order"), [((3, 4), None), (3, None), ((3, 2, 2), [0, 1]), ((2, 2, 2), [0, 1, 2])])
 def test_what_is_no_image_or_no_order_of_its_channels_is_refused(shape, order):
-    with pytest.raises(ValueError, match=r"is \(channels|holds every number"):
+    with pytest.raises(ValueError, match=r"not an image; pass \(channels|has every number"):
         bijections.Conv1x1(shape, order)

@@ -172,13 +172,13 @@ def test_dequantising_noise_is_uniform(generator):
 
 
 def test_dequantised_density_bounds_the_log_mass_and_averages_to_it(generator):
-    law = torch.distributions.Beta(torch.tensor(2.0, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64))
+    beta = torch.distributions.Beta(torch.tensor(2.0, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64))
     transform = Dequantise((), 4)
     edges = scipy.stats.beta(2, 5).cdf([0, 0.25, 0.5, 0.75, 1])
     for level in range(4):
         draws = 20_000
         u, ladj = transform.encode(torch.full((draws,), level, dtype=torch.float64), generator=generator)
-        estimate = law.log_prob(u) + ladj
+        estimate = beta.log_prob(u) + ladj
         mass = edges[level + 1] - edges[level]
         error = estimate.exp().std() / math.sqrt(draws)
         assert abs(estimate.exp().mean() - mass) < 4 * error + 1e-6  # fails once in 16,000 seeds
@@ -233,7 +233,7 @@ def test_logit_and_the_inverse_of_sigmoid_are_one_function(dtype):
 
 @pytest.mark.parametrize("levels", [2.5, 256.0, True, "8", 1, 70_000])
 def test_levels_are_counted(levels):
-    with pytest.raises(ValueError, match="levels are counted from 2 to 65,536"):
+    with pytest.raises(ValueError, match="whole number from 2 to 65,536"):
         Dequantise(2, levels)
 
 
@@ -247,7 +247,7 @@ def test_data_to_standardise_are_a_tensor_and_go_to_fit():
 def test_a_few_rows_that_decide_the_scale_are_named(generator):
     data = torch.randn(4000, 3, generator=generator)
     data[:4, 1] = 1e8
-    with pytest.warns(UserWarning, match=r"some 4 of the data decide the scale of 1 features \(at \(1,\)\)"):
+    with pytest.warns(UserWarning, match=r"about 4 rows decide the scale of 1 features \(at \(1,\)\)"):
         plain = Standardise.fit(data)
     assert plain.scale[1] > 1e6
     # Neither heavy tails of finite variance nor a rare indicator are taken for such rows (warnings are errors here).

@@ -116,8 +116,8 @@ def test_a_leaky_unit_needs_a_slope():
 def test_positive_data_get_the_density_of_a_log_normal(generator):
     flow = discrete.NormalizingFlow(bijections.Inverse(bijections.Exp(1)), cflow.bases.Normal(1))
     x = torch.rand(20, 1, generator=generator) * 5 + 0.1
-    law = torch.distributions.LogNormal(0.0, 1.0)
-    torch.testing.assert_close(flow.log_prob(x), law.log_prob(x).squeeze(1))
+    distribution = torch.distributions.LogNormal(0.0, 1.0)
+    torch.testing.assert_close(flow.log_prob(x), distribution.log_prob(x).squeeze(1))
 
 
 def test_standardise_standardises_what_it_was_fitted_to(generator):

@@ -39,7 +39,7 @@ def test_a_loaded_order_is_undone_by_decode(generator):
 
 @pytest.mark.parametrize("wrong", [[], [0, 0], [1, 2], [0, 2, -1]])
 def test_what_is_no_permutation_is_refused(wrong):
-    with pytest.raises(ValueError, match="holds every number from 0"):
+    with pytest.raises(ValueError, match="has every number from 0"):
         bijections.Permute(wrong)
 
 

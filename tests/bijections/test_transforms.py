@@ -189,7 +189,7 @@ def test_shapes_that_do_not_follow_are_refused_at_construction(kind):
     with pytest.raises(ValueError, match=r"give events of shape \(2, 2\)"):
         flow.with_transform(bijections.Inverse(bijections.Reshape((2, 2), 4)))
     shaped = flow.with_transform(bijections.Reshape((2, 2), 4))
-    with pytest.raises(ValueError, match=r"gives \[4\] and item 1"):
+    with pytest.raises(ValueError, match=r"returns \[4\], item 1"):
         shaped.with_transform(bijections.Standardise(4))
     assert shaped.with_transform(bijections.Rescale((2, 2))).event_shape == (2, 2)
     with pytest.raises(TypeError, match="a transform is a bijections.Map"):

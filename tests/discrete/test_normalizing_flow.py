@@ -111,16 +111,16 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_what_makes_no_composition_is_refused():
     layer = discrete.Coupling(discrete.Affine(), 4)
-    with pytest.raises(ValueError, match=r"items 0 and 2 share a Coupling.*deepcopy"):
+    with pytest.raises(ValueError, match=r"items 0 and 2 share the weights of a Coupling.*deepcopy"):
         discrete.Compose(layer, discrete.Permute.reverse(4), layer)
     family = discrete.Affine()
-    with pytest.raises(ValueError, match="share a Affine"):
+    with pytest.raises(ValueError, match="weights of a Affine"):
         discrete.Compose(discrete.Coupling(family, 4), discrete.Coupling(family, 4))
-    with pytest.raises(ValueError, match="nothing to compose"):
+    with pytest.raises(ValueError, match="there are no maps"):
         discrete.Compose()
     with pytest.raises(TypeError, match="item 0 is not a bijections.Map"):
         discrete.Compose([layer])
-    with pytest.raises(ValueError, match=r"gives \[4\] and item 1"):
+    with pytest.raises(ValueError, match=r"returns \[4\], item 1"):
         discrete.Compose(layer, discrete.Permute.reverse(3))
     with pytest.raises(ValueError, match=r"\[2\] and \[3\]"):
         discrete.Compose(*(discrete.Coupling(discrete.Affine(), 4, context=c) for c in (2, 3)))
