@@ -1,7 +1,8 @@
-"""Discrete-time flows: couplings, autoregressive layers and what else makes a flow of bijections.
+"""Discrete-time flows: couplings, autoregressive layers and other parts of a flow of bijections.
 
-The maps of :mod:`cflow.bijections` with which layers are stacked are shown here as well, the same objects, so that a
-flow is written from one import.
+``nsf``, ``maf``, ``realnvp`` and the other functions in lower case build whole flows (see :func:`nsf` for their
+arguments). :class:`NormalizingFlow` makes a flow from your own layers. The maps of :mod:`cflow.bijections` that stand
+between layers can also be imported from here; they are the same objects.
 """
 
 from cflow.bijections import (

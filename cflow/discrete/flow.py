@@ -17,9 +17,14 @@ __all__ = ["FlowCost", "NormalizingFlow"]
 
 
 class FlowCost(NamedTuple):
-    """How many passes through networks each operation of a flow takes, per layer that has one.
+    """Counts the passes through networks of each operation of a flow, one for each layer that has a network.
 
-    A pass that is done piece by piece (an incremental inverse) counts once: its arithmetic is that of one.
+    A pass that is done piece by piece (an incremental inverse) counts once: its arithmetic is that of one pass.
+
+    Attributes:
+        log_prob: passes of ``log_prob``.
+        sample: passes of ``sample``.
+        sample_and_log_prob: passes of ``sample_and_log_prob``.
     """
 
     log_prob: int
@@ -29,21 +34,21 @@ class FlowCost(NamedTuple):
 
 @register("discrete.NormalizingFlow")
 class NormalizingFlow(BaseInvertibleFlow):
-    r"""Carries a base distribution to the data's by a bijection.
+    r"""Maps a base distribution to the distribution of the data by a bijection.
 
     .. math:: \log p(x \mid c) = \log p_0(z) + \log|\det \partial z / \partial x|, \qquad z = \mathrm{encode}(x; c)
 
-    The likelihood is what the bijection's is: exact, unless a map in it has a random log-determinant (an estimate) or
-    is a surjection (a bound; such a flow has no ``decode`` and no ``rsample``). ``sample_and_log_prob`` takes one pass:
-    no conditioner is evaluated twice.
+    The likelihood is exact, unless a map in the bijection has a random log-determinant (then it is an estimate) or is a
+    surjection (a bound; such a flow has no ``decode`` and no ``rsample``). ``sample_and_log_prob`` takes one pass: no
+    conditioner is evaluated twice.
 
     Args:
-        bijection: such as ``discrete.Compose(*layers)``; ``discrete.nsf(6)`` and the other presets make whole flows.
-        base: the distribution of latents; its events have the shape of the bijection's latents.
-        embedding: what turns a context into the vector that the bijection reads, such as
-            ``fields.ContextEmbedding(16, classes=10)`` for class labels; it also knows "no condition", which
-            ``condition_dropout`` trains. Without one the bijection reads the context itself.
-        event_shape: the shape of one data point; checked where it is given.
+        bijection: such as ``discrete.Compose(*layers)``; ``discrete.nsf(6)`` and the other presets build whole flows.
+        base: distribution of the latents; its events have the shape of the bijection's latents.
+        embedding: network that maps a context to the vector that the bijection reads, such as
+            ``fields.ContextEmbedding(16, classes=10)`` for class labels. It also has a vector for "no condition", which
+            ``condition_dropout`` trains. Default: the bijection reads the context directly.
+        event_shape: shape of one data point; only checked, not needed.
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
@@ -66,8 +71,8 @@ class NormalizingFlow(BaseInvertibleFlow):
     ):
         if not isinstance(bijection, Map):
             raise TypeError(
-                f"NormalizingFlow({type(bijection).__qualname__}, ...): the first argument is a bijection; pass an "
-                f"object such as discrete.Compose(*layers)."
+                f"NormalizingFlow({type(bijection).__qualname__}, ...): this is not a bijection; pass for example "
+                f"discrete.Compose(*layers)."
             )
         if embedding is not None and bijection.context_shape != (embedding.width,):
             raise ValueError(
@@ -79,12 +84,12 @@ class NormalizingFlow(BaseInvertibleFlow):
         if event_shape is not None and as_shape(event_shape) != self.event_shape:
             raise ValueError(
                 f"NormalizingFlow(event_shape={event_shape}): the maps take events of shape "
-                f"{list(self.event_shape)}; omit event_shape, or build the bijection for that shape."
+                f"{list(self.event_shape)}; omit event_shape."
             )
         if base.event_shape != bijection.latent_shape:
             raise ValueError(
-                f"NormalizingFlow(base with events of shape {list(base.event_shape)}): the bijection's latents have "
-                f"shape {list(bijection.latent_shape)}; pass for example bases.Normal({tuple(bijection.latent_shape)})."
+                f"NormalizingFlow(base with events of shape {list(base.event_shape)}): latents have shape "
+                f"{list(bijection.latent_shape)}; pass for example bases.Normal({tuple(bijection.latent_shape)})."
             )
         self.bijection, self.base, self.embedding = bijection, base, embedding
 
@@ -95,13 +100,13 @@ class NormalizingFlow(BaseInvertibleFlow):
     def _null_context(self, context: Tensor) -> Tensor:
         if self.embedding is None:
             raise ValueError(
-                'NormalizingFlow.null_context: the bijection reads the context itself, and none means "no condition"; '
-                "build the flow with embedding=fields.ContextEmbedding(16, context=...), or a preset with classes=...."
+                'NormalizingFlow.null_context: without an embedding the flow has no vector for "no condition"; build '
+                "it with embedding=fields.ContextEmbedding(...), or a preset with embedding=16."
             )
         return self.embedding.null_context(context)
 
     def _read(self, context: Tensor | None) -> Tensor | None:
-        """Gives what the bijection reads of a context."""
+        """Returns the vector that the bijection reads for a context."""
         return context if self.embedding is None else self.embedding(context)
 
     @property
@@ -112,7 +117,7 @@ class NormalizingFlow(BaseInvertibleFlow):
         return self.transform, self.bijection
 
     def cost(self) -> FlowCost:
-        """Says how many network passes ``log_prob``, ``sample`` and ``sample_and_log_prob`` take.
+        """Returns how many network passes ``log_prob``, ``sample`` and ``sample_and_log_prob`` take.
 
         Example:
             >>> from cflow import discrete

@@ -1,13 +1,10 @@
 """Whole flows by the names of their papers, each a few lines.
 
-All take ``(features, context=0, *, layers, ...)`` and stand on a standard normal base. With ``classes=10`` in place of
-``context`` the flow is conditioned on one of so many class labels, and with ``embedding=16`` labels or vectors go
-through ``fields.ContextEmbedding`` of that width, which also knows "no condition". Every layer starts at (or near)
-the identity, so data should be standardised first (``flow.with_transform(bijections.Standardise.fit(x))``), or the box
-of a spline misses them. Whatever else is given (``hidden``, ``activation``, ``residual``; ``inverse`` of autoregressive
-layers) goes to the layers' networks: see :class:`Coupling` and :class:`Autoregressive`. A single feature has no half
-that another could be coupled to: there coupling flows have layers that move it by itself, as the context says
-(:class:`Elementwise`), and ``nsf`` autoregressive ones.
+All take ``(features, context=0, *, layers, ...)`` and have a standard normal base. :func:`nsf` describes the arguments
+that they share. Every layer starts at (or near) the identity, so standardise the data first
+(``flow.with_transform(bijections.Standardise.fit(x))``); otherwise they may lie outside the box of a spline. A single
+feature cannot be split into halves: for ``features=1`` coupling flows use :class:`Elementwise` layers, whose functions
+depend only on the context, and ``nsf`` uses autoregressive layers.
 """
 
 from __future__ import annotations
@@ -42,20 +39,20 @@ __all__ = ["PRESETS"]
 
 
 def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., NormalizingFlow]:
-    """Adds ``classes`` and ``embedding`` to what a preset takes."""
+    """Adds ``classes`` and ``embedding`` to the arguments of a preset."""
 
     @functools.wraps(make)
     def preset(
         features: int | None = None, context: int = 0, *, classes: int = 0, embedding: int | None = None, **options
     ):
-        # Parts keep what they are given, and a file holds Python's own numbers.
+        # Parts keep their arguments, and files can store only Python's own numbers.
         features, context, classes, embedding = map(plain, (features, context, classes, embedding))
         options = {name: plain(value) for name, value in options.items()}
         _check(make, features, context, options)
         width = (16 if classes else None) if embedding is None else embedding
         if width is None:
             return make(features, context, **options)
-        check_integer(make.__name__, "embedding", width, 1, "the width of an embedding is 1 or more; pass 16.")
+        check_integer(make.__name__, "embedding", width, 1, "the width must be 1 or more; pass 16.")
         read = ContextEmbedding(width, classes=classes, context=context)
         flow = make(features, width, **options)
         return NormalizingFlow(flow.bijection, flow.base, embedding=read)
@@ -70,11 +67,11 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
 
 
 NETWORK = ("hidden", "activation", "residual", "inverse")
-"""What goes to the networks of layers."""
+"""The options of the layers' networks."""
 
 
 def _check(make: Callable[..., NormalizingFlow], features: int | None, context: int, options: dict) -> None:
-    """Raises for sizes that make no flow and for keywords that neither a preset nor its networks have."""
+    """Raises for invalid sizes, and for keywords that neither the preset nor its networks have."""
     name, parameters = make.__name__, inspect.signature(make).parameters
     known = [key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
     known += NETWORK if any(each.kind is each.VAR_KEYWORD for each in parameters.values()) else ()
@@ -82,7 +79,7 @@ def _check(make: Callable[..., NormalizingFlow], features: int | None, context: 
     check_keywords(name, options, ["features", *known], known)
     if features is None:
         raise TypeError(f"{name}(): the number of features is missing; pass for example {name}(2).")
-    why = f"an event has one feature or more, counted by a whole number; pass for example {name}(2)."
+    why = f"the number of features must be a whole number, 1 or more; pass for example {name}(2)."
     check_integer(name, "features", features, 1, why)
     check_integer(name, "context", context, 0, "this is the width of a context vector, 0 for none; pass context=3.")
     if "layers" in options:
@@ -91,7 +88,9 @@ def _check(make: Callable[..., NormalizingFlow], features: int | None, context: 
 
 @_conditioned
 def nice(features: int, context: int = 0, *, layers: int = 4, **network) -> NormalizingFlow:
-    """Makes NICE: additive couplings of alternating halves, and a learned scale of every feature at the end.
+    """Builds NICE: additive couplings of alternating halves, and a learned scale of every feature at the end.
+
+    The arguments are those of :func:`nsf` with the same names.
 
     Source: Dinh et al., NICE: Non-linear Independent Components Estimation, 2014, arXiv:1410.8516.
 
@@ -104,7 +103,12 @@ def nice(features: int, context: int = 0, *, layers: int = 4, **network) -> Norm
 
 @_conditioned
 def realnvp(features: int, context: int = 0, *, layers: int = 8, clamp: float = 5.0, **network) -> NormalizingFlow:
-    """Makes RealNVP: affine couplings of alternating halves; ``clamp`` bounds their log-scales.
+    """Builds RealNVP: affine couplings of alternating halves.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        clamp: largest log-scale of a layer, up and down.
 
     Source: Dinh et al., Density estimation using Real NVP, 2016, arXiv:1605.08803.
 
@@ -117,7 +121,12 @@ def realnvp(features: int, context: int = 0, *, layers: int = 8, clamp: float = 
 
 @_conditioned
 def maf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0, **network) -> NormalizingFlow:
-    """Makes a masked autoregressive flow: affine layers whose order turns around from one to the next.
+    """Builds a masked autoregressive flow: affine layers, in which the order of the features alternates.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        clamp: largest log-scale of a layer, up and down.
 
     Source: Papamakarios et al., Masked Autoregressive Flow for Density Estimation, 2017, arXiv:1705.07057.
 
@@ -130,7 +139,12 @@ def maf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0,
 
 @_conditioned
 def iaf(features: int, context: int = 0, *, layers: int = 5, clamp: float = 5.0, **network) -> NormalizingFlow:
-    """Makes an inverse autoregressive flow: :func:`maf` from the other side, which samples in one parallel pass.
+    """Builds an inverse autoregressive flow: :func:`maf` with its directions exchanged, so sampling is one pass.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        clamp: largest log-scale of a layer, up and down.
 
     Source: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016, arXiv:1606.04934.
 
@@ -154,13 +168,26 @@ def nsf(
     linear: bool = True,
     **network,
 ) -> NormalizingFlow:
-    """Makes a neural spline flow: rational-quadratic couplings, or autoregressive layers.
+    """Builds a neural spline flow: rational-quadratic couplings, or autoregressive layers.
 
     Args:
-        bins: of every spline.
-        bound: the splines work within [-bound, bound].
-        autoregressive: the more expressive kind, and that of a single feature; sampling goes feature by feature.
+        features: length of an event.
+        context: width of the vector that the flow is conditioned on; 0 for none.
+        layers: number of layers.
+        bins: number of bins of every spline.
+        bound: the splines act on [-bound, bound]; outside they are the identity.
+        autoregressive: whether layers are autoregressive. They are more expressive than couplings, but sampling
+            computes one feature after another. A flow of one feature always has them.
         linear: whether an LU layer mixes the features between layers.
+        classes: number of class labels that the flow is conditioned on, in place of ``context``; 0 for none.
+        embedding: width of a ``fields.ContextEmbedding`` that embeds labels or vectors; it also has a vector for
+            "no condition". Default: 16 for labels; vectors are read directly.
+        **network: options of the layers' networks: ``hidden``, ``activation`` and ``residual``, see
+            :class:`Conditioner`, and ``inverse`` of autoregressive layers, see :class:`Autoregressive`.
+
+    Raises:
+        TypeError: if ``features`` is missing or an option is unknown.
+        ValueError: if a size is out of range.
 
     Source: Durkan et al., Neural Spline Flows, 2019, arXiv:1906.04032.
 
@@ -177,7 +204,12 @@ def nsf(
 
 @_conditioned
 def naf(features: int, context: int = 0, *, layers: int = 3, units: int = 16, **network) -> NormalizingFlow:
-    """Makes a neural autoregressive flow: deep sigmoidal functions of ``units`` units; sampling solves by Newton.
+    """Builds a neural autoregressive flow of deep sigmoidal functions; sampling uses Newton's method.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        units: number of sigmoids per layer of a function.
 
     Source: Huang et al., Neural Autoregressive Flows, 2018, arXiv:1804.00779.
 
@@ -198,8 +230,13 @@ def unaf(
     integrand: Sequence[int] = (64, 64),
     **network,
 ) -> NormalizingFlow:
-    """Makes an unconstrained neural autoregressive flow: integrals of positive networks of the hidden layers
-    ``integrand``, which read ``signal`` numbers from the conditioner.
+    """Builds an unconstrained neural autoregressive flow: functions that are integrals of positive networks.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        signal: how many numbers of the conditioner each positive network reads.
+        integrand: widths of the hidden layers of the positive networks.
 
     Source: Wehenkel and Louppe, Unconstrained Monotonic Neural Networks, 2019, arXiv:1908.05164.
 
@@ -215,7 +252,13 @@ def unaf(
 def sospf(
     features: int, context: int = 0, *, layers: int = 3, degree: int = 4, polynomials: int = 3, **network
 ) -> NormalizingFlow:
-    """Makes a sum-of-squares polynomial flow.
+    """Builds a sum-of-squares polynomial flow.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        degree: degree of the polynomials that are squared.
+        polynomials: number of squared polynomials per function.
 
     Source: Jaini et al., Sum-of-Squares Polynomial Flow, 2019, arXiv:1905.02325.
 
@@ -228,7 +271,12 @@ def sospf(
 
 @_conditioned
 def bpf(features: int, context: int = 0, *, layers: int = 3, degree: int = 16, **network) -> NormalizingFlow:
-    """Makes a Bernstein polynomial flow.
+    """Builds a Bernstein polynomial flow.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        degree: degree of the polynomials.
 
     Source: Ramasinghe et al., Robust normalizing flows using Bernstein-type polynomials, 2021, arXiv:2102.03509.
 
@@ -241,7 +289,12 @@ def bpf(features: int, context: int = 0, *, layers: int = 3, degree: int = 16, *
 
 @_conditioned
 def gf(features: int, context: int = 0, *, layers: int = 6, components: int = 8, **network) -> NormalizingFlow:
-    """Makes a Gaussianization flow: every feature by a mixture of logistics of its own, between rotations.
+    """Builds a Gaussianization flow: rotations, and between them a mixture of logistics for every feature.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        components: number of logistics per mixture.
 
     Source: Meng et al., Gaussianization Flows, 2020, arXiv:2003.01941.
 
@@ -252,14 +305,19 @@ def gf(features: int, context: int = 0, *, layers: int = 6, components: int = 8,
     members: list[Bijection] = []
     for _ in range(layers):
         rotation = Orthogonal(features)
-        nn.init.normal_(rotation.weight)  # from the identity they would hardly turn, and features never meet
+        nn.init.normal_(rotation.weight)  # from the identity, training would hardly rotate, and not mix the features
         members += [rotation, Elementwise(MixtureLogistic(components), features, context=context, **network)]
     return _flow(members)
 
 
 @_conditioned
 def flowpp(features: int, context: int = 0, *, layers: int = 6, components: int = 8, **network) -> NormalizingFlow:
-    """Makes the couplings of Flow++: mixtures of logistics, mixed by LU layers; sampling solves by Newton.
+    """Builds the couplings of Flow++: mixtures of logistics, with LU layers between; sampling uses Newton's method.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        components: number of logistics per mixture.
 
     Source: Ho et al., Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture
     Design, 2019, arXiv:1902.00275.
@@ -274,7 +332,9 @@ def flowpp(features: int, context: int = 0, *, layers: int = 6, components: int 
 
 @_conditioned
 def planar(features: int, context: int = 0, *, layers: int = 16) -> NormalizingFlow:
-    """Makes a planar flow; densities in closed form, sampling by one scalar equation per layer.
+    """Builds a planar flow: densities in closed form; sampling solves one scalar equation per layer.
+
+    The arguments are those of :func:`nsf` with the same names.
 
     Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770.
 
@@ -287,7 +347,9 @@ def planar(features: int, context: int = 0, *, layers: int = 16) -> NormalizingF
 
 @_conditioned
 def radial(features: int, context: int = 0, *, layers: int = 16) -> NormalizingFlow:
-    """Makes a radial flow; densities in closed form, sampling by one scalar equation per layer.
+    """Builds a radial flow: densities and samples in closed form.
+
+    The arguments are those of :func:`nsf` with the same names.
 
     Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770.
 
@@ -300,7 +362,12 @@ def radial(features: int, context: int = 0, *, layers: int = 16) -> NormalizingF
 
 @_conditioned
 def sylvester(features: int, context: int = 0, *, layers: int = 8, directions: int | None = None) -> NormalizingFlow:
-    """Makes a Sylvester flow; every layer pushes along ``directions`` directions, all of them unless given.
+    """Builds a Sylvester flow: planar flows along several directions at once.
+
+    The other arguments are those of :func:`nsf`.
+
+    Args:
+        directions: number of directions along which a layer moves points. Default: all.
 
     Source: van den Berg et al., Sylvester Normalizing Flows for Variational Inference, 2018, arXiv:1803.05649.
 
@@ -315,15 +382,13 @@ PRESETS: dict[str, Callable[..., NormalizingFlow]] = {
     each.__name__: each
     for each in (nice, realnvp, maf, iaf, nsf, naf, unaf, sospf, bpf, gf, flowpp, planar, radial, sylvester)
 }
-"""Every preset by name."""
+"""All presets by name."""
 
 
 def _couplings(
     family: Callable[[], Univariate], features: int, context: int, layers: int, network: dict
 ) -> Sequence[Bijection]:
-    """Makes couplings in which the second half moves, then the first, and so on; of one feature, which has no halves,
-    layers that move it by itself.
-    """
+    """Builds couplings that transform the second half, the first, and so on; for one feature, elementwise layers."""
     if features == 1:
         return [Elementwise(family(), 1, context=context, **network) for _ in range(layers)]
     half = features // 2
@@ -334,7 +399,7 @@ def _couplings(
 def _autoregressives(
     family: Callable[[], Univariate], features: int, context: int, layers: int, network: dict
 ) -> Sequence[Bijection]:
-    """Makes autoregressive layers of the order given, then of the reverse, and so on."""
+    """Builds autoregressive layers in the order of the features, then in reverse order, and so on."""
     orders = [list(range(features))[:: 1 if number % 2 == 0 else -1] for number in range(layers)]
     return [Autoregressive(family(), features, context=context, order=order, **network) for order in orders]
 

@@ -148,10 +148,10 @@ def test_gradients_of_jacobi_are_those_of_the_incremental_inverse(generator):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"order": [0, 0, 1]}, "names every feature"),
+        ({"order": [0, 0, 1]}, "not a permutation"),
         ({"adjacency": torch.zeros(2, 2)}, "square adjacency"),
         ({"order": [0, 1, 2], "adjacency": torch.zeros(3, 3)}, "not both"),
-        ({"hidden": ()}, "hidden layers of positive width"),
+        ({"hidden": ()}, "hidden layers must have positive width"),
         ({"hidden": (4, 5), "residual": True}, "of one width"),
         ({"activation": "step"}, "pass one of"),
     ],
@@ -161,5 +161,5 @@ def test_what_makes_no_layer_is_refused(arguments, words):
         discrete.Autoregressive(discrete.Affine(), 3, **arguments)
     with pytest.raises(TypeError, match="Incremental"):
         discrete.Autoregressive(discrete.Affine(), 3, inverse="jacobi")
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="must not be negative"):
         discrete.Jacobi(tolerance=-1.0)

@@ -85,14 +85,14 @@ def test_what_a_network_sees():
     assert Circles([None, None, None])(x) is x
     for wrong in ([1.0], [0.0, None, None], [math.inf, None, None], [True, None, None], 2 * BOX, "abc", ["a", 1, 2]):
         for layer in (discrete.Coupling, discrete.Autoregressive):
-            with pytest.raises(ValueError, match=r"periods=.*or None for a line"):
+            with pytest.raises(ValueError, match=r"periods=.*not one period or None per feature"):
                 layer(discrete.Affine(), 3, periods=wrong)
 
 
 def test_what_moves_on_a_circle_is_seen_on_the_same():
     for wrong in ([None, None, BOX], [None, None, None]):
         for layer in (discrete.Coupling, discrete.Autoregressive):
-            with pytest.raises(ValueError, match=r"moves feature \d on a circle of length 6.283185, not"):
+            with pytest.raises(ValueError, match=r"has period 6.283185 for feature \d, not"):
                 layer(circular(), 3, periods=wrong)
     # What stays is no circle of the family's, and may be a line.
     layer = discrete.Coupling(circular(), 3, mask=[False, True, True], periods=[None, 2 * BOX, 6.2831853])

@@ -63,5 +63,5 @@ def test_the_scale_of_an_affine_map_is_clamped():
     assert ladj.tolist() == [3.0, -3.0]
     _, ladj = discrete.Affine(clamp=torch.inf).encode(torch.ones(1), torch.tensor([[7.0, 0.0]]))
     assert ladj.tolist() == [7.0]
-    with pytest.raises(ValueError, match="largest log-scale"):
+    with pytest.raises(ValueError, match="clamp must be positive"):
         discrete.Affine(clamp=0.0)

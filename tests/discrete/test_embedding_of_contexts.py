@@ -67,7 +67,7 @@ def test_no_condition_is_trained_by_maximum_likelihood(generator):
 
 def test_what_does_not_fit_is_refused(tmp_path):
     plain = discrete.nsf(2, context=3, layers=1)
-    with pytest.raises(ValueError, match='none means "no condition"'):
+    with pytest.raises(ValueError, match='no vector for "no condition"'):
         plain.null_context(torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"reads contexts of shape .*build it with context=5"):
         discrete.NormalizingFlow(plain.bijection, bases.Normal(2), embedding=fields.ContextEmbedding(5, classes=2))

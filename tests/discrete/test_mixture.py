@@ -77,5 +77,5 @@ def test_components_part_from_the_start(float64):
 
 @pytest.mark.parametrize("arguments", [{"components": 0}, {"clamp": 0.0}, {"clamp": math.inf}, {"floor": 0.0}])
 def test_impossible_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="pass for example MixtureLogistic"):
+    with pytest.raises(ValueError, match="pass MixtureLogistic"):
         MixtureLogistic(**arguments)

@@ -196,5 +196,5 @@ def test_arguments_that_make_no_layer_are_refused():
         lambda: discrete.Radial(2, context=-1),
         lambda: discrete.Sylvester(3, directions=4),
     ):
-        with pytest.raises(ValueError, match="pass for example|leave directions out"):
+        with pytest.raises(ValueError, match="pass for example|omit directions"):
             make()

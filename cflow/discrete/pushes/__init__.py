@@ -1,4 +1,4 @@
-"""Flows that push all features along few directions: planar, radial, Sylvester."""
+"""Flows that move points along a few directions: planar, radial, Sylvester."""
 
 from cflow.discrete.pushes.planar import Planar
 from cflow.discrete.pushes.radial import Radial

@@ -1,4 +1,4 @@
-"""Flows that push along one direction, by an amount that depends on one other."""
+"""Flows that move points along one direction, by a function of the projection on another."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ ITERATIONS = 10
 
 @register("discrete.Planar")
 class Planar(Push):
-    r"""Pushes along one direction by a function of the projection on another.
+    r"""Moves points along one direction by a function of the projection on another.
 
     .. math:: z = x + \hat u \tanh(a), \quad a = w^\top x + b, \qquad
         \log|\det| = \log\bigl(1 + m \operatorname{sech}^2 a\bigr), \quad m = w^\top \hat u
 
     It is invertible where :math:`m > -1`, so u is corrected along w to have
-    :math:`m = \operatorname{softplus}(w^\top u + \log(e - 1)) - 1`, which unlike the paper's choice is 0 where u is:
+    :math:`m = \operatorname{softplus}(w^\top u + \log(e - 1)) - 1`. Unlike the paper's choice this is 0 for u = 0, so
     the map starts at the identity (u at zero, w at random).
 
     ``encode`` is the closed form; ``decode`` solves one monotone equation per sample,
-    :math:`a + m \tanh a = w^\top z + b`, to the last digits. A posterior in variational inference is sampled by
-    ``decode``: there, use ``Inverse(Planar(...))``.
+    :math:`a + m \tanh a = w^\top z + b`, to the last digits. In variational inference, samples of the posterior come
+    from ``decode``: use ``Inverse(Planar(...))`` there.
 
     Args:
-        features: the length of an event.
-        context: the width of a context that moves w, u and b linearly; 0 for none.
+        features: length of an event.
+        context: width of a context on which w, u and b depend linearly; 0 for none.
 
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
-    Cost: ``encode`` some operations on ``[B, features]``; ``decode`` besides ten Newton steps on ``[B]``.
+    Cost: ``encode`` takes a few operations on ``[B, features]``; ``decode`` also takes ten Newton steps on ``[B]``.
 
     Raises:
-        ValueError: if ``features`` is not positive or ``context`` negative.
+        ValueError: if ``features`` is not positive or ``context`` is negative.
 
     Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770, section 4.1 and
     appendix A.1.
@@ -73,11 +73,11 @@ class Planar(Push):
         return z - push * torch.tanh(a)[:, None], ladj
 
     def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Gives w, the corrected u, b and the raw number of which m is the positive part, less one."""
+        """Returns w, the corrected u, b, and the raw number whose :func:`excess` is m."""
         raw = parameters_of(value, context, (self.w, self.u, self.b), self.weight)
         w, u, b = raw.split([self.features, self.features, 1], -1)
         product = (w * u).sum(-1)
-        # A direction without length pushes nowhere: then m = 0 = product, whatever it is divided by.
+        # For w = 0 the correction is zero: m = 0 = product, whatever the divisor.
         square = w.square().sum(-1).clamp(min=torch.finfo(w.dtype).tiny)
         push = u + ((excess(product) - product) / square)[:, None] * w
         return w, push, b.squeeze(-1), product
@@ -98,7 +98,7 @@ def excess(raw: Tensor) -> Tensor:
 def log_slope(a: Tensor, raw: Tensor) -> Tensor:
     r"""Computes :math:`\log(1 + m \operatorname{sech}^2 a)`, m the excess of ``raw``.
 
-    Where m may be as good as -1, as :math:`\log(\tanh^2 a + (1 + m) \operatorname{sech}^2 a)`, a sum of what is
+    Where m may be close to -1 it is :math:`\log(\tanh^2 a + (1 + m) \operatorname{sech}^2 a)`, whose terms are
     positive.
     """
     m = excess(raw)
@@ -113,10 +113,10 @@ def log_slope(a: Tensor, raw: Tensor) -> Tensor:
 
 
 def undo_push(target: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Solves :math:`a + m \tanh a = t`, m the excess of ``raw``: a, and the logarithm of its slope in t.
+    r"""Solves :math:`a + m \tanh a = t` with m the excess of ``raw``; returns a and the logarithm of da/dt.
 
-    Newton's method starts at a bound from which it converges without turning. For t > 0, the left side is concave where
-    m > 0 and convex where m < 0, so a lower and an upper bound serve.
+    Newton's method starts at a bound from which it converges from one side. For t > 0 the left side is concave if
+    m > 0 and convex if m < 0, so it starts at a lower or an upper bound.
     """
     function = lambda a: (a + excess(raw) * torch.tanh(a), log_slope(a, raw))
     with torch.no_grad():
@@ -129,14 +129,14 @@ def undo_push(target: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bounds(t: Tensor, m: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives numbers not above and not below the root, for t of zero or more; ``slope`` is 1 + m."""
-    # Where m > 0: tanh a <= a for the upper; and with it, tanh a = (t - a) / m gives a lower bound.
+    """Returns a lower and an upper bound of the root, for t of zero or more; ``slope`` is 1 + m."""
+    # Where m > 0: tanh a <= a for the upper bound; with it, tanh a = (t - a) / m results in a lower bound.
     strength = m.clamp(min=torch.finfo(m.dtype).eps)
     inside = 1 - torch.finfo(m.dtype).eps
     above = torch.minimum(t, (t - m).clamp(min=0) + 0.5 * torch.log1p(2 * strength) + 1)
     above = torch.minimum(above, torch.where(t < inside * slope, (t / slope).clamp(max=inside).atanh(), math.inf))
     below = torch.maximum(t - m, ((t - above) / strength).clamp(max=inside).atanh())
-    # Where m < 0: |tanh| <= 1 and tanh a <= a, and a - tanh a >= 0.238 a^3 up to 1 where m is all but -1.
+    # Where m < 0: |tanh| <= 1 and tanh a <= a, and a - tanh a >= 0.238 a^3 up to a = 1, for m close to -1.
     flat = torch.where(t < 0.238, (4.21 * t) ** (1 / 3), math.inf)
     steep = torch.minimum(torch.minimum(t - m, t / slope), flat)
     return torch.where(m > 0, torch.maximum(below, t / slope), t), torch.where(m > 0, above, steep)

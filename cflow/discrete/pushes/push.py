@@ -1,4 +1,4 @@
-"""What planar, radial and Sylvester flows share: one row of parameters, which a context may move."""
+"""Shared parts of planar, radial and Sylvester flows: one row of parameters, which may depend on a context."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Push", "parameters_of"]
 
 
 class Push(Bijection):
-    """Holds the width of an event and that of a context, 0 for none, after a look at both."""
+    """Checks and keeps the length of an event and the width of a context, 0 for none."""
 
     def __init__(self, features: int, context: int):
         if features < 1 or context < 0:
             name = type(self).__name__
             raise ValueError(
-                f"{name}(features={features}, context={context}): an event has at least one feature, and a context no "
-                f"negative width; pass for example {name}(2)."
+                f"{name}(features={features}, context={context}): features must be 1 or more and context 0 or more; "
+                f"pass for example {name}(2)."
             )
         super().__init__(features, context or None)
         self.features, self.context = features, context
@@ -30,7 +30,7 @@ class Push(Bijection):
 
 
 def parameters_of(value: Tensor, context: Tensor | None, parts: tuple[Tensor, ...], weight: Tensor | None) -> Tensor:
-    """Joins parameters to one row, or to one per sample, moved by a linear function of its context."""
+    """Joins parameters to one row, or, with a context, to one row per sample that depends linearly on it."""
     raw = torch.cat([part.to(value.dtype) for part in parts])
     if context is None:
         return raw[None]

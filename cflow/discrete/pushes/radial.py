@@ -1,4 +1,4 @@
-"""Flows that draw towards a centre, or push away from it."""
+"""Flows that move points towards a centre or away from it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ __all__ = ["Radial"]
 
 @register("discrete.Radial")
 class Radial(Push):
-    r"""Draws towards a centre, or pushes away from it, by an amount that falls off with the distance.
+    r"""Moves points towards a centre or away from it, by an amount that decreases with the distance.
 
     .. math:: z = x_0 + \frac{r + s}{r + \alpha} (x - x_0), \quad r = \lVert x - x_0 \rVert, \qquad
         \log|\det| = (D - 1) \log \frac{r + s}{r + \alpha} + \log \frac{r^2 + 2 \alpha r + \alpha s}{(r + \alpha)^2}
 
     which is :math:`x + \beta (x - x_0) / (\alpha + r)` with :math:`\beta = s - \alpha`; it is invertible where
-    :math:`\alpha, s > 0`. Both are the softplus of a parameter, s in units of :math:`\alpha`, and one where it is zero:
-    the map starts at the identity, with a random centre.
+    :math:`\alpha, s > 0`. Both are the softplus of a parameter, s in units of :math:`\alpha`, and equal to one where
+    the parameter is zero: the map starts at the identity, with a random centre.
 
-    ``decode`` is as direct as ``encode``: with :math:`R = \lVert z - x_0 \rVert`, r is the positive root of
-    :math:`r^2 + (s - R) r - \alpha R = 0`. Distances alone move, so what is called the closed form in other flows of
-    this kind exists in both directions.
+    ``decode`` has a closed form too, because only the distance changes: with :math:`R = \lVert z - x_0 \rVert`, r is
+    the positive root of :math:`r^2 + (s - R) r - \alpha R = 0`.
 
     Args:
-        features: the length of an event, D.
-        context: the width of a context that moves the centre and both raw numbers linearly; 0 for none.
+        features: length of an event, D.
+        context: width of a context on which the centre and both parameters depend linearly; 0 for none.
 
-    Shapes: ``x [B, features]``, ``context [B, context]``. Cost: some operations on ``[B, features]``.
+    Shapes: ``x [B, features]``, ``context [B, context]``. Cost: a few operations on ``[B, features]``.
 
     Raises:
-        ValueError: if ``features`` is not positive or ``context`` negative.
+        ValueError: if ``features`` is not positive or ``context`` is negative.
 
     Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770, section 4.1 and
     appendix A.2.
@@ -64,7 +63,7 @@ class Radial(Push):
         center, reach, pull = self._parts(z, context)
         away = z - center
         distance = length(away)
-        # The root as a sum where it is one, and as a quotient where the sum would cancel. Lengths are in units of the
+        # The root is computed as a sum, or as a quotient where the sum would cancel. Lengths are in units of the
         # distance where its square would overflow.
         unit = unit_of(distance.detach())
         far, near = distance / unit, reach / unit
@@ -76,22 +75,22 @@ class Radial(Push):
         return center + away * ((r + reach) / (r + pull)), -self._ladj(r, reach, pull)
 
     def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gives the centre, alpha and s."""
+        """Returns the centre, alpha and s."""
         raw = parameters_of(value, context, (self.center, self.raw_reach, self.raw_pull), self.weight)
         center, reach, pull = raw.split([self.features, 1, 1], -1)
-        smallest = torch.finfo(raw.dtype).eps ** 2  # of two zeros there is no quotient
+        smallest = torch.finfo(raw.dtype).eps ** 2  # avoids a quotient of two zeros
         reach = positive(reach).clamp(min=smallest)
         return center, reach, (reach * positive(pull)).clamp(min=smallest * smallest)
 
     def _ladj(self, r: Tensor, reach: Tensor, pull: Tensor) -> Tensor:
         whole = r + reach
-        # Quotients first: squares of small numbers would vanish.
+        # Quotients first: squares of small numbers would underflow.
         slope = (r / whole) * ((r + 2 * reach) / whole) + (reach / whole) * (pull / whole)
         return ((self.features - 1) * ((r + pull) / whole).log() + slope.log()).squeeze(-1)
 
 
 def unit_of(size: Tensor) -> Tensor:
-    """Gives a unit in which a square does not overflow: one, but for sizes whose square would in float32."""
+    """Returns a unit in which a square does not overflow: the size itself above 1e15, otherwise one."""
     return torch.where(size > 1e15, size, 1.0)
 
 

@@ -16,28 +16,29 @@ __all__ = ["Sylvester"]
 
 @register("discrete.Sylvester")
 class Sylvester(Bijection):
-    r"""Pushes within a subspace by functions of the projection on it.
+    r"""Moves points within a subspace by functions of the projection on it.
 
     .. math:: z = x + Q R \tanh(a), \quad a = \tilde R Q^\top x + b, \qquad
         \log|\det| = \sum_{i=1}^M \log(1 + m_i \operatorname{sech}^2 a_i), \quad m_i = R_{ii} \tilde R_{ii}
 
     with orthonormal columns Q, from Householder reflections, and upper triangular R and :math:`\tilde R`. It is
     invertible where every :math:`m_i > -1`, so the diagonals are :math:`\tilde R_{ii} = e^{2 \tanh(\rho_i / 2)}` and
-    :math:`R_{ii} = m_i / \tilde R_{ii}`, with m as in :class:`Planar`. R starts at zero: at the identity.
+    :math:`R_{ii} = m_i / \tilde R_{ii}`, with m as in :class:`Planar`. R starts at zero, so the map starts at the
+    identity.
 
     ``encode`` is the closed form; ``decode`` solves the triangular system in the subspace from its last entry to its
-    first, one monotone equation each. A posterior in variational inference is sampled by ``decode``: there, use
-    ``Inverse(Sylvester(...))``.
+    first, one monotone equation for each. In variational inference, samples of the posterior come from ``decode``: use
+    ``Inverse(Sylvester(...))`` there.
 
     Args:
-        features: the length of an event.
-        directions: M, the dimension of the subspace, at most ``features``; that many, if not given.
-        context: the width of a context that moves b linearly; 0 for none.
+        features: length of an event.
+        directions: M, the dimension of the subspace, at most ``features``. Default: ``features``.
+        context: width of a context on which b depends linearly; 0 for none.
 
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
-    Cost: ``encode`` two products of the batch with ``[features, M]``; ``decode`` besides M times ten Newton steps
-    on ``[B]``. Computed in the dtype of ``x``, also under autocast.
+    Cost: ``encode`` takes two products of the batch with ``[features, M]``; ``decode`` also takes ten Newton steps on
+    ``[B]`` for each direction. It computes in the dtype of ``x``, also under autocast.
 
     Raises:
         ValueError: if ``directions`` is not between 1 and ``features``, or ``context`` is negative.
@@ -55,9 +56,8 @@ class Sylvester(Bijection):
             directions = features
         if not 1 <= directions <= features or context < 0:
             raise ValueError(
-                f"Sylvester(features={features}, directions={directions}, context={context}): a subspace has between 1 "
-                "and as many directions as there are features, and a context no negative width; leave directions out "
-                "for all of them."
+                f"Sylvester(features={features}, directions={directions}, context={context}): directions must be from "
+                "1 to features, context 0 or more; omit directions."
             )
         super().__init__(features, context or None)
         self.features, self.directions, self.context = features, directions, context
@@ -82,7 +82,7 @@ class Sylvester(Bijection):
             ys, pushes, ladjs = [], [], []
             for i, target in reversed(list(enumerate((z @ basis).unbind(-1)))):
                 offset = b[:, i]
-                # What the entries after this one add to the argument of tanh, and to the latent.
+                # Terms that the later entries add to the argument of tanh, and to the latent.
                 if ys:
                     offset = offset + torch.stack(ys, -1) @ inner[i, i + 1 :]
                     target = target - torch.stack(pushes, -1) @ outer[i, i + 1 :]
@@ -94,7 +94,7 @@ class Sylvester(Bijection):
             return x, torch.stack(ladjs).sum(0)
 
     def _parts(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Gives Q, both triangular matrices, b per sample, and the raw numbers of which every m is made."""
+        """Returns Q, both triangular matrices, b per sample, and the raw numbers whose :func:`excess` are the m."""
         dtype = value.dtype
         outer, inner = self.outer.to(dtype), self.inner.to(dtype)
         raw = outer.diagonal()

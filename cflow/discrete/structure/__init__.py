@@ -1,4 +1,4 @@
-"""Which features know which: couplings, autoregressive layers, features by themselves, and their networks."""
+"""Which features depend on which: couplings, autoregressive and elementwise layers, and their networks."""
 
 from cflow.discrete.structure.autoregressive import Autoregressive
 from cflow.discrete.structure.conditioner import Conditioner

@@ -1,4 +1,4 @@
-"""Autoregressive layers: every feature moves by a function of those before it."""
+"""Autoregressive layers: the map of every feature depends on the features before it."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ __all__ = ["Autoregressive"]
 
 @register("discrete.Autoregressive")
 class Autoregressive(Bijection):
-    r"""Moves every feature by a univariate function whose shape the features before it choose.
+    r"""Maps every feature by a univariate function whose parameters depend on the features before it.
 
     .. math:: z_i = g\bigl(x_i; \theta_i(x_{<i}, c)\bigr), \qquad \log|\det| = \sum_i \log g'(x_i; \theta_i)
 
-    ``encode`` takes one pass; ``decode`` goes feature by feature, by default with each weight used once
-    (:class:`Incremental`). Its :class:`Inverse` is an inverse autoregressive layer, fast to sample.
+    ``encode`` takes one pass; ``decode`` computes one feature after another, by default with each weight used once
+    (:class:`Incremental`). Its :class:`Inverse` is an inverse autoregressive layer, which is fast to sample.
 
     Args:
-        univariate: the family of :math:`g`; ``Affine()`` makes MAF, ``RationalQuadratic()`` NSF.
-        features: the length of an event.
-        context: the width of the context; 0 for none.
-        order: the features from the first to the last; 0, 1, ... unless given.
-        adjacency: instead of an order, ``[features, features]``: row i true for the features that feature i depends
-            on. Any graph without circles; ``decode`` takes as many steps as its longest chain.
+        univariate: the family of :math:`g`: ``Affine()`` for MAF, ``RationalQuadratic()`` for NSF.
+        features: length of an event.
+        context: width of the context; 0 for none.
+        order: the features from the first to the last. Default: 0, 1, ...
+        adjacency: ``[features, features]``, in place of ``order``: row i is true for the features on which feature i
+            depends. Any graph without cycles; ``decode`` takes as many steps as its longest chain.
         hidden, activation, residual: of the masked network, see :class:`Conditioner`.
-        inverse: ``Incremental()`` or ``Jacobi()``.
-        periods: for every feature the length of its circle, or None for a line: of a circle the network sees sine and
-            cosine, so that nothing jumps where it closes. Those of the family unless given (``tails="circular"``).
+        inverse: ``Incremental()`` or ``Jacobi()``. Default: ``Incremental()``.
+        periods: for every feature, the period of a circular one or None for others. The network receives sine and
+            cosine of a circular feature, so that the density is continuous on the circle. Default: the period of the
+            family (with ``tails="circular"``).
 
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
     Raises:
-        ValueError: if the order is not a permutation, the adjacency has a circle, or both are given; for periods that
-            are not one positive number or None per feature, or differ from the family's own.
+        ValueError: if the order is not a permutation, the adjacency has a cycle, or both are passed; if ``periods`` is
+            not one positive number or None per feature, or differs from the period of the family.
 
     Source: Papamakarios et al., Masked Autoregressive Flow for Density Estimation, 2017, arXiv:1705.07057.
 
@@ -92,14 +93,14 @@ class Autoregressive(Bijection):
             if self.order is not None or adjacency.shape != (features, features):
                 raise ValueError(
                     f"Autoregressive(features={features}, adjacency of shape {list(adjacency.shape)}, "
-                    f"order={self.order}): pass a square adjacency of that size, or an order, not both."
+                    f"order={self.order}): pass a square adjacency, or an order, not both."
                 )
             return adjacency
         order = list(range(features)) if self.order is None else self.order
         if sorted(order) != list(range(features)):
             raise ValueError(
-                f"Autoregressive(features={features}, order={order}): an order names every feature from 0 to "
-                f"{features - 1} once; pass for example {list(range(features))[::-1]}."
+                f"Autoregressive(features={features}, order={order}): not a permutation; pass for example "
+                f"{list(range(features))[::-1]}."
             )
         rank = torch.tensor(order, device="cpu").argsort()
         return rank[:, None] > rank[None]

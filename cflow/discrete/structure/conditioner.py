@@ -1,4 +1,4 @@
-"""The network that turns what is known into the raw numbers of univariate functions."""
+"""The network that computes the raw numbers of univariate functions from features and a context."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from cflow.registry import register
 
 __all__ = ["Conditioner", "check_hidden", "walk"]
 
-# Of the papers; for densities whose second derivatives matter, one of the smooth ones.
+# Those of the papers. Choose a smooth one for densities whose second derivatives matter.
 ACTIVATIONS = {**mlp.ACTIVATIONS, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU}
 
 
 @register("discrete.Conditioner")
 class Conditioner(nn.Module):
-    r"""Computes raw numbers from known features and a context: a multilayer perceptron, or a residual network.
+    r"""Computes raw numbers from features and a context, by a multilayer perceptron or a residual network.
 
     .. math:: h_0 = W_0 [x, c] + b_0, \quad h_l = W_l \operatorname{act}(h_{l-1}) + b_l, \qquad \text{or with residual:}
         \quad h_l = h_{l-1} + V_l \operatorname{act}(W_l \operatorname{act}(h_{l-1}))
 
-    The last layer starts at zero, so every function starts where its family's raw numbers are zero: as a rule, at the
+    The last layer starts at zero, so all raw numbers start at zero: for most families, the function is then the
     identity.
 
     Args:
-        features: how many features are known; 0 where there is a context.
-        outputs: how many raw numbers are wanted.
-        context: the width of the context; 0 for none.
-        hidden: the width of every hidden layer; of a residual network, equal widths, one block each after the first.
+        features: number of input features; may be 0 if there is a context.
+        outputs: number of raw numbers.
+        context: width of the context; 0 for none.
+        hidden: width of every hidden layer; a residual network has equal widths, and one block for each after the
+            first.
         activation: one of relu, silu, gelu, tanh, softplus, mish, elu, leaky_relu.
         residual: whether hidden layers are residual blocks of two layers.
 
     Shapes: ``x [B, features]``, ``context [B, context]`` -> ``[B, outputs]``.
 
     Raises:
-        ValueError: if nothing is known, a width is not positive, a residual network has several widths, or the
-            activation is unknown.
+        ValueError: if there are neither features nor a context, a width is not positive, a residual network has several
+            widths, or the activation is unknown.
 
     Example:
         >>> Conditioner(2, 6, context=3)(torch.zeros(5, 2), torch.ones(5, 3)).shape
@@ -63,8 +64,8 @@ class Conditioner(nn.Module):
         self.activation, self.residual = activation, residual
         if features + context < 1:
             raise ValueError(
-                f"Conditioner(features={features}, context={context}): with nothing known there is nothing to compute; "
-                "pass features or a context, or use discrete.Elementwise, whose raw numbers are parameters."
+                f"Conditioner(features={features}, context={context}): the network has no inputs; pass features or a "
+                "context, or use discrete.Elementwise."
             )
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in widths(features + context, outputs, hidden, residual))
         self.act = ACTIVATIONS[activation]()
@@ -72,6 +73,7 @@ class Conditioner(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns the raw numbers ``[B, outputs]`` for ``x [B, features]`` and ``context [B, context]``."""
         value = x if context is None else torch.cat((x, context), -1)
         value = value.to(self.layers[-1].bias.dtype)
         layers = self.layers
@@ -79,16 +81,16 @@ class Conditioner(nn.Module):
 
 
 def widths(inputs: int, outputs: int, hidden: tuple[int, ...], residual: bool) -> list[tuple[int, int]]:
-    """Lists inputs and outputs of every linear layer."""
+    """Returns the numbers of inputs and outputs of every linear layer."""
     if residual:
         hidden = (hidden[0], *(width for width in hidden[1:] for _ in range(2)))
     return list(zip((inputs, *hidden), (*hidden, outputs)))
 
 
 def walk(layer: Callable[[int, Tensor], Tensor], value: Tensor, network) -> Tensor:
-    """Goes through a network: ``layer(i, value)`` applies the i-th linear map, all else is done entry by entry.
+    """Evaluates a network: ``layer(i, value)`` applies the i-th linear map, all else acts entry by entry.
 
-    Because of that the same walk serves whole batches and, in an incremental inverse, the units of one level.
+    So the same code evaluates whole batches and, in an incremental inverse, the units of one level.
     """
     last = len(network.layers) - 1
     value = layer(0, value)
@@ -102,17 +104,17 @@ def walk(layer: Callable[[int, Tensor], Tensor], value: Tensor, network) -> Tens
 
 
 def check_hidden(owner: str, hidden: Sequence[int], activation: str, residual: bool) -> tuple[int, ...]:
-    """Gives the widths as a tuple; raises where they make no network."""
+    """Returns the widths as a tuple; raises if they cannot form a network."""
     hidden = widths_of(owner, "hidden", hidden)
     if not hidden or min(hidden) < 1:
-        raise ValueError(f"{owner}(hidden={hidden}): a network has hidden layers of positive width; pass (64, 64).")
+        raise ValueError(f"{owner}(hidden={hidden}): hidden layers must have positive width; pass (64, 64).")
     if residual and (len(set(hidden)) > 1 or len(hidden) < 2):
         raise ValueError(
-            f"{owner}(hidden={hidden}, residual=True): a residual network has two hidden layers or more, of one width; "
-            f"pass for example {(hidden[0],) * max(2, len(hidden))}."
+            f"{owner}(hidden={hidden}, residual=True): a residual network has two or more layers of one width; pass "
+            f"for example {(hidden[0],) * max(2, len(hidden))}."
         )
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"{owner}(activation={activation!r}): not an activation known here; pass one of {', '.join(ACTIVATIONS)}."
+            f"{owner}(activation={activation!r}): unknown activation; pass one of {', '.join(ACTIVATIONS)}."
         )
     return hidden

@@ -1,4 +1,4 @@
-"""Coupling layers: some features move, by functions of those that stay."""
+"""Coupling layers: the maps of some features depend on the others, which stay unchanged."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ __all__ = ["Coupling"]
 
 @register("discrete.Coupling")
 class Coupling(Bijection):
-    r"""Moves some features by univariate functions whose shape the other features choose.
+    r"""Maps some features by univariate functions whose parameters depend on the others, which stay unchanged.
 
     .. math:: z_A = x_A, \qquad z_B = g\bigl(x_B; \theta(x_A, c)\bigr), \qquad
         \log|\det| = \sum_{i \in B} \log g'(x_i; \theta_i)
 
     Args:
         univariate: the family of :math:`g`, such as ``discrete.RationalQuadratic()``.
-        features: the length of an event, 2 or more.
-        context: the width of the context; 0 for none.
-        mask: ``features`` truth values, true for those that move; by default the second half moves.
+        features: length of an event, 2 or more.
+        context: width of the context; 0 for none.
+        mask: ``features`` truth values, true for the features that are mapped. Default: the second half.
         hidden, activation, residual: of the network, see :class:`Conditioner`.
-        network: a network of one's own instead, ``network(x_A [B, stay], context) -> [B, moved * univariate.size]``,
-            all raw numbers of the first moved feature first.
-        periods: for every feature the length of its circle, or None for a line: of a circle the network sees sine and
-            cosine, two inputs in its place, so that nothing jumps where it closes. Those of the family unless given
-            (``RationalQuadratic(tails="circular")``).
+        network: a custom network, ``network(x_A [B, unchanged], context) -> [B, mapped * univariate.size]``, with all
+            raw numbers of the first mapped feature first. Default: a :class:`Conditioner`.
+        periods: for every feature, the period of a circular one or None for others. The network receives sine and
+            cosine of a circular feature, two inputs, so that the density is continuous on the circle. Default: the
+            period of the family (with ``RationalQuadratic(tails="circular")``).
 
     Shapes: ``x [B, features]``, ``context [B, context]``.
 
-    Cost: one pass of the network in either direction. Halves that are contiguous are cut and joined without a copy
-    of indices.
+    Cost: one pass of the network in either direction. Contiguous halves are split and joined without index copies.
 
     Raises:
-        ValueError: if nothing moves or nothing stays, the network gives another number of raw numbers, or periods are
-            not one positive number or None per feature, of those that move the family's own.
+        ValueError: if no feature is mapped or none stays unchanged, the network returns a wrong number of raw numbers,
+            or ``periods`` is not one positive number or None per feature, or differs from the period of the family.
 
     Source: Dinh et al., Density estimation using Real NVP, 2016, arXiv:1605.08803; Durkan et al., Neural Spline Flows,
     2019, arXiv:1906.04032.
@@ -76,8 +75,8 @@ class Coupling(Bijection):
         moves = [i >= features // 2 for i in range(features)] if mask is None else [bool(each) for each in mask]
         if len(moves) != features or all(moves) or not any(moves):
             raise ValueError(
-                f"Coupling(features={features}, mask={moves}): a mask has one truth value per feature, and some move "
-                f"while some stay; for a single feature use discrete.Elementwise."
+                f"Coupling(features={features}, mask={moves}): pass one truth value per feature, some true and some "
+                f"false; for a single feature use discrete.Elementwise."
             )
         self.mask = moves
         stay, moved = ([i for i in range(features) if moves[i] is each] for each in (False, True))
@@ -112,8 +111,8 @@ class Coupling(Bijection):
         shape = (*moved.shape, self.univariate.size)
         if raw.shape != (moved.shape[0], shape[1] * shape[2]):
             raise ValueError(
-                f"Coupling: the network gave raw numbers of shape {list(raw.shape)} for {shape[1]} features that move "
-                f"by {type(self.univariate).__name__} ({shape[2]} numbers each); it must give "
+                f"Coupling: the network returned shape {list(raw.shape)} for {shape[1]} features with "
+                f"{type(self.univariate).__name__} ({shape[2]} numbers each); it must return "
                 f"{[moved.shape[0], shape[1] * shape[2]]}."
             )
         moved, ladj = getattr(self.univariate, method)(moved, raw.reshape(shape))

@@ -1,4 +1,4 @@
-"""Every feature moves by a function of its own, learned or chosen by the context."""
+"""Elementwise layers: each feature has its own function, learned or dependent on the context."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["Elementwise"]
 
 @register("discrete.Elementwise")
 class Elementwise(Bijection):
-    r"""Moves every feature by a univariate function that no other feature influences.
+    r"""Maps every feature by a univariate function that does not depend on other features.
 
     .. math:: z_i = g(x_i; \theta_i), \qquad \log|\det| = \sum_i \log g'(x_i; \theta_i)
 
-    Without a context the raw numbers :math:`\theta` are parameters; with one, a network computes them from it.
-    Between rotations, this is a Gaussianization flow.
+    Without a context the raw numbers :math:`\theta` are parameters; with a context, a network computes them from it.
+    Layers of this kind between rotations are a Gaussianization flow.
 
     Args:
         univariate: the family of :math:`g`.
-        features: the length of an event.
-        context: the width of the context; 0 for none.
+        features: length of an event.
+        context: width of the context; 0 for none.
         hidden, activation, residual: of the network, see :class:`Conditioner`.
 
     Shapes: ``x [B, features]``, ``context [B, context]``. Cost: no network without a context, one pass with one.

@@ -1,4 +1,4 @@
-"""A masked network's pass level by level, in which each weight is used once."""
+"""Evaluation of a masked network level by level, in which each weight is used once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ __all__ = ["LevelPass"]
 
 
 class LevelPass:
-    """Computes what a :class:`MaskedConditioner` computes, level by level, each weight used once over all levels.
+    """Evaluates a :class:`MaskedConditioner` level by level; each weight is used once over all levels.
 
-    Called once per level, in order, with the state that the call before returned and the features of the level before
-    as rows ``[n, B]``; gives the raw numbers ``[m, B, size]`` of the features of this level, and the new state.
+    It is called once per level, in order, with the state that the last call returned and the features of the last
+    level as rows ``[n, B]``. It returns the raw numbers ``[m, B, size]`` of the features of this level, and the new
+    state.
 
-    Units lie as rows, so that what is known of a layer is a contiguous slice. Levels come in blocks of about the square
-    root of their number: what earlier blocks contribute to a block is one product per layer, and only the small rest is
-    done level by level, which keeps many thin products from dominating.
+    Units are rows, so that the known part of a layer is a contiguous slice. Levels are grouped into blocks of about the
+    square root of their number: the contribution of earlier blocks to a block is one product per layer, and only the
+    small rest is computed level by level, which avoids many thin products.
 
-    Cost: the arithmetic of one pass at most, in ``levels`` steps of four operations per layer.
+    Cost: at most the arithmetic of one pass, in ``levels`` steps of four operations per layer.
     """
 
     def __init__(self, network: MaskedConditioner, context: Tensor | None, batch: int):
@@ -32,13 +33,13 @@ class LevelPass:
         self.dtype = weights[0].dtype
         if network.context:
             biases[0] = biases[0] + weights[0][:, : network.context] @ context.to(self.dtype).t()
-        # Columns of the first layer and rows of the last follow the features' levels.
+        # Columns of the first layer and rows of the last are sorted by the levels of the features.
         weights[0] = weights[0][:, network.context :].index_select(1, network.input_order)
         for part in (weights, biases):
             by_feature = part[-1].unflatten(0, (network.features, network.size))
             part[-1] = by_feature.index_select(0, network.order).flatten(0, 1)
-        # With a graph nothing may be overwritten, so inputs are joined anew; without, they are written where they stay.
-        # A compiler undoes the writing, and its loops (root finding) want nothing that is written to.
+        # With a graph, tensors must not be overwritten, so inputs are concatenated; without one they are written in
+        # place. A compiler removes in-place writes, and its loops (root finding) do not allow them.
         layer = _Joined if torch.is_grad_enabled() or torch.compiler.is_compiling() else _Written
         given = [[0, *network.input_counts[:-1]], *network.counts[:-1]]
         self.layers = [
@@ -48,11 +49,11 @@ class LevelPass:
         self.network, self.block = network, max(1, round(network.levels**0.5))
 
     def begin(self) -> list[_State]:
-        """Gives the state before the first level."""
+        """Returns the state before the first level."""
         return [_State(layer.bias[:0]) for layer in self.layers]
 
     def __call__(self, states: list[_State], level: int, x: Tensor) -> tuple[Tensor, list[_State]]:
-        if level and self.network.level_circles is not None:  # what the network sees of the level before
+        if level and self.network.level_circles is not None:  # the network's inputs for the level before
             x = self.network.level_circles[level - 1](x.t()).t()
         x, states = x.to(self.dtype), list(states)
         if level % self.block == 0:
@@ -71,7 +72,7 @@ class LevelPass:
 
 
 class _State(NamedTuple):
-    """What a layer knows: inputs of earlier blocks and of this one, and what the former contribute to its units."""
+    """The known inputs of a layer, of earlier blocks and of this one, and the contribution of the former to units."""
 
     known: Tensor
     pieces: tuple[Tensor, ...] = ()
@@ -90,18 +91,18 @@ class _Layer:
         self.rows = weight.split(sizes)
 
     def begin(self, state: _State, level: int, end: int, count: int) -> _State:
-        """Multiplies the ``count`` inputs that are known with the weights of all units of the coming block."""
+        """Multiplies the ``count`` known inputs by the weights of all units of the next block."""
         known, sizes, first = self.join(state, count), self.sizes[level:end], self.starts[level]
         base = self.bias.narrow(0, first, sum(sizes))
         if count:
             weight = self.weight.narrow(0, first, sum(sizes)).narrow(1, 0, count)
             base = torch.addmm(base, weight, known)
         elif self.writes:
-            base = base.clone()  # of the bias itself, which is not to be written to
+            base = base.clone()  # the bias itself must not be written to
         return _State(known, (), base.split(sizes), level)
 
     def units(self, state: _State, level: int) -> Tensor:
-        """Gives the units of a level, whose inputs have been added."""
+        """Returns the units of a level whose inputs have been added."""
         base, closed = state.bases[level - state.first], state.known.shape[0]
         count = self.inputs[level + 1] - closed
         if not count or not self.sizes[level]:
@@ -110,7 +111,7 @@ class _Layer:
 
 
 class _Written(_Layer):
-    """Keeps its inputs in one tensor, to which new ones are written; of no use to a graph."""
+    """Keeps its inputs in one tensor and writes new ones in place; does not work with a graph."""
 
     writes = True
 
@@ -131,7 +132,7 @@ class _Written(_Layer):
 
 
 class _Joined(_Layer):
-    """Keeps its inputs as pieces, joined whenever they are asked for."""
+    """Keeps its inputs as pieces, which are concatenated when they are read."""
 
     def add(self, state: _State, piece: Tensor, level: int) -> _State:
         return state._replace(pieces=(*state.pieces, piece))

@@ -1,4 +1,4 @@
-"""Masked networks: which unit may see which feature, and the pass over all features at once."""
+"""Masked networks: which unit may depend on which feature, and the evaluation for all features at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["MaskedConditioner", "levels_of"]
 
 
 def levels_of(adjacency: Tensor) -> Tensor:
-    """Gives each feature its level: 0 for those that depend on none, else one more than the highest it depends on.
+    """Returns the level of each feature: 0 if it depends on none, otherwise one more than the highest it depends on.
 
     Raises:
-        ValueError: if features depend on themselves, be it through others.
+        ValueError: if features depend on themselves, directly or through others.
 
     Example:
         >>> levels_of(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.bool))
@@ -32,23 +32,23 @@ def levels_of(adjacency: Tensor) -> Tensor:
         level[free] = count
     stuck = (level < 0).nonzero().flatten().tolist()
     raise ValueError(
-        f"adjacency: the features {stuck} depend on one another in a circle, so there is no order in which to invert; "
-        "row i names the features that feature i depends on, itself never among them."
+        f"adjacency: the features {stuck} depend on one another in a cycle; remove one of these dependences."
     )
 
 
 class MaskedConditioner(nn.Module):
-    r"""Computes each feature's raw numbers from the features it may depend on, all in one pass (MADE).
+    r"""Computes the raw numbers of each feature from the features it may depend on, in one pass (MADE).
 
-    Every hidden unit is given a set of features it may see; a weight from unit a to unit b stays where a's set is
-    within b's. Units are sorted by the level of their set, so that what a level needs is a slice of every layer.
+    Every hidden unit has a set of features on which it may depend; the weight from unit a to unit b is kept if the set
+    of a is within that of b. Units are sorted by the level of their set, so that a level needs one slice of every
+    layer.
 
     Args:
-        adjacency: ``[features, features]``, row i true for the features that feature i depends on.
+        adjacency: ``[features, features]``; row i is true for the features on which feature i depends.
         size: raw numbers per feature.
-        context: the width of the context, which every unit sees; 0 for none.
-        hidden, activation, residual: see :class:`Conditioner`; with residual this is ResMADE.
-        periods: see :class:`Circles`; all lines unless given.
+        context: width of the context, on which every unit may depend; 0 for none.
+        hidden, activation, residual: see :class:`Conditioner`; with ``residual`` this is ResMADE.
+        periods: see :class:`Circles`. Default: no circular features.
 
     Shapes: ``x [B, features]``, ``context [B, context]`` -> ``[B, features, size]``.
 
@@ -78,7 +78,7 @@ class MaskedConditioner(nn.Module):
         kinds, kind_levels = _kinds(adjacency, level, bool(context))
         periods = [None] * self.features if periods is None else list(periods)
         self.circles = Circles(periods)
-        # The feature that each input of the network belongs to: a circle has two.
+        # The feature of each input of the network: a circular one has two inputs.
         source = torch.arange(self.features, device="cpu").repeat_interleave(
             torch.tensor(self.circles.counts, dtype=torch.long, device="cpu")
         )
@@ -86,7 +86,7 @@ class MaskedConditioner(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in shapes)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
-        # The set of features that each unit of every layer's input and output may see, and the level of that set.
+        # The features on which each unit of every layer's input and output may depend, and the level of that set.
         chosen = [_spread(len(kinds), width) for _, width in shapes[:-1]]
         owner = torch.arange(self.features, device="cpu").repeat_interleave(size)
         sets = [
@@ -96,10 +96,10 @@ class MaskedConditioner(nn.Module):
         ]
         levels = [*(kind_levels[each] for each in chosen), level[owner]]
         for i, layer in enumerate(self.layers):
-            mask = (~sets[i + 1]).float() @ sets[i].t().float() == 0  # nothing is seen that may not be
+            mask = (~sets[i + 1]).float() @ sets[i].t().float() == 0  # whether one set is within the other
             mask = nn.functional.pad(mask, (context if i == 0 else 0, 0), value=True)
             self.register_buffer(f"mask{i}", mask.to(layer.weight), persistent=False)
-        # What the pass level by level needs: the features sorted by level, and how many units each level makes known.
+        # For the evaluation level by level: the features sorted by level, and the number of units of each level.
         self.levels = int(level.max()) + 1
         self.nested = bool((adjacency == (level[:, None] > level)).all())
         self.counts = [torch.bincount(each, minlength=self.levels).tolist() for each in levels]
@@ -115,9 +115,10 @@ class MaskedConditioner(nn.Module):
             self.register_buffer(name, value.to(self.layers[0].weight.device), persistent=False)
 
     def weights(self, sliced: bool = False) -> list[Tensor]:
-        """Gives the masked weight of every layer.
+        """Returns the masked weight of every layer.
 
-        In a pass level by level (``sliced``) the mask is in what is not read, where each level sees all levels before.
+        In an evaluation level by level (``sliced``), where each level depends on all levels before, the mask is not
+        needed: masked weights are not read.
         """
         if sliced and self.nested:
             return [layer.weight for layer in self.layers]
@@ -132,8 +133,10 @@ class MaskedConditioner(nn.Module):
 
 
 def _kinds(adjacency: Tensor, level: Tensor, context: bool) -> tuple[Tensor, Tensor]:
-    """Lists the sets of features that hidden units may see, by level: those of the features, without the empty one
-    where no context gives its units something to compute."""
+    """Returns the sets of features on which hidden units may depend, sorted by level: the rows of the adjacency.
+
+    Without a context the empty set is dropped, since its units would be constant.
+    """
     kinds = adjacency.unique(dim=0)
     levels = torch.where(kinds, level + 1, 0).amax(1) if len(level) else level
     if not context and len(kinds) > 1:

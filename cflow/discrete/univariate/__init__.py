@@ -1,4 +1,4 @@
-"""Families of monotone functions of one variable, from which couplings and autoregressive layers are made."""
+"""Families of monotone functions of one variable, the parts of couplings and autoregressive layers."""
 
 from cflow.discrete.univariate.family import Additive, Affine, Univariate
 from cflow.discrete.univariate.mixture import MixtureLogistic

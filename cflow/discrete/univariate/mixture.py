@@ -1,4 +1,4 @@
-"""The distribution function of a mixture of logistics, as a monotone function."""
+"""The cumulative distribution function of a mixture of logistics, as a monotone function."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["MixtureLogistic"]
 
 @register("discrete.MixtureLogistic")
 class MixtureLogistic(Univariate):
-    r"""Maps by the distribution function of a mixture of logistics, on the logit scale, then scales and shifts.
+    r"""Maps by the logit of the cumulative distribution function of a mixture of logistics, then scales and shifts.
 
     .. math:: z = e^{a} \Bigl[(1 - \epsilon) \operatorname{logit} \sum_k \pi_k\,
         \sigma\Bigl(\frac{x - \mu_k}{s_k}\Bigr) + \epsilon x\Bigr] + b
 
-    The share :math:`\epsilon` of the identity (the paper has none) keeps the slope from vanishing between distant
-    narrow components, where the logit alone is flat to more digits than a float has. Logarithms of the scales and
-    :math:`a` are softly clamped, as in :class:`Affine`. With raw numbers of zero, unit logistics lie between -1 and 1
-    (if they coincided they would stay equal): the slope is 1 far out and 0.92 at the origin.
+    The share :math:`\epsilon` of the identity (not in the paper) keeps the slope positive between distant narrow
+    components, where the slope of the logit is below floating-point precision. The log-scales and :math:`a` have a soft
+    limit, as in :class:`Affine`. For raw numbers of zero, the means of unit logistics are spread from -1 to 1 (equal
+    ones would stay equal): the slope is 1 far out and 0.92 at the origin.
 
     Raw numbers: ``(a, b, logits of the weights [K], means [K], log-scales [K])``; ``size = 3 K + 2``.
 
-    The inverse is found by Newton's method (:func:`~cflow.discrete.univariate.rootfinding.invert`), in the bracket
-    between the least and the greatest of the components' own inverses, which always holds the root.
+    ``decode`` uses Newton's method (:func:`~cflow.discrete.univariate.rootfinding.invert`) in the bracket between the
+    smallest and the largest of the components' own inverses, which always contains the root.
 
     Args:
-        components: how many logistics, K.
-        clamp: the largest logarithm of a scale, up and down.
-        floor: the share of the identity, in (0, 1).
+        components: number of logistics, K.
+        clamp: largest log-scale, up and down.
+        floor: share of the identity, in (0, 1).
 
-    Cost: 3 K raw numbers and 4 K sigmoids per entry; to decode, as much per iteration.
+    Cost: 3 K raw numbers and 4 K sigmoids per entry; ``decode`` takes as much per iteration.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -82,7 +82,7 @@ def logit_mixture(x: Tensor, weights: Tensor, slopes: Tensor, means: Tensor, flo
     r"""Computes :math:`z = (1 - \epsilon) \operatorname{logit} \sum_k w_k \sigma(a_k (x - \mu_k)) + \epsilon x` and its
     log-derivative, from logarithms of weights and slopes ``[..., K]``.
 
-    Both tails are summed in log space, so that neither is lost to the other's one; the slope adds positive terms only.
+    Both tails are summed in log space, so that each keeps its precision; the slope is a sum of positive terms.
     """
     slopes = slopes.exp()
     u = (x[..., None] - means) * slopes
@@ -96,7 +96,7 @@ def logit_mixture(x: Tensor, weights: Tensor, slopes: Tensor, means: Tensor, flo
 
 def invert_mixture(z: Tensor, weights: Tensor, slopes: Tensor, means: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Inverts :func:`logit_mixture`: ``(x, log dx/dz)``."""
-    # The logit of a mean lies between the least and the greatest of the logits, so its root lies between theirs.
+    # The logit of a mean is between the smallest and the largest of the logits, so its root is between theirs.
     rates = (1 - floor) * slopes.exp()
     single = (z[..., None] + rates * means) / (rates + floor)
     low, high = single.amin(-1), single.amax(-1)
@@ -105,15 +105,15 @@ def invert_mixture(z: Tensor, weights: Tensor, slopes: Tensor, means: Tensor, fl
 
 
 def spread(count: int, like: Tensor) -> Tensor:
-    """Spaces numbers evenly from -1 to 1; one alone is 0."""
+    """Returns ``count`` evenly spaced numbers from -1 to 1; a single one is 0."""
     edge = 1.0 if count > 1 else 0.0
     return torch.linspace(-edge, edge, count, dtype=like.dtype, device=like.device)
 
 
 def check_logistics(owner: str, count: int, clamp: float, floor: float) -> None:
-    """Raises where there are no logistics, or their slopes have no bounds."""
+    """Raises if there are no logistics, or their slopes have no bounds."""
     if count < 1 or not 0 < clamp <= 20 or not 0 < floor < 1:
         raise ValueError(
-            f"{owner}({count}, clamp={clamp}, floor={floor}): there is one sigmoid or more, log-slopes are clamped to "
-            f"at most 20, and the share of the identity lies between 0 and 1; pass for example {owner}(8)."
+            f"{owner}({count}, clamp={clamp}, floor={floor}): the count must be positive, clamp in (0, 20] and floor "
+            f"in (0, 1); pass {owner}(8)."
         )

@@ -1,4 +1,4 @@
-"""Monotone neural networks of one variable: by positive weights, and by integration."""
+"""Monotone neural networks of one variable: with positive weights, and by integration."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ __all__ = ["IntegratedNetwork", "SigmoidalNetwork"]
 
 @register("discrete.SigmoidalNetwork")
 class SigmoidalNetwork(Univariate):
-    r"""Maps by a network of sigmoids with positive weights, all of which are raw numbers (a deep sigmoidal flow).
+    r"""Maps by a network of sigmoids whose positive weights come from the raw numbers (a deep sigmoidal flow).
 
     .. math:: h_{l+1} = (1 - \epsilon) \operatorname{logit} \sum_j w_{lj}\, \sigma(a_{lj} h_l + b_{lj}) + \epsilon h_l,
         \qquad h_0 = x, \quad z = h_L, \quad w_l \text{ sums to one}, \quad a_{lj} > 0
 
-    This is the paper's DSF, layers of one variable stacked; its denser DDSF takes raw numbers in the square of
-    the units for little gain. The share :math:`\epsilon` of the identity keeps slopes from vanishing, and
-    logarithms of the :math:`a` are softly clamped, so :math:`\epsilon^L \le dz/dx \le e^{L \cdot \texttt{clamp}}`. With
-    raw numbers of zero, :math:`a = 1` and :math:`b` runs from -1 to 1 (equal units would stay equal): the function
-    is near the identity, with slope 1 far out.
+    This is the paper's DSF, a stack of layers of one variable; its denser DDSF needs a number of raw numbers quadratic
+    in the units, for little gain. The share :math:`\epsilon` of the identity keeps slopes positive, and the
+    logarithms of the :math:`a` have a soft limit, so :math:`\epsilon^L \le dz/dx \le e^{L \cdot \texttt{clamp}}`. For
+    raw numbers of zero, :math:`a = 1` and the :math:`b` are spread from -1 to 1 (equal units would stay equal): the
+    function is close to the identity, with slope 1 far out.
 
     Raw numbers: ``[L, 3, units]``, for each layer the logits of w, log a, and b; ``size = 3 L units``.
 
-    The inverse is found layer by layer by Newton's method, in brackets that always hold the root.
+    ``decode`` inverts layer by layer with Newton's method, in brackets that always contain the root.
 
     Args:
         units: sigmoids per layer.
-        layers: how many layers, L.
-        clamp: the largest logarithm of a slope, up and down.
-        floor: the share of the identity, in (0, 1).
+        layers: number of layers, L.
+        clamp: largest logarithm of a slope, up and down.
+        floor: share of the identity, in (0, 1).
 
-    Cost: 4 L units sigmoids per entry; to decode, as much per iteration.
+    Cost: 4 L units sigmoids per entry; ``decode`` takes as much per iteration.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -62,7 +62,7 @@ class SigmoidalNetwork(Univariate):
         super().__init__()
         check_logistics("SigmoidalNetwork", units, clamp, floor)
         if layers < 1:
-            raise ValueError(f"SigmoidalNetwork(layers={layers}): a network has one layer or more; pass 2.")
+            raise ValueError(f"SigmoidalNetwork(layers={layers}): it must be 1 or more; pass 2.")
         self.units, self.layers, self.clamp, self.floor = units, layers, clamp, floor
         self.size = 3 * layers * units
 
@@ -98,27 +98,27 @@ class IntegratedNetwork(Univariate):
     .. math:: z = \beta + \int_0^x f(u; \theta) \, du, \qquad
         f = \epsilon + (1 - \epsilon) \operatorname{softplus} \bigl(\operatorname{MLP}(u, \theta)\bigr)
 
-    The network is the family's own and shared by all entries; the raw numbers :math:`\theta` are its inputs beside u.
-    Its last layer starts at zero, where f = 1 and z = x for raw numbers of zero. (The paper has an ELU plus one; the
-    softplus is smooth, which quadrature wants.)
+    All entries share the network, a part of the family; its inputs are u and the raw numbers :math:`\theta`. Its last
+    layer starts at zero, where f = 1 and z = x for raw numbers of zero. (The paper uses an ELU plus one; the softplus
+    is smooth, which makes the quadrature accurate.)
 
-    The integral is a Gauss-Legendre sum over ``[0, x]``, and **the log-derivative is log f(x)**, which is positive
-    whatever the network. It is the computed map's only as far as the sum is accurate: to rounding at the start, and
-    with weights as they are usually drawn to rounding within :math:`|x| \le 5` and to 1e-8 within 15.
-    :meth:`quadrature_error` measures it for a trained network, and more ``nodes`` reduce it exponentially.
+    The integral is a Gauss-Legendre sum over ``[0, x]``, and **the log-derivative is log f(x)**, where f is positive
+    for every network. It is the derivative of the computed map only as far as the sum is accurate: to rounding at the
+    start; with weights as they are usually drawn, to rounding within :math:`|x| \le 5` and to 1e-8 within 15.
+    :meth:`quadrature_error` measures the error of a trained network, and more ``nodes`` reduce it exponentially.
 
     Raw numbers: ``(beta, signal)``; ``size = signal + 1``.
 
-    The inverse is found by Newton's method in a bracket that widens until it holds the root.
+    ``decode`` uses Newton's method in a bracket that widens until it contains the root.
 
     Args:
         signal: how many raw numbers the network reads.
-        hidden: the width of every hidden layer.
-        nodes: of the quadrature.
-        activation: one of tanh, silu, gelu, softplus, mish. Of a bounded one, f is bounded and z grows linearly.
-        floor: the least slope, in (0, 1).
+        hidden: width of every hidden layer.
+        nodes: number of nodes of the quadrature.
+        activation: one of tanh, silu, gelu, softplus, mish. With a bounded one, f is bounded and z grows linearly.
+        floor: smallest slope, in (0, 1).
 
-    Cost: ``nodes + 1`` passes of the network per entry; to decode, as many per iteration.
+    Cost: ``nodes + 1`` passes of the network per entry; ``decode`` takes as many per iteration.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -145,12 +145,12 @@ class IntegratedNetwork(Univariate):
         hidden = widths_of("IntegratedNetwork", "hidden", hidden)
         if signal < 1 or not hidden or min(hidden) < 1 or nodes < 1 or not 0 < floor < 1:
             raise ValueError(
-                f"IntegratedNetwork(signal={signal}, hidden={hidden}, nodes={nodes}, floor={floor}): counts and widths "
-                f"are positive, and the least slope lies between 0 and 1; pass for example IntegratedNetwork(16)."
+                f"IntegratedNetwork(signal={signal}, hidden={hidden}, nodes={nodes}, floor={floor}): sizes must be "
+                f"positive and floor in (0, 1); pass IntegratedNetwork()."
             )
         if activation not in ACTIVATIONS:
             raise ValueError(
-                f"IntegratedNetwork(activation={activation!r}): not a smooth activation known here; pass one of "
+                f"IntegratedNetwork(activation={activation!r}): unknown activation; pass one of "
                 f"{', '.join(ACTIVATIONS)}."
             )
         self.signal, self.hidden, self.nodes, self.activation, self.floor = signal, hidden, nodes, activation, floor
@@ -162,7 +162,7 @@ class IntegratedNetwork(Univariate):
         nn.init.zeros_(self.layers[-1].bias)
 
     def encode(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        # The quadrature, the slope and the inverse are of one function only in one precision.
+        # In one precision, so that quadrature, slope and inverse belong to the same function.
         with without_autocast(x):
             return self._evaluate(x, *self._parts(raw, x.dtype))
 
@@ -172,7 +172,7 @@ class IntegratedNetwork(Univariate):
             return invert(lambda x: self._evaluate(x, shift, signal), z, (z - shift).detach())
 
     def quadrature_error(self, x: Tensor, raw: Tensor) -> Tensor:
-        r"""Measures by how much the slope of the computed map differs from f, relatively: like ``x``.
+        r"""Returns the relative difference between the slope of the computed map and f, at ``x`` for ``raw``.
 
         Example:
             >>> bool(IntegratedNetwork().quadrature_error(torch.tensor([3.0]), torch.zeros(1, 17)) < 1e-5)
@@ -186,7 +186,7 @@ class IntegratedNetwork(Univariate):
 
     def _parts(self, raw: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         raw, first = raw.to(dtype), self.layers[0]
-        # What the first layer makes of the raw numbers is the same at all nodes.
+        # The contribution of the raw numbers to the first layer is the same at all nodes.
         return raw[..., 0], linear(raw[..., 1:], first.weight[:, 1:].to(dtype), first.bias.to(dtype))
 
     def _evaluate(self, x: Tensor, shift: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Monotone polynomials: in Bernstein's basis, and as integrals of sums of squares."""
+"""Monotone polynomials: in the Bernstein basis, and as integrals of sums of squares."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from cflow.registry import register
 __all__ = ["Bernstein", "SumOfSquares"]
 
 ONE = math.log(math.e - 1)  # softplus of it is 1
-# The largest raw number of a shape: far outside of the data a network's may have any size, and layers multiply slopes.
+# The largest raw number of a slope: far from the data a network's output may be very large, and layers multiply slopes.
 MOST = 50.0
 
 
 @register("discrete.Bernstein")
 class Bernstein(Univariate):
-    r"""Maps by a polynomial in Bernstein's basis with rising coefficients, and by its tangents outside of a box.
+    r"""Maps by a polynomial in the Bernstein basis with increasing coefficients, and by its tangents outside a box.
 
     .. math:: z = \sum_{i=0}^{M} \theta_i \binom{M}{i} t^i (1 - t)^{M - i}, \qquad t = \frac{x + B}{2 B}, \qquad
         \theta_{i+1} - \theta_i = \frac{2B}{M} m_i, \qquad
         m_i = \epsilon + (1 - \epsilon) \operatorname{softplus}(\cdot)
 
-    The slope is a mean of the :math:`m_i`, weighted by the basis of degree M - 1: it is never below :math:`\epsilon`,
-    and raw numbers of zero, where all are 1, give the identity. At the box's edges the slopes are :math:`m_0` and
-    :math:`m_{M-1}`, with which the function goes on, so the density is continuous.
+    The slope is a mean of the :math:`m_i`, weighted by the basis of degree M - 1: it is never below :math:`\epsilon`.
+    For raw numbers of zero all :math:`m_i` are 1, and the function is the identity. At the edges of the box the slopes
+    are :math:`m_0` and :math:`m_{M-1}`; the function continues with them, so the density is continuous.
 
     Raw numbers: ``(middle, M for the slopes from left to right)``; ``size = M + 1``.
 
-    Values and slopes come from de Casteljau's algorithm, which only takes means of neighbours: stable at any degree.
-    The inverse is in closed form outside of the box, and by Newton's method within.
+    Values and slopes come from de Casteljau's algorithm, which only computes means of neighbours and is stable at any
+    degree. ``decode`` has a closed form outside the box, and uses Newton's method inside.
 
     Args:
-        degree: of the polynomial, M.
+        degree: degree of the polynomial, M.
         bound: half the width of the box, B.
-        floor: the least slope, in (0, 1).
+        floor: smallest slope, in (0, 1).
 
-    Cost: M steps of arithmetic on at most 2 (M + 1) numbers per entry; to decode, as much per iteration.
+    Cost: M steps of arithmetic on at most 2 (M + 1) numbers per entry; ``decode`` takes as much per iteration.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -61,8 +61,8 @@ class Bernstein(Univariate):
         super().__init__()
         if degree < 1 or not 0 < bound < math.inf or not 0 < floor < 1:
             raise ValueError(
-                f"Bernstein(degree={degree}, bound={bound}, floor={floor}): the degree and the bound are positive, and "
-                f"the least slope lies between 0 and 1; pass for example Bernstein(16, 5.0)."
+                f"Bernstein(degree={degree}, bound={bound}, floor={floor}): degree and bound must be positive and "
+                f"floor in (0, 1); pass Bernstein(16)."
             )
         self.degree, self.bound, self.floor = degree, bound, floor
         self.size = degree + 1
@@ -104,28 +104,28 @@ class Bernstein(Univariate):
 
 @register("discrete.SumOfSquares")
 class SumOfSquares(Univariate):
-    r"""Maps by the integral of a sum of squared polynomials, and by its tangents outside of a box.
+    r"""Maps by the integral of a sum of squared polynomials, and by its tangents outside a box.
 
     .. math:: z = c + \int_0^x \epsilon + (1 - \epsilon) \sum_{k=1}^{K} p_k(u)^2 \, du, \qquad
         p_k(u) = \frac{1}{\sqrt K} + \sum_{l=0}^{L} a_{kl} \Bigl(\frac{k}{K} \frac{u}{B}\Bigr)^l
 
-    Raw numbers of zero give the identity. The squared polynomials have length scales of their own, without which they
-    would all learn the same. That is the function within [-B, B]; outside it goes on with the slopes that it has at the
-    edges (the paper lets it grow like :math:`x^{2L + 1}`, which three layers of degree 4 carry out of the range of
-    float32 at five deviations).
+    For raw numbers of zero this is the identity. Each squared polynomial has its own length scale; otherwise all would
+    learn the same. This is the function within [-B, B]; outside, it continues with its slopes at the edges. (In the
+    paper it grows like :math:`x^{2L + 1}`; with three layers of degree 4 that exceeds the range of float32 at five
+    standard deviations.)
 
     Raw numbers: ``(c, a [K, L + 1])``; ``size = K (L + 1) + 1``.
 
-    The integral is taken by Gauss and Legendre's rule with L + 1 nodes, which is exact for it, and adds positive terms
-    only. The inverse is in closed form outside of the box, and found by Newton's method within.
+    The integral is computed by the Gauss-Legendre rule with L + 1 nodes, which is exact here and adds only positive
+    terms. ``decode`` has a closed form outside the box, and uses Newton's method inside.
 
     Args:
-        degree: of the polynomials that are squared, L.
-        polynomials: how many, K; two already suffice for every positive polynomial.
+        degree: degree of the polynomials that are squared, L.
+        polynomials: number of polynomials, K; two suffice for every positive polynomial.
         bound: half the width of the box, B.
-        floor: the least slope, in (0, 1).
+        floor: smallest slope, in (0, 1).
 
-    Cost: L + 2 evaluations of K polynomials per entry; to decode, as much per iteration.
+    Cost: L + 2 evaluations of K polynomials per entry; ``decode`` takes as much per iteration.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -143,9 +143,8 @@ class SumOfSquares(Univariate):
         super().__init__()
         if degree < 0 or polynomials < 1 or not 0 < bound < math.inf or not 0 < floor < 1:
             raise ValueError(
-                f"SumOfSquares(degree={degree}, polynomials={polynomials}, bound={bound}, floor={floor}): there is one "
-                f"polynomial or more of degree 0 or more, the bound is positive, and the least slope lies between 0 "
-                f"and 1; pass for example SumOfSquares(4, 3)."
+                f"SumOfSquares(degree={degree}, polynomials={polynomials}, bound={bound}, floor={floor}): degree must "
+                f"be 0 or more, polynomials and bound positive, floor in (0, 1); pass SumOfSquares()."
             )
         self.degree, self.polynomials, self.bound, self.floor = degree, polynomials, bound, floor
         self.size = polynomials * (degree + 1) + 1

@@ -1,4 +1,4 @@
-"""Gauss-Legendre nodes on the unit interval, kept so that no change of dtype rounds them."""
+"""Gauss-Legendre nodes on the unit interval, stored so that no change of dtype rounds them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SCALE = 2**62
 
 
 def legendre(count: int) -> Tensor:
-    r"""Tabulates nodes and weights of :math:`\int_0^1 f \approx \sum_i w_i f(t_i)`, exact to degree ``2 count - 1``.
+    r"""Computes nodes and weights of :math:`\int_0^1 f \approx \sum_i w_i f(t_i)`, exact to degree ``2 count - 1``.
 
-    Returns ``[2, count]`` fixed-point integers, for a buffer: ``module.double()`` after ``module.float()`` would leave
-    a floating table with the accuracy of float32. :func:`real` reads it.
+    It returns fixed-point integers ``[2, count]`` for a buffer: a floating-point buffer would be rounded to float32 by
+    ``module.float().double()``. :func:`real` converts them.
 
     Example:
         >>> nodes, weights = real(legendre(3), torch.float64)
@@ -28,5 +28,5 @@ def legendre(count: int) -> Tensor:
 
 
 def real(table: Tensor, dtype: torch.dtype) -> Tensor:
-    """Reads a fixed-point table in a dtype."""
+    """Converts a fixed-point table to a dtype."""
     return table.to(dtype) / SCALE

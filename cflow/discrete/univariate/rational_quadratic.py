@@ -1,4 +1,4 @@
-"""The rational-quadratic spline: flexible, smooth, and inverted in closed form."""
+"""The rational-quadratic spline: flexible, smooth, with an inverse in closed form."""
 
 from __future__ import annotations
 
@@ -20,47 +20,49 @@ class RationalQuadratic(Spline):
     r"""Maps a box onto itself by a monotone rational-quadratic spline.
 
     In a bin of width :math:`w`, height :math:`h`, mean slope :math:`\delta = h / w` and slopes :math:`s_0, s_1` at its
-    ends, with :math:`\theta \in [0, 1]` the way through it,
+    ends, with the relative position :math:`\theta = (x - x_0) / w \in [0, 1]`,
 
     .. math:: z = z_0 + h \frac{\delta \theta^2 + s_0 \theta (1 - \theta)}{D}, \qquad
         D = \delta + (s_0 + s_1 - 2 \delta)\, \theta (1 - \theta), \qquad
         \frac{dz}{dx} = \frac{\delta^2}{D^2}
         \bigl(s_0 (1 - \theta)^2 + 2 \delta \theta (1 - \theta) + s_1 \theta^2\bigr)
 
-    and back, with :math:`\eta \in [0, 1]` the way up,
+    and back, with the relative height :math:`\eta = (z - z_0) / h \in [0, 1]`,
 
     .. math:: \theta = \frac{2 \delta \eta}{2 \delta \eta + p + r}, \qquad p = s_0 (1 - \eta) - s_1 \eta, \qquad
         r = \sqrt{p^2 + 4 \delta^2 \eta (1 - \eta)}, \qquad \frac{dx}{dz} = \frac{D}{\delta r}
 
-    The discriminant is a sum of squares in this form and cannot become negative; where :math:`p < 0`, the mirrored
+    In this form the discriminant is a sum of squares and cannot become negative; for :math:`p < 0`, the mirrored
     formula for :math:`1 - \theta` is used. No difference here cancels.
 
-    Raw numbers: ``bins`` widths and as many heights (by a softmax), then the slopes at the knots (by a softplus, one at
-    zero): inner knots for ``"linear"`` tails, all but the last for ``"circular"``, all for ``"box"`` and ``"affine"``;
-    then the phase of a circle, or of an affine frame the places of the box in data and latents and its two
-    log-scales. With ``raw = 0`` the function is the identity.
+    Raw numbers: ``bins`` widths and ``bins`` heights (through a softmax), then the slopes at the knots (through a
+    softplus that is one at zero): inner knots for ``"linear"`` tails, all but the last for ``"circular"``, all for
+    ``"box"`` and ``"affine"``. ``"circular"`` tails add the phase; ``"affine"`` tails add the position of the box in
+    data and latents and its two log-scales. For ``raw = 0`` the function is the identity.
 
     Args:
-        bins: how many bins, 2 or more.
+        bins: number of bins, 2 or more.
         bound: half the length of the box.
-        tails: what happens outside: ``"linear"``, ``"affine"``, ``"circular"`` or ``"box"``, see :class:`Spline`.
-        minimum_bin: the smallest width and height, as a fraction of the box.
-        minimum_slope: the smallest slope at a knot, below 1.
-        kernel: ``"eager"``, or ``"triton"`` for one fused kernel in place of some fifty operations: float32, linear
-            tails, first derivatives alone (no scores of scores, no ``vmap(grad)``), on a GPU. It has been checked on a
+        tails: the map outside the box: ``"linear"`` is the identity; ``"box"`` continues with the slopes at the edges,
+            for densities on the box; ``"affine"`` is ``"box"`` with a learned box for every entry; ``"circular"`` is a
+            map of the circle of length ``2 bound``.
+        minimum_bin: smallest width and height, as a fraction of the box.
+        minimum_slope: smallest slope at a knot, below 1.
+        kernel: ``"eager"``, or ``"triton"`` for one fused kernel in place of about fifty operations: float32, linear
+            tails, only first derivatives (no scores of scores, no ``vmap(grad)``), on a GPU. It has been checked on a
             CPU, through Triton's interpreter (``TRITON_INTERPRET=1``), and has not run on a GPU yet.
 
     Shapes: ``x [...]``, ``raw [..., size]`` with ``size`` of ``3 bins - 1`` for linear tails, ``3 bins + 1`` for
     circular ones and a box, ``3 bins + 5`` for affine ones.
 
-    Precision: a round trip in float32 costs a few units of rounding times
-    :math:`\max(|x|, |z|, \texttt{bound})\,(1 + 1 / g'(x))` for ``decode(encode(x))``; the other way round the slope
-    takes the place of its inverse.
+    Precision: in float32 the error of ``decode(encode(x))`` is a few units of rounding times
+    :math:`\max(|x|, |z|, \texttt{bound})\,(1 + 1 / g'(x))`; for ``encode(decode(z))``, replace :math:`1 / g'(x)` by
+    :math:`g'(x)`.
 
     Raises:
-        ValueError: if the tails are none of those, bins or bound are not positive, or a minimum leaves no room; for an
-            unknown kernel, and for the triton one with other tails, where numbers are no float32 or lie on a CPU.
-        ImportError: from the first call of the triton kernel, where Triton is not installed.
+        ValueError: if tails or kernel are unknown, ``bins`` is below 2, ``bound`` is not positive, or a minimum leaves
+            no room; with ``kernel="triton"`` also for other tails, for dtypes other than float32, and on a CPU.
+        ImportError: at the first call of the triton kernel, if Triton is not installed.
 
     Source: Durkan et al., Neural Spline Flows, 2019, arXiv:1906.04032; Gregory and Delbourgo, Piecewise rational
     quadratic interpolation to monotonic data, 1982; circles: Rezende et al., Normalizing Flows on Tori and Spheres,
@@ -87,8 +89,8 @@ class RationalQuadratic(Spline):
         check_slope(self, minimum_slope)
         if kernel not in ("eager", "triton") or (kernel == "triton" and tails != "linear"):
             raise ValueError(
-                f"RationalQuadratic(kernel={kernel!r}, tails={tails!r}): a kernel is 'eager', or 'triton', which knows "
-                f"linear tails alone; pass kernel='eager'."
+                f"RationalQuadratic(kernel={kernel!r}, tails={tails!r}): a kernel is 'eager', or 'triton' with linear "
+                f"tails; pass kernel='eager'."
             )
         self.minimum_slope, self.kernel = minimum_slope, kernel
         self._parts = [2 * bins, {"linear": bins - 1, "circular": bins}.get(tails, bins + 1), FRAME[tails]]
@@ -118,7 +120,7 @@ class RationalQuadratic(Spline):
         (width, height), (s0, s1) = size.unbind(), slopes.unbind()
         theta, delta = within(step / width), height / width
         share = delta / _denominator(theta, delta, s0, s1)
-        # De Casteljau's scheme: means of positive numbers, each as exact as its ends.
+        # De Casteljau's scheme: means of positive numbers, each as accurate as its ends.
         left = torch.lerp(s0, delta, theta)
         slope = torch.lerp(left, torch.lerp(delta, s1, theta), theta)
         return torch.addcmul(low, width * theta, left * share), torch.add(slope.log(), share.log(), alpha=2)
@@ -136,7 +138,7 @@ def _denominator(theta: Tensor, delta: Tensor, s0: Tensor, s1: Tensor) -> Tensor
 
 
 def solve(eta: Tensor, delta: Tensor, s0: Tensor, s1: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverts a bin of slopes ``s0``, ``s1`` and mean slope ``delta``: ``(theta, root of the discriminant)``."""
+    """Inverts a bin with slopes ``s0``, ``s1`` and mean slope ``delta``: ``(theta, root of the discriminant)``."""
     rest, twice = 1 - eta, 2 * delta
     up, down = twice * eta, twice * rest
     p = torch.addcmul(s0 * rest, s1, eta, value=-1)

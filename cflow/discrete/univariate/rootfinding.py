@@ -1,4 +1,4 @@
-"""Monotone functions inverted numerically: every entry at once, with derivatives of the inverse that are exact."""
+"""Numerical inverses of monotone functions: all entries at once, with exact derivatives of the inverse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch._higher_order_ops.while_loop import while_loop
 
 __all__ = ["invert"]
 
-# How many roundings of x or of 1 + |z| away from a root a gap that no longer falls is noise, and how many a solution
-# may be off before it is none.
+# In units of rounding of x or of 1 + |z|: a gap that no longer decreases within NOISE of a root is noise, and a point
+# farther than SLACK from a root is not a solution.
 NOISE, SLACK = 4.0, 1024.0
-# The size below which x is rounded no finer.
+# The rounding of x is counted as that of TINY for smaller |x|.
 TINY = 1e-3
 
 
@@ -31,34 +31,34 @@ def invert(
 ) -> tuple[Tensor, Tensor]:
     r"""Solves :math:`g(x) = z` for every entry by Newton's method inside a bracket: ``(x, log dx/dz)``.
 
-    The function rises, with a slope above zero. A side of the bracket that is not given is found by steps from the
-    start that grow eightfold until it is; nothing is ever clamped. Inside the bracket, a Newton step that
-    would leave it, or does not halve the step before the last, is replaced by a bisection.
+    The function must increase, with a positive slope. A missing side of the bracket is found by steps from the start,
+    each eight times as long as the last; no value is clamped. Inside the bracket, a bisection replaces a Newton step
+    that would leave it, or that is not at most half the step before the last.
 
-    A solution is off by rounding: that of x, or that of g divided by the slope. **An entry without a solution becomes
-    NaN**: where ``z`` is not finite, where ``g`` is NaN or does not reach it, where a bracket that was given does not
-    hold the root, where the iterations do not suffice.
+    The error of a solution is rounding: that of x, or that of g divided by the slope. **An entry without a solution
+    becomes NaN**: if ``z`` is not finite, ``g`` is NaN or does not reach ``z``, a bracket that was passed does not
+    contain the root, or the iterations do not suffice.
 
-    Derivatives are those of the implicit function, to third order, for ``z`` and for whatever ``function`` depends on,
-    parameters included. They come from two Newton steps taken on the graph from the solution :math:`x_*`, which do
-    not move it:
+    Derivatives are those of the implicit function, to third order, for ``z`` and for all that ``function`` depends on,
+    including parameters. They come from two Newton steps with a graph at the solution :math:`x_*`, which do not change
+    it:
 
     .. math:: x \leftarrow x - \frac{r - \operatorname{stop}(r)}{g'(x)}, \qquad r = g(x) - z
 
-    One such step, seen as a function of what ``g`` and ``z`` depend on, is right to first order only (it lacks the term
-    with :math:`g''`); a second doubles the order, as Newton's method does.
+    One such step, as a function of what ``g`` and ``z`` depend on, is right to first order only (it lacks the term
+    with :math:`g''`); a second step doubles the order, as Newton's method does.
 
     Args:
-        function: gives ``(g(x), log g'(x))`` like ``x``; entries do not know of one another. To be compiled, it must
-            not hold two views of one tensor.
-        z: the values wanted.
-        start: where to begin, like ``z``; inside the bracket.
-        low, high: points known to lie on either side of the root, or on it; infinite, or None, where none is known.
-        iterations: evaluations at most; 48 in float32 and 80 in float64 unless given.
+        function: returns ``(g(x), log g'(x))`` like ``x``; the result of an entry depends only on that entry. For
+            compilation it must not use two views of one tensor.
+        z: values of g.
+        start: first points, like ``z``, inside the bracket.
+        low, high: points below and above the root, or equal to it; infinite or None if unknown.
+        iterations: largest number of evaluations. Default: 48 in float32, 80 in float64.
 
-    Cost: one evaluation per iteration without a graph, then three with one. Newton's method takes 5 to 10; the hardest
-    of a million entries with raw numbers of deviation 10 took 34. On the CPU the loop ends once all entries have
-    converged; on other devices, and under ``torch.func``, all iterations are done and nothing is read.
+    Cost: one evaluation per iteration without a graph, then three with a graph. Newton's method takes 5 to 10; the
+    hardest of a million entries with raw numbers of deviation 10 took 34. On the CPU the loop ends when all entries
+    have converged; on other devices, and under ``torch.func``, it runs all iterations and reads no values.
     ``torch.compile`` compiles one iteration, as a loop.
 
     Source: safeguards after Press et al., Numerical Recipes, 2007, section 9.4 (rtsafe).
@@ -82,25 +82,25 @@ def invert(
 
 
 class _State(NamedTuple):
-    """What an iteration hands to the next, for every entry."""
+    """The state between two iterations, for every entry."""
 
     x: Tensor
     low: Tensor
     high: Tensor
-    best: Tensor  # the point with the least gap g(x) - z so far
+    best: Tensor  # the point with the smallest gap |g(x) - z| so far
     best_gap: Tensor
     best_step: Tensor
     before: Tensor  # the size of the step before the last
     last: Tensor
-    left: Tensor  # whether a point to the left of the root was seen
+    left: Tensor  # whether a point left of the root was evaluated
     right: Tensor
     done: Tensor
-    reach: Tensor  # a number: the least length of a step outside of a bracket
+    reach: Tensor  # a number: the smallest step without a bracket
 
 
 def _search(function, z: Tensor, start: Tensor, low, high, iterations: int) -> tuple[Tensor, Tensor]:
-    """Finds roots without a graph: ``(x, whether it is one)``."""
-    # Tensors of their own and of one layout, as a compiled loop wants.
+    """Finds roots without a graph: ``(x, whether x is a root)``."""
+    # Separate contiguous tensors, which a compiled loop needs.
     z, start = z.contiguous(), start.contiguous()
     far = lambda sign=1.0: torch.full_like(z, sign * math.inf)
     no = lambda: torch.zeros_like(z, dtype=torch.bool)
@@ -110,7 +110,7 @@ def _search(function, z: Tensor, start: Tensor, low, high, iterations: int) -> t
     )
     on_cpu = z.device.type == "cpu"
     if torch.compiler.is_compiling():
-        # On a device the condition is on the count alone, which the host keeps.
+        # On a device the condition is only the count, which is on the host.
         going = lambda i, *state: (i < iterations) & ~state[-2].all() if on_cpu else i < iterations
         body = lambda i, *state: (i + 1, *(each.contiguous() for each in _step(function, z, _State(*state))))
         count = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -118,10 +118,10 @@ def _search(function, z: Tensor, start: Tensor, low, high, iterations: int) -> t
     else:
         for _ in range(iterations):
             state = _step(function, z, state)
-            # Wrapped tensors (under vmap, say) cannot be asked.
+            # The values of wrapped tensors (under vmap, for example) cannot be read.
             if on_cpu and not is_functorch_wrapped_tensor(state.done) and bool(state.done.all()):
                 break
-    # A jump over z counts where both its sides were seen: a bracket that was merely given is no proof.
+    # A jump of g over z counts as a root only if both its sides were evaluated: a bracket that was passed may be wrong.
     width = SLACK * torch.finfo(z.dtype).eps * (1 + state.best.abs())
     closed = state.left & state.right & (state.high - state.low <= width)
     return state.best, (_near(state, z, SLACK) | closed) & state.best_gap.isfinite()
@@ -131,7 +131,7 @@ def _step(function, z: Tensor, state: _State) -> _State:
     x, low, high, best, best_gap, best_step, before, last, left, right, done, reach = state
     value, slope = function(x)
     gap = value - z
-    # Where both overflow, or the function is flat, there is no Newton step.
+    # Where both overflow, or the function is flat, the Newton step is infinite.
     newton = torch.where(gap == 0, 0.0, (-gap * (-slope).exp()).nan_to_num(math.inf, math.inf, -math.inf))
     better = gap.abs() < best_gap
     best, best_gap = torch.where(better, x, best), torch.where(better, gap.abs(), best_gap)
@@ -142,10 +142,10 @@ def _step(function, z: Tensor, state: _State) -> _State:
     settled = newton.abs() <= torch.finfo(z.dtype).eps * (TINY + x.abs())
     noise = ~better & last.isfinite() & _near(state, z, NOISE)
     done = done | settled | (high <= low) | noise
-    # Inside a bracket: Newton while it stays inside and converges, else bisection.
+    # Inside a bracket: Newton while it stays inside and converges, otherwise bisection.
     inside = (x + newton > low) & (x + newton < high) & (2 * newton.abs() <= before)
     inner = torch.where(inside, newton, 0.5 * low + 0.5 * high - x)
-    # Without one: twice Newton's step, so as to cross the root, between two lengths that grow.
+    # Without a bracket: twice the Newton step, to cross the root, limited by two lengths that grow.
     outer = -gap.sign() * (2 * newton.abs()).clamp(reach, 64 * reach)
     bracketed = low.isfinite() & high.isfinite()
     step = torch.where(bracketed, inner, outer)
@@ -155,6 +155,6 @@ def _step(function, z: Tensor, state: _State) -> _State:
 
 
 def _near(state: _State, z: Tensor, roundings: float) -> Tensor:
-    """Says which of the best points are within so many roundings of a root, in z or in x."""
+    """Returns which of the best points are within ``roundings`` units of rounding of a root, in z or in x."""
     tolerance = roundings * torch.finfo(z.dtype).eps
     return (state.best_gap <= tolerance * (1 + z.abs())) | (state.best_step <= tolerance * (TINY + state.best.abs()))

@@ -1,11 +1,12 @@
 """A fused kernel for the rational-quadratic spline: one pass over memory forward, one backward.
 
-Not yet run on a GPU: it has been checked on a CPU, through Triton's interpreter, against the eager arithmetic of
-:class:`~cflow.discrete.RationalQuadratic`. Until it has been measured there it is used only where it is asked for, by
+It has not run on a GPU yet: it has been checked on a CPU, through Triton's interpreter, against the eager arithmetic of
+:class:`~cflow.discrete.RationalQuadratic`. Until it has been measured on a GPU, it is used only with
 ``RationalQuadratic(kernel="triton")``.
 
-One program maps a block of entries. It reads each entry's ``3 bins - 1`` raw numbers once, keeps softmax, knots and
-slopes in registers, and writes two numbers; the backward pass reads the same again instead of having saved anything.
+One program maps a block of entries. It reads the ``3 bins - 1`` raw numbers of each entry once, keeps softmax, knots
+and slopes in registers, and writes two numbers. The backward pass reads the raw numbers again and needs no saved
+results.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ BLOCK = 128
 
 
 def available() -> bool:
-    """Says whether Triton can be imported."""
+    """Returns whether Triton can be imported."""
     return triton is not None
 
 
 def fused(family, value: Tensor, raw: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """Maps as ``family.encode`` does, or with ``inverse`` as ``family.decode``, in one kernel.
+    """Computes ``family.encode``, or with ``inverse`` ``family.decode``, in one kernel.
 
-    Gradients of first order only: for second derivatives, ``torch.func`` transforms, float64, other tails or a CPU, use
-    ``kernel="eager"``.
+    It has gradients of first order only. For second derivatives, ``torch.func`` transforms, float64, other tails or a
+    CPU, use ``kernel="eager"``.
 
-    Shapes: ``value [...]``, ``raw [..., 3 bins - 1]``, both float32 on a device that Triton knows.
+    Shapes: ``value [...]``, ``raw [..., 3 bins - 1]``, both float32 on a device that Triton supports.
 
     Raises:
-        ImportError: where Triton is not installed.
+        ImportError: if Triton is not installed.
         ValueError: for another dtype, a CPU (unless ``TRITON_INTERPRET=1`` was set before Triton was imported), tails
             other than ``"linear"``, or shapes that do not fit.
 
@@ -52,18 +53,18 @@ def fused(family, value: Tensor, raw: Tensor, *, inverse: bool = False) -> tuple
         )
     if value.dtype != torch.float32 or raw.dtype != torch.float32 or family.tails != "linear":
         raise ValueError(
-            f"RationalQuadratic(kernel='triton') of {value.dtype} and {raw.dtype}, tails={family.tails!r}: the kernel "
-            f"is for float32 and linear tails; set kernel='eager'."
+            f"RationalQuadratic(kernel='triton') of {value.dtype} and {raw.dtype}, tails={family.tails!r}: not float32 "
+            f"and linear tails; set kernel='eager'."
         )
     if value.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
-            "RationalQuadratic(kernel='triton') of tensors on a CPU: Triton compiles for GPUs; move the flow to one, "
-            "or set kernel='eager'."
+            "RationalQuadratic(kernel='triton') on a CPU: Triton compiles for GPUs; move the flow to a GPU, or set "
+            "kernel='eager'."
         )
     if raw.shape != (*value.shape, family.size):
         raise ValueError(
-            f"RationalQuadratic(kernel='triton') of value {list(value.shape)} and raw {list(raw.shape)}: one entry "
-            f"takes {family.size} raw numbers; pass raw of shape {[*value.shape, family.size]}."
+            f"RationalQuadratic(kernel='triton') of value {list(value.shape)} and raw {list(raw.shape)}: shapes do not "
+            f"fit; pass raw of shape {[*value.shape, family.size]}."
         )
     numbers = (family.bins, family.bound, family.minimum_bin, family.minimum_slope, inverse)
     return torch.ops.cflow.spline(value.contiguous(), raw.contiguous(), *numbers)
@@ -135,7 +136,7 @@ if triton is not None:
 
     @triton.jit
     def _shares(raw, row, rows, k, live, bins: tl.constexpr, first: tl.constexpr, minimum):
-        """Reads a row of raw numbers and gives its softmax, and shares of the box with their minimum."""
+        """Reads a row of raw numbers; returns its softmax, and lengths as shares of the box, at least ``minimum``."""
         numbers = tl.load(
             raw + row[:, None] * (3 * bins - 1) + first + k[None, :],
             mask=live[:, None] & (k[None, :] < bins),
@@ -149,7 +150,7 @@ if triton is not None:
 
     @triton.jit
     def _slope(raw, row, place, live, bins: tl.constexpr, minimum):
-        """Gives the slope at knot ``place`` and its derivative by the raw number; both ends are fixed."""
+        """Returns the slope at knot ``place`` and its derivative by the raw number; both ends are fixed."""
         inner = live & (place > 0) & (place < bins)
         number = tl.load(raw + row * (3 * bins - 1) + 2 * bins + place - 1, mask=inner, other=0.0)
         # log2(1 + 2 ** r) without overflow
@@ -160,7 +161,7 @@ if triton is not None:
 
     @triton.jit
     def _bin(value, wide, high, k, bound, bins: tl.constexpr, inverse: tl.constexpr):
-        """Finds the bin: knots below, its number, and on both sides its beginning and length."""
+        """Finds the bin: knots below, its index, and its start and length for data and latents."""
         inside = tl.minimum(tl.maximum(value, -bound), bound)
         ends = tl.cumsum(high if inverse else wide, 1)
         passed = (ends * (2 * bound) <= (inside + bound)[:, None]) & (k[None, :] < bins - 1)
@@ -174,7 +175,7 @@ if triton is not None:
 
     @triton.jit
     def _theta(inside, left, bottom, width, height, s0, s1, inverse: tl.constexpr):
-        """Gives the way through the bin, from data or from latents."""
+        """Returns the relative position in the bin, from data or from latents."""
         if inverse:
             delta = height / width
             eta = tl.minimum(tl.maximum((inside - bottom) / height, 0.0), 1.0)
@@ -279,7 +280,7 @@ if triton is not None:
         lane = live[:, None] & (k[None, :] < bins)
         tl.store(here, g_wide, mask=lane)
         tl.store(here + bins, g_high, mask=lane)
-        # Knot j is the j-th of the inner ones less one; each lane holds the gradient of its own.
+        # Lane k has the gradient of inner knot k + 1.
         g_s0, g_s1 = tl.where(outside, 0.0, g_s0 * d0), tl.where(outside, 0.0, g_s1 * d1)
         knot = k[None, :] + 1
         g_knot = tl.where(knot == index[:, None], g_s0[:, None], 0.0)

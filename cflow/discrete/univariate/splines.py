@@ -1,4 +1,4 @@
-"""Splines of first, second and third degree, on the same box and with the same tails as the rational-quadratic one."""
+"""Splines of degree one, two and three, with the box and the tails of the rational-quadratic one."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from cflow.registry import register
 __all__ = ["CubicSpline", "LinearSpline", "QuadraticSpline"]
 
 BOXES = ("linear", "box")
-# The smallest slope at a learned edge of a cubic, in units of the outer bin's.
+# The smallest slope at a learned edge of a cubic, in units of the mean slope of the outer bin.
 LEAST = 1e-3
-# Bracketed steps of the cubic's inverse, before the two with gradients.
+# Bracketed steps of the inverse of a cubic, before the two with gradients.
 STEPS = 3
 
 
 @register("discrete.LinearSpline")
 class LinearSpline(Spline):
-    r"""Maps a box onto itself by a straight line in each of ``bins`` bins of equal width: a histogram's density.
+    r"""Maps a box onto itself by a straight line in each of ``bins`` bins of equal width: the density of a histogram.
 
     .. math:: z = z_0 + (x - x_0)\, \delta, \qquad \frac{dz}{dx} = \delta = h / w
 
-    The density jumps at every knot, so maximum likelihood gives no gradient to where the knots would best lie; that is
-    why widths are not learned. Raw numbers: ``bins`` heights, by a softmax. With ``raw = 0``, the identity.
+    The density jumps at every knot, so maximum likelihood has no gradient for the positions of knots; therefore widths
+    are not learned. Raw numbers: ``bins`` heights, through a softmax. For ``raw = 0`` the function is the identity.
 
     Args:
         bins, bound, minimum_bin: see :class:`RationalQuadratic`.
-        tails: ``"linear"``, the identity outside, or ``"box"``, which goes on with the slopes of the last bins.
+        tails: ``"linear"``, the identity outside, or ``"box"``, which continues with the slopes of the outer bins.
 
     Shapes: ``x [...]``, ``raw [..., bins]``.
 
     Raises:
-        ValueError: if the tails are none of those, bins or bound are not positive, or the minimum leaves no room.
+        ValueError: if ``tails`` is unknown, ``bins`` is below 2, ``bound`` is not positive, or the minimum leaves no
+            room.
 
     Source: Müller et al., Neural Importance Sampling, 2018, arXiv:1808.03856.
 
@@ -69,7 +70,7 @@ class LinearSpline(Spline):
 class QuadraticSpline(Spline):
     r"""Maps a box onto itself by a parabola in each bin: a density that is linear between knots and has no jumps.
 
-    With the slopes :math:`s_0, s_1` at the ends of a bin of width :math:`w` and :math:`\theta` the way through it,
+    With the slopes :math:`s_0, s_1` at the ends of a bin of width :math:`w` and :math:`\theta = (x - x_0) / w`,
 
     .. math:: \frac{dz}{dx} = s(\theta) = s_0 (1 - \theta) + s_1 \theta, \qquad
         z = z_0 + (x - x_0)\, \frac{s_0 + s(\theta)}{2}
@@ -80,18 +81,21 @@ class QuadraticSpline(Spline):
         \eta = \frac{z - z_0}{h}, \quad h = w\, \frac{s_0 + s_1}{2}
 
     Heights follow from slopes, which are scaled so that heights fill the box; with linear tails the slopes at the
-    edges are one, and the inner ones are scaled to what they leave. Raw numbers: ``bins`` widths (by a softmax), then
-    slopes (by an exponential): inner knots for linear tails, all for a box. With ``raw = 0``, the identity.
+    edges are one, and the inner ones are scaled to fill the rest. Raw numbers: ``bins`` widths (through a softmax),
+    then slopes (through an exponential): inner knots for linear tails, all for a box. For ``raw = 0`` the function is
+    the identity.
 
     Args:
-        bins, bound, minimum_bin: see :class:`RationalQuadratic`; the minimum is one of widths.
+        bins, bound: see :class:`RationalQuadratic`.
         tails: ``"linear"`` or ``"box"``.
-        minimum_slope: the smallest slope.
+        minimum_bin: smallest width, as a fraction of the box.
+        minimum_slope: smallest slope.
 
-    Shapes: ``x [...]``, ``raw [..., size]``, ``size`` being ``2 bins - 1`` for linear tails, ``2 bins + 1`` for a box.
+    Shapes: ``x [...]``, ``raw [..., size]`` with ``size`` of ``2 bins - 1`` for linear tails, ``2 bins + 1`` for a box.
 
     Raises:
-        ValueError: if the tails are none of those, bins or bound are not positive, or a minimum leaves no room.
+        ValueError: if ``tails`` is unknown, ``bins`` is below 2, ``bound`` is not positive, or a minimum leaves no
+            room.
 
     Source: Müller et al., Neural Importance Sampling, 2018, arXiv:1808.03856.
 
@@ -123,7 +127,7 @@ class QuadraticSpline(Spline):
         return torch.stack((widths, heights))
 
     def _knots(self, rows, widths: Tensor) -> Tensor:
-        """Gives the slopes at all knots: a mean of what fills the box whatever the widths, and of learned ones."""
+        """Returns the slopes at all knots, scaled so that the heights fill the box for the given widths."""
         share = rows[1].softmax(0)
         if self.tails == "linear":
             room = (widths[1:] + widths[:-1]) / 2
@@ -153,33 +157,34 @@ class QuadraticSpline(Spline):
 
 @register("discrete.CubicSpline")
 class CubicSpline(Spline):
-    r"""Maps a box onto itself by a cubic in each bin: Steffen's monotone interpolation, a density that is a parabola.
+    r"""Maps a box onto itself by a cubic in each bin (Steffen's monotone interpolation); the density is a parabola.
 
-    With the ends' slopes in units of the bin's own, :math:`a = s_0 / \delta, b = s_1 / \delta`, and :math:`\theta` the
-    way through the bin,
+    With the slopes at the ends in units of the mean slope, :math:`a = s_0 / \delta, b = s_1 / \delta`, and
+    :math:`\theta = (x - x_0) / w`,
 
     .. math:: z = z_0 + h\, \theta \bigl(a + \theta (3 - 2 a - b + \theta (a + b - 2))\bigr), \qquad
         \frac{dz}{dx} = \delta \bigl(a (1 - \theta)^2 + 2 (3 - a - b) \theta (1 - \theta) + b \theta^2\bigr)
 
     Slopes at inner knots follow from the neighbouring bins, :math:`s = \min(2 \delta_-, 2 \delta_+, (\delta_- w_+ +
-    \delta_+ w_-) / (w_- + w_+))`. At the edges of a box they are learned, between none and three times the bin's mean
-    slope; with linear tails they are one, or three times the mean slope of an outer bin where that is less (only there
-    does the density jump at the edge). Raw numbers: ``bins`` widths, ``bins`` heights (by a softmax each), and the two
-    slopes of a box. With ``raw = 0``, the identity.
+    \delta_+ w_-) / (w_- + w_+))`. At the edges of a box they are learned, between zero and three times the mean slope
+    of the bin; with linear tails they are one, or three times the mean slope of an outer bin where that is less (only
+    then does the density jump at the edge). Raw numbers: ``bins`` widths, ``bins`` heights (through a softmax each),
+    and the two slopes of a box. For ``raw = 0`` the function is the identity.
 
-    The inverse starts from the rational-quadratic curve of the same slopes, which is close, never degenerate and solved
-    in closed form, and takes a fixed number of bracketed steps by Laguerre's method; two of Newton's carry the
-    gradients and make them exact to third order. (Formulas by cosines or roots lose all digits where the cubic is
-    nearly a parabola or a line.)
+    ``decode`` starts from the rational-quadratic curve with the same slopes, which is close, never degenerate and
+    inverted in closed form. It takes a fixed number of bracketed steps of Laguerre's method, then two Newton steps with
+    a graph, which make gradients exact to third order. (Formulas with cosines or roots lose all digits where the cubic
+    is nearly a parabola or a line.)
 
     Args:
         bins, bound, minimum_bin: see :class:`RationalQuadratic`.
         tails: ``"linear"`` or ``"box"``.
 
-    Shapes: ``x [...]``, ``raw [..., size]``, ``size`` being ``2 bins`` for linear tails and ``2 bins + 2`` for a box.
+    Shapes: ``x [...]``, ``raw [..., size]`` with ``size`` of ``2 bins`` for linear tails, ``2 bins + 2`` for a box.
 
     Raises:
-        ValueError: if the tails are none of those, bins or bound are not positive, or the minimum leaves no room.
+        ValueError: if ``tails`` is unknown, ``bins`` is below 2, ``bound`` is not positive, or the minimum leaves no
+            room.
 
     Source: Durkan et al., Cubic-Spline Flows, 2019, arXiv:1906.02145; Steffen, A simple method for monotonic
     interpolation in one dimension, 1990.
@@ -208,7 +213,7 @@ class CubicSpline(Spline):
         if self.tails == "linear":
             edges = (3 * mean[1]).clamp(max=1.0).expand(2, *mean.shape[1:])
         else:
-            # Half of what one slope leaves of three: with this the sigmoid starts at a slope of one.
+            # With this shift the sigmoid starts at a slope of one.
             share = torch.sigmoid(rows[1] + math.log((1 - LEAST) / 2))
             edges = mean[1] * affine(share, 3 - LEAST, LEAST)
         low, high = mean[:-1], mean[1:]
@@ -238,13 +243,13 @@ def _cubic(theta: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _rise(theta: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Gives the derivative of the cubic, whose only term that may be negative is the middle one."""
+    """Computes the derivative of the cubic; only its middle term may be negative."""
     rest = 1 - theta
     return a * rest.square() + 2 * (3 - a - b) * theta * rest + b * theta.square()
 
 
 def _root(eta: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Solves the cubic for ``eta`` by Laguerre's steps, of third order and good far from the root, within a bracket."""
+    """Solves the cubic for ``eta`` within a bracket by Laguerre's method: order three, and robust far from the root."""
     theta, _ = solve(eta, torch.ones_like(eta), a, b)
     left, right = torch.zeros_like(eta), torch.ones_like(eta)
     for _ in range(STEPS):
