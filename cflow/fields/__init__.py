@@ -1,4 +1,4 @@
-"""Networks for vector fields: ``field(t, x, context=None, *, s=None) -> like x``, and what they are built from."""
+"""Networks for vector fields, called as ``field(t, x, context=None, *, s=None) -> like x``, and their parts."""
 
 from cflow.fields.adapt import Adapted
 from cflow.fields.base import NULL, Field

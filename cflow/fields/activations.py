@@ -1,4 +1,4 @@
-"""Smooth activations, by name, and their derivatives."""
+"""Smooth activations by name, and their derivatives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 __all__ = ["ACTIVATIONS", "value_and_slope"]
 
-# Where torch's softplus goes over to the identity: its own 20 is a kink of 2e-9, which float64 sees.
+# Above this softplus is the identity. torch's default of 20 makes a kink of 2e-9, which is visible in float64.
 THRESHOLD = 40
 
-# All smooth: divergences differentiate the field once, training through them twice.
+# All are smooth: a divergence differentiates the field once, and training through it twice.
 ACTIVATIONS = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -27,8 +27,8 @@ ACTIVATIONS = {
 def value_and_slope(activation: str, a: Tensor) -> tuple[Tensor, Tensor]:
     """Computes an activation and its derivative, entry by entry.
 
-    Shapes: ``a`` of any shape -> two tensors of that shape: the value in the dtype of ``a``, the derivative in float32
-    at least. Both are differentiable. Cost: two to eight elementwise operations.
+    Shapes: ``a`` of any shape -> two tensors of this shape: the value in the dtype of ``a``, and the derivative in
+    float32 or better. Both are differentiable. Cost: two to eight elementwise operations.
 
     Example:
         >>> value_and_slope("tanh", torch.zeros(1))

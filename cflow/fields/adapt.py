@@ -1,4 +1,4 @@
-"""Somebody else's network as a field."""
+"""An adapter that makes a field from any network."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ __all__ = ["Adapted"]
 
 @register("fields.Adapted")
 class Adapted(Field):
-    """Adapts a foreign network to the contract of a field, in one line.
+    """Wraps any network as a field, in one line.
 
-    ``call(network, t, x, context)`` says how the network is called; it always gets ``t`` as ``[B]``. A function
-    cannot be saved: for a field that can, derive from :class:`Field`, write the call into ``forward``, and mark the
-    class with ``@cflow.register``.
+    The function ``call(network, t, x, context)`` calls the network; it always receives ``t`` as ``[B]``. A function
+    cannot be saved. For a field that can be saved, derive a class from :class:`Field`, write the call in its
+    ``forward``, and register it with ``@cflow.register``.
 
     Args:
-        network: the foreign module; its parameters are the field's.
-        call: ``call(network, t, x, context) -> like x``.
+        network: the module; its parameters become parameters of the field.
+        call: a function ``call(network, t, x, context) -> like x``.
         event_shape: the shape of one sample.
-        context_shape: the shape of one context; None where the network takes none.
-        null: the context of "no condition": a number, or a tensor of shape ``context_shape``.
-        outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event_shape]`` for more than one.
+        context_shape: the shape of one context; None for an unconditional network.
+        null: the context that means "no condition": a number, or a tensor of shape ``context_shape``.
+        outputs: how many tensors like ``x`` the network returns; its result is ``[B, outputs, *event_shape]`` for more
+            than one.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; context ``[B, *context_shape]`` -> like ``x``.
 
     Raises:
-        ValueError: if the network's result is not shaped like ``x``, or ``null`` does not fit ``context_shape``.
+        ValueError: if the network's result has the wrong shape, or ``null`` does not fit ``context_shape``.
 
     Example:
         >>> network = nn.Linear(3, 2)
@@ -55,13 +56,13 @@ class Adapted(Field):
         super().__init__(event_shape, context_shape)
         if null is not None and self.context_shape is None:
             raise ValueError(
-                "Adapted(null=...) without context_shape: an unconditional network has no condition to leave out; "
-                "pass context_shape=... too, or leave null out."
+                "Adapted(null=...) without context_shape: an unconditional network has no null context; pass "
+                "context_shape=... too, or omit null."
             )
         if isinstance(null, Tensor) and null.shape not in (torch.Size(()), self.context_shape):
             raise ValueError(
-                f"Adapted(null of shape {list(null.shape)}): the context of this network has shape "
-                f"{tuple(self.context_shape)}; pass a number, or a tensor of that shape."
+                f"Adapted(null of shape {list(null.shape)}): context_shape is {tuple(self.context_shape)}; pass a "
+                f"number, or a tensor of this shape."
             )
         check_outputs("Adapted", outputs)
         self.network, self.call, self.outputs = network, call, outputs
@@ -76,20 +77,19 @@ class Adapted(Field):
         wanted = x.shape if self.outputs == 1 else (x.shape[0], self.outputs, *self.event_shape)
         if result.shape != wanted:
             raise ValueError(
-                f"Adapted(outputs={self.outputs}): the network gave a result of shape {list(result.shape)} for x of "
-                f"shape {list(x.shape)}, but a field gives one value per entry of x and head, {list(wanted)}; select "
-                f"or reshape its result in call."
+                f"Adapted(outputs={self.outputs}): the network returned shape {list(result.shape)} for x of shape "
+                f"{list(x.shape)}, not {list(wanted)}; select or reshape its result in call."
             )
         return result.to(x.dtype)
 
     def null_context(self, context: Tensor) -> Tensor:
-        """Gives a context of the same shape that means "no condition": ``null``, repeated for every row."""
+        """Returns a context that means "no condition", shaped like ``context``: ``null``, repeated for every row."""
         if self.context_shape is None:
             return super().null_context(context)
         if self.null is None:
             raise ValueError(
-                'Adapted.null_context: this network does not say what context means "no condition"; '
-                "build it with Adapted(..., null=...), a number or a tensor of shape context_shape."
+                'Adapted.null_context: this network has no context for "no condition"; build it with '
+                "Adapted(..., null=...)."
             )
         if not isinstance(self.null, Tensor):
             return torch.full_like(context, self.null)

@@ -1,4 +1,4 @@
-"""FFJORD's network: layers that time and condition gate and shift, with a trace in closed form."""
+"""FFJORD's network: time and condition gate and shift every layer, and the trace has a closed form."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ EMBEDDING = 32  # width of an embedded condition
 
 @register("fields.ConcatSquash")
 class ConcatSquash(Field):
-    r"""Computes a vector field by concat-squash layers, the network of FFJORD's experiments on tables and toys.
+    r"""Computes a vector field with concat-squash layers, the network of FFJORD's experiments on tables and toys.
 
     .. math:: h_{l+1} = \operatorname{act}\bigl(\sigma(g_l) \odot (W_l h_l + b_l) + \beta_l\bigr), \qquad
         v = W_{n+1} (\sigma(g_{n+1}) \odot h_{n+1}) + \beta_{n+1}
 
-    with gates :math:`g` and shifts :math:`\beta` linear in the time and in the embedded condition. Where the time is
-    shared by the batch and there is no condition they are computed once, as one row. The last gate multiplies what
-    enters the last layer, where the paper's code multiplies what leaves it: so the trace stays one product when every
-    sample has a time or a condition of its own. The last layer starts at zero, so an untrained field stands still.
+    Gates :math:`g` and shifts :math:`\beta` are linear in the time and in the embedded condition. They are computed
+    once, as one row, if all samples share the time and there is no condition. The last gate multiplies the input of the
+    last layer (in the paper's code, its output), so the trace is one product also when samples have different times or
+    conditions. The last layer starts at zero, so an untrained field is zero.
 
     Args:
-        features: the length of an event.
+        features: the number of entries of one sample.
         hidden: the width of every hidden layer.
         context: the width of a continuous context vector; 0 for none.
-        classes: the number of class labels, where the context is a label; 0 for none.
+        classes: the number of class labels, if the context is a label; 0 for none.
         activation: one of silu, gelu, tanh, softplus, mish.
-        autonomous: leaves the time out. Without a condition nothing is left to gate: a plain multilayer perceptron.
-        skip: adds a linear map of x, which starts at zero.
+        autonomous: whether to omit the time. Without a condition too, the network is a plain multilayer perceptron.
+        skip: whether to add a linear map of x, which starts at zero.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, features]``; context ``[B, context]``, or labels ``[B]``
     -> ``[B, features]``.
 
-    Cost: three operations per hidden layer. The divergence is known in closed form (``divergence.Analytic``): with one
-    or two hidden layers it costs at most about as much as the field, with more it needs tangents (``features`` at
-    most).
+    Cost: three operations per hidden layer. The divergence has a closed form (``divergence.Analytic``). With one or two
+    hidden layers it costs at most about as much as the field; with more it needs at most ``features`` tangents.
 
     Raises:
-        ValueError: if a width is not positive, the activation is unknown, or both kinds of context are asked for.
+        ValueError: if a width is not positive, the activation is unknown, or both ``context`` and ``classes`` are set.
 
     Source: Grathwohl et al., FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, 2018,
     arXiv:1810.01367, appendix B.1, for the network.
@@ -75,13 +74,12 @@ class ConcatSquash(Field):
         hidden = widths_of("ConcatSquash", "hidden", hidden)
         if features < 1 or not hidden or min(hidden) < 1:
             raise ValueError(
-                f"ConcatSquash(features={features}, hidden={hidden}): an event has at least one feature, and a network "
-                f"at least one hidden layer of positive width; pass for example ConcatSquash(2, hidden=(64, 64))."
+                f"ConcatSquash(features={features}, hidden={hidden}): sizes must be positive, with at least one hidden "
+                f"layer; pass for example ConcatSquash(2)."
             )
         if activation not in ACTIVATIONS:
             raise ValueError(
-                f"ConcatSquash(activation={activation!r}): not a smooth activation known here; pass one of "
-                f"{', '.join(ACTIVATIONS)}."
+                f"ConcatSquash(activation={activation!r}): unknown activation; pass one of {', '.join(ACTIVATIONS)}."
             )
         check_condition("ConcatSquash", classes, context)
         super().__init__((features,), () if classes else (context,) if context else None)
@@ -91,7 +89,7 @@ class ConcatSquash(Field):
         self.act = ACTIVATIONS[activation]()
         conditional, gated = bool(classes or context), bool(classes or context or not autonomous)
         self.output = nn.Linear(hidden[-1], features, bias=not gated)
-        # What gates and shifts every layer: of the hidden ones and of what enters and leaves the last.
+        # Gates of the hidden layers and of the last layer's input; shifts of the hidden layers and of its output.
         self.widths = [*hidden, hidden[-1], *hidden, features]
         self.time = None if autonomous else nn.Linear(1, sum(self.widths))
         self.embedding = ContextEmbedding(EMBEDDING, classes=classes, context=context) if conditional else None
@@ -111,7 +109,7 @@ class ConcatSquash(Field):
         return self._leave(x, h, last)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the field and its divergence in closed form: the trace of the weights with slopes between them."""
+        """Computes the field and its divergence in closed form, from its weights and the slopes of its activations."""
         t = self.check(t, x, context)
         h, slopes = x.to(self.output.weight.dtype), []
         *layers, last = self._gates(t, context)
@@ -127,7 +125,7 @@ class ConcatSquash(Field):
         return self._leave(x, h, last), trace
 
     def _gates(self, t: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor] | None]:
-        """Gives gate and shift of every layer, the last one included: a row, or one per sample; None without any."""
+        """Returns gate and shift of every layer, as one row or one per sample; None if there are no gates."""
         condition = None if self.condition is None else self.condition(self.embedding(context))
         if self.time is not None:
             time = self.time(shared_time(t).unsqueeze(-1).to(self.time.weight.dtype))
@@ -140,7 +138,7 @@ class ConcatSquash(Field):
         return list(zip(gates, shifts))
 
     def _leave(self, x: Tensor, h: Tensor, last: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Applies the last layer, whose gate multiplies what enters it, and adds the straight way."""
+        """Applies the last layer, whose gate multiplies its input, and adds the linear map of x."""
         v = self.output(h) if last is None else self.output(h * last[0]) + last[1]
         return (v if self.straight is None else v + self.straight(x.to(h.dtype))).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""The contract of a field: what the package reads from it, with defaults, and a view of networks that lack some."""
+"""The contract of a field: its attributes and methods with defaults, and a view of networks without them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["FieldContract", "Forwarding", "as_field", "no_closed_form"]
 
 
 class FieldContract:
-    """Declares all that the package reads from a field beside calling it.
+    """Declares the attributes and methods that the package reads from a field, with their defaults.
 
     Networks derive from :class:`cflow.fields.Field`, wrappers of a field from :class:`cflow.fields.FieldWrapper`, and
-    callables that are not modules from this class. Code that is given a field by a user reads ``as_field(field)``.
+    callables that are not modules from this class. Code that receives a field from a user reads ``as_field(field)``.
 
     Attributes:
-        event_shape: the shape of one sample; ``...`` where the field does not say.
-        context_shape: the shape of one context, ``()`` for class labels, None for an unconditional field, a dict for a
-            context of several parts; ``...`` where the field does not say.
-        outputs: how many tensors are returned: 1 is a tensor like ``x``, more are ``[B, outputs, *event_shape]``, for
-            paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` where the field does not say.
-        classes: how many class labels there are; 0 where the context is not a label.
-        two_times: whether the field reads ``s``, and gives the average velocity from ``t`` to ``s``.
-        interval: the times at which the field may be evaluated, from the first to the second.
-        converts: whether this is a velocity that a path makes of what a network predicts (its noise, its score).
+        event_shape: the shape of one sample; ``...`` if it is not declared.
+        context_shape: the shape of one context: ``()`` for class labels, None for an unconditional field, a dict for a
+            context of several parts; ``...`` if it is not declared.
+        outputs: the number of returned tensors: 1 is a tensor like ``x``; more are ``[B, outputs, *event_shape]``, for
+            paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` if it is not declared.
+        classes: the number of class labels; 0 if the context is not a label.
+        two_times: whether the field reads ``s`` and returns the average velocity from ``t`` to ``s``.
+        interval: the first and the last time at which the field may be evaluated.
+        converts: whether this field is the velocity that a path computes from a network's prediction (noise, score).
 
     Example:
         >>> class Shrink(FieldContract):
@@ -48,29 +48,30 @@ class FieldContract:
     converts: bool = False
 
     def null_context(self, context: Tensor) -> Tensor:
-        """Gives a context of the same shape that means "no condition".
+        """Returns a context that means "no condition", shaped like ``context``.
 
         Raises:
-            ValueError: where the field does not say what means that.
+            ValueError: if the field does not define such a context.
         """
         raise ValueError(
-            f'{_name(self)}.null_context: this network does not say what context means "no condition"; give it '
-            f"a method null_context(context), or wrap it as fields.Adapted(..., null=...)."
+            f'{_name(self)}.null_context: this network has no context for "no condition"; add a method '
+            f"null_context(context), or wrap it as fields.Adapted(..., null=...)."
         )
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes ``(v, divergence)``: the value of a call, and the trace of its Jacobian in x, in closed form.
+        """Computes ``(v, divergence)`` in closed form: the value of ``field(t, x, context)``, and its divergence in x.
 
-        Shapes: the divergence is ``[B]``, in float32 at least. Both are differentiable.
+        Shapes: those of a call; the divergence (the trace of the Jacobian) is ``[B]``, in float32 or better. Both are
+        differentiable.
 
         Raises:
-            TypeError: where no closed form is known.
+            TypeError: if there is no closed form.
         """
-        reason = "it has no method value_and_divergence, or replaced the forward that it belongs to"
+        reason = "it has no method value_and_divergence for its forward"
         raise no_closed_form(_name(self), reason)
 
     def with_two_times(self):
-        """Builds the same network with a second time to read and the same weights; see ``fields.two_times``."""
+        """Builds the same network with a second time input and the same weights; see ``fields.two_times``."""
         return _rebuilt_for_two_times(self)
 
 
@@ -92,11 +93,11 @@ class Forwarding(FieldContract):
     converts = _forwarded("converts")
 
     def null_context(self, context: Tensor) -> Tensor:
-        """Gives the inner field's context of "no condition"."""
+        """Returns the inner field's context that means "no condition", shaped like ``context``."""
         return as_field(self.field).null_context(context)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the inner field's value and divergence in closed form."""
+        """Computes the inner field's value and divergence in closed form, at ``(t, x, context)``."""
         return as_field(self.field).value_and_divergence(t, x, context)
 
     def with_two_times(self):
@@ -104,18 +105,20 @@ class Forwarding(FieldContract):
         new = registry.replace(self, field=as_field(self.field).with_two_times())
         if not new.two_times:
             raise TypeError(
-                f"two_times({type(self).__name__}): this wrapper reads one time whatever is inside it; give two times "
-                f"to the field inside, before it is wrapped."
+                f"two_times({type(self).__name__}): this wrapper reads one time; apply two_times to the field inside, "
+                f"then wrap it."
             )
         return new
 
 
 def as_field(network: Any) -> FieldContract:
-    """Returns an object with the whole contract: the field itself, or a view of a foreign network.
+    """Returns an object with the whole contract: the field itself, or a view of another network.
 
-    The view holds nothing of its own: the network stays the module that it is, with its
-    names in ``state_dict`` and in saved files. What the network declares by the names of :class:`FieldContract` is
-    read from it, the rest has the defaults there. No other place probes for attributes.
+    The view reads the attributes and methods of :class:`FieldContract` that the network has, and uses the defaults for
+    the rest. It has no state, so names in ``state_dict`` and in saved files stay those of the network.
+
+    Args:
+        network: a field, or any network or function that is called as ``network(t, x)`` or ``network(t, x, context)``.
 
     Example:
         >>> import torch
@@ -131,9 +134,9 @@ class _Foreign(FieldContract):
     def __init__(self, network: Callable):
         self.network = network
         for name in ("event_shape", "context_shape", "outputs", "classes", "two_times", "interval", "converts"):
-            said = getattr(network, name, getattr(self, name))
-            if said is not None or name == "context_shape":  # None has a meaning for the last alone
-                setattr(self, name, said)
+            declared = getattr(network, name, getattr(self, name))
+            if declared is not None or name == "context_shape":  # only context_shape may be None
+                setattr(self, name, declared)
         for name in ("null_context", "value_and_divergence", "with_two_times"):
             if (method := getattr(network, name, None)) is not None:
                 setattr(self, name, method)
@@ -146,10 +149,10 @@ class _Foreign(FieldContract):
 
 
 def no_closed_form(name: str, reason: str) -> TypeError:
-    """Makes the error for what has no divergence in closed form."""
+    """Returns the error for a field without a divergence in closed form."""
     return TypeError(
-        f"divergence.Analytic: {name} gives no divergence in closed form ({reason}); take divergence.Exact() or "
-        f"divergence.Hutchinson(), or a field with that method, such as fields.MLP."
+        f"divergence.Analytic: {name} has no divergence in closed form ({reason}); use divergence.Exact(), "
+        f"divergence.Hutchinson(), or another field such as fields.MLP."
     )
 
 
@@ -159,15 +162,12 @@ def _name(field: FieldContract) -> str:
 
 
 def _rebuilt_for_two_times(network: Any):
-    """Builds a network anew with ``two_times=True`` and the weights that it has; what is new starts at zero."""
+    """Builds a network again with ``two_times=True`` and the same weights; new weights start at zero."""
     name, arguments = type(network).__name__, registry.configuration(network)
     if "two_times" not in arguments:
-        raise TypeError(
-            f"two_times({name}): this network has no option two_times; use fields.MLP, UNet, DiT or "
-            f"MMDiT, or write a field with one."
-        )
+        raise TypeError(f"two_times({name}): this network has no option two_times; use fields.MLP, UNet, DiT or MMDiT.")
     if arguments["two_times"]:
-        raise ValueError(f"two_times({name}): this field reads two times already; use it as it is.")
+        raise ValueError(f"two_times({name}): this field already reads two times; use it unchanged.")
     reference = next(network.parameters())
     new = registry.build(type(network), {**arguments, "two_times": True}).to(reference.device, reference.dtype)
     missing, unexpected = new.load_state_dict(network.state_dict(), strict=False)

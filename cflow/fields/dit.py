@@ -1,4 +1,4 @@
-"""The transformer on images: patches as tokens, modulated by time and condition."""
+"""A transformer on images: patches are tokens, and time and condition modulate them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["DiT"]
 
 
 class Block(nn.Module):
-    """Adds self-attention and a network of two layers to tokens; both start as nothing."""
+    """Adds self-attention and a network of two layers to tokens; both start at zero."""
 
     def __init__(self, width: int, heads: int, ratio: int):
         super().__init__()
@@ -49,36 +49,37 @@ class Block(nn.Module):
 
 @register("fields.DiT")
 class DiT(Field):
-    r"""Computes a vector field on images by a transformer on patches (diffusion transformer, adaLN-zero).
+    r"""Computes a vector field on images with a transformer on patches (diffusion transformer, adaLN-zero).
 
     An image becomes tokens, one for each ``patch`` times ``patch`` pixels. Every block adds self-attention and a
-    network of two layers; the embedding of time and condition shifts and scales what they read and gates what they add.
-    Gates and the last layer start at zero, so an untrained field stands still. Queries and keys are normalised.
+    network of two layers. The embedding of time and condition shifts and scales their inputs and gates their outputs.
+    Gates and the last layer start at zero, so an untrained field is zero. Queries and keys are normalised.
 
     Args:
-        channels: how many an image has.
-        size: its side in pixels, or ``(height, width)``.
-        patch: the side of a patch, which divides the sides.
-        width: of a token, a multiple of ``4 * heads``.
-        depth: how many blocks.
-        heads: of every attention.
+        channels: the number of channels of an image.
+        size: the side of an image in pixels, or ``(height, width)``.
+        patch: the side of a patch in pixels, a divisor of the sides.
+        width: the width of a token, a multiple of ``4 * heads``.
+        depth: the number of blocks.
+        heads: the number of heads of every attention.
         ratio: the hidden width of a block's network, in units of ``width``.
-        classes: the number of class labels, where the context is a label; 0 for none.
+        classes: the number of class labels, if the context is a label; 0 for none.
         context: the width of a continuous context vector; 0 for none.
-        positions: ``"rope"`` turns queries and keys by their row and column; ``"sincos"`` adds sines and cosines of
-            them to the tokens.
-        two_times: whether the field also reads ``s`` and gives the average velocity between the two times (and the
-            velocity itself where ``s`` is left out). Weights of a field of one time fit: what is new starts at zero.
-        outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event]`` where there is more than one.
+        positions: ``"rope"`` rotates queries and keys by their row and column; ``"sincos"`` adds sines and cosines of
+            row and column to the tokens.
+        two_times: whether the field also reads ``s`` and returns the average velocity between the two times, or the
+            velocity if ``s`` is omitted. Weights of a field of one time fit; the new weights start at zero.
+        outputs: how many tensors like ``x`` the network returns; ``[B, outputs, *event]`` for more than one.
 
     Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, height, width]``; labels ``[B]`` or context
     ``[B, context]`` -> like ``x``.
 
     Cost: ``depth`` attentions between all tokens. ``DiT(3, 32, patch=2, width=384, depth=12, heads=6)`` has 32.5 M
-    parameters. While ``x`` or a time is differentiated, attention holds its weights; else the fused kernels hold none.
+    parameters. Attention stores its weights only while ``x`` or a time is differentiated; otherwise it uses fused
+    kernels, which store none.
 
     Raises:
-        ValueError: if the sizes do not fit together; says which.
+        ValueError: if the sizes do not fit together.
 
     Source: Peebles and Xie, Scalable Diffusion Models with Transformers, 2022, arXiv:2212.09748; Su et al., RoFormer,
     2021, arXiv:2104.09864.

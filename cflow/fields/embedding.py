@@ -1,4 +1,4 @@
-"""How a network reads the time and the condition."""
+"""Embeddings of the time and of the condition."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["ContextEmbedding", "SinusoidalTime", "SpanEmbedding", "forward_mode"
 
 
 def forward_mode() -> bool:
-    """Returns whether forward-mode differentiation is under way (for any tensor: a batched one cannot be asked)."""
+    """Returns whether forward-mode differentiation is active (for any tensor; under vmap a tensor does not show it)."""
     return forward_ad._current_level >= 0
 
 
 def shared_time(t: Tensor) -> Tensor:
-    """Gives a time as ``[1]`` where all samples share it (0-dim or expanded from one number), else as it is.
+    """Returns a time as ``[1]`` if all samples share it (0-dim, or expanded from one number), otherwise unchanged.
 
-    Looks at strides only, never at values. A time that is being differentiated keeps its rows: their derivatives
-    may differ where their values do not.
+    It reads strides, never values. A time that is differentiated keeps its rows, since equal times may have different
+    derivatives.
     """
     if t.dim() == 0:
         return t.unsqueeze(0)
@@ -35,15 +35,20 @@ def shared_time(t: Tensor) -> Tensor:
 
 @register("fields.SinusoidalTime")
 class SinusoidalTime(nn.Module):
-    r"""Computes sines and cosines of the time, at frequencies spread evenly in logarithm.
+    r"""Computes sines and cosines of the time, at frequencies that are evenly spaced in logarithm.
 
     .. math:: e_j(t) = \sin(\omega_j t), \quad e_{j + w/2}(t) = \cos(\omega_j t), \quad
         \omega_j = \omega_{\min} (\omega_{\max} / \omega_{\min})^{j / (w/2 - 1)}
 
-    Computed in float32 or better whatever the dtype of the network: a time in bf16 has three digits, too few for a
-    high frequency. Frequencies are rounded to eight bits once, so moving a module between dtypes never changes them.
+    The computation is in float32 or better for every dtype of the network, since a time in bf16 has only three digits.
+    Frequencies are rounded to eight bits once, so a change of dtype does not change them.
 
-    Shapes: ``t`` ``[B]`` -> ``[B, width]``, in ``dtype`` (default: the dtype of the module's buffer).
+    Args:
+        width: the number of sines and cosines, an even number of 4 or more.
+        lowest: the lowest frequency :math:`\omega_{\min}`, in radians per unit of time.
+        highest: the highest frequency :math:`\omega_{\max}`.
+
+    Shapes: ``t`` ``[B]`` -> ``[B, width]``.
 
     Cost: two elementwise operations.
 
@@ -61,22 +66,23 @@ class SinusoidalTime(nn.Module):
         super().__init__()
         if width < 4 or width % 2:
             raise ValueError(
-                f"SinusoidalTime(width={width}): sines and cosines come in pairs, and at least two frequencies are "
-                f"spread between lowest and highest; pass an even width of 4 or more."
+                f"SinusoidalTime(width={width}): sines and cosines come in two or more pairs; pass an even width "
+                f"of 4 or more."
             )
         if not 0 < lowest < highest:
             raise ValueError(
-                f"SinusoidalTime(lowest={lowest}, highest={highest}): frequencies are spread in logarithm from the "
-                f"lowest to the highest; pass 0 < lowest < highest."
+                f"SinusoidalTime(lowest={lowest}, highest={highest}): frequencies must be positive and increase; pass "
+                f"0 < lowest < highest."
             )
         self.width, self.lowest, self.highest = width, lowest, highest
         ladder = torch.linspace(math.log(lowest), math.log(highest), width // 2, dtype=torch.float64).exp()
         ladder = ladder.to(torch.bfloat16).to(torch.get_default_dtype())
         self.register_buffer("frequencies", ladder.repeat(2), persistent=False)
-        # A quarter turn makes a cosine of a sine: one operation for both. Applied as a sign, it survives any dtype.
+        # A shift by a quarter turn changes sine to cosine. It is stored as 0 or 1, which every dtype represents.
         self.register_buffer("quarters", torch.arange(width).ge(width // 2).to(ladder), persistent=False)
 
     def forward(self, t: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Computes the embedding of ``t`` in ``dtype``; default: the dtype of the module's buffers."""
         network = self.frequencies.dtype
         precise = torch.promote_types(torch.promote_types(t.dtype, network), torch.float32)
         with torch.autocast(t.device.type, enabled=False):
@@ -87,12 +93,10 @@ class SinusoidalTime(nn.Module):
 
 
 class SpanEmbedding(nn.Module):
-    """Embeds the length of the step from ``t`` to ``s``, for fields of two times; added to the embedding of ``t``.
+    """Embeds the length of the step from ``t`` to ``s``, for fields of two times.
 
-    A step of no length, ``s = t``, is what ``s=None`` means.
-
-    It starts at zero, as if the step had no length: a network of one time that is given this part and nothing else
-    computes what it did, so its weights are the start of a network of two (:func:`cflow.fields.two_times`).
+    The result is added to the embedding of ``t``; ``s=None`` means ``s = t``. It starts at zero, so a network of one
+    time computes the same values after this part is added (:func:`cflow.fields.two_times`).
 
     Shapes: ``t``, ``s`` ``[]`` or ``[B]`` -> ``[1, embedding]`` or ``[B, embedding]``.
     """
@@ -112,21 +116,26 @@ class SpanEmbedding(nn.Module):
 
 @register("fields.ContextEmbedding")
 class ContextEmbedding(nn.Module):
-    r"""Embeds class labels or context vectors, "no condition" included, in a vector of ``width``.
+    r"""Embeds class labels or context vectors, including "no condition", in a vector of ``width``.
 
-    Labels are looked up in a table with one more row, index ``classes``, for "no condition". A vector goes through
-    ``Linear, SiLU, Linear``; a row with an entry below -1e29 means "no condition" and gets a learned embedding
-    instead. A NaN in a vector stays a NaN: it is never taken for a missing condition.
+    Labels select rows of a table, whose last row, index ``classes``, is for "no condition". A vector passes through
+    ``Linear, SiLU, Linear``. A row with an entry below -1e29 means "no condition" and gets a learned embedding instead.
+    A NaN in a vector stays a NaN; it never means "no condition".
+
+    Args:
+        width: the width of the embedding.
+        classes: the number of class labels, if the context is a label; 0 for none.
+        context: the width of a continuous context vector; 0 for none. Exactly one of the two is positive.
 
     Shapes: labels ``[B]`` (integers) or vectors ``[B, context]`` -> ``[B, width]``. Cost: no host read.
 
     Raises:
-        ValueError: unless exactly one of ``classes`` and ``context`` is positive.
+        ValueError: if not exactly one of ``classes`` and ``context`` is positive.
         TypeError: for labels that are not integers.
 
     Example:
         >>> embedding = ContextEmbedding(16, classes=10)
-        >>> embedding(torch.tensor([3, 10])).shape  # a three, and no condition
+        >>> embedding(torch.tensor([3, 10])).shape  # class 3, and no condition
         torch.Size([2, 16])
     """
 
@@ -135,8 +144,7 @@ class ContextEmbedding(nn.Module):
         check_condition(type(self).__name__, classes, context)
         if not classes and not context:
             raise ValueError(
-                "ContextEmbedding(classes=0, context=0): there is nothing to embed; "
-                "pass the number of classes or the width of the context vector."
+                "ContextEmbedding(classes=0, context=0): there is no condition to embed; pass one of the two."
             )
         self.width, self.classes, self.context = width, classes, context
         if classes:
@@ -151,28 +159,29 @@ class ContextEmbedding(nn.Module):
         return torch.Size(() if self.classes else (self.context,))
 
     def null_context(self, context: Tensor) -> Tensor:
-        """Gives a context of the same shape that means "no condition"."""
+        """Returns a context that means "no condition", shaped like ``context``."""
         return null_like(context, self.classes)
 
     def forward(self, context: Tensor) -> Tensor:
+        """Computes the embeddings ``[B, width]`` of ``context``: labels ``[B]``, or vectors ``[B, context]``."""
         if self.classes:
             if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
                 raise TypeError(
-                    f"ContextEmbedding(classes={self.classes}): a label is an index, and a context of dtype "
-                    f"{context.dtype} was given; pass integers, for example context.long()."
+                    f"ContextEmbedding(classes={self.classes}): the context has dtype {context.dtype}, but labels are "
+                    f"integers; pass context.long()."
                 )
-            # Indices of a narrow dtype (uint8 of an image set's labels) are valid, but the table reads long ones.
+            # Labels of a narrow dtype (uint8 in data sets of images) are valid, but the table needs long ones.
             return self.table(context.long())
         null = is_null(context)
-        # The reserved value never enters the network: it would overflow there, and NaN its gradient.
+        # The reserved value must not enter the network, where it would overflow and make gradients NaN.
         known = torch.where(null, 0.0, context).to(self.null.dtype)
         return torch.where(null, self.null, self.network(known))
 
 
 def check_condition(name: str, classes: int, context: int) -> None:
-    """Refuses what is no number of classes or width of a context, and both at once."""
+    """Raises if ``classes`` or ``context`` is not a whole number of 0 or more, or both are positive."""
     if not (is_integer(classes, 0, numpy=True) and is_integer(context, 0, numpy=True)) or (classes and context):
         raise ValueError(
-            f"{name}(classes={classes!r}, context={context!r}): the condition is one of a number of class labels, or a "
-            f"vector of that width, or nothing; pass at most one of the two, as a positive integer."
+            f"{name}(classes={classes!r}, context={context!r}): a condition is a class label or a vector; pass at most "
+            f"one of the two, as a positive integer."
         )

@@ -1,4 +1,4 @@
-"""A field over a learned length of time."""
+"""A field that is integrated over a learned length of time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["EndTime", "Lengthened"]
 
 
 class Lengthened(Forwarding):
-    """A field over ``[1 - length, 1]`` in the time of [0, 1]: ``length * field(1 - length * (1 - t), x, context)``."""
+    """A field on ``[1 - length, 1]``, rescaled to [0, 1]: ``length * field(1 - length * (1 - t), x, context)``."""
 
     def __init__(self, field, length: Tensor | float):
         self.field, self.length = field, length
@@ -25,31 +25,31 @@ class Lengthened(Forwarding):
         return self.length * self.field(self._time(t), x, context)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the field and its divergence in closed form (``divergence.Analytic``)."""
+        """Computes the field and its divergence in closed form, at ``(t, x, context)``."""
         v, divergence = as_field(self.field).value_and_divergence(self._time(t), x, context)
         return self.length * v, self.length * divergence
 
     def _time(self, t: Tensor) -> Tensor:
-        # One time for all rows stays one, which fields embed once.
+        # A time that all rows share stays one number, which fields embed once.
         shared = shared_time(t)
         return 1 - self.length * (1 - (shared[0] if len(shared) == 1 else t))
 
 
 @register("fields.EndTime")
 class EndTime(FieldWrapper):
-    r"""Learns over how long a stretch of time its field is integrated.
+    r"""Wraps a field and learns the length of the time interval over which it is integrated.
 
     .. math:: v(t, x) = T \, f\bigl(1 - T (1 - t), x\bigr), \qquad T = e^\theta > 0
 
-    Solving ``v`` over [0, 1] is solving ``f`` over :math:`[1 - T, 1]`: the data stay at ``t = 1``, the base moves to
-    ``t = 1 - T``, and solver and flow go on as if nothing had happened. ``T`` is an ordinary parameter, learned by
-    maximum likelihood (``objectives.FFJORD``); a path, which says where the base is, leaves nothing to learn.
+    Integrating ``v`` over [0, 1] equals integrating ``f`` over :math:`[1 - T, 1]`: the data stay at ``t = 1``, the base
+    moves to ``t = 1 - T``, and solver and flow do not change. ``T`` is an ordinary parameter that is learned by maximum
+    likelihood (``objectives.FFJORD``). A flow with a path fixes the time of the base, so there ``T`` is not needed.
 
     Args:
-        field: the field that is integrated; asked at times from ``1 - T`` to 1.
+        field: the field that is integrated; it is evaluated at times from ``1 - T`` to 1.
         initial: the length before training.
 
-    Shapes: as the field's. Cost: one call of the field, and two operations.
+    Shapes: those of the field inside. Cost: one function evaluation (NFE) and two operations.
 
     Raises:
         ValueError: if ``initial`` is not positive, or the field reads two times.
@@ -70,17 +70,15 @@ class EndTime(FieldWrapper):
     def __init__(self, field: nn.Module, initial: float = 1.0):
         if as_field(field).event_shape is ...:
             raise TypeError(
-                f"EndTime(field={type(field).__name__}): a field declares the shapes of its events and contexts; "
-                f"derive from fields.Field, or wrap the network as fields.Adapted(...)."
+                f"EndTime(field={type(field).__name__}): this network does not declare its event_shape; wrap it as "
+                f"fields.Adapted(...)."
             )
         if not 0 < initial < math.inf:
-            raise ValueError(
-                f"EndTime(initial={initial}): a stretch of time has a positive length; pass a number such as 1.0."
-            )
+            raise ValueError(f"EndTime(initial={initial}): a length of time is positive; pass a number such as 1.0.")
         if as_field(field).two_times:
             raise ValueError(
-                f"EndTime(field={type(field).__name__}): this field gives averages between two times, which are not "
-                f"integrated; pass a field of one time."
+                f"EndTime(field={type(field).__name__}): a field of two times is not integrated; pass a field of one "
+                f"time."
             )
         super().__init__(field)
         self.initial = initial
@@ -88,7 +86,7 @@ class EndTime(FieldWrapper):
 
     @property
     def length(self) -> Tensor:
-        """The length of the stretch of time, ``T``."""
+        """The length of the time interval, ``T``."""
         return self.logarithm.exp()
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
@@ -96,6 +94,6 @@ class EndTime(FieldWrapper):
         return Lengthened(self.field, self.length)(t, x, context)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the field and its divergence in closed form, where the field inside has one."""
+        """Computes the field and its divergence at ``(t, x, context)``, if the field inside has a closed form."""
         t = self.check(t, x, context)
         return Lengthened(self.field, self.length).value_and_divergence(t, x, context)

@@ -1,4 +1,4 @@
-"""A small smooth network for vectors: densities, tables, toys."""
+"""A small smooth network for vectors, such as rows of tables."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ __all__ = ["MLP"]
 
 @register("fields.MLP")
 class MLP(Field):
-    r"""Computes a vector field by a multilayer perceptron that time and context modulate in every hidden layer.
+    r"""Computes a vector field with a multilayer perceptron; time and context modulate every hidden layer.
 
     .. math:: h_{l+1} = \operatorname{act}\bigl((1 + \gamma_l) \odot (W_l h_l + b_l) + \beta_l\bigr), \qquad
         (\gamma, \beta) = V \operatorname{SiLU}(\operatorname{embed}(t) + \operatorname{embed}(c))
 
-    The last layer starts at zero, so an untrained field stands still. The network runs in the dtype of its
-    parameters; the result has the dtype of ``x``.
+    The last layer starts at zero, so an untrained field is zero. The network runs in the dtype of its parameters; the
+    result has the dtype of ``x``.
 
     Args:
-        features: the length of an event.
+        features: the number of entries of one sample.
         hidden: the width of every hidden layer.
         context: the width of a continuous context vector; 0 for none.
-        classes: the number of class labels, where the context is a label; 0 for none.
+        classes: the number of class labels, if the context is a label; 0 for none.
         activation: one of silu, gelu, tanh, softplus, mish.
-        time_width: how many sines and cosines the time becomes; also the width of the embedding.
+        time_width: the number of sines and cosines that encode the time, and the width of the embedding.
         outputs: how many tensors like ``x`` the network returns; 2 for paths that learn a velocity and a score.
-        two_times: whether the field also reads ``s``, and gives average velocities between two times; see
+        two_times: whether the field also reads ``s`` and returns average velocities between two times; see
             :func:`cflow.fields.two_times`.
 
     Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, features]``; context ``[B, context]``, or labels ``[B]``
-    -> ``[B, features]``, or ``[B, outputs, features]`` for more than one head.
+    -> ``[B, features]``, or ``[B, outputs, features]`` for several outputs.
 
-    Cost: three operations per hidden layer. A time shared by the batch (0-dim, or expanded from one number) is embedded
-    once, as one row. ``MLP(2)`` has 22,370 parameters. The divergence is known in closed form
-    (``divergence.Analytic``): with one or two hidden layers it costs at most about as much as the field, with more it
-    needs tangents (``features`` at most).
+    Cost: three operations per hidden layer. A time that all samples share (0-dim, or expanded from one number) is
+    embedded once. ``MLP(2)`` has 22,370 parameters. The divergence has a closed form (``divergence.Analytic``). With
+    one or two hidden layers it costs at most about as much as the field; with more it needs at most ``features``
+    tangents.
 
     Raises:
-        ValueError: if a width is not positive, the activation is unknown, or both kinds of context are asked for.
+        ValueError: if a width is not positive, the activation is unknown, or both ``context`` and ``classes`` are set.
 
     Source: Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, 2018, arXiv:1709.07871.
 
@@ -76,13 +76,12 @@ class MLP(Field):
         hidden = widths_of("MLP", "hidden", hidden)
         if features < 1 or not hidden or min(hidden) < 1:
             raise ValueError(
-                f"MLP(features={features}, hidden={hidden}): an event has at least one feature, and a network at "
-                f"least one hidden layer of positive width; pass for example MLP(2, hidden=(64, 64, 64))."
+                f"MLP(features={features}, hidden={hidden}): sizes must be positive, with at least one hidden layer; "
+                f"pass for example MLP(2)."
             )
         if activation not in ACTIVATIONS:
             raise ValueError(
-                f"MLP(activation={activation!r}): not a smooth activation known here; pass one of "
-                f"{', '.join(ACTIVATIONS)}."
+                f"MLP(activation={activation!r}): unknown activation; pass one of {', '.join(ACTIVATIONS)}."
             )
         check_condition("MLP", classes, context)
         check_outputs("MLP", outputs)
@@ -110,15 +109,15 @@ class MLP(Field):
         return result if self.outputs == 1 else rearrange(result, "b (k d) -> b k d", k=self.outputs)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the field and its divergence in closed form: the trace of the weights with slopes between them.
+        """Computes the field and its divergence in closed form, from its weights and the slopes of its activations.
 
         Raises:
-            ValueError: for more than one head, of which none is a velocity by itself.
+            ValueError: for more than one output.
         """
         if self.outputs != 1:
             raise ValueError(
-                f"MLP(outputs={self.outputs}).value_and_divergence: only a map from x to x's shape has a divergence, "
-                f"and this network returns {self.outputs} outputs; take divergence.Exact() or divergence.Hutchinson()."
+                f"MLP(outputs={self.outputs}).value_and_divergence: {self.outputs} outputs have no closed form; use "
+                f"divergence.Exact() or divergence.Hutchinson()."
             )
         t = self.check(t, x, context)
         h, slopes = x.to(self.output.weight.dtype), []
@@ -132,7 +131,7 @@ class MLP(Field):
     def _modulation(
         self, t: Tensor, context: Tensor | None, s: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Gives scales and shifts of every hidden layer; one row where the time is shared and there is no context."""
+        """Returns scales and shifts of every hidden layer; one row for a shared time without a context."""
         embedding = self.time_layer(self.time(shared_time(t), dtype=self.output.weight.dtype))
         if self.span is not None:
             embedding = embedding + self.span(t, s, dtype=embedding.dtype)

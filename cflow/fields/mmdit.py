@@ -1,4 +1,4 @@
-"""The transformer on images and the tokens of a description, which attend to each other."""
+"""A transformer in which patches of an image and tokens of its description attend to each other."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["MMDiT"]
 
 
 class Stream(nn.Module):
-    """One kind of tokens within a joint block, with weights of its own; the last block only listens to the context."""
+    """The weights of one kind of tokens in a joint block; tokens that are not updated have keys and values only."""
 
-    def __init__(self, width: int, heads: int, ratio: int, listens: bool):
+    def __init__(self, width: int, heads: int, ratio: int, updated: bool):
         super().__init__()
-        self.modulation = Modulation(width, width, 6 if listens else 2)
-        self.attention = Attention(width, heads, listens)
-        self.up = nn.Linear(width, ratio * width) if listens else None
-        self.down = nn.Linear(ratio * width, width) if listens else None
+        self.modulation = Modulation(width, width, 6 if updated else 2)
+        self.attention = Attention(width, heads, updated)
+        self.up = nn.Linear(width, ratio * width) if updated else None
+        self.down = nn.Linear(ratio * width, width) if updated else None
 
     def finish(self, x: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor):
         x = torch.addcmul(x, gate1, self.attention.join(attended))
@@ -42,7 +42,7 @@ class Stream(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Adds attention over image and description together, and a network of two layers to each."""
+    """Adds joint attention over image and description, and a network of two layers to each."""
 
     def __init__(self, width: int, heads: int, ratio: int, last: bool):
         super().__init__()
@@ -66,27 +66,28 @@ class JointBlock(nn.Module):
 
 @register("fields.MMDiT")
 class MMDiT(Field):
-    r"""Computes a vector field on images by a transformer in which patches and the tokens of a description
-    attend to each other, each kind with weights of its own (as in Stable Diffusion 3).
+    r"""Computes a vector field on images that are conditioned on a text or another sequence of tokens.
 
-    The description is a context of ``tokens`` vectors of ``token_width``, such as a text encoder gives. A token that
-    means "no condition" (``field.null_context``) is replaced by a learned one: a description shorter than ``tokens`` is
-    filled up with such rows, and one that is left out consists of them. The mean of the tokens joins the
-    time in the embedding that modulates every block.
+    Patches of the image and tokens of the description attend to each other, and each kind has its own weights (as in
+    Stable Diffusion 3). The description is a context of ``tokens`` vectors of ``token_width``, such as the output of a
+    text encoder. A row that means "no condition" (``field.null_context``) is replaced by a learned one. Pad a shorter
+    description with such rows; a context of such rows alone means no description. The time and the mean of the tokens
+    modulate every block.
 
     Args:
-        channels, size, patch, width, depth, heads, ratio, positions, two_times, outputs: see :class:`DiT`.
-        tokens: how many tokens a description has.
-        token_width: the width of one.
+        tokens: the number of tokens of a description.
+        token_width: the width of one token of the description.
+
+    The other arguments are those of :class:`DiT`.
 
     Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, height, width]``; context ``[B, tokens, token_width]``
     -> like ``x``.
 
-    Cost: ``depth`` attentions between all tokens of an image and of its context, and twice the weights of a
+    Cost: ``depth`` attentions between all tokens of an image and of its context. It has twice the weights of a
     :class:`DiT`.
 
     Raises:
-        ValueError: if the sizes do not fit together; says which.
+        ValueError: if the sizes do not fit together.
 
     Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
     arXiv:2403.03206, section 4.
@@ -118,8 +119,8 @@ class MMDiT(Field):
         sides = check_sizes("MMDiT", channels, size, patch, width, depth, heads, ratio, positions)
         if tokens < 1 or token_width < 1:
             raise ValueError(
-                f"MMDiT(tokens={tokens}, token_width={token_width}): a description has one token or more, each of one "
-                f"entry or more; for images without one, use DiT."
+                f"MMDiT(tokens={tokens}, token_width={token_width}): both must be positive; for images without a "
+                f"description use DiT."
             )
         check_outputs("MMDiT", outputs)
         super().__init__((channels, *sides), (tokens, token_width))
@@ -137,7 +138,7 @@ class MMDiT(Field):
         t = self.check(t, x, context, s)
         dtype, differentiable = self.null.dtype, differentiated(t, s, x, context)
         null = is_null(context)
-        # The reserved value never enters the network: it would overflow there, and NaN its gradient.
+        # The reserved value must not enter the network, where it would overflow and make gradients NaN.
         words = torch.where(null, self.null, self.words(torch.where(null, 0.0, context).to(dtype)))
         embedding = self.time(t, s, dtype) + self.pooled(words.mean(1))
         h, turns = self.patches.tokens(x.to(dtype)), self.patches.turns()

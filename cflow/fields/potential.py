@@ -1,4 +1,4 @@
-"""OT-Flow's network: the gradient of a potential, with its Laplacian in closed form."""
+"""OT-Flow's network: the gradient of a potential, whose Laplacian has a closed form."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ EMBEDDING = 16  # width of an embedded condition
 
 @register("fields.Potential")
 class Potential(Field):
-    r"""Computes a vector field as the gradient of a potential, whose Laplacian is known in closed form.
+    r"""Computes a vector field as the gradient of a potential, whose Laplacian has a closed form.
 
     .. math:: v = -\nabla_x \Phi, \qquad
         \Phi(s) = w^\top N(s) + \tfrac12 \sum_r \lambda_r (a_r^\top s)^2 + b^\top x, \qquad s = (x, t, c)
 
-    with a residual network :math:`u_0 = \ell(K_0 s + b_0),\ u_i = u_{i-1} + h\, \ell(K_i u_{i-1} + b_i)`, whose last
-    state is N, :math:`\ell(a) = \log(e^a + e^{-a})` and step :math:`h = 1 / (\text{layers} - 1)`; c is the embedded
-    condition. Such a field has no rotation, as the velocity of optimal transport has none. It starts at zero
-    (:math:`w, \lambda, b = 0`), where all three have a gradient.
+    N is the last state of a residual network :math:`u_0 = \ell(K_0 s + b_0),\ u_i = u_{i-1} + h\, \ell(K_i u_{i-1} +
+    b_i)` with :math:`\ell(a) = \log(e^a + e^{-a})` and step :math:`h = 1 / (\text{layers} - 1)`; c is the embedded
+    condition. The field has no rotation, like the velocity of optimal transport. It starts at zero with :math:`w,
+    \lambda, b = 0`, where all three have a nonzero gradient.
 
     Args:
-        features: the length of an event.
-        width: of the residual network.
-        layers: of the residual network; from the second on they cost ``features`` tangents for the divergence.
-        rank: how many squares the quadratic part has, at most.
+        features: the number of entries of one sample.
+        width: the width of the residual network.
+        layers: the number of layers of the residual network; each after the first costs ``features`` tangents for the
+            divergence.
+        rank: the largest number of squares in the quadratic part.
         context: the width of a continuous context vector; 0 for none.
-        classes: the number of class labels, where the context is a label; 0 for none.
-        autonomous: leaves the time out.
+        classes: the number of class labels, if the context is a label; 0 for none.
+        autonomous: whether to omit the time.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, features]``; context ``[B, context]``, or labels ``[B]``
     -> ``[B, features]``.
 
-    Cost, for D features and width m: the field takes a pass forward and one backward through the network, written out:
-    no graph is needed. The divergence (``divergence.Analytic``) adds ``B m`` operations for the first layer and
-    ``B D m^2`` for each further one.
+    Cost, for D features and width m: the field is an explicit forward and backward pass, without a graph. The
+    divergence (``divergence.Analytic``) adds ``B m`` operations for the first layer and ``B D m^2`` for each other.
 
     Raises:
-        ValueError: if a width is not positive, or both kinds of context are asked for.
+        ValueError: if a size is not positive, or both ``context`` and ``classes`` are set.
 
     Source: Onken, Wu Fung, Li and Ruthotto, OT-Flow: Fast and Accurate Continuous Normalizing Flows via Optimal
-    Transport, 2020, arXiv:2006.00104, sections 3 and 4. There :math:`\lambda = 1`, which cannot start at zero (the
-    gradient of :math:`a_r` would vanish with it) and allows one sign of curvature; and b also multiplies the time,
-    which does not move x.
+    Transport, 2020, arXiv:2006.00104, sections 3 and 4. There :math:`\lambda = 1`, which
+    cannot start at zero (the gradient of :math:`a_r` would vanish) and allows only one sign of curvature; b also
+    multiplies the time, which has no effect on the field.
 
     Example:
         >>> from cflow.divergence import Analytic
@@ -73,8 +73,8 @@ class Potential(Field):
     ):
         if min(features, width, layers, rank) < 1:
             raise ValueError(
-                f"Potential(features={features}, width={width}, layers={layers}, rank={rank}): an event has at least "
-                f"one feature, and width, layers and rank are counted from one; pass for example Potential(2)."
+                f"Potential(features={features}, width={width}, layers={layers}, rank={rank}): all sizes must be "
+                f"positive; pass for example Potential(2)."
             )
         check_condition("Potential", classes, context)
         super().__init__((features,), () if classes else (context,) if context else None)
@@ -98,11 +98,11 @@ class Potential(Field):
         return self._descend(point, entered)[0].to(x.dtype)
 
     def potential(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Computes the potential :math:`\Phi(t, x)`, ``[B]``, in float32 at least.
+        r"""Computes the potential :math:`\Phi(t, x)` at ``t``, ``x`` and ``context``: ``[B]``, in float32 or better.
 
-        A field that moves mass at the least kinetic energy obeys :math:`\partial_t \Phi = \frac12 \|\nabla \Phi\|^2`
-        (Hamilton, Jacobi and Bellman). OT-Flow adds the mean absolute difference of the two sides to its loss:
-        differentiate this result by ``t`` for the left one, and take half the squared length of the field.
+        A field of least kinetic energy satisfies :math:`\partial_t \Phi = \frac12 \|\nabla \Phi\|^2` (Hamilton, Jacobi
+        and Bellman). OT-Flow adds the mean absolute difference of both sides to its loss. The left side is the
+        derivative of this result by ``t``, and the right side is half the squared norm of the field.
         """
         t = self.check(t, x, context)
         point = self._point(t, x, context)
@@ -117,7 +117,7 @@ class Potential(Field):
         .. math:: \Delta_x \Phi = \sum_i \sum_j \frac{\partial \Phi}{\partial \ell(a_{ij})} \, \ell''(a_{ij}) \,
             \|\nabla_x a_{ij}\|^2 + \sum_r \lambda_r \|\nabla_x a_r^\top s\|^2
 
-        with :math:`a_{ij}` what enters entry j of layer i.
+        where :math:`a_{ij}` is the input to the activation of entry j of layer i.
         """
         t = self.check(t, x, context)
         point = self._point(t, x, context)
@@ -129,7 +129,7 @@ class Potential(Field):
             laplacian = bends[0] @ first.square().sum(1) + squares.square().sum(1) @ self.curvature.to(dtype)
             tangents = turned = None
             for layer, slope, bend in zip(self.residual, slopes, bends[1:]):
-                # Of the state that enters this layer, [B, D, width]; of what its weights make of it.
+                # Tangents [B, D, width] of this layer's input, and of its product with the weights.
                 moved = (first.mT if tangents is None else self.step * turned) * slope.unsqueeze(1)
                 tangents = moved if tangents is None else tangents + moved
                 turned = tangents @ layer.weight.mT.to(dtype)
@@ -147,7 +147,7 @@ class Potential(Field):
         return torch.cat(parts, 1)
 
     def _entered(self, point: Tensor) -> list[Tensor]:
-        """Gives what enters the nonlinearity of every layer."""
+        """Returns the inputs to the activations of all layers."""
         entered, u = [self.opening(point)], None
         for layer in self.residual:
             u = _log_cosh(entered[-1]) if u is None else u + self.step * _log_cosh(entered[-1])
@@ -155,7 +155,7 @@ class Potential(Field):
         return entered
 
     def _descend(self, point: Tensor, entered: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Gives minus the gradient of the potential; and of every layer its slopes and the pull on what leaves it."""
+        """Returns minus the gradient of the potential, and every layer's slopes and gradients at its output."""
         slopes = [torch.tanh(a.to(torch.promote_types(a.dtype, torch.float32))) for a in entered]
         z, pulls = self.weight, []
         for layer, a, slope in zip(reversed(self.residual), reversed(entered), reversed(slopes)):

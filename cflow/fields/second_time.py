@@ -1,4 +1,4 @@
-"""A trained field as the start of one of two times."""
+"""A second time input for a trained field."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ __all__ = ["two_times"]
 
 
 def two_times(field: nn.Module) -> nn.Module:
-    """Builds the same network with a second time to read, and gives it the weights of this one.
+    """Builds a copy of a trained field with a second time input ``s``.
 
-    The new field computes what the old one did, whatever ``s``: average velocities that are velocities. It has weights
-    of its own; the old field stays as it is. Of a wrapper, the field inside is built anew.
+    The copy has the same weights and returns the same values for every ``s``, until it is trained on average
+    velocities. The original field does not change. For a wrapper, the field inside gets the second input.
+
+    Args:
+        field: a field of one time that has the option ``two_times``, or a wrapper of one.
 
     Raises:
-        TypeError: for a network without the option.
-        ValueError: for one that reads two times already.
+        TypeError: for a network without this option.
+        ValueError: for a field that already reads two times.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What transformers on images are built from: patches, positions, attention, and modulation by the time."""
+"""Parts of transformers on images: patches, positions, attention, and modulation by the time."""
 
 from __future__ import annotations
 
@@ -60,50 +60,50 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Makes queries, keys and values of tokens, and mixes what was attended to; queries and keys have unit scale.
+    """Computes queries, keys and values of tokens, and the linear map after attention; queries and keys are normalised.
 
-    Normalised queries and keys keep the logits, and what forward mode makes of them, from growing without bound.
-    Tokens that are only listened to (``listens=False``) have no queries and nothing to mix.
+    Normalisation bounds the logits and their tangents in forward mode. Tokens that are not updated have no queries and
+    no output.
 
     Source: Dehghani et al., Scaling Vision Transformers to 22 Billion Parameters, 2023, arXiv:2302.05442 (query and
     key normalisation).
     """
 
-    def __init__(self, width: int, heads: int, listens: bool = True):
+    def __init__(self, width: int, heads: int, updated: bool = True):
         super().__init__()
-        self.heads, self.listens = heads, listens
-        self.input = nn.Linear(width, (3 if listens else 2) * width)
-        self.output = nn.Linear(width, width) if listens else None
-        self.query_scale = nn.Parameter(torch.ones(width // heads)) if listens else None
+        self.heads, self.updated = heads, updated
+        self.input = nn.Linear(width, (3 if updated else 2) * width)
+        self.output = nn.Linear(width, width) if updated else None
+        self.query_scale = nn.Parameter(torch.ones(width // heads)) if updated else None
         self.key_scale = nn.Parameter(torch.ones(width // heads))
 
     def split(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Gives queries, keys and values ``[B, heads, N, width / heads]`` of tokens ``[B, N, width]``."""
+        """Returns queries, keys and values ``[B, heads, N, width / heads]`` of tokens ``[B, N, width]``."""
         *q, k, v = rearrange(self.input(x), "b n (parts h c) -> parts b h n c", h=self.heads, c=len(self.key_scale))
-        return _unit(q[0], self.query_scale) if self.listens else None, _unit(k, self.key_scale), v
+        return _unit(q[0], self.query_scale) if self.updated else None, _unit(k, self.key_scale), v
 
     def join(self, attended: Tensor) -> Tensor:
         return self.output(rearrange(attended, "b h n c -> b n (h c)"))
 
 
 def _unit(x: Tensor, scale: Tensor) -> Tensor:
-    """Brings the root mean square of every vector to that of ``scale``."""
+    """Divides every vector by its root mean square and multiplies it by ``scale``."""
     square = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(-1, keepdim=True)
     return x * (square + 1e-6).rsqrt().to(x.dtype) * scale.to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, differentiable: bool) -> Tensor:
-    """Attends by softmax; plainly where the fused kernels, without second derivatives and forward mode, will not do."""
+    """Computes softmax attention, with fused kernels unless second derivatives or forward mode are needed."""
     if not differentiable:
         return F.scaled_dot_product_attention(q, k, v)
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
 
 
 def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    r"""Turns pairs of entries ``(j, j + c/2)`` of ``[..., N, c]``, given the angles' cosines and sines ``[N, c/2]``.
+    r"""Rotates pairs of entries ``(j, j + c/2)`` of ``[..., N, c]``; ``turns`` are cosines and sines ``[N, c/2]``.
 
-    These are rotary positions (:meth:`Patches.turns`): scalar products of two tokens depend on the difference of their
-    positions alone.
+    These are rotary positions (:meth:`Patches.turns`): the scalar product of two tokens depends only on the difference
+    of their positions.
 
     Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864.
     """
@@ -113,16 +113,16 @@ def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def rotations(pairs: int, longest: float) -> Tensor:
-    """Gives the turn per row (or column) of half of the pairs each, ``[pairs / 2]``, in float64.
+    """Returns the rotation per row (or column) of half of the pairs each, ``[pairs / 2]``, in float64.
 
-    In numbers that bfloat16 holds: a network that is cast to it, and perhaps back, keeps its positions.
+    The numbers are rounded to bfloat16, so a network that is cast to bfloat16 and back keeps its positions.
     """
     ladder = torch.exp(-math.log(longest) * torch.arange(pairs // 2, dtype=torch.float64) / max(pairs // 2, 1))
     return ladder.to(torch.bfloat16).double()
 
 
 def grid_angles(sides: tuple[int, int], ladder: Tensor) -> Tensor:
-    """Gives the angles of a grid's tokens, ``[rows * columns, pairs]``: half of the pairs encode rows, half columns."""
+    """Returns the angles of a grid's tokens, ``[rows * columns, pairs]``: half of the pairs are for rows."""
     ladder = ladder.to(torch.promote_types(ladder.dtype, torch.float32))
     rows, columns = (torch.arange(n, dtype=ladder.dtype, device=ladder.device)[:, None] * ladder for n in sides)
     rows, columns = rows[:, None].expand(*sides, -1), columns[None].expand(*sides, -1)
@@ -130,13 +130,13 @@ def grid_angles(sides: tuple[int, int], ladder: Tensor) -> Tensor:
 
 
 def grid_embedding(sides: tuple[int, int], width: int) -> Tensor:
-    """Gives sines and cosines of rows and columns, ``[rows * columns, width]``, to be added to a grid's tokens."""
+    """Returns sines and cosines of rows and columns, ``[rows * columns, width]``, to add to a grid's tokens."""
     angles = grid_angles(sides, rotations(width // 2, 10_000.0))
     return torch.cat((angles.sin(), angles.cos()), -1)
 
 
 class Patches(nn.Module):
-    """Cuts images into tokens that know where they are, and makes images of tokens again.
+    """Cuts images into tokens with positions, and assembles images from tokens.
 
     Shapes: images ``[B, channels, *size]`` -> tokens ``[B, rows * columns, width]``, a row and a column for each
     ``patch`` pixels, and back to ``[B, *event]`` or, with several outputs, ``[B, outputs, *event]``.
@@ -159,9 +159,9 @@ class Patches(nn.Module):
         self.register_buffer("added", added, persistent=False)
 
     def turns(self) -> tuple[Tensor, Tensor] | None:
-        """Gives the cosines and sines by which queries and keys are turned; None where positions are added.
+        """Returns the cosines and sines that rotate queries and keys; None if positions are added to tokens.
 
-        The same for all blocks of a network, so computed once per call, from angles in float32 at least.
+        All blocks share them, so they are computed once per call, from angles in float32 or better.
         """
         if self.ladder is None:
             return None
@@ -180,7 +180,7 @@ class Patches(nn.Module):
 
 
 def differentiated(*inputs: Tensor | float | None) -> bool:
-    """Returns whether a call's inputs, and not only weights, are being differentiated."""
+    """Returns whether the inputs of a call, not only the weights, are differentiated."""
     wanted = any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
     return (torch.is_grad_enabled() and wanted) or forward_mode()
 
@@ -196,18 +196,18 @@ def check_sizes(
     ratio: int,
     positions: str,
 ) -> tuple[int, int]:
-    """Raises where the sizes of a transformer on images do not fit together; gives height and width of an image."""
+    """Returns height and width of an image; raises if the sizes of a transformer do not fit together."""
     sides = image_sides(name, size)
     if min(channels, *sides, patch, width, depth, heads, ratio) < 1 or any(side % patch for side in sides):
         raise ValueError(
             f"{name}(channels={channels}, size={size}, patch={patch}, width={width}, depth={depth}, heads={heads}, "
-            f"ratio={ratio}): all are positive and patches tile the image; pass a patch that divides the size."
+            f"ratio={ratio}): all must be positive; pass a patch that divides the size."
         )
     if width % heads or (width // heads) % 4 or width % 4:
         raise ValueError(
-            f"{name}(width={width}, heads={heads}): heads split the width evenly, and rows and columns take pairs of "
-            f"entries of each; pass a width divisible by 4 * heads."
+            f"{name}(width={width}, heads={heads}): heads do not divide the width evenly; pass a width divisible by "
+            f"4 * heads."
         )
     if positions not in POSITIONS:
-        raise ValueError(f"{name}(positions={positions!r}): positions are encoded by one of {', '.join(POSITIONS)}.")
+        raise ValueError(f"{name}(positions={positions!r}): unknown encoding; pass one of {', '.join(POSITIONS)}.")
     return sides

@@ -1,4 +1,4 @@
-"""The convolutional network for images of 8 to 64 pixels."""
+"""A convolutional network for images of 8 to 64 pixels."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, differentiable: bool = False) -> Tensor:
         if not differentiable:
             return super().forward(x)
-        # The fused kernel's second derivatives fail where several gradients are taken at once (is_grads_batched).
+        # Second derivatives of the fused kernel fail for batched gradients (is_grads_batched).
         groups = rearrange(x, "b (g c) h w -> b g (c h w)", g=self.num_groups)
         h = F.layer_norm(groups, groups.shape[-1:], eps=self.eps).view_as(x)
         return self.bias[:, None, None].addcmul(h, self.weight[:, None, None])
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """Sets a layer's parameters to zero, so that its branch starts as nothing."""
+    """Sets the parameters of a layer to zero, so that its branch starts at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class ResidualBlock(nn.Module):
-    """Adds two convolutions to its input; the embedding scales and shifts the second norm; may halve or double."""
+    """Adds two convolutions to its input; the embedding modulates the second norm; may halve or double the sides."""
 
     def __init__(self, channels: int, out: int, embedding: int, *, resample: str = "same"):
         super().__init__()
@@ -85,37 +85,38 @@ class AttentionBlock(nn.Module):
 
 @register("fields.UNet")
 class UNet(Field):
-    r"""Computes a vector field on images by a U-shaped convolutional network in the style of ADM.
+    r"""Computes a vector field on images with a U-shaped convolutional network in the style of ADM.
 
-    Residual blocks with group norm and SiLU, whose second norm is scaled and shifted by the embedding of time and
-    condition; residual blocks that halve and double the resolution; self-attention at the resolutions named and in
-    the middle; skip connections from every block on the way down. The second convolution of every block, the output
-    of every attention and the last convolution start at zero. There is no dropout: a field draws nothing.
+    The network has residual blocks with group norm and SiLU; the embedding of time and condition scales and shifts
+    their second norm. Other residual blocks halve and double the resolution. Self-attention follows the blocks of the
+    resolutions in ``attention`` and is also in the middle. Every block on the way down has a skip connection. The
+    second convolution of every block, the output of every attention and the last convolution start at zero. There is
+    no dropout, since a field draws no random numbers.
 
     Args:
-        channels: how many an image has.
-        size: its side in pixels, or ``(height, width)``.
+        channels: the number of channels of an image.
+        size: the side of an image in pixels, or ``(height, width)``.
         width: the channels at full resolution, a multiple of 4 and of ``heads``.
-        multipliers: the channels at every level, in units of ``width``; None chooses by the shorter side
+        multipliers: the channels at every level, in units of ``width``. Default: chosen by the shorter side
             (8: 1, 2; 16: 1, 2, 2; 32: 1, 2, 2, 2; 64: 1, 2, 3, 4).
-        blocks: residual blocks per level.
-        attention: resolutions (shorter sides) that get self-attention after every block; None for 8 and 16 pixels.
-        heads: of every attention.
-        classes: the number of class labels, where the context is a label; 0 for none.
+        blocks: the number of residual blocks per level.
+        attention: the resolutions (shorter sides) with self-attention after every block. Default: 8 and 16 pixels.
+        heads: the number of heads of every attention.
+        classes: the number of class labels, if the context is a label; 0 for none.
         context: the width of a continuous context vector; 0 for none.
-        outputs: how many tensors like ``x`` the network returns, ``[B, outputs, *event]`` where there is more than one.
-        two_times: whether the field also reads ``s``, and gives average velocities between two times; see
+        outputs: how many tensors like ``x`` the network returns; ``[B, outputs, *event]`` for more than one.
+        two_times: whether the field also reads ``s`` and returns average velocities between two times; see
             :func:`cflow.fields.two_times`.
 
     Shapes: ``t``, ``s`` ``[]`` or ``[B]``; ``x`` ``[B, channels, height, width]``; labels ``[B]`` or context
     ``[B, context]`` -> like ``x``.
 
     Cost: ``UNet(1, 8, width=32)`` has 1.1 M parameters, ``UNet(3, 32, width=128, attention=(16,))`` 42.9 M, with
-    ``width=116`` 35.2 M. Attention at a resolution of ``r`` holds ``heads * r ** 4`` weights per sample while ``x`` or
-    ``t`` is differentiated; else the fused kernels hold none.
+    ``width=116`` 35.2 M. Attention at a resolution of ``r`` stores ``heads * r ** 4`` weights per sample while ``x`` or
+    ``t`` is differentiated; otherwise it uses fused kernels, which store none.
 
     Raises:
-        ValueError: if the sizes do not fit together; says which.
+        ValueError: if the sizes do not fit together.
 
     Source: Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021, arXiv:2105.05233, section 3 and
     table 4.
@@ -145,17 +146,16 @@ class UNet(Field):
         if multipliers is None:
             if min(sides) not in MULTIPLIERS:
                 raise ValueError(
-                    f"UNet(size={size}): multipliers are chosen for sizes {', '.join(map(str, MULTIPLIERS))} (of the "
-                    f"shorter side) only; pass multipliers=(...), one per level, with sides divisible by "
-                    f"2 ** (levels - 1)."
+                    f"UNet(size={size}): only shorter sides of {', '.join(map(str, MULTIPLIERS))} have default "
+                    f"multipliers; pass multipliers=(...), one per level."
                 )
             multipliers = MULTIPLIERS[min(sides)]
         multipliers = tuple(multipliers)
         halvings = len(multipliers) - 1
         if not multipliers or min(multipliers) < 1 or channels < 1 or blocks < 1:
             raise ValueError(
-                f"UNet(channels={channels}, multipliers={multipliers}, blocks={blocks}): a network has at least one "
-                f"channel, one level and one block per level; pass positive integers."
+                f"UNet(channels={channels}, multipliers={multipliers}, blocks={blocks}): there must be at least one of "
+                f"each; pass positive integers."
             )
         if min(sides) < 1 or any(side % 2**halvings for side in sides):
             raise ValueError(
@@ -164,16 +164,15 @@ class UNet(Field):
             )
         if heads < 1 or width < 1 or width % 4 or width % heads:
             raise ValueError(
-                f"UNet(width={width}, heads={heads}): norms split channels in fours and attention in heads; pass a "
-                f"width divisible by 4 and by heads."
+                f"UNet(width={width}, heads={heads}): groups of 4 and heads must divide the width; pass a width "
+                f"divisible by 4 and by heads."
             )
         levels = [min(sides) // 2**level for level in range(halvings + 1)]
         attention = tuple(side for side in levels if side in (8, 16)) if attention is None else tuple(attention)
         if not set(attention) <= set(levels):
             raise ValueError(
-                f"UNet(size={size}, attention={attention}): the levels of this network have "
-                f"{', '.join(map(str, levels))} pixels on the shorter side; pass some of these, or () for the middle "
-                f"alone."
+                f"UNet(size={size}, attention={attention}): the shorter sides of the levels are "
+                f"{', '.join(map(str, levels))}; pass some of these, or ()."
             )
         check_condition("UNet", classes, context)
         check_outputs("UNet", outputs)
@@ -235,7 +234,7 @@ class UNet(Field):
         embedding = F.silu(embedding)
         h = self.input(x.to(dtype))
         if h.device.type == "cpu" and not differentiable:
-            # Training with attention at 8 pixels is a seventh faster so, without attention the same; untried on GPUs.
+            # Training with attention at 8 pixels is a seventh faster with this layout, else equal; not tried on GPUs.
             h = h.contiguous(memory_format=torch.channels_last)
         kept = [h]
         for parts in self.down:

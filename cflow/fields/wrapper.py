@@ -1,4 +1,4 @@
-"""A field around a field."""
+"""A base class of wrappers around a field."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ __all__ = ["FieldWrapper"]
 class FieldWrapper(Forwarding, Field):
     """Wraps a field and forwards its whole contract; subclasses override what they change.
 
-    An attribute of the contract is changed by one of the class, or by a property. A class that writes its own
-    ``forward`` has no divergence in closed form until it also writes ``value_and_divergence``, as for every
-    :class:`Field`.
+    A subclass changes an attribute of the contract with a class attribute or a property. As for every :class:`Field`, a
+    subclass with its own ``forward`` has no divergence in closed form unless it also writes ``value_and_divergence``.
 
     Args:
-        field: the field inside, or a foreign network.
+        field: the field inside, or any other network.
 
-    Shapes: as the field's. Cost: one call of the field.
+    Shapes: those of the field inside. Cost: one function evaluation (NFE).
 
     Example:
         >>> import torch
@@ -38,9 +37,9 @@ class FieldWrapper(Forwarding, Field):
         self.field = field
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
-        # Foreign networks of one time need not know of a second one.
+        # Other networks of one time may have no argument s.
         return self.field(t, x, context) if s is None else self.field(t, x, context, s=s)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the inner field's value and divergence in closed form."""
+        """Computes the inner field's value and divergence in closed form, at ``(t, x, context)``."""
         return Forwarding.value_and_divergence(self, t, x, context)

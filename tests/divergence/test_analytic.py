@@ -230,5 +230,5 @@ def test_a_function_is_named_in_its_refusal():
     def swirl(t, x):
         return x
 
-    with pytest.raises(TypeError, match="swirl gives no divergence in closed form"):
+    with pytest.raises(TypeError, match="swirl has no divergence in closed form"):
         Analytic()(swirl, torch.zeros(1), torch.zeros(1, 2), None)

@@ -196,7 +196,7 @@ def test_a_forward_of_its_own_does_not_inherit_the_closed_form():
         def value_and_divergence(self, t, x, context=None):
             return tuple(2 * each for each in MLP.value_and_divergence(self, t, x, context))
 
-    with pytest.raises(TypeError, match="Doubled gives no divergence in closed form"):
+    with pytest.raises(TypeError, match="Doubled has no divergence in closed form"):
         Doubled(2).value_and_divergence(torch.tensor(0.5), torch.ones(1, 2))
     assert Renamed.value_and_divergence is MLP.value_and_divergence
     assert Written(2).value_and_divergence(0.5, torch.ones(1, 2))[0].shape == (1, 2)

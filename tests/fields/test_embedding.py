@@ -52,11 +52,11 @@ def test_an_embedding_reads_one_kind_of_condition(classes, context):
 
 def test_integers_hold_no_missing_condition():
     field = MLP(2, context=3)
-    with pytest.raises(TypeError, match=r"cannot hold; pass context.float\(\)"):
+    with pytest.raises(TypeError, match=r"cannot hold the value.*pass context.float\(\)"):
         field.null_context(torch.zeros(4, 3, dtype=torch.long))
 
 
 @pytest.mark.parametrize("classes", [2.5, "3", True, -1])
 def test_classes_are_counted(classes):
-    with pytest.raises(ValueError, match="the condition is one of a number of class labels"):
+    with pytest.raises(ValueError, match="a condition is a class label or a vector"):
         ContextEmbedding(4, classes=classes)

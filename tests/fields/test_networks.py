@@ -213,7 +213,7 @@ def test_wrong_shapes_are_refused(name, make):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if "with classes" in name])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_labels_that_are_no_integers_are_refused(name, dtype, make):
+def test_labels_that_are_not_integers_are_refused(name, dtype, make):
     field, t, x, context = make(name)
     with pytest.raises(TypeError, match="class labels"):
         field(t, x, context.to(dtype))
@@ -254,8 +254,8 @@ def test_networks_compile_without_a_graph_break(name, make):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"features": 0}, "at least one feature"),
-        ({"features": 2, "hidden": ()}, "hidden layer"),
+        ({"features": 0}, "sizes must be positive"),
+        ({"features": 2, "hidden": ()}, "at least one hidden layer"),
         ({"features": 2, "activation": "relu"}, "silu, gelu"),
         ({"features": 2, "classes": 2, "context": 2}, "at most one"),
         ({"features": 2, "time_width": 5}, "even width"),
@@ -269,13 +269,13 @@ def test_mlp_refuses_what_cannot_be(arguments, match):
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: ConcatSquash(0), "at least one feature"),
+        (lambda: ConcatSquash(0), "sizes must be positive"),
         (lambda: ConcatSquash(2, hidden=()), "at least one hidden layer"),
         (lambda: ConcatSquash(2, activation="relu"), "silu, gelu"),
         (lambda: ConcatSquash(2, classes=2, context=2), "at most one"),
-        (lambda: Potential(2, width=0), "counted from one"),
-        (lambda: Potential(2, layers=0), "counted from one"),
-        (lambda: Potential(2, rank=0), "counted from one"),
+        (lambda: Potential(2, width=0), "sizes must be positive"),
+        (lambda: Potential(2, layers=0), "sizes must be positive"),
+        (lambda: Potential(2, rank=0), "sizes must be positive"),
         (lambda: Potential(2, classes=-1), "at most one"),
     ],
 )
@@ -355,7 +355,7 @@ def test_an_adapted_network_says_how_many_heads_it_has():
     call = lambda net, t, x, c: net(x).reshape(-1, 2, 2)
     two = Adapted(nn.Linear(2, 4), call, event_shape=2, outputs=2)
     assert two(torch.tensor(0.5), torch.zeros(3, 2)).shape == (3, 2, 2)
-    with pytest.raises(ValueError, match=r"outputs=1\): the network gave a result of shape \[3, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"outputs=1\): the network returned shape \[3, 2, 2\]"):
         Adapted(nn.Linear(2, 4), call, event_shape=2)(torch.tensor(0.5), torch.zeros(3, 2))
 
 

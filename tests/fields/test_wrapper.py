@@ -88,7 +88,7 @@ def test_no_other_file_probes_what_a_field_is_asked():
         f"{path.relative_to(folder)}: {line.strip()}"
         for path in folder.rglob("*.py")
         for line in path.read_text().splitlines()
-        if probe.search(line) and not re.search(r"\((base|flow|problem\.f), ", line)  # which are no fields
+        if probe.search(line) and not re.search(r"\((base|flow|problem\.f), ", line)  # which are not fields
     ]
     assert not found
 
@@ -144,8 +144,8 @@ def test_losses_and_their_gradients_are_equal(pair):
         compute = lambda flow, objective=objective: objective(flow, x, context, generator=seeded())
         losses = [outcome(compute, flow) for flow in (one, other)]
         assert same(*losses)
-        if isinstance(losses[0], tuple):  # of a network that has not been told what no condition is
-            assert "null_context: this network does not say" in losses[0][1]
+        if isinstance(losses[0], tuple):  # of a network without a context for "no condition"
+            assert "null_context: this network has no context" in losses[0][1]
             continue
         weights = list(one.field.parameters())
         if weights:
@@ -186,7 +186,7 @@ def test_what_a_wrapper_overrides_is_its_own(generator):
     assert torch.equal(halved(t, x), field(t, x) / 2)
     assert halved.interval == (0.0, 0.5)
     assert cflow.ContinuousFlow(halved, bases.Normal(2)).interval == (0.0, 0.5)
-    with pytest.raises(TypeError, match="Halved gives no divergence in closed form"):
+    with pytest.raises(TypeError, match="Halved has no divergence in closed form"):
         halved.value_and_divergence(t, x)
 
 
@@ -216,9 +216,9 @@ def test_a_foreign_network_stays_what_it_is(generator):
     view = as_field(network)
     assert (view.event_shape, view.context_shape, view.outputs) == (..., ..., ...)
     assert (view.classes, view.two_times, view.interval, view.converts) == (0, False, (0.0, 1.0), False)
-    with pytest.raises(ValueError, match=r"Foreign.null_context: this network does not say"):
+    with pytest.raises(ValueError, match=r"Foreign.null_context: this network has no context"):
         view.null_context(torch.zeros(2, 3))
-    with pytest.raises(TypeError, match="Foreign gives no divergence in closed form"):
+    with pytest.raises(TypeError, match="Foreign has no divergence in closed form"):
         view.value_and_divergence(torch.zeros(1), torch.zeros(1, 2))
     wrapped = cflow.ContinuousFlow(Same(network), bases.Normal(2), path=paths.Linear())
     draw = lambda each: each.sample((5,), generator=torch.Generator().manual_seed(3))
