@@ -1,9 +1,10 @@
 """cflow: continuous flows and flow matching in PyTorch.
 
-A :class:`Flow` is a module that carries a simple distribution to the data's. What it is made of decides how it samples
-and what its likelihood means; an objective decides how it is trained; the two never know each other's insides.
+A :class:`Flow` is a module that transforms a simple distribution (the base) into the distribution of the data. The
+parts of a flow decide how it samples and what its likelihood means. An objective decides how it is trained. A flow and
+an objective do not depend on each other's internals.
 
-Time runs from the base (``t = 0``) to the data (``t = 1``); shapes are ``[*batch, *event]``; log-densities are in nats.
+Time runs from the base (``t = 0``) to the data (``t = 1``). Shapes are ``[*batch, *event]``. Log-densities are in nats.
 """
 
 import importlib
@@ -74,7 +75,7 @@ __all__ = [
     "training",
 ]
 
-# Loaded when first asked for: scikit-learn takes longer to import than all the rest.
+# Imported on first use: scikit-learn takes longer to import than everything else.
 _LAZY = ("cli", "density", "testing")
 
 

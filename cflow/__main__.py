@@ -1,4 +1,4 @@
-"""``python -m cflow``, where the command ``cflow`` is not on the path."""
+"""``python -m cflow``, for use where the command ``cflow`` is not on the path."""
 
 from cflow.cli import main
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that are counted, and the line that gave them."""
+"""Checks of integer arguments, and the line of the caller for warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["calling_line", "check_integer", "is_integer", "plain"]
 
 
 def calling_line() -> dict[str, Any]:
-    """Finds the line outside this package and torch that called it, as ``warnings.warn_explicit`` takes it."""
+    """Finds the calling line outside this package and torch, as the arguments of ``warnings.warn_explicit``."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("cflow", "torch"):
         frame = frame.f_back
@@ -25,9 +25,9 @@ def calling_line() -> dict[str, Any]:
 
 
 def is_integer(value: Any, least: int | None = None, *, numpy: bool = False) -> bool:
-    """Returns whether a value is a whole number, ``least`` or more; ``True`` and ``False`` are not.
+    """Returns whether a value is an integer, ``least`` or more. ``True`` and ``False`` are not integers here.
 
-    NumPy's integers count with ``numpy=True`` only: see :func:`plain`.
+    NumPy's integers count only with ``numpy=True``; see :func:`plain`.
 
     Example:
         >>> is_integer(3, 1), is_integer(0, 1), is_integer(True), is_integer(3.0)
@@ -38,22 +38,22 @@ def is_integer(value: Any, least: int | None = None, *, numpy: bool = False) -> 
 
 
 def check_integer(owner: str, name: str, value: Any, least: int, advice: str, *, numpy: bool = False) -> None:
-    """Raises a ValueError unless a value is a whole number, ``least`` or more.
+    """Raises a ValueError unless a value is an integer, ``least`` or more.
 
-    The error is ``owner(name=value): advice``; the advice says why the argument is counted and what to pass.
+    The error is ``owner(name=value): advice``. The advice states the valid values and what to pass.
 
     Example:
-        >>> check_integer("Heun", "steps", 0, 1, "a solve takes a step or more; pass 20.")
+        >>> check_integer("Heun", "steps", 0, 1, "steps is an integer of at least 1; pass 20.")
         Traceback (most recent call last):
         ...
-        ValueError: Heun(steps=0): a solve takes a step or more; pass 20.
+        ValueError: Heun(steps=0): steps is an integer of at least 1; pass 20.
     """
     if not is_integer(value, least, numpy=numpy):
         raise ValueError(f"{owner}({name}={value!r}): {advice}")
 
 
 def plain(value: Any) -> Any:
-    """Returns Python's own number for one of NumPy's, and anything else as it is: what is kept can be written.
+    """Converts a NumPy number to a Python number, which can be saved; returns anything else unchanged.
 
     Example:
         >>> plain(numpy.int64(3)), plain(numpy.float32(0.5)), plain("x")

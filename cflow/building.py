@@ -1,4 +1,4 @@
-"""A limit to what a module may take while it is built from a description that may be damaged or hostile."""
+"""A limit on the memory and operations of a module while it is built from a damaged or hostile description."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.utils._pytree import tree_map
 
 __all__ = ["Budget"]
 
-SMALL = 1 << 22  # numbers in a result that is not worth a question
-TINY = 4096  # bytes that are not counted
+SMALL = 1 << 22  # results with at most so many numbers are not checked beforehand
+TINY = 4096  # tensors of at most so many bytes are not counted
 SQUARES = (torch.ops.aten.eye, torch.ops.aten.diag_embed, torch.ops.aten.diag)  # n numbers in, n^2 out
 
 
 class Budget(TorchDispatchMode):
-    """Raises before a constructor takes more memory, or more operations, than its tensors on the disk explain.
+    """Raises before a constructor uses more memory or operations than the size of its saved tensors justifies.
 
-    An operation whose result may be large is asked for its shape first, without memory (on the ``meta`` device).
-    Constructors take more than the tensors that are saved: masks, tables, initial values. The limits leave room for
-    that, and keep a size of 10^9 in a file from taking minutes and gigabytes.
+    If the result of an operation may be large, its shape is first computed without memory (on the ``meta`` device).
+    Constructors need more memory than the saved tensors: masks, tables, initial values. The limits allow for that.
+    They stop a size of 10^9 in a file before it uses minutes and gigabytes.
 
     Args:
-        tensors: how many tensors are saved.
-        size: their bytes.
+        tensors: number of saved tensors.
+        size: their total size in bytes.
 
     Cost: some 20 microseconds per operation of a constructor.
 
@@ -35,7 +35,7 @@ class Budget(TorchDispatchMode):
         >>> with Budget(tensors=2, size=24):
         ...     torch.nn.Linear(60_000, 60_000)
         Traceback (most recent call last):
-        ValueError: it asks for 14,400 MB of memory, which the 0 MB of its tensors do not explain
+        ValueError: it needs 14,400 MB of memory, too much for 0 MB of saved tensors
     """
 
     def __init__(self, tensors: int, size: int) -> None:
@@ -45,14 +45,14 @@ class Budget(TorchDispatchMode):
         self._taken, self._living = 0, []
 
     @classmethod
-    def _should_skip_dynamo(cls) -> bool:  # else the first use imports torch's compiler, which takes two seconds
+    def _should_skip_dynamo(cls) -> bool:  # otherwise the first use imports torch's compiler, which takes two seconds
         return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         self.operations_left -= 1
         if self.operations_left < 0:
-            raise ValueError("it takes more operations to build than its tensors explain")
+            raise ValueError("it needs too many operations for its saved tensors")
         if function._schema.is_mutable or function.is_view:
             return function(*args, **kwargs)
         if _bound(function, args, kwargs) > SMALL:
@@ -71,13 +71,13 @@ class Budget(TorchDispatchMode):
             self._taken = sum(size for _, size in self._living)
         if self._taken + wanted > self.limit:
             raise ValueError(
-                f"it asks for {(self._taken + wanted) / 1e6:,.0f} MB of memory, which the {self.size / 1e6:,.0f} MB of "
-                f"its tensors do not explain"
+                f"it needs {(self._taken + wanted) / 1e6:,.0f} MB of memory, too much for {self.size / 1e6:,.0f} MB of "
+                f"saved tensors"
             )
 
 
 def _bound(function, args, kwargs) -> int:
-    """Bounds the numbers in a result, quickly."""
+    """Computes a quick upper bound on the size of a result."""
     leaves = [*_leaves(args), *_leaves(tuple(kwargs.values()))]
     tensors = [each for each in leaves if isinstance(each, Tensor)]
     if tensors and torch.Tag.pointwise in function.tags:
@@ -92,7 +92,7 @@ def _bound(function, args, kwargs) -> int:
 
 
 def _asked(function, args, kwargs) -> int:
-    """Gives the bytes of an operation's result without making it; 0 where that depends on values."""
+    """Computes the bytes of an operation's result without computing the result; 0 where they depend on values."""
     unreal = lambda each: each.to("meta") if isinstance(each, Tensor) else each
     unreal_args, options = tree_map(unreal, args), tree_map(unreal, kwargs)
     if any(each.name == "device" for each in function._schema.arguments):
@@ -101,7 +101,7 @@ def _asked(function, args, kwargs) -> int:
     try:
         result = function(*unreal_args, **options)
     except (RuntimeError, NotImplementedError, TypeError):
-        return 0  # an operation without a shape until it has run: it is counted afterwards
+        return 0  # the shape is known only after the operation has run: it is counted afterwards
     return sum(each.nbytes for each in _leaves(result) if isinstance(each, Tensor))
 
 

@@ -1,4 +1,4 @@
-"""What every call of a flow goes through: known options, checked shapes, and one batch dimension inside."""
+"""Common preparation of every call of a flow: checks of options and shapes, and one batch dimension inside."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ KINDS = {
     **dict.fromkeys(("log_prob", "log_prob_estimate"), ("log_prob",)),
     **dict.fromkeys(("sample_and_log_prob", "rsample_and_log_prob", "encode", "decode"), ("sample", "log_prob")),
 }
-"""Whose options each method takes: those of what draws, of what computes a density, or of both."""
+"""The options that each method takes: those of sampling, of densities, or of both."""
 
 
 class Calls(nn.Module):
-    """Checks what a method of a flow is given, and brings it to the flow's device, dtype and one batch dimension.
+    """Checks the arguments of a flow's methods and converts them to the flow's device, dtype and one batch dimension.
 
-    The part of :class:`cflow.BaseFlow` that callers never see: its own methods, and those that a subclass adds, begin
-    with :meth:`_check` and :meth:`_enter`, or :meth:`_count` where they draw. Shapes, classes and likelihood are those
-    of the flow.
+    This is the internal part of :class:`cflow.BaseFlow`. Its methods, and those that a subclass adds, start with
+    :meth:`_check` and :meth:`_enter`, or with :meth:`_count` where they draw.
     """
 
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating dtype of events: that of the module's first floating tensor, float32 or better."""
+        """The floating dtype of events: the dtype of the module's first floating tensor, at least float32."""
         return torch.promote_types(self._reference.dtype, torch.float32)
 
     @property
@@ -52,7 +51,10 @@ class Calls(nn.Module):
         return next((each for each in tensors if each.is_floating_point()), torch.empty(0))
 
     def options_of(self, method: str) -> tuple[str, ...]:
-        """Lists the keywords that a method takes beside ``generator``: ``flow.options_of("sample")``.
+        """Lists the keywords that a method takes in addition to ``generator``.
+
+        Args:
+            method: name of the method, such as ``"sample"`` or ``"log_prob"``.
 
         Raises:
             ValueError: for the name of a method that takes no options.
@@ -71,13 +73,13 @@ class Calls(nn.Module):
             if name not in known:
                 meant = advice(name, ("generator", "context", *known))
                 takes = ", ".join(("generator", *known))
-                raise TypeError(f"flow.{method}({name}=...): there is no such option; {meant}it takes {takes}.")
+                raise TypeError(f"flow.{method}({name}=...): no such option; {meant}it takes {takes}.")
         if "log_prob" in method and self.likelihood == "none":
             base = getattr(self, "base", None)
             what = type(self).__qualname__ + ("" if base is None else f" from base {type(base).__name__}")
             raise ValueError(
-                f"flow.{method}: this {what} has no density; compare samples instead, for example with cflow.metrics"
-                + ("." if base is None else ", or build it with a base such as bases.Normal.")
+                f"flow.{method}: this {what} has no density; compare samples with cflow.metrics"
+                + ("." if base is None else ", or build it with bases.Normal.")
             )
 
     def _context(self, context: Value | None, method: str) -> Size:
@@ -87,51 +89,49 @@ class Calls(nn.Module):
             if context is not None:
                 raise ValueError(
                     f"flow.{method}(context=...): this flow is unconditional; omit the context, or build the "
-                    "flow with context_shape=... and a field that reads a context."
+                    "flow with context_shape=...."
                 )
             return Size()
         if context is None:
             what = f"labels from 0 to {self.classes - 1}" if self.classes else "a context"
             raise ValueError(
-                f"flow.{method}(): this flow is conditional and no context was given; pass {what} of shape "
-                f"{pattern(self.context_shape)}, or flow.null_context(context) where "
-                f'"no condition" was trained.'
+                f"flow.{method}(): the context is missing; pass {what} of shape {pattern(self.context_shape)}."
             )
         batch = batch_of(context, self.context_shape, f"flow.{method}: context")
-        # Read where that waits for no device: an index beyond the table has no readable error of its own.
+        # Only where reading does not wait for a device: an index outside the table would raise an unclear error.
         if self.classes and self._may_read(context):
             low, high = int(context.min()), int(context.max())
             if low < 0 or high > self.classes:
                 raise ValueError(
-                    f"flow.{method}: class labels from {low} to {high} were given; this flow knows 0 to "
-                    f"{self.classes - 1}, and {self.classes} for no condition."
+                    f"flow.{method}: got class labels from {low} to {high}; pass 0 to {self.classes - 1}, or "
+                    f"{self.classes} for no condition."
                 )
             if high == self.classes:
                 self._check_null(f"{method}: label {high}")
         return batch
 
     def _refuse_data(self, context: Value | None) -> None:
-        """Raises where a flow is called with data: calling it with a context gives a distribution."""
+        """Raises where a flow is called with data; calling it with a context returns a distribution."""
         if not isinstance(context, Tensor) or isinstance(self.event_shape, dict):
             return
         ends_in = lambda shape: context.dim() >= len(shape) and context.shape[context.dim() - len(shape) :] == shape
         reads = self.context_shape is not None and not isinstance(self.context_shape, dict)
-        label = self.classes > 0 and context.is_floating_point()  # which no label is
+        label = self.classes > 0 and context.is_floating_point()  # labels are integers
         if ends_in(self.event_shape) and (label or not (reads and ends_in(self.context_shape))):
             raise ValueError(
-                f"flow(x of shape {list(context.shape)}): a flow is called with a context, flow(context), and gives a "
-                f"torch Distribution; with data call flow.log_prob(x), or flow.encode(x) for latents."
+                f"flow(x of shape {list(context.shape)}): a flow is called with a context; for data call "
+                f"flow.log_prob(x) or flow.encode(x)."
             )
 
     @staticmethod
     def _may_read(context: Value) -> bool:
-        """Says whether the values of a context can be read: not on a device, in a compiled graph or under vmap."""
+        """Returns whether the values of a context can be read: not on a device, in a compiled graph or under vmap."""
         if not isinstance(context, Tensor) or torch.compiler.is_compiling() or is_batchedtensor(context):
             return False
         return context.device.type == "cpu" and context.numel() > 0
 
     def _as_context(self, context: Any) -> Any:
-        """Makes a tensor of numbers, and of lists of them: ``context=3`` is a class label."""
+        """Converts a number or a list of numbers to a tensor: ``context=3`` is a class label."""
         context = plain(context)
         if self.context_shape is None or not isinstance(context, int | float | list) or isinstance(context, bool):
             return context
@@ -140,7 +140,13 @@ class Calls(nn.Module):
         return made.reshape(1) if made.dim() == 0 and self.context_shape == (1,) else made
 
     def cast(self, value: Value | None) -> Value | None:
-        """Brings tensors to the flow's device, floating ones to its dtype; integers (labels, pixels) stay integers."""
+        """Moves tensors to the flow's device and casts floating ones to its dtype.
+
+        Integers (labels, pixels) stay integers.
+
+        Args:
+            value: a tensor, a dict of tensors, or None.
+        """
         reference = self._reference
         device, dtype = reference.device, torch.promote_types(reference.dtype, torch.float32)
         return on_tensors(lambda each: each.to(device, dtype if each.is_floating_point() else each.dtype), value)
@@ -148,7 +154,7 @@ class Calls(nn.Module):
     def _enter(
         self, x: Value, context: Value | None, method: str, shape: Shape | None = None, name: str = "x"
     ) -> tuple:
-        """Gives value, context and batch shape of a call; ``shape`` is the event's unless given."""
+        """Returns value, context and batch shape of a call. ``shape`` is the event shape by default."""
         shape, context = self.event_shape if shape is None else shape, self._as_context(context)
         own = batch_of(x, shape, f"flow.{method}: {name}")
         batch = broadcast(f"flow.{method}", own, self._context(context, method))

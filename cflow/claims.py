@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder: a lock that names its holder and that the system frees when it ends."""
+"""A lock, so that one process at a time writes to a folder; the system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from cflow.storage import read_json, write_json
 __all__ = ["claimed", "is_claim", "writer_of"]
 
 LOCK, HOLDER = ".lock", "running.json"
-PATIENCE = 10.0  # seconds in which the workers of a process that was killed end, too
+PATIENCE = 10.0  # seconds to wait until the workers of a killed process have ended, too
 
 
 @contextmanager
 def claimed(folder: Path, what: str) -> Iterator[None]:
-    """Keeps other processes out of a folder while the block runs.
+    """Keeps other processes from writing to a folder while the block runs.
 
-    The lock is the operating system's: a process that ends, however it ends, holds it no longer. Beside it
-    ``running.json`` says who is at work.
+    The operating system holds the lock and releases it when the process ends, in whatever way. The file
+    ``running.json`` next to it describes the process.
+
+    Args:
+        folder: the folder; it is created if needed.
+        what: the name of the caller, for the error.
 
     Raises:
-        ValueError: where another process (or another thread of this one) is at work there; it is named.
+        ValueError: if another process (or another thread of this one) is writing there; the message identifies it.
 
     Example:
         >>> import tempfile
@@ -50,8 +54,7 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
         except Timeout:
             who = _name(holder) if holder else "another process"
             raise ValueError(
-                f"{what}(out={str(folder)!r}): {who} is writing there, and each would overwrite the other's files; "
-                f"wait for it or end it, or choose another folder."
+                f"{what}(out={str(folder)!r}): {who} is writing there; wait for it, end it, or choose another folder."
             ) from None
     try:
         begun = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -64,22 +67,22 @@ def claimed(folder: Path, what: str) -> Iterator[None]:
 
 
 def is_claim(name: str) -> bool:
-    """Says whether a file in a folder only tells who is at work there."""
+    """Returns whether a file only belongs to the lock of its folder."""
     return name in (LOCK, HOLDER)
 
 
 def writer_of(folder: Path) -> str | None:
-    """Names the process that is at work in a folder; None where nothing says so, or that process is no more."""
+    """Describes the process that is writing to a folder; None where there is none, or it has ended."""
     holder = _holder(folder)
     return None if not holder or _is_gone(holder) else _name(holder)
 
 
 def _name(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid')} on {holder.get('host')}, begun at {holder.get('begun')},"
+    return f"process {holder.get('pid')} on {holder.get('host')}, started at {holder.get('begun')},"
 
 
 def _holder(folder: Path) -> dict[str, Any]:
-    """Reads who is at work; nothing where that is not known (yet)."""
+    """Reads the description of the writing process; empty where it is not known (yet)."""
     with contextlib.suppress(OSError, ValueError):
         return read_json(folder / HOLDER)
     return {}

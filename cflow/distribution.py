@@ -14,12 +14,20 @@ __all__ = ["FlowDistribution"]
 
 
 class FlowDistribution(Distribution):
-    """The distribution of a flow's data given a context, as ``torch.distributions`` knows it.
+    """Wraps a flow, given a context, as a ``torch.distributions.Distribution``. ``flow(context)`` returns one.
 
-    ``support`` says where there is a density, as far as the flow's maps bound it (the logarithm of positive data, a
-    logit): ``flow().support.check(x)``. A bounded base bounds it further; ``log_prob`` is -inf there.
+    ``support`` is the region in which the density is not zero, as far as the flow's maps bound it (the logarithm of
+    positive data, a logit): ``flow().support.check(x)``. A bounded base may reduce the region further. Outside of it
+    ``log_prob`` is -inf.
 
-    Shapes: ``batch_shape`` is the context's batch (empty for an unconditional flow), ``event_shape`` the flow's.
+    Args:
+        flow: the flow.
+        context: the context ``[*batch, *context_shape]``; None for an unconditional flow.
+        batch_shape: the batch shape. Default: the batch of the context.
+        validate_args: whether ``log_prob`` checks its values, as in ``torch.distributions``.
+
+    Shapes: ``batch_shape`` is the batch of the context (empty for an unconditional flow). ``event_shape`` is the
+    flow's.
 
     Example:
         >>> import torch, cflow
@@ -38,13 +46,16 @@ class FlowDistribution(Distribution):
 
     @property
     def has_rsample(self) -> bool:
+        """Whether gradients flow through samples."""
         return self.flow.has_rsample
 
     @property
     def support(self) -> constraints.Constraint:
+        """The region in which the density is not zero, as far as the flow's maps bound it."""
         return support_of(self.flow._maps(), len(self.event_shape))
 
     def expand(self, batch_shape, _instance=None) -> FlowDistribution:
+        """Returns the distribution expanded to ``batch_shape``. ``_instance`` is torch's argument and not used."""
         context = self.context
         if isinstance(context, dict):
             context = {
@@ -55,25 +66,30 @@ class FlowDistribution(Distribution):
         return type(self)(self.flow, context, Size(batch_shape), validate_args=self._validate_args)
 
     def _shape(self, sample_shape) -> Size:
-        """An unconditional flow carries no batch of its own: the expanded batch joins the sample shape."""
+        """Adds the batch of an expanded unconditional flow to the sample shape, as such a flow has no batch."""
         return Size((*sample_shape, *self.batch_shape)) if self.context is None else Size(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args and value.numel():  # torch cannot say of nothing whether it is in the support
+        """Computes the log-densities of ``value [..., *event_shape]``, in nats."""
+        if self._validate_args and value.numel():  # torch cannot check whether an empty tensor is in the support
             self._validate_sample(value)
         batch = broadcast("log_prob", value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
 
     def sample(self, sample_shape=Size()) -> Tensor:  # noqa: B008 - torch's own signature
+        """Draws samples ``[*sample_shape, *batch_shape, *event_shape]`` without a graph."""
         return self.flow.sample(self._shape(sample_shape), self.context)
 
     def rsample(self, sample_shape=Size()) -> Tensor:  # noqa: B008
+        """Draws samples ``[*sample_shape, *batch_shape, *event_shape]`` with gradients."""
         return self.flow.rsample(self._shape(sample_shape), self.context)
 
     def rsample_and_log_prob(self, sample_shape=Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        """Draws as :meth:`rsample` and returns the log-densities ``[*sample_shape, *batch_shape]`` as well."""
         return self.flow.rsample_and_log_prob(self._shape(sample_shape), self.context)
 
     def sample_and_log_prob(self, sample_shape=Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        """Draws as :meth:`sample` and returns the log-densities ``[*sample_shape, *batch_shape]`` as well."""
         return self.flow.sample_and_log_prob(self._shape(sample_shape), self.context)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Random draws by a generator, or by one generator for each row."""
+"""Random draws from one generator, or from one generator per row."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 __all__ = ["Source", "check_generator", "draw_rows"]
 
 Source: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
-"""What draws: a generator, one for each row of the batch, or None for torch's default of the device."""
+"""A source of random numbers: a generator, one generator per row, or None for torch's default of the device."""
 
 
 def check_generator(owner: str, generator: Any, *, by_row: bool = False) -> None:
-    """Raises a TypeError unless ``generator`` is a generator or None, or with ``by_row`` a list or tuple of them.
+    """Raises a TypeError unless ``generator`` is a generator or None, or with ``by_row`` a list or tuple of generators.
 
     Example:
         >>> check_generator("moons", 42)
         Traceback (most recent call last):
         ...
-        TypeError: moons(generator=42): a generator is an object; pass torch.Generator().manual_seed(42).
+        TypeError: moons(generator=42): not a torch.Generator; pass torch.Generator().manual_seed(42).
     """
     if generator is None or isinstance(generator, torch.Generator):
         return
@@ -31,10 +31,9 @@ def check_generator(owner: str, generator: Any, *, by_row: bool = False) -> None
     seed = generator if isinstance(generator, int) and not isinstance(generator, bool) else 0
     if not several:
         raise TypeError(
-            f"{owner}(generator={generator!r:.60}): a generator is an object; pass "
-            f"torch.Generator().manual_seed({seed})."
+            f"{owner}(generator={generator!r:.60}): not a torch.Generator; pass torch.Generator().manual_seed({seed})."
         )
-    why = "each entry is a generator" if by_row else "one generator draws for the whole batch here"
+    why = "each entry must be a generator" if by_row else "this takes one generator for the whole batch"
     raise TypeError(
         f"{owner}(generator=a {type(generator).__name__} of {len(generator)}): {why}; pass "
         f"{'a list of torch.Generator' if by_row else 'torch.Generator().manual_seed(0)'}."
@@ -42,13 +41,13 @@ def check_generator(owner: str, generator: Any, *, by_row: bool = False) -> None
 
 
 def draw_rows(draw: Callable[..., Tensor], shape: Sequence[int], generator: Source, **options: Any) -> Tensor:
-    """Computes ``draw(shape, generator=...)``, each row by its own generator where there is one for each.
+    """Computes ``draw(shape, generator=...)``; with a list of generators, each row is drawn from its own generator.
 
-    Shapes: gives ``[*shape, ...]``, whatever ``draw`` adds to the shape it is given. Cost: a call of ``draw``, or with
-    several generators one for each row.
+    Shapes: ``[*shape, ...]``, with the dimensions that ``draw`` adds. Cost: one call of ``draw``, or one per row if
+    there are several generators.
 
     Raises:
-        ValueError: where there are not as many generators as rows.
+        ValueError: if the number of generators is not the number of rows.
 
     Example:
         >>> seeded = lambda seed: torch.Generator().manual_seed(seed)
@@ -60,8 +59,8 @@ def draw_rows(draw: Callable[..., Tensor], shape: Sequence[int], generator: Sour
         return draw(shape, generator=generator, **options)
     if not shape or len(generator) != shape[0]:
         raise ValueError(
-            f"generator=a list of {len(generator)} for draws of shape {list(shape)}: each of the first dimension's "
-            f"rows has a generator of its own; pass {shape[0] if shape else 'one, not a list of them'}."
+            f"generator=a list of {len(generator)} for draws of shape {list(shape)}: a list needs one generator per "
+            f"row; pass {shape[0] if shape else 'one generator, not a list'}."
         )
     if not generator:
         return draw(shape, generator=None, **options)

@@ -1,4 +1,4 @@
-"""Flows that are bijections of the data space: the protocol, and the base class that derives it from two directions."""
+"""Flows that are bijections of the data space: the protocol, and the base class that implements it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,44 @@ __all__ = ["BaseInvertibleFlow", "InvertibleFlow"]
 
 @runtime_checkable
 class InvertibleFlow(Flow, Protocol):
-    """A flow that is a bijection of the data space: continuous and discrete-time flows."""
+    """Lists the additional members of flows that are bijections of the data space: continuous and discrete-time flows.
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    Example:
+        >>> import cflow
+        >>> def round_trip(flow: InvertibleFlow, x: Tensor) -> Tensor:
+        ...     return flow.decode(flow.encode(x)[0])[0]
+        >>> x = torch.randn(3, 2)
+        >>> torch.allclose(round_trip(cflow.discrete.nsf(2), x), x, atol=1e-5)
+        True
+    """
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def encode(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps data ``x`` to latents, given ``context``; returns latents and log-determinants."""
+        ...
 
-    def rsample(self, shape=(), context: Tensor | None = None, *, generator=None) -> Tensor: ...
+    def decode(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps latents ``z`` to data, given ``context``; returns data and log-determinants."""
+        ...
 
-    def rsample_and_log_prob(self, shape=(), context: Tensor | None = None, *, generator=None): ...
+    def rsample(self, shape=(), context: Tensor | None = None, *, generator=None) -> Tensor:
+        """Draws as ``sample(shape, context, generator=generator)``, with gradients."""
+        ...
+
+    def rsample_and_log_prob(self, shape=(), context: Tensor | None = None, *, generator=None):
+        """Draws as ``rsample(shape, context, generator=generator)`` and returns the log-densities as well."""
+        ...
 
 
 class BaseInvertibleFlow(BaseFlow):
-    """Derives the protocol of a flow that is a bijection from ``_encode``, ``_decode`` and a ``base``.
+    """Implements :class:`InvertibleFlow` from the methods ``_encode`` and ``_decode`` and a ``base``.
 
     A subclass sets ``self.base`` and writes ``_encode(x, context, generator, **options) -> (z, ladj [B])`` and
-    ``_decode(z, context, generator, *, ladj=True, **options) -> (x, ladj [B] or None)``; ``ladj=False`` says that the
-    caller has no use for it. Densities follow from the change of variables
+    ``_decode(z, context, generator, *, ladj=True, **options) -> (x, ladj [B] or None)``. With ``ladj=False`` the caller
+    does not need the log-determinant. Densities follow from the change of variables
 
     .. math:: \\log p(x) = \\log p_0(z) + \\log |\\det \\partial z / \\partial x|, \\qquad z = \\mathrm{encode}(x).
+
+    The arguments are those of :class:`cflow.BaseFlow`.
 
     Example:
         >>> from cflow import bases
@@ -55,14 +74,14 @@ class BaseInvertibleFlow(BaseFlow):
 
     @property
     def latent_shape(self) -> Size:
-        """The shape of one latent, ``z``: that of what is modelled, unless a subclass says otherwise."""
+        """The shape of one latent ``z``. Default: ``model_shape``."""
         return self.model_shape
 
     def _encode(self, x: Tensor, context: Tensor | None, generator, **options) -> tuple[Tensor, Tensor]:
-        raise TypeError(f"{type(self).__qualname__} does not define _encode.")
+        raise TypeError(f"{type(self).__qualname__} does not define _encode; write it.")
 
     def _decode(self, z: Tensor, context: Tensor | None, generator, *, ladj: bool = True, **options):
-        raise TypeError(f"{type(self).__qualname__} does not define _decode.")
+        raise TypeError(f"{type(self).__qualname__} does not define _decode; write it.")
 
     @property
     def has_rsample(self) -> bool:
@@ -83,7 +102,14 @@ class BaseInvertibleFlow(BaseFlow):
         return self._decode(z, context, generator, ladj=False, **options)[0]
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
-        """Carries data to the latent space: ``(z [*batch, *latent], ladj [*batch])``, ``ladj = log|det dz/dx|``."""
+        """Maps data to latents: returns ``(z [*batch, *latent], ladj [*batch])`` with ``ladj = log|det dz/dx|``.
+
+        Args:
+            x: data ``[*batch, *event]``.
+            context: contexts ``[*batch, *context_shape]``; None for an unconditional flow.
+            generator: source of random numbers, for flows whose maps or divergence draw. Default: torch's.
+            **options: keywords of the flow, such as ``solver``; see :meth:`options_of`.
+        """
         self._check(options, "encode", generator)
         x, context, batch = self._enter(x, context, "encode")
         u, outer = self.preprocess(x, context, generator=generator)
@@ -91,7 +117,17 @@ class BaseInvertibleFlow(BaseFlow):
         return unflatten(z, batch), (ladj + outer).reshape(batch)
 
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None, **options) -> tuple[Tensor, Tensor]:
-        """Carries latents to the data space: ``(x [*batch, *event], ladj [*batch])``, ``ladj = log|det dx/dz|``."""
+        """Maps latents to data: returns ``(x [*batch, *event], ladj [*batch])`` with ``ladj = log|det dx/dz|``.
+
+        Args:
+            z: latents ``[*batch, *latent]``.
+            context: contexts ``[*batch, *context_shape]``; None for an unconditional flow.
+            generator: source of random numbers, for flows whose maps or divergence draw. Default: torch's.
+            **options: keywords of the flow, such as ``solver``; see :meth:`options_of`.
+
+        Raises:
+            ValueError: if a map of the flow has no inverse, such as a surjection.
+        """
         self._check(options, "decode", generator)
         self._needs_bijection("decode")
         z, context, batch = self._enter(z, context, "decode", self.latent_shape, "z")
@@ -100,10 +136,12 @@ class BaseInvertibleFlow(BaseFlow):
         return unflatten(x, batch), (ladj + outer).reshape(batch)
 
     def rsample(self, shape=(), context: Tensor | None = None, *, generator=None, **options) -> Tensor:
-        """Draws samples ``[*shape, *context_batch, *event]`` with gradients to parameters and context, in one pass.
+        """Draws samples ``[*shape, *context_batch, *event]`` with gradients to parameters and context.
+
+        The arguments ``shape``, ``context``, ``generator`` and ``options`` are those of :meth:`sample`.
 
         Raises:
-            ValueError: where a map on the way has no ``rsample``, as a surjection has none.
+            ValueError: if a map of the flow has no ``rsample``, such as a surjection.
         """
         self._check(options, "rsample", generator)
         self._needs_bijection("rsample")
@@ -114,12 +152,14 @@ class BaseInvertibleFlow(BaseFlow):
     def rsample_and_log_prob(
         self, shape=(), context: Tensor | None = None, *, generator=None, **options
     ) -> tuple[Tensor, Tensor]:
-        """Draws samples and their log-density with gradients, both from one pass.
+        """Draws samples and computes their log-densities in one pass, both with gradients.
 
-        Shapes: ``([*shape, *context_batch, *event], [*shape, *context_batch])``.
+        The arguments ``shape``, ``context``, ``generator`` and ``options`` are those of :meth:`sample`.
+
+        Shapes: returns ``([*shape, *context_batch, *event], [*shape, *context_batch])``.
 
         Raises:
-            ValueError: where a map on the way has no ``rsample``, as a surjection has none.
+            ValueError: if a map of the flow has no ``rsample``, such as a surjection.
         """
         self._check(options, "rsample_and_log_prob", generator)
         self._needs_bijection("rsample_and_log_prob")
@@ -133,9 +173,10 @@ class BaseInvertibleFlow(BaseFlow):
     def sample_and_log_prob(
         self, shape=(), context: Tensor | None = None, *, generator=None, **options
     ) -> tuple[Tensor, Tensor]:
-        """Draws samples and computes their log-density, both from one pass. Builds no graph.
+        """Draws samples and computes their log-densities in one pass. Builds no graph.
 
-        Where a map rounds (dequantisation), the log-density is evaluated anew for the rounded sample.
+        If a map rounds (dequantisation), the log-density is computed for the rounded sample in a second pass. The
+        arguments ``shape``, ``context``, ``generator`` and ``options`` are those of :meth:`sample`.
         """
         self._check(options, "sample_and_log_prob", generator)
         if self.has_rsample and self.likelihood != "bound":
@@ -146,7 +187,6 @@ class BaseInvertibleFlow(BaseFlow):
         if not self.has_rsample:
             names = {type(each).__name__ for each in self.modules() if isinstance(each, Map) and not each.has_rsample}
             raise ValueError(
-                f"flow.{method}: {', '.join(sorted(names - {'Compose'}))} rounds or loses something on the way to the "
-                f"data, so samples have no gradient and no Jacobian; use flow.sample and flow.log_prob, or a flow "
-                f"without it."
+                f"flow.{method}: {', '.join(sorted(names - {'Compose'}))} rounds or loses information; use flow.sample "
+                f"and flow.log_prob, or a flow without it."
             )

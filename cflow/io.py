@@ -1,7 +1,7 @@
-"""Saving and loading: every tensor in safetensors, the constructor arguments beside them as a JSON tree.
+"""Saving and loading: all tensors in one safetensors file, which also has the constructor arguments as a JSON tree.
 
-Nothing is unpickled. A file can only name registered classes (:func:`cflow.register`), and only their constructors run,
-within a budget.
+Nothing is unpickled. A file can refer only to registered classes (:func:`cflow.register`). Loading runs only their
+constructors, with limits on memory and operations.
 """
 
 from __future__ import annotations
@@ -25,21 +25,28 @@ __all__ = ["FILE", "describe", "find", "load", "save", "write"]
 
 FORMAT = "cflow 2"
 FILE = "flow.safetensors"
-EARLIER = "flow.json"  # beside the tensors, in the first format
+EARLIER = "flow.json"  # a file of the first format
 Plain = (str, int, float, bool, type(None))
 
 
 def save(flow: nn.Module, path: str | os.PathLike) -> Path:
-    """Writes a flow (or any registered module) to the folder ``path``, as one file: ``flow.safetensors``.
+    """Saves a flow (or any registered module) in the folder ``path``, as one file: ``flow.safetensors``.
 
-    The file holds the tensors, the constructor arguments and a checksum of both. It takes the place of an older one in
-    one step: whatever happens, also with two writers at once, the folder holds the old flow or the new one, whole and
-    on the disk. A network that ``torch.compile`` wraps is saved as it is without.
+    The file contains the tensors, the constructor arguments and a checksum of both. It replaces an older file in one
+    step: after a crash, and also with two writers at once, the folder contains the complete old flow or the complete
+    new one. A network wrapped by ``torch.compile`` is saved without the wrapper.
+
+    Args:
+        flow: the flow or module.
+        path: the folder; it is created if needed.
+
+    Returns:
+        The folder, with symbolic links resolved.
 
     Raises:
         TypeError: for anything that is not a module.
-        ValueError: where a part is not registered or cannot be written (a function, say); the message names the part.
-        FileExistsError: where ``path`` exists and holds something else, a flow of an earlier format for one.
+        ValueError: if a part is not registered or cannot be saved (such as a function); the message names the part.
+        FileExistsError: if ``path`` exists and contains something else, such as a flow of an earlier format.
 
     Example:
         >>> import cflow, tempfile
@@ -50,30 +57,29 @@ def save(flow: nn.Module, path: str | os.PathLike) -> Path:
         Cosine(predict='x1')
     """
     if not isinstance(flow, nn.Module):
-        raise TypeError(f"save({flow!r:.60}): what is saved is a flow or another module; pass the flow, then the path.")
+        raise TypeError(f"save({flow!r:.60}): not a flow or module; pass the flow, then the path.")
     path = Path(os.path.realpath(path))
     ours = lambda each: each.name == FILE or is_part(each.name)
     if (path / EARLIER).is_file():
         raise FileExistsError(
-            f"save({str(path)!r}): a flow of an earlier format is there ({EARLIER}), which this version does not "
-            f"overwrite; delete that folder, or choose another path."
+            f"save({str(path)!r}): there is a flow of an earlier format ({EARLIER}); choose another path."
         )
     if path.exists() and not (path.is_dir() and all(ours(each) for each in path.iterdir())):
-        raise FileExistsError(f"save({str(path)!r}): that exists and is not a saved flow; choose another path.")
+        raise FileExistsError(f"save({str(path)!r}): this exists and is not a saved flow; choose another path.")
     write(flow, path / FILE)
     return path
 
 
 def write(flow: nn.Module, file: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Writes what :func:`save` does into a file; ``state`` is given where the flow itself is sharded."""
+    """Writes the file of :func:`save`; ``state`` is the state dict, needed where the flow is sharded."""
     write_tensors(file, *describe(flow, flow.state_dict() if state is None else state))
 
 
 def describe(flow: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Gives the tensors of a flow, and what it is made of in plain values.
+    """Returns the tensors of a flow, and a description of its parts that JSON can hold.
 
     Raises:
-        ValueError: where a part is not registered or cannot be written.
+        ValueError: if a part is not registered or cannot be saved.
     """
     flow = registry.uncompiled(flow)
     state = {f"state.{registry.uncompiled_name(name)}": value for name, value in state.items()}
@@ -83,7 +89,7 @@ def describe(flow: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tenso
     }
     tensors = _independent(state)
     tree = _describe(flow, type(flow).__qualname__, tensors, known)
-    # Buffers outside the state dict (tables, devices) follow the one dtype of all floating tensors, if there is one.
+    # Buffers outside the state dict (tables, devices) get the dtype of all floating tensors, if these have one dtype.
     held = (*flow.parameters(), *flow.buffers())
     dtypes = {str(each.dtype).removeprefix("torch.") for each in held if each.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
@@ -94,7 +100,7 @@ def find(path: str | os.PathLike) -> Path:
     """Finds the folder of a saved flow: ``path``, or its ``model``, or the newest of its ``checkpoints``.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: if there is no saved flow.
     """
     path = Path(path)
     for folder in (path, path / "model"):
@@ -105,41 +111,41 @@ def find(path: str | os.PathLike) -> Path:
     if steps:
         return max(steps, key=steps.get)
     if (path.is_file() and path.name == FILE) or (path.is_dir() and path.name in ("checkpoints", "tensorboard")):
-        raise FileNotFoundError(f"{path} is a part of what was saved, not the whole; pass its folder, {path.parent}.")
+        raise FileNotFoundError(f"{path} is only a part of a run; pass its folder, {path.parent}.")
     writer = writer_of(path)
     if writer is not None:
         raise FileNotFoundError(
-            f"{path}: {writer} is at work there and has written no flow yet; wait for its first checkpoint "
-            f"(checkpoint_every of fit), or for its end."
+            f"{path}: {writer} has not saved a flow yet; wait for its first checkpoint (checkpoint_every of fit)."
         )
     if (path / "checkpoints").is_dir() or (path / "history.csv").is_file():
-        raise FileNotFoundError(
-            f"{path}: no flow is saved there yet, as the run is not finished; go on with it (resume=True), or begin it "
-            f"again."
-        )
+        raise FileNotFoundError(f"{path}: the run has not saved a flow yet; continue it (resume=True), or start again.")
     raise FileNotFoundError(
-        f"{path}: no saved flow there ({FILE} is missing); pass a folder that cflow.save or training.fit wrote."
+        f"{path}: no saved flow ({FILE} is missing); pass a folder that cflow.save or training.fit wrote."
     )
 
 
 def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Rebuilds what :func:`save` wrote, with its weights and dtypes, in evaluation mode, on ``device``.
+    """Loads a flow that :func:`save` wrote, with its weights and dtypes, in evaluation mode.
 
-    ``path`` may also be the folder of a run: ``fit(out=path)``. The flow is then the one in its ``model``, or, where
-    the run was killed or interrupted, that of its newest checkpoint: what ``fit`` would have left at that step.
+    ``path`` may also be the folder of a run, ``fit(out=path)``. Then the flow is the one in its folder ``model``, or,
+    if the run was interrupted, the one of its newest checkpoint.
 
-    Classes of one's own must be registered (imported) first.
+    Custom classes must be registered (imported) first. No code of the file is executed.
+
+    Args:
+        path: the folder of a saved flow or of a run.
+        device: the device of the loaded flow.
 
     Raises:
-        FileNotFoundError: where ``path`` holds no saved flow.
-        ValueError: for a damaged or foreign file, an unknown class, sizes that the tensors do not explain, or tensors
-            that do not fit; nothing is executed, and no memory taken for what is not there.
+        FileNotFoundError: if ``path`` contains no saved flow.
+        ValueError: for a damaged or foreign file, an unknown class, sizes that are too large for the saved tensors, or
+            tensors that do not fit.
     """
     folder = find(path)
     if (folder / EARLIER).is_file():
         raise ValueError(
-            f"load({str(path)!r}): {folder} holds a flow of an earlier format ({EARLIER}), which this version does not "
-            f"read; use the version that wrote it, or train anew."
+            f"load({str(path)!r}): {folder} has an earlier format ({EARLIER}); use the version that wrote it, or train "
+            f"again."
         )
     try:
         tensors, document = read_tensors(folder / FILE)
@@ -147,7 +153,7 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
         raise ValueError(f"load({str(path)!r}): {error} Take a copy, or save the flow again.") from error
     where = f"load({str(path)!r}): {folder / FILE}"
     if document.get("format") != FORMAT or not isinstance(document.get("flow"), dict):
-        raise ValueError(f"{where} is not a saved flow of the format {FORMAT!r}; save the flow with this version.")
+        raise ValueError(f"{where} does not have the format {FORMAT!r}; save the flow with this version.")
     try:
         with Budget(len(tensors), sum(each.nbytes for each in tensors.values())):
             flow = _build(document["flow"], tensors)
@@ -166,12 +172,12 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> nn.M
 
 
 def _identity(value: Tensor) -> tuple:
-    value = value.to_local() if hasattr(value, "to_local") else value  # a shard: whole tensors have no address then
+    value = value.to_local() if hasattr(value, "to_local") else value  # a sharded tensor itself has no address
     return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, str(value.device)
 
 
 def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors that share memory (tied weights): safetensors stores each by itself."""
+    """Copies tensors that share memory (tied weights): safetensors stores each one separately."""
     seen: set[int] = set()
     result = {}
     for name, value in tensors.items():
@@ -184,7 +190,7 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tuple, str]) -> Any:
-    """Writes a value as JSON; tensors go to ``tensors``, or are named where the state holds them already."""
+    """Converts a value to JSON; tensors are added to ``tensors``, or referred to by name if the state has them."""
     nested = lambda part, name: _describe(part, f"{where}.{name}", tensors, known)
     value = plain(registry.uncompiled(value))
     if isinstance(value, Plain):
@@ -211,12 +217,12 @@ def _describe(value: Any, where: str, tensors: dict[str, Tensor], known: dict[tu
         return {"$dtype": str(value).removeprefix("torch.")}
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise ValueError(f"save: {where} is a dict with keys that are not strings, which JSON does not hold.")
+            raise ValueError(f"save: {where} is a dict with keys that are not strings; use strings.")
         return {"$dict": {key: nested(part, key) for key, part in value.items()}}
     if callable(value) and not isinstance(value, nn.Module) and type(value).__name__ in ("function", "method", "type"):
         raise ValueError(
-            f"save: {where} is the function {getattr(value, '__qualname__', value)!r}, which is code, not data; write "
-            "it as a class with a constructor and mark it with @cflow.register."
+            f"save: {where} is the function {getattr(value, '__qualname__', value)!r}, which cannot be saved; write "
+            "it as a class and mark it with @cflow.register."
         )
     try:
         arguments = registry.configuration(value) if registry.name_of(type(value)) else {}
@@ -242,8 +248,8 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
             beside = rest.get("kept", {})
             if set(beside) != set(registry.kept(made)):
                 raise ValueError(
-                    f"{name} is saved with {sorted(beside)} beside its arguments, and the class keeps "
-                    f"{sorted(registry.kept(made))}; save it again with this version."
+                    f"{name} was saved with attributes {sorted(beside)}, but has {sorted(registry.kept(made))}; save "
+                    f"it again."
                 )
             for key, part in beside.items():
                 setattr(made, key, _build(part, tensors))
@@ -251,7 +257,7 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
         case {"$tensor": str(name), **rest}:
             if name not in tensors:
                 raise ValueError(f"the tensor {name!r} is missing; the save is incomplete.")
-            value = tensors[name].clone()  # an argument never shares memory with the state
+            value = tensors[name].clone()  # so that an argument never shares memory with the state
             return nn.Parameter(value, requires_grad=bool(rest["trained"])) if "trained" in rest else value
         case {"$tuple": list(parts)}:
             return tuple(_build(part, tensors) for part in parts)
@@ -264,11 +270,11 @@ def _build(node: Any, tensors: dict[str, Tensor]) -> Any:
             return {key: _build(part, tensors) for key, part in parts.items()}
         case {"$dtype": str(name)} if isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-    raise ValueError(f"{json.dumps(node)[:80]} is nothing that a saved flow may hold.")
+    raise ValueError(f"{json.dumps(node)[:80]} cannot be part of a saved flow.")
 
 
 def _fill(flow: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Gives the module the saved tensors, dtype included."""
+    """Puts the saved tensors into the module, with their dtypes."""
     saved = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
     own = flow.state_dict()
     kind = lambda value: (value.shape, value.is_floating_point(), value.is_complex())
@@ -280,9 +286,6 @@ def _fill(flow: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
             "of another shape or kind": sorted(wrong),
         }
         shown = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in parts.items() if names)
-        raise ValueError(
-            f"{where}: the tensors do not fit the flow that is described beside them ({shown}); a class may have "
-            f"changed since it was saved."
-        )
+        raise ValueError(f"{where}: the tensors do not fit the flow ({shown}); a class may have changed since.")
     tied = len(list(flow.parameters())) != len(list(flow.named_parameters(remove_duplicate=False)))
-    flow.load_state_dict(saved, assign=not tied)  # assigning keeps each saved dtype, but would untie shared weights
+    flow.load_state_dict(saved, assign=not tied)  # assigning keeps each saved dtype, but separates shared weights

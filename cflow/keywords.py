@@ -1,4 +1,4 @@
-"""Keywords that are not known: the one that was meant, also where another library's name for it was given."""
+"""Help for unknown keywords: the nearest known keyword, also for the names that other libraries use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CALLS", "FLOWS", "advice", "check_keywords", "hint", "widths_of"]
 
 
 def _named(**ours: str) -> dict[str, str]:
-    """Turns ``ours="theirs theirs"`` around."""
+    """Converts ``ours="theirs theirs"`` to ``{theirs: ours}``."""
     return {theirs: name for name, several in ours.items() for theirs in several.split()}
 
 
@@ -35,7 +35,7 @@ FLOWS = _named(
     degree="order polynomial_degree",
     polynomials="num_polynomials n_polynomials",
 )
-"""The keywords of flows that other libraries (zuko, nflows, normflows, glasflow and so on) have, and ours for them."""
+"""Keywords of flows in other libraries (zuko, nflows, normflows, glasflow and so on), and the keyword here."""
 
 CALLS = {
     **dict.fromkeys(
@@ -54,23 +54,22 @@ CALLS = {
     **dict.fromkeys(["seed", "random_state", "rng", "key"], "pass generator=torch.Generator().manual_seed(0)"),
     **dict.fromkeys(["value", "values", "inputs", "samples"], "pass the data first: flow.log_prob(x)"),
 }
-"""The keywords of calls that other libraries have, and what to write for them."""
+"""Keywords of calls in other libraries, and what to write here."""
 
 
 WITHOUT = {
-    "solver": "this flow solves no equation and needs no solver; ",
-    "guidance": "there is no guidance here; ",
+    "solver": "this flow needs no solver; ",
+    "guidance": "this flow has no guidance; ",
 }
-"""What to say of an option, and of other libraries' names for it, to what does not take it."""
+"""The message for an option, and for other libraries' names of it, where it is not taken."""
 
 
 def advice(given: str, known: Sequence[str]) -> str:
-    """Says what to write in place of the keyword ``given`` of a call that takes ``known``; empty where nothing is near.
+    """Suggests what to write in place of the keyword ``given`` in a call that takes ``known``; empty if nothing fits.
 
     Example:
         >>> advice("steps", ["generator", "solver"]), advice("steps", ["generator"])
-        ('these belong to a solver: pass solver=solvers.Heun(steps=20); ', 'this flow solves no equation and needs no \
-solver; ')
+        ('these belong to a solver: pass solver=solvers.Heun(steps=20); ', 'this flow needs no solver; ')
     """
     said = CALLS.get(given, "")
     for option, instead in WITHOUT.items():
@@ -80,7 +79,7 @@ solver; ')
 
 
 def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
-    """Names the known keyword that was meant by ``given``, as the end of an error; empty where none is near.
+    """Suggests the known keyword that is nearest to ``given``, as a part of an error; empty if none is near.
 
     Example:
         >>> hint("num_bins", ["bins", "bound"], FLOWS), hint("boud", ["bins", "bound"], FLOWS)
@@ -94,18 +93,18 @@ def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
 
 
 def check_keywords(owner: str, given: Mapping[str, object], known: Sequence[str], takes: Sequence[str]) -> None:
-    """Raises a TypeError for the first keyword that is not known; it names the one that was meant, and all.
+    """Raises a TypeError for the first unknown keyword, with the nearest known one and the list of valid ones.
 
     Args:
-        owner: whose keywords they are.
-        given: keywords with their values.
-        known: the names that may have been meant.
-        takes: those that the error lists.
+        owner: name of the called class or function.
+        given: the keywords and their values.
+        known: all known keywords.
+        takes: the keywords that the error lists.
 
     Example:
         >>> check_keywords("MLP", {"hidden_features": 64}, ["features", "hidden"], ["hidden"])
         Traceback (most recent call last):
-        TypeError: MLP(hidden_features=64): there is no such option; did you mean 'hidden'? (a width for every layer: \
+        TypeError: MLP(hidden_features=64): no such option; did you mean 'hidden'? (a width for every layer: \
 hidden=(64, 64)) MLP takes hidden.
     """
     for option, value in given.items():
@@ -116,16 +115,15 @@ hidden=(64, 64)) MLP takes hidden.
                 widths = tuple(value)
             hidden = f"(a width for every layer: hidden={widths}) " if "'hidden'" in meant else ""
             raise TypeError(
-                f"{owner}({option}={value!r:.60}): there is no such option; {meant}{hidden}{owner} takes "
-                f"{', '.join(takes)}."
+                f"{owner}({option}={value!r:.60}): no such option; {meant}{hidden}{owner} takes {', '.join(takes)}."
             )
 
 
 def widths_of(owner: str, name: str, value: object) -> tuple[int, ...]:
-    """Reads the widths of hidden layers, one number for each, as Python's own integers.
+    """Reads the widths of hidden layers, one integer for each, as Python integers.
 
     Raises:
-        TypeError: for anything that lists no whole numbers.
+        TypeError: for anything that is not a sequence of integers.
     """
     try:
         widths = tuple(plain(each) for each in value)  # type: ignore[attr-defined]
@@ -134,7 +132,6 @@ def widths_of(owner: str, name: str, value: object) -> tuple[int, ...]:
     if isinstance(value, str) or not all(map(is_integer, widths)):
         two = (plain(value),) * 2 if is_integer(value, numpy=True) else (64, 64)
         raise TypeError(
-            f"{owner}({name}={value!r}): the width of every hidden layer is wanted, a whole number for each; pass "
-            f"{name}={two}."
+            f"{owner}({name}={value!r}): this takes the width of every hidden layer, as integers; pass {name}={two}."
         )
     return widths  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Training and evaluation mode: kept, restored, and told where it changes what is computed."""
+"""Training and evaluation mode: restoring them, and a warning where training mode changes the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["evaluating", "looks_at_batch", "modes_kept", "tell_training"]
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Restores the mode that every part of a module had, whatever happens in between."""
+    """Restores the mode of every part of a module when the block ends, also after an error."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield
@@ -27,7 +27,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode for a while; every part has its own mode afterwards.
+    """Puts a module into evaluation mode during the block, and restores the mode of every part afterwards.
 
     Example:
         >>> network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2).eval())
@@ -42,23 +42,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def tell_training(module: nn.Module, method: str) -> None:
-    """Warns where results would be those of training: drawn with dropout, or with the statistics of the batch at hand.
+    """Warns where training mode changes the result: with dropout, or with statistics of the current batch.
 
-    Asked by what samples and evaluates without gradients: losses, which have them, are meant to be so.
+    Only calls without gradients warn. Losses need gradients and are meant to be computed in training mode.
 
     Example:
-        >>> with torch.no_grad(), warnings.catch_warnings(record=True) as told:
+        >>> with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         ...     tell_training(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), "sample")
-        >>> str(told[0].message)[:63]
-        'flow.sample: in training mode, in which 1 (Dropout) draws or ch'
+        >>> print(caught[0].message)
+        flow.sample: the flow is in training mode, in which 1 (Dropout) changes the result; call flow.eval() first.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     for name, part in module.named_modules():
         if part.training and _differs(part, method):
             warnings.warn_explicit(
-                f"flow.{method.removeprefix('r')}: in training mode, in which {name} ({type(part).__name__}) draws or "
-                f"changes with the batch, so the result is not the trained flow's; call flow.eval() first.",
+                f"flow.{method.removeprefix('r')}: the flow is in training mode, in which {name} "
+                f"({type(part).__name__}) changes the result; call flow.eval() first.",
                 UserWarning,
                 **calling_line(),
             )
@@ -66,7 +66,7 @@ def tell_training(module: nn.Module, method: str) -> None:
 
 
 def looks_at_batch(part: nn.Module) -> bool:
-    """Says whether what a part computes for one row depends, in training mode, on the others of the batch.
+    """Returns whether the result of a part for one row depends, in training mode, on the other rows of the batch.
 
     Example:
         >>> looks_at_batch(nn.BatchNorm1d(2)), looks_at_batch(nn.LayerNorm(2))
@@ -77,12 +77,12 @@ def looks_at_batch(part: nn.Module) -> bool:
 
 
 def _differs(part: nn.Module, method: str) -> bool:
-    """Says whether a part computes something else in training mode."""
+    """Returns whether a part computes something else in training mode."""
     if looks_at_batch(part):
-        return method != "sample" or getattr(part, "turned", True)  # the other direction of a map does not
+        return method != "sample" or getattr(part, "turned", True)  # for a map, only one direction depends on the batch
     if isinstance(part, nn.modules.instancenorm._InstanceNorm):
         return part.track_running_stats
     drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
-    # Recurrent networks and attention drop by themselves.
+    # Recurrent networks and attention contain their own dropout.
     own = isinstance(part, nn.RNNBase | nn.MultiheadAttention) and part.dropout > 0
     return drops or own or isinstance(part, nn.RReLU)

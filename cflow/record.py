@@ -1,4 +1,4 @@
-"""What a flow was trained with: training adds to it, and whatever depends on how a flow was trained reads it."""
+"""The record of a flow's training: training adds entries, and methods that depend on the training read them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Teaches = Literal["velocity", "average velocity", "density", "steps"]
 @register("record.TrainingEntry")
 @dataclass(frozen=True)
 class TrainingEntry:
-    """Records what one training taught a flow. ``flow.trained_by`` lists these, oldest first.
+    """Records what a flow learned in one training. ``flow.trained_by`` lists the entries, oldest first.
 
-    ``training.fit`` adds one when it begins; in a training loop of your own, call ``flow.record(objective)``. Without
-    entries nothing is known of the training, and nothing is refused for it.
+    ``training.fit`` adds an entry when it starts; in a custom training loop, call ``flow.record(objective)``. A flow
+    without entries has an unknown training, so no method is refused because of it.
 
     Args:
         objective: the name of the objective's class.
-        teaches: ``"velocity"``, the marginal velocity of the flow's path; ``"average velocity"``, that and the averages
-            over whole steps which ``solvers.FlowMap`` takes; ``"density"``, a velocity or bijection that carries the
-            base to the data along no given path (maximum likelihood, variational inference); ``"steps"``, the steps of
-            a short grid, which follow no velocity and have no density.
-        coupling: the name of the coupling's class; None where no base samples were paired with data.
+        teaches: ``"velocity"``, the marginal velocity of the flow's path; ``"average velocity"``, the velocity and its
+            averages over whole steps, which ``solvers.FlowMap`` needs; ``"density"``, a velocity or bijection from base
+            to data without a given path (maximum likelihood, variational inference); ``"steps"``, the steps of a
+            short grid, which have neither a velocity nor a density.
+        coupling: the name of the coupling's class; None if base samples were not paired with data.
         independent: whether base and data samples were drawn independently of each other, so that the score follows
             from the velocity.
-        condition_dropout: the share of items that were trained without their condition.
+        condition_dropout: the fraction of items that were trained without their condition.
 
     Example:
         >>> import cflow
@@ -50,11 +50,11 @@ class TrainingEntry:
 
 
 def records_of(flow: nn.Module) -> dict[str, tuple[TrainingEntry, ...]]:
-    """Lists the records of a flow and of the flows inside it, by the names of the modules (its own is ``""``)."""
+    """Returns the records of a flow and of the flows inside it, by module name (``""`` for the flow itself)."""
     return {name: part.trained_by for name, part in flow.named_modules() if hasattr(part, "trained_by")}
 
 
 def recall(flow: nn.Module, records: dict[str, tuple[TrainingEntry, ...]]) -> None:
-    """Sets the records that :func:`records_of` listed, in a flow and in the flows inside it."""
+    """Sets the records that :func:`records_of` returned, in a flow and in the flows inside it."""
     for name, entries in records.items():
         flow.get_submodule(name).trained_by = entries

@@ -1,8 +1,8 @@
-"""Classes known by name, rebuilt from their constructor arguments.
+"""Classes registered by name, and objects rebuilt from their constructor arguments.
 
-A registered class keeps every constructor argument as an attribute of the same name (as scikit-learn's estimators
-do). That one habit is enough to save an object (:mod:`cflow.io` reads the attributes back), to rebuild it with one
-argument changed (:func:`replace`) and to print it. Frozen dataclasses have the habit by construction.
+A registered class stores every constructor argument as an attribute of the same name (as scikit-learn's estimators
+do). Then an object can be saved (:mod:`cflow.io` reads the attributes), rebuilt with one argument changed
+(:func:`replace`) and printed. Frozen dataclasses do this automatically.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ _names: dict[type, str] = {}
 
 
 def register(name: str | type, cls: type | None = None) -> Any:
-    """Makes a class known by name, so that :func:`cflow.save` and :func:`cflow.load` can write and rebuild it.
+    """Registers a class under a name, so that :func:`cflow.save` and :func:`cflow.load` can save and rebuild it.
 
-    The name is written into saved files, so it stays what it is when the class moves to another module. Without one,
-    ``@register``, a class is known by its own name. The class must keep its constructor arguments as attributes of the
-    same names.
+    Saved files contain the name, so keep it when the class moves to another module. With ``@register`` alone, the name
+    is the name of the class. The class must store its constructor arguments as attributes of the same names.
 
     Args:
         name: the name; as a decorator without a name, the class itself.
-        cls: the class, where this is not used as a decorator.
+        cls: the class, if this is not used as a decorator.
 
     Raises:
-        ValueError: if the name belongs to another class already, or the constructor takes ``**kwargs``, which cannot be
-            read back.
+        ValueError: if the name belongs to another class, or the constructor takes ``**kwargs``, which cannot be read
+            back from attributes.
 
     Example:
         >>> import torch
@@ -55,12 +54,12 @@ def register(name: str | type, cls: type | None = None) -> Any:
     if cls is None:
         return lambda decorated: register(name, decorated)
     other = _classes.get(name)
-    # Running a notebook's cell again defines the same class anew; classes made inside functions may differ.
+    # A notebook cell that runs twice defines the same class again; classes made inside functions may differ.
     same = other is not None and (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
     if other not in (None, cls) and (not same or "<locals>" in cls.__qualname__):
         raise ValueError(
             f"register({name!r}) of {cls.__qualname__}: the name belongs to {other.__module__}.{other.__qualname__}; "
-            f"pass another one."
+            f"choose another."
         )
     parameters(cls)
     _classes[name], _names[cls] = cls, name
@@ -68,64 +67,72 @@ def register(name: str | type, cls: type | None = None) -> Any:
 
 
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Gives the constructor's parameters by name, without ``self``."""
+    """Returns the constructor's parameters by name, without ``self``."""
     if cls.__init__ in (object.__init__, nn.Module.__init__):
         return {}
     found = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
     for parameter in found.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             raise ValueError(
-                f"{cls.__qualname__}: a constructor with **{parameter.name} cannot be read back; name its arguments."
+                f"{cls.__qualname__}: a constructor with **{parameter.name} cannot be saved; list its arguments."
             )
     return found
 
 
 def lookup(name: str) -> type:
-    """Finds a class by its registered name; the error lists what to do for a class that is not known."""
+    """Returns the class with this registered name.
+
+    Raises:
+        ValueError: if there is none; the message lists the registered names.
+    """
     if name not in _classes:
         raise ValueError(
-            f"{name!r} is not a registered class: import the module that defines it and mark it with "
-            f"@cflow.register before loading. Known: {', '.join(sorted(_classes))}."
+            f"{name!r} is not a registered class; import the module that defines it, with @cflow.register. "
+            f"Registered: {', '.join(sorted(_classes))}."
         )
     return _classes[name]
 
 
 def is_known(cls: type) -> bool:
-    """Says whether a class is registered."""
+    """Returns whether a class is registered."""
     return cls in _names
 
 
 def name_of(cls: type) -> str:
-    """Gives the name under which a class is registered; raises a ValueError that says how to register it."""
+    """Returns the name under which a class is registered.
+
+    Raises:
+        ValueError: if the class is not registered.
+    """
     if cls not in _names:
         raise ValueError(
-            f"{cls.__module__}.{cls.__qualname__} is not registered, so it could be saved but never loaded; "
+            f"{cls.__module__}.{cls.__qualname__} is not registered, so it cannot be loaded again; "
             f"mark the class with @cflow.register."
         )
     return _names[cls]
 
 
 def configuration(obj: Any) -> dict[str, Any]:
-    """Reads an object's constructor arguments back from its attributes.
+    """Reads an object's constructor arguments from its attributes.
 
-    A ``*args`` parameter is read as the sequence kept under its name.
+    A ``*args`` parameter is read as the sequence stored under its name.
 
     Raises:
-        ValueError: if a constructor argument is not kept as an attribute.
+        ValueError: if a constructor argument is not stored as an attribute.
     """
     missing = object()
     arguments = {key: getattr(obj, key, missing) for key in parameters(type(obj))}
     lost = [key for key, value in arguments.items() if value is missing]
     if lost:
         raise ValueError(
-            f"{type(obj).__qualname__} does not keep its constructor argument {lost[0]!r}; "
-            f"set self.{lost[0]} in __init__ so that it can be saved and rebuilt."
+            f"{type(obj).__qualname__} does not store its constructor argument {lost[0]!r}; "
+            f"set self.{lost[0]} in __init__."
         )
     return arguments
 
 
 def build(cls: type, arguments: dict[str, Any]) -> Any:
-    """Calls a constructor with arguments by name, spreading a ``*args`` parameter."""
+    """Calls a constructor with arguments by name; the sequence of a ``*args`` parameter is unpacked."""
     kinds = parameters(cls)
     unknown = [key for key in arguments if key not in kinds]
     if unknown:
@@ -139,25 +146,25 @@ def build(cls: type, arguments: dict[str, Any]) -> Any:
 
 
 def uncompiled(obj: Any) -> Any:
-    """Gives the module inside what ``torch.compile(module)`` made of it; anything else as it is."""
+    """Returns the module inside the result of ``torch.compile(module)``; returns anything else unchanged."""
     return obj._modules["_orig_mod"] if isinstance(obj, nn.Module) and "_orig_mod" in obj._modules else obj
 
 
 def uncompiled_name(name: str) -> str:
-    """Gives the name that a tensor has without ``torch.compile``, which puts a module around another."""
+    """Returns the name that a tensor has without the wrapper of ``torch.compile``."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def kept(obj: Any) -> dict[str, Any]:
-    """Reads what travels with an object though its constructor does not take it: what its class names in ``kept``."""
+    """Reads the attributes that are saved and copied in addition to constructor arguments: the class's ``kept``."""
     return {name: getattr(obj, name) for name in getattr(type(obj), "kept", ())}
 
 
 def replace(obj: Any, **changes: Any) -> Any:
-    """Builds the same object anew with some constructor arguments changed; the other arguments are shared.
+    """Builds a copy of an object with some constructor arguments changed; the other arguments are shared.
 
-    Modules given as arguments (a field, a base) are the very same modules in the new object, parameters included. What
-    a class keeps beside its arguments (a flow's record of training) goes along.
+    Modules among the arguments (a field, a base) are the same objects in the copy, parameters included. The attributes
+    that a class lists in ``kept`` (a flow's record of training) are copied, too.
     """
     new = build(type(obj), {**configuration(obj), **changes})
     for name, value in kept(obj).items():
@@ -166,11 +173,11 @@ def replace(obj: Any, **changes: Any) -> Any:
 
 
 def outline(obj: Any) -> Any:
-    """Describes what an object is made of, in plain values that JSON holds: to compare two set-ups, not to rebuild one.
+    """Describes the parts of an object in values that JSON can hold. Use it to compare two objects, not to rebuild one.
 
-    Registered objects are named with their arguments and anything else by its class. Tensors are given by shape where
-    they belong to a module's state, which training changes, and with their checksum where they do not. What is kept
-    beside the arguments, such as a flow's record of training, is left out.
+    A registered object is described by its name and its arguments, and any other object by its class. A tensor in a
+    module's state, which training changes, is described by its shape; any other tensor also by a checksum. The
+    attributes in ``kept``, such as a flow's record of training, are omitted.
     """
     return _outline(obj, set())
 

@@ -1,4 +1,4 @@
-"""Batch and event dimensions: checked at the door, one batch dimension inside.
+"""Batch and event dimensions: calls check them and merge the batch into one dimension.
 
 Every function takes a tensor with an event shape, or a dict of tensors with a dict of event shapes (joint flows).
 """
@@ -40,7 +40,7 @@ def as_shape(shape: dict) -> dict[str, Size]: ...
 @overload
 def as_shape(shape: int | Iterable[int]) -> Size: ...
 def as_shape(shape):
-    """Normalises an int, a tuple or a dict of such to ``torch.Size``; ``None`` stays ``None``."""
+    """Converts an int, a tuple or a dict of these to ``torch.Size``; ``None`` stays ``None``."""
     if shape is None:
         return None
     if isinstance(shape, dict):
@@ -51,12 +51,12 @@ def as_shape(shape):
         sizes = (-1,)
     if any(size < 0 for size in sizes):
         given = f"tensor of shape {list(shape.shape)}" if isinstance(shape, Tensor) else repr(shape)
-        raise ValueError(f"shape {given:.80}: a shape is an int or a tuple of non-negative ints such as (3, 32, 32).")
+        raise ValueError(f"shape {given:.80}: pass an int or a tuple of non-negative ints, such as (3, 32, 32).")
     return Size(sizes)
 
 
 def batch_of(x: Value, shape: Shape, what: str) -> Size:
-    """Gives the batch dimensions of ``x`` and raises where ``x`` does not end in ``shape``."""
+    """Returns the batch dimensions of ``x``; raises if ``x`` does not end in ``shape``."""
     if isinstance(shape, dict):
         if not isinstance(x, dict) or set(x) != set(shape):
             got = sorted(x) if isinstance(x, dict) else type(x).__name__
@@ -74,25 +74,25 @@ def batch_of(x: Value, shape: Shape, what: str) -> Size:
 
 
 def pattern(shape: Shape | EllipsisType, batch: str = "...") -> str:
-    """Writes the shape that a tensor is to have, for an error: ``[..., 3]``, or ``[B, 3]`` for ``batch="B"``."""
+    """Formats the expected shape of a tensor for an error: ``[..., 3]``, or ``[B, 3]`` for ``batch="B"``."""
     if isinstance(shape, dict):
         return "{" + ", ".join(f"{name!r}: {pattern(part, batch)}" for name, part in shape.items()) + "}"
     return "[" + ", ".join([batch, *(["..."] if shape is ... else map(str, shape))]) + "]"
 
 
 def shown(shape: Shape | EllipsisType | None) -> tuple | dict | EllipsisType | None:
-    """Gives a shape as what prints plainly: a tuple, or a dict of tuples."""
+    """Converts a shape to a tuple, or a dict of tuples, which print plainly."""
     if isinstance(shape, dict):
         return {name: shown(part) for name, part in shape.items()}
     return shape if shape in (None, ...) else tuple(shape)
 
 
 MASK = "mask"
-"""The one name that is reserved among the parts of an event or a context: which members of a set there are."""
+"""The reserved part name of an event or a context: it marks the members of a set that are present."""
 
 
 def check_mask(event_shape: Shape | None, context_shape: Shape | None, what: str) -> None:
-    """Raises where a part named ``mask`` does not mark members of the event, whose shape it then leads."""
+    """Raises if a part named ``mask`` does not have the leading dimensions of another part of the event."""
     for parts in (event_shape, context_shape):
         if not isinstance(parts, dict) or MASK not in parts:
             continue
@@ -101,13 +101,13 @@ def check_mask(event_shape: Shape | None, context_shape: Shape | None, what: str
         marked.pop(MASK, None)
         if isinstance(mask, dict) or not any(part[: len(mask)] == mask for part in marked.values()):
             raise ValueError(
-                f"{what}: the name 'mask' is reserved for what marks the members of a set, and one of shape {mask} "
-                f"leads no part of the event ({marked}); give it the shape of the members, or the part another name."
+                f"{what}: the part 'mask' marks the members of a set, but no part of the event ({marked}) starts with "
+                f"its shape {mask}; change its shape, or rename it."
             )
 
 
 def mask_of(x: Value, context: Value | None) -> Tensor | None:
-    """Gives the mask of a batch, ``[B, *members]``: the part of the event, or of the context, of that name."""
+    """Returns the mask of a batch, ``[B, *members]``: the part ``mask`` of the event or of the context."""
     for value in (x, context):
         if isinstance(value, dict) and MASK in value:
             return value[MASK]
@@ -115,13 +115,13 @@ def mask_of(x: Value, context: Value | None) -> Tensor | None:
 
 
 def broadcast(what: str, *batches: Size) -> Size:
-    """Broadcasts batch shapes; the error names the batches that do not fit."""
+    """Broadcasts batch shapes; the error lists the shapes that do not fit."""
     try:
         return torch.broadcast_shapes(*batches)
     except RuntimeError:
         shown = " and ".join(str(tuple(batch)) for batch in batches)
         raise ValueError(
-            f"{what}: the batch shapes {shown} of x and context do not broadcast; make them equal, or size 1."
+            f"{what}: the batch shapes {shown} of x and context do not broadcast; make them equal, or 1."
         ) from None
 
 
@@ -149,12 +149,12 @@ def on_tensors(function: Callable, *values: Value | None) -> Value | None:
 
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shapes ``[]`` or ``[B]`` so that it multiplies ``x [B, *event]`` row by row."""
+    """Reshapes ``[]`` or ``[B]`` so that it multiplies ``x [B, *event]`` row by row."""
     return coefficient if coefficient.dim() == 0 else coefficient.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def expand_as_leading(mask: Tensor, x: Tensor) -> Tensor:
-    """Shapes ``[B, *members]`` so that it broadcasts to ``x [B, *members, ...]``."""
+    """Reshapes ``[B, *members]`` so that it broadcasts to ``x [B, *members, ...]``."""
     return mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
 
 

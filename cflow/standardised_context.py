@@ -1,4 +1,4 @@
-"""A flow that is given its context as measured."""
+"""A flow that standardises its context."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class StandardisedContext(BaseInvertibleFlow):
 
     .. math:: p(x \mid c) = p_\mathrm{inner}\bigl(x \mid (c - \text{loc}) / \text{scale}\bigr)
 
-    A context is no argument of the density, so there is no log-determinant. Everything else is the inner flow's:
-    options, likelihood, transforms already on it; transforms of the data go on either.
+    The density is one of x, not of c, so there is no log-determinant. Options, likelihood and existing transforms are
+    those of the inner flow. Transforms of the data may be added to either flow.
 
     Args:
         flow: the conditional flow inside.
-        context_transform: a transform of one context, such as ``bijections.Standardise.fit(contexts)``. It warns where
-            a few of them decide the scale; ``Compose(Standardise.fit(contexts, robust=True), Arcsinh(width))`` of
-            :mod:`cflow.bijections` leaves the others theirs and draws the few in.
-        transform: data transforms; see :meth:`with_transform`.
+        context_transform: a transform of one context, such as ``bijections.Standardise.fit(contexts)``, which warns if
+            a few outliers determine the scale. For outliers use ``Compose(Standardise.fit(contexts, robust=True),
+            Arcsinh(width))`` of :mod:`cflow.bijections`, which compresses them and hardly changes the other contexts.
+        transform: transforms of the data; see :meth:`with_transform`.
 
-    Shapes: as the inner flow's.
+    Shapes: those of the inner flow.
 
     Raises:
-        ValueError: if the flow is unconditional, or the transform is of another shape than its context.
+        ValueError: if the flow is unconditional, or the transform and the context have different shapes.
 
     Example:
         >>> import torch
@@ -48,20 +48,19 @@ class StandardisedContext(BaseInvertibleFlow):
         if flow.context_shape is None or tuple(flow.context_shape) != tuple(context_transform.event_shape):
             raise ValueError(
                 f"StandardisedContext(flow with context_shape={shown(flow.context_shape)}, context_transform of shape "
-                f"{tuple(context_transform.event_shape)}): the transform is of one context of the flow; give both the "
-                f"same shape."
+                f"{tuple(context_transform.event_shape)}): the shapes differ; make them equal."
             )
         if flow.classes:
             raise ValueError(
-                f"StandardisedContext(flow with {flow.classes} classes): a class label is an index and has no scale; "
-                f"use the flow itself."
+                f"StandardisedContext(flow with {flow.classes} classes): a class label has no scale; use the flow "
+                f"itself."
             )
         super().__init__(flow.event_shape, flow.context_shape, transform)
         self.flow, self.context_transform = flow, context_transform
         self.options, self.trained_by = flow.options, flow.trained_by
 
     def record(self, objective: Any) -> None:
-        """Notes the training for this flow and for the one inside, whose weights it changes."""
+        """Records the training by ``objective`` for this flow and for the inner flow, which has the weights."""
         super().record(objective)
         self.flow.record(objective)
 
@@ -70,8 +69,8 @@ class StandardisedContext(BaseInvertibleFlow):
 
     def _null_context(self, context: Tensor) -> Tensor:
         raise ValueError(
-            'StandardisedContext.null_context: a context is standardised before the flow inside reads it, and "no '
-            'condition" has no units; ask the flow inside (.flow).'
+            'StandardisedContext.null_context: "no condition" cannot be standardised; call null_context of the inner '
+            "flow (.flow)."
         )
 
     @property
@@ -81,7 +80,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     @property
     def solver(self):
-        """The inner flow's solver, where it has one."""
+        """The inner flow's solver, if it has one."""
         return self.flow.solver
 
     @property

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: put in place in one step, brought to the disk, with checksums."""
+"""Files that are written completely or not at all: replaced in one step, flushed to the disk, with checksums."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CHECKSUM, NOTE = "crc32", "note"
 
 @contextmanager
 def written(file: Path) -> Iterator[Path]:
-    """Lends a path to write to; when the block ends, what was written there takes the place of ``file`` in one step.
+    """Yields a temporary path to write to; when the block ends, that file replaces ``file`` in one step.
 
-    A kill or a crash, at any instant, leaves the old file or the new one, and so do two writers: the last one stays.
-    Writers begin in a hidden folder of their own, as some make further files; those of writers that were killed are
-    removed. The file has the permissions of any new file.
+    After a crash at any time there is the complete old file or the complete new one. Of two writers, the last one wins.
+    Each writer has its own hidden folder, since some writers make further files. Folders of killed writers are removed.
+    The file gets the permissions of any new file.
 
     Example:
         >>> import tempfile
@@ -51,7 +51,7 @@ def written(file: Path) -> Iterator[Path]:
         part.touch()
         mode = stat.S_IMODE(part.stat().st_mode)
         yield part
-        part.chmod(mode)  # safetensors makes files that nobody else may read
+        part.chmod(mode)  # safetensors makes files that other users may not read
         seal(part)
         os.replace(part, file)
         sync_folder(file.parent)
@@ -60,7 +60,7 @@ def written(file: Path) -> Iterator[Path]:
 
 
 def is_part(name: str) -> bool:
-    """Says whether something in a folder is what a writer has begun: it is nothing that was saved."""
+    """Returns whether an entry of a folder is the temporary folder of a writer."""
     return name.startswith(".") and name.endswith(".part")
 
 
@@ -69,7 +69,7 @@ def _host() -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what writers that are no more have begun in a folder."""
+    """Removes the temporary folders of writers that have ended."""
     for part in folder.iterdir():
         if is_part(part.name) and part.name.count(".") > 4:
             import psutil
@@ -80,7 +80,7 @@ def _clear(folder: Path) -> None:
 
 
 def seal(file: Path, sync: bool = True) -> list[int]:
-    """Brings a file to the disk and gives its size and CRC-32."""
+    """Flushes a file to the disk and returns its size and CRC-32."""
     size = checksum = 0
     with file.open("rb") as opened:
         while block := opened.read(1 << 22):
@@ -91,7 +91,7 @@ def seal(file: Path, sync: bool = True) -> list[int]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings a folder's entries to the disk (where the system lets folders be opened)."""
+    """Flushes a folder's entries to the disk, on systems that can open folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -101,45 +101,45 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:
-    """Writes a document with its checksum, whole or not at all."""
+    """Writes a document with its checksum, completely or not at all."""
     sealed = {**document, CHECKSUM: zlib.crc32(json.dumps(document).encode())}
     with written(file) as part:
         part.write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads what :func:`write_json` wrote.
+    """Reads a file that :func:`write_json` wrote.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is cut, changed, or something else.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, changed, or another kind of file.
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         checksum = document.pop(CHECKSUM)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: it is no document with a checksum ({_short(error)}).") from error
+        raise ValueError(f"{file} is damaged: not JSON with a checksum ({_short(error)}).") from error
     if checksum != zlib.crc32(json.dumps(document).encode()):
-        raise ValueError(f"{file} is damaged: its checksum is not that of what it holds.")
+        raise ValueError(f"{file} is damaged: its checksum does not match.")
     return document
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Writes tensors of the CPU and a note about them as one safetensors file with a checksum of both."""
+    """Writes CPU tensors and a note about them to one safetensors file, with a checksum of both."""
     from safetensors.torch import save_file
 
-    # One entry: safetensors writes several in any order, and equal contents would have other bytes each time.
+    # One entry: safetensors writes several entries in any order, and then equal contents could have different bytes.
     sealed = json.dumps({CHECKSUM: _checksum(note, tensors), NOTE: note})
     with written(file) as part:
         save_file(dict(tensors), part, {"cflow": sealed})
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`write_tensors` wrote: tensors on the CPU, and the note.
+    """Reads a file that :func:`write_tensors` wrote: tensors on the CPU, and the note. Executes nothing of the file.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is cut, changed, or something else; nothing of it is executed.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, changed, or another kind of file.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file.")
@@ -148,13 +148,13 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             return _read(file)
         except ValueError:
-            # safetensors opens a file twice; between, another writer may have put a new one in its place.
+            # safetensors opens a file twice; meanwhile another writer may have replaced it.
             if _version(file) == before:
                 raise
 
 
 def _version(file: Path) -> tuple[int, int, int]:
-    """Tells a file from one that took its place: systems give the number of an old file to a new one."""
+    """Identifies a version of a file. The inode number alone is not enough: systems use it again for a new file."""
     status = file.stat()
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
@@ -165,20 +165,20 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as opened:
             beside = json.loads(opened.metadata()["cflow"])
-            # Copies are aligned in memory, as fresh tensors are; sums then round as they did before saving.
+            # Copies are aligned in memory like new tensors, so that sums round as they did before saving.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
         note, checksum = beside[NOTE], beside[CHECKSUM]
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"{file} is damaged: it is no safetensors file with a note and a checksum ({_short(error)})."
+            f"{file} is damaged: not a safetensors file with a note and a checksum ({_short(error)})."
         ) from error
     if not isinstance(note, dict) or checksum != _checksum(note, tensors):
-        raise ValueError(f"{file} is damaged: its checksum is not that of what it holds.")
+        raise ValueError(f"{file} is damaged: its checksum does not match.")
     return tensors, note
 
 
 def bytes_of(value: Tensor) -> numpy.ndarray:
-    """Gives a tensor's bytes, in the order of its entries."""
+    """Returns a tensor's bytes, in the order of its entries."""
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 

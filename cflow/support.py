@@ -1,4 +1,4 @@
-"""Where a flow has a density, as a constraint of ``torch.distributions``."""
+"""The support of a flow's density, as a constraint of ``torch.distributions``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["support_of"]
 
 
 def support_of(maps: Sequence[Any], event_rank: int) -> constraints.Constraint:
-    """Gives the data that maps take, the first map first: all real numbers unless some map has a ``domain``."""
+    """Returns the support of data that pass ``maps`` in order: all real numbers unless some map has a ``domain``."""
     members = [each for part in maps for each in part.members()]
     bounded = [i for i, each in enumerate(members) if each.domain is not None]
     if not bounded:
@@ -28,14 +28,14 @@ def support_of(maps: Sequence[Any], event_rank: int) -> constraints.Constraint:
 
 
 def _taken(member: Any, x: Tensor) -> Tensor:
-    """Says which entries lie in the domain of a map."""
+    """Returns which entries lie in the domain of a map."""
     low, high = member.domain
     inside = (x >= low) & (x <= high) if member.holds_ends else (x > low) & (x < high)
     return inside if member.levels is None else inside & (x == x.floor())
 
 
 def _interval(member: Any) -> constraints.Constraint:
-    """Gives the constraint of every entry that a map takes."""
+    """Returns the constraint of single entries for a map."""
     low, high = member.domain
     if member.levels is not None:
         return constraints.integer_interval(low, high)
@@ -45,7 +45,7 @@ def _interval(member: Any) -> constraints.Constraint:
 
 
 class _Chain(constraints.Constraint):
-    """Holds for data that every map of a chain takes, as the maps before it give them."""
+    """Holds for data that pass every map of a chain inside its domain."""
 
     def __init__(self, members: Sequence[Any], event_rank: int):
         self.members, self._rank = members, event_rank
@@ -59,14 +59,14 @@ class _Chain(constraints.Constraint):
         batch = value.shape[: value.dim() - self._rank]
         x = value.reshape(batch.numel(), *value.shape[len(batch) :])
         inside, places = x.new_zeros(len(x), dtype=torch.bool), torch.arange(len(x), device=x.device)
-        # Draws of a map (the noise of dequantisation) are not to move the state of the caller's generator.
+        # Draws of a map (the noise of dequantisation) must not change the state of the caller's generator.
         generator = torch.Generator(x.device).manual_seed(0)
         for member in self.members:
             if member.domain is not None:
                 fine = rows(_taken(member, x)).all(1)
                 x, places = x[fine], places[fine]
             if member.context_shape is not None:
-                break  # what such a map does to data is not known without its context; log_prob is exact
+                break  # the effect of such a map is not known without its context; log_prob is exact
             x = member.encode(x, **({"generator": generator} if member.draws else {}))[0]
         inside[places] = True
         return inside.reshape(batch)
@@ -76,7 +76,7 @@ class _Chain(constraints.Constraint):
 
 
 class _Onto(Transform):
-    """Carries coordinates without bounds onto the support of a chain of maps, by the chain itself."""
+    """Maps unbounded coordinates onto the support of a chain of maps, by the chain itself."""
 
     bijective = True
 
@@ -107,8 +107,8 @@ class _Onto(Transform):
 @biject_to.register(_Chain)
 def _onto(chain: _Chain) -> _Onto:
     if any(each.draws or not each.has_rsample or each.context_shape is not None for each in chain.members):
-        raise NotImplementedError(  # what torch's biject_to raises where there is none, and Pyro expects
-            f"biject_to({chain}): a map that draws, rounds or reads a context gives the support no coordinates without "
-            f"bounds; give the support of such a flow as a constraint of torch's."
+        raise NotImplementedError(  # the error of torch's biject_to, which Pyro expects
+            f"biject_to({chain}): not available, as a map draws, rounds or reads a context; pass the support as one of "
+            f"torch's constraints."
         )
     return _Onto(chain)

@@ -10,8 +10,8 @@ from cflow.arguments import check_integer, is_integer
 )
 def test_what_is_no_whole_number_of_one_or_more(value):
     assert not is_integer(value, 1)
-    with pytest.raises(ValueError, match=r"^Heun\(steps=.*\): a solve takes a step or more; pass 20\.$"):
-        check_integer("Heun", "steps", value, 1, "a solve takes a step or more; pass 20.")
+    with pytest.raises(ValueError, match=r"^Heun\(steps=.*\): steps is an integer of at least 1; pass 20\.$"):
+        check_integer("Heun", "steps", value, 1, "steps is an integer of at least 1; pass 20.")
 
 
 def test_whole_numbers_pass():

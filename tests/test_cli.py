@@ -184,7 +184,7 @@ def test_version_and_module(capsys):
     assert capsys.readouterr().out == f"cflow {cflow.__version__}\n"
     done = subprocess.run([sys.executable, "-m", "cflow", "info", "nowhere"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("cflow: nowhere: no saved flow there")
+    assert done.stderr.startswith("cflow: nowhere: no saved flow")
 
 
 def test_every_option_of_every_command_is_explained(capsys):
@@ -212,7 +212,7 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sample", "nowhere"), "no saved flow there"),
+        (("sample", "nowhere"), "no saved flow"),
         (("info", "stopped"), "--resume"),
         (("sample", "toys", "--label", "1"), "without classes"),
         (("sample", "images", "--label", "4"), "0 to 3"),
@@ -300,4 +300,4 @@ def test_an_interrupted_run_is_shown_drawn_from_and_scored(tmp_path, capsys):
         main(["score", str(run), str(tmp_path / "x.csv"), "--output", str(tmp_path / "scores.csv")])
     with pytest.raises(SystemExit):
         main(["info", str(tmp_path)])
-    assert "no saved flow there" in capsys.readouterr().err
+    assert "no saved flow" in capsys.readouterr().err

@@ -256,7 +256,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: FLOWS["plain"]()[0].sample((2,), solver=solvers.Heun), "options are objects"),
         (lambda: FLOWS["plain"]()[0].sample((2,), guidance=2.0), "not a guidance"),
         (lambda: FLOWS["plain"]()[0].log_prob(torch.zeros(2), divergence="exact"), "options are objects"),
-        (lambda: FLOWS["images"]()[0].sample((), torch.tensor(7)), "knows 0 to 2, and 3 for no condition"),
+        (lambda: FLOWS["images"]()[0].sample((), torch.tensor(7)), "pass 0 to 2, or 3 for no condition"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0, 1, quadratures=("energy",)), "choose from kinetic"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0, 1, quadratures=("ladj_probes",)), "Hutchinson"),
         (lambda: FLOWS["plain"]()[0].transport(torch.zeros(2), 0.0, 1.5), r"outside \[0, 1\]"),

@@ -49,9 +49,9 @@ def test_a_seed_is_no_generator(owner, draw):
 
 
 def test_rows_of_their_own_where_one_generator_draws_for_all():
-    with pytest.raises(TypeError, match=r"FlowMatching\(generator=a list of 2\): one generator draws for the whole"):
+    with pytest.raises(TypeError, match=r"FlowMatching\(generator=a list of 2\): this takes one generator"):
         objectives.FlowMatching()(linear(), DATA, generator=seeded(0, 1))
-    with pytest.raises(TypeError, match="each entry is a generator"):
+    with pytest.raises(TypeError, match="each entry must be a generator"):
         check_generator("flow.sample", [0, 1], by_row=True)
     with pytest.raises(ValueError, match="a list of 2 for draws of shape .3, 2.*pass 3"):
         draw_rows(torch.randn, (3, 2), seeded(0, 1))

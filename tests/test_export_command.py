@@ -59,7 +59,7 @@ def test_other_parts(runs, tmp_path):
         (("labelled", "-o", "x.pt2", "--steps", "2", "--batch", "0"), "1 or more"),
         (("spline", "-o", "x.pt2", "--steps", "2"), "no solver and no steps"),
         (("spline", "-o", "x.pt2", "--what", "network"), "has no velocity"),
-        (("nowhere", "-o", "x.pt2"), "no saved flow there"),
+        (("nowhere", "-o", "x.pt2"), "no saved flow"),
     ],
 )
 def test_mistakes_end_in_one_line(runs, arguments, message, capsys, monkeypatch):

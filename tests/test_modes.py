@@ -51,7 +51,7 @@ def test_a_flow_that_would_sample_as_in_training_says_so(norm, part, recwarn):
         ("log_prob", lambda: torch.no_grad()(flow.log_prob)(x)),
     ):
         with pytest.warns(
-            UserWarning, match=rf"flow.{method}: in training mode, in which {part}.*flow.eval\(\)"
+            UserWarning, match=rf"flow.{method}: the flow is in training mode, in which {part}.*flow.eval\(\)"
         ) as told:
             call()
         assert len({str(each.message) for each in told}) == 1

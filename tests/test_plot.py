@@ -213,7 +213,7 @@ def test_flows_are_drawn_from_and_evaluated(tmp_path):
     assert plot.density(given, resolution=40, title="given 0").axes[0].get_title().startswith("given 0\nprobability in")
     assert "probability inside this plot: 0.0%" in plot.density(flow(), bounds=(-9, -5)).axes[0].get_title()
     assert len(plot.corner({"a": flow(), "b": torch.randn(200, 2)}).legends[0].get_texts()) == 2
-    with pytest.raises(ValueError, match="no context was given"):
+    with pytest.raises(ValueError, match="the context is missing"):
         plot.scatter(conditional)
 
 

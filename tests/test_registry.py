@@ -64,7 +64,7 @@ def test_mistakes_are_named():
 
     with pytest.raises(ValueError, match=r"set self\.size"):
         registry.configuration(Forgetful(3))
-    with pytest.raises(ValueError, match="name its arguments"):
+    with pytest.raises(ValueError, match="list its arguments"):
 
         @registry.register
         class Loose:

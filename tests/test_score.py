@@ -156,7 +156,7 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
         (("plain", "three.npy"), "wants 2 columns for --columns, and these are 3 (0, 1, 2)"),
         (("given", "x.csv"), "wants 1 column for --condition, and these are 0 (none)"),
         (("plain", "bad.csv"), "none of its 2 rows could be scored"),
-        (("nowhere", "x.csv"), "no saved flow there"),
+        (("nowhere", "x.csv"), "no saved flow"),
     ],
 )
 def test_mistakes_end_in_one_line(runs, table, tmp_path, arguments, message, capsys, monkeypatch):

@@ -69,7 +69,7 @@ def test_it_is_saved_and_options_pass_through(units, tmp_path, generator):
 
 
 def test_shapes_that_do_not_fit_are_refused(units):
-    with pytest.raises(ValueError, match=r"context_shape=None.*give both the same shape"):
+    with pytest.raises(ValueError, match=r"context_shape=None.*the shapes differ"):
         StandardisedContext(discrete.maf(3), units)
     with pytest.raises(ValueError, match=r"context_shape=\(5,\)"):
         StandardisedContext(discrete.maf(3, context=5), units)

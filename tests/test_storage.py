@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_documents_are_checked(tmp_path):
 
 def test_files_of_others_are_refused(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "foreign")
-    with pytest.raises(ValueError, match=r"foreign is damaged: it is no safetensors file with a note"):
+    with pytest.raises(ValueError, match=r"foreign is damaged: not a safetensors file with a note"):
         read_tensors(tmp_path / "foreign")
     with pytest.raises(FileNotFoundError):
         read_tensors(tmp_path / "none")

@@ -240,7 +240,7 @@ def test_levels_are_counted(levels):
 def test_data_to_standardise_are_a_tensor_and_go_to_fit():
     with pytest.raises(TypeError, match=r"Standardise.fit\(list\)"):
         Standardise.fit([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"shape tensor of shape \[200, 2\]: a shape is an int"):
+    with pytest.raises(ValueError, match=r"shape tensor of shape \[200, 2\]: pass an int"):
         Standardise(torch.randn(200, 2))
 
 

@@ -92,11 +92,11 @@ def test_presets_count_features(name, features):
         ({"num_layers": 3}, "did you mean 'layers'?"),
         ({"n_conditional_inputs": 3}, "did you mean 'context'?"),
         ({"layer": 3}, "did you mean 'layers'?"),
-        ({"quux": 1}, "there is no such option; nsf takes layers, bins"),
+        ({"quux": 1}, "no such option; nsf takes layers, bins"),
         ({"layers": 0}, "one layer or more"),
         ({"hidden": 64}, r"pass hidden=\(64, 64\)"),
         ({"hidden": "wide"}, r"pass hidden=\(64, 64\)"),
-        ({"hidden": (8, 2.5)}, "a whole number for each"),
+        ({"hidden": (8, 2.5)}, "as integers; pass hidden="),
         ({"context": -1}, "width of a context vector"),
     ],
 )
