@@ -17,7 +17,6 @@ A table is split into rows to train, to stop by, and to report. Leaves ``model/`
 """
 
 import csv
-import json
 import math
 import time
 import warnings
@@ -27,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from common import MAIN, claim, counted, end_run, plain, run_folder, say, say_resumed
 from scipy.stats import kstest
 from sklearn.mixture import GaussianMixture
 from tqdm.auto import tqdm
@@ -50,8 +50,6 @@ PUBLISHED = {
         "RQ-NSF (AR)": "157.31 ± 0.28",
     },
 }  # fmt: skip
-# Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = training.is_main()
 
 
 @dataclass
@@ -132,18 +130,8 @@ class Table:
     notes: list[str] = field(default_factory=list)  # of what the file held and is not here
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # dequantised columns: a value, and their step
     standardised: bool = True
+    source: Path | str = ""  # the file, or a word for data that come with scikit-learn
     again: str = ""  # what commands that read this file need to find its columns by number
-
-
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
-
-
-def counted(count: int, what: str) -> str:
-    """Says how many there are of something, one or several."""
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def read(options: Options) -> Table:
@@ -221,6 +209,7 @@ def read(options: Options) -> Table:
         Listed(*given, [used[row] for row in range(len(x))], places),
         notes,
         spread,
+        source=options.data or "breast-cancer",
         again=again,
     )
 
@@ -320,7 +309,17 @@ def read_reference(options: Options) -> Table:
     first = len(train) + len(validation)
     rows = np.arange(first, first + len(test))
     listed = Listed(x["test"], None, ["test"] * len(test), {"row": rows.tolist()})  # of the shuffled table
-    return Table(options.reference, x, None, columns, [], rows, listed, standardised=options.reference == "power")
+    return Table(
+        options.reference,
+        x,
+        None,
+        columns,
+        [],
+        rows,
+        listed,
+        standardised=options.reference == "power",
+        source=options.folder,
+    )
 
 
 def train(table: Table, options: Options, out: Path):
@@ -357,6 +356,7 @@ def train(table: Table, options: Options, out: Path):
     say(f"{options.flow}: {count:,} parameters, {steps} steps at most; writing to {out}/")
     unpaired = lambda parts: parts if len(parts) == 2 else parts[0]
     every = max(1, steps // 40)
+    claim(out, table.source)
     run = training.fit(
         flow,
         objective,
@@ -378,8 +378,7 @@ def train(table: Table, options: Options, out: Path):
         progress=True,
     )
     if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+        say_resumed(run)
     say(f"trained {run.steps} steps in {run.seconds:.0f} s; the best weights are those of step {run.best_step}")
     if not MAIN:
         return flow, run, run.best_step
@@ -491,19 +490,12 @@ def write_anomalies(flow, table: Table, likely: torch.Tensor | None, file: Path,
     return [heads, *(line(i, lambda value: plain(value, 6)) for i in order[:10])]
 
 
-def plain(value: float, digits: int = 17) -> str:
-    """Writes a number as a table would: whole ones without a point, others as short as they can be read back."""
-    if value == round(value) and abs(value) < 1e15:
-        return str(round(value))
-    return repr(value) if digits >= 17 else f"{value:.{digits}g}"
-
-
 def main(options: Options) -> None:
     began = time.perf_counter()
     if options.num < 2:
         raise ValueError(f"--num {options.num}: pictures and calibration take 2 samples at least, better thousands.")
     table = read(options)
-    out = options.out or Path("runs") / f"density-{table.name}"
+    out = run_folder(options.out, f"density-{table.name}", table.source, options.resume)
     sizes = ", ".join(
         f"{len(each)} to {what}"
         for what, each in zip(
@@ -612,12 +604,13 @@ def main(options: Options) -> None:
     widths = [max(len(line[i]) for line in kept) for i in range(len(kept[0]))]
     say("\n".join("  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(line, widths)) for line in kept))
 
-    report["seconds"] = time.perf_counter() - began
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    say(
-        f"{report['seconds']:.0f} s; pictures: {out}/corner.png, calibration.png, training.png; all rows: anomalies.csv"
+    end_run(
+        out,
+        report,
+        began,
+        ["corner.png", "calibration.png", "training.png", "anomalies.csv"],
+        f"scores of new rows: cflow score {out} new.csv{table.again} --output scores.csv",
     )
-    say(f"scores of new rows: cflow score {out} new.csv{table.again} --output scores.csv")
 
 
 if __name__ == "__main__":

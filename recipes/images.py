@@ -10,13 +10,13 @@ Everything lands in one folder: ``model/`` (``cflow sample`` draws from it), ``s
 ``trajectories.png``, ``metrics.json``, ``history.csv``, ``checkpoints/``.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from common import MAIN, claim, end_run, run_folder, say, say_resumed
 
 import cflow
 from cflow import (
@@ -35,9 +35,6 @@ from cflow import (
     training,
 )
 from cflow.cli import run_recipe
-
-# Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = training.is_main()
 
 
 @dataclass
@@ -163,20 +160,15 @@ def measure(samples, labels, images: data.ImageData) -> dict:
     return report
 
 
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
-
-
 def main(options: Options) -> None:
     began = time.perf_counter()
     images = read(options)
     small = options.data == "digits"
     steps = (700 if small else 20_000) if options.steps is None else options.steps
     width = (32 if small else 64) if options.width is None else options.width
-    out = options.out or Path("runs") / f"images-{options.data}"
-    say(f"{options.data}: {images}")
+    name = options.root.resolve().name if options.data == "folder" else options.data
+    out = run_folder(options.out, f"images-{name}", options.root or options.data, options.resume)
+    say(f"{name}: {images}")
 
     torch.manual_seed(options.seed)  # the network's initial weights; everything else draws from generators of its own
     flow = build(images, width)
@@ -186,6 +178,7 @@ def main(options: Options) -> None:
         times=times.Stratified(times.Uniform()),
         condition_dropout=options.condition_dropout if len(images.classes) > 1 else 0.0,
     )
+    claim(out, options.root or options.data)
     run = training.fit(
         flow,
         objective,
@@ -205,8 +198,7 @@ def main(options: Options) -> None:
         progress=True,
     )
     if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+        say_resumed(run)
     say(f"trained {run.steps} steps in {run.seconds:.0f} s")
     if not MAIN:
         return
@@ -241,15 +233,10 @@ def main(options: Options) -> None:
         "sampler": {"solver": options.solver, "steps": options.solver_steps},
         "guidance": options.guidance,
     }
-    report["seconds"] = time.perf_counter() - began
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
     for name, value in report.items():
         print(f"  {name:44s} {value:.4g}" if isinstance(value, float) else f"  {name:44s} {value}")
-    print(f"pictures: {out}/samples.png, trajectories.png, training.png")
-    print(
-        f"more samples: cflow sample {out} --num 64 --output more.png"
-        + (f" --label {classes - 1}" if classes > 1 else "")
-    )
+    more = f"cflow sample {out} --num 64 --output more.png" + (f" --label {classes - 1}" if classes > 1 else "")
+    end_run(out, report, began, ["samples.png", "trajectories.png", "training.png"], f"more samples: {more}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ draws; for either task, --reference names the folder of the benchmark's tasks
 Leaves ``model/``, ``corner-*.png``, ``calibration.png``, ``training.png`` and ``metrics.json`` in one folder.
 """
 
-import json
 import math
 import statistics
 import time
@@ -25,13 +24,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from common import MAIN, claim, end_run, run_folder, say, say_resumed
 
 import cflow
 from cflow import bases, bijections, discrete, fields, metrics, objectives, paths, plot, solvers, training
 from cflow.cli import run_recipe
 
-# Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = training.is_main()
 OBSERVATIONS = range(1, 11)
 
 
@@ -68,12 +66,6 @@ class Options:
     """Seed of the whole run."""
     resume: bool = False
     """Continue the run in --out."""
-
-
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
 
 
 # The tasks, after Lueckmann et al., Benchmarking Simulation-Based Inference, 2021, arXiv:2101.04653, appendix T
@@ -199,7 +191,7 @@ def calibrated(posterior, task, options: Options, solver: dict, generator):
 def main(options: Options) -> None:
     began = time.perf_counter()
     task = TASKS[options.task]
-    out = options.out or Path("runs") / f"posterior-{options.task}-{options.flow}"
+    out = run_folder(options.out, f"posterior-{options.task}-{options.flow}", options.task, options.resume)
     generator = torch.Generator().manual_seed(options.seed)
     observed = targets(options, task, generator)  # first, so that a missing folder is reported before training
 
@@ -211,6 +203,7 @@ def main(options: Options) -> None:
     held = max(1, options.simulations // 20)
     steps = options.steps or (6000 if options.flow == "matching" else task.steps)
     say(f"{options.task}: {options.simulations} simulations, {options.flow}, {steps} steps; writing to {out}/")
+    claim(out, options.task)
     run = training.fit(
         flow,
         objective,
@@ -230,8 +223,7 @@ def main(options: Options) -> None:
         progress=True,
     )
     if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+        say_resumed(run)
     if not MAIN:
         return
     posterior = cflow.StandardisedContext(flow.cpu().eval(), scale)  # takes data as the simulator gives them
@@ -278,8 +270,6 @@ def main(options: Options) -> None:
     if accuracies:
         report["c2st"], report["c2st_classifier"] = accuracies, "two hidden layers of 10 D units (sbibm)"
         report["c2st_mean"], report["c2st_deviation"] = statistics.mean(accuracies), statistics.stdev(accuracies)
-    report["seconds"] = time.perf_counter() - began
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
 
     for name, p, width in zip(task.names, report["sbc_p_values"], report["sbc_dispersion"]):
         say(f"  {name}: ranks uniform with p = {p:.3g}; dispersion {width:.3f} (1 is right, above: too narrow)")
@@ -293,7 +283,7 @@ def main(options: Options) -> None:
     else:
         say("  no C2ST: this posterior has no exact draws; name the benchmark's tasks with --reference")
     say(f"  draws outside the prior: {report['share_outside_prior']:.2%} at most")
-    say(f"{report['seconds']:.0f} s; pictures: {out}/{', '.join(pictures)}")
+    end_run(out, report, began, pictures)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Leaves ``round-1/model`` and so on, ``distilled-1/model`` (``cflow sample`` draw
 and ``metrics.json`` in one folder.
 """
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from typing import Literal
 
 import images as base
 import torch
+from common import MAIN, claim, end_run, run_folder, say
 from torch import nn
 
 import cflow
 from cflow import data, guidance, metrics, plot, solvers, training
 from cflow.cli import run_recipe
 
-# Under a launcher every process runs this script: all carry pairs and train, one speaks, draws and measures.
-MAIN = training.is_main()
 FEATURES = 32
 
 
@@ -134,12 +132,6 @@ def draw(flow, labels: torch.Tensor, solver, guide, seed: int, levels: int) -> t
     return torch.cat(parts).float().cpu() / (levels - 1)
 
 
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
-
-
 def carry(flow, images: data.ImageData, options: Options, place: Path, seed: int, guide) -> list[training.Pairs]:
     """Joins noise and samples by the flow so far; with --real, training images and their noise too."""
     how = {"solver": solvers.Heun(steps=options.solver_steps), "seed": seed, "progress": MAIN, "shard": 1000}
@@ -241,8 +233,8 @@ def main(options: Options) -> None:
             f"all else."
         )
     images = base.read(base.Options(data=options.data, root=options.root))
-    run = options.run or Path("runs") / f"images-{options.data}"
-    out = options.out or Path("runs") / f"reflow-{options.data}"
+    run = options.run or run_folder(None, f"images-{options.data}", options.root or options.data)
+    out = run_folder(options.out, f"reflow-{options.data}", run)
     if not (run / "model").is_dir():
         if options.data != "digits":
             raise ValueError(
@@ -250,23 +242,22 @@ def main(options: Options) -> None:
                 f"--root DIR, or name another run."
             )
         say(f"{run}: no trained flow there; training it first, as recipes/images.py does")
-        base.main(base.Options(out=run))
+        base.main(base.Options(out=run, resume=(run / "checkpoints").is_dir()))
         began = time.perf_counter()
     # Pairs are carried where training will be: every process on its own device.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     flow = cflow.load(run / "model", device=device).eval()
     if flow.context_shape is None:
         raise ValueError(f"--run {run}: samples are judged by their labels, and this flow has none; use cflow reflow.")
+    claim(out, run)
     flows = straighten(flow, images, options, out)
     if not MAIN:
         return
     report = measure(flows, images, options, out)
-    report["seconds"] = time.perf_counter() - began
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    print_report({name: row for name, row in report.items() if name != "seconds"}, options)
-    print(f"{report['seconds']:.0f} s; picture: {out}/few-steps.png")
+    print_report(report, options)
     last = f"distilled-{options.distill[0]}" if options.distill else f"round-{options.rounds}"
-    print(f"more samples: cflow sample {out}/{last} --num 64 --output more.png")
+    more = f"more samples: cflow sample {out}/{last} --num 64 --output more.png"
+    end_run(out, report, began, ["few-steps.png"], more)
 
 
 if __name__ == "__main__":

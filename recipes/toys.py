@@ -10,13 +10,13 @@ Leaves ``model/``, ``samples.png``, ``density.png`` (where there is one), ``traj
 ``metrics.json`` in one folder.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from common import MAIN, claim, end_run, run_folder, say, say_resumed, write_report
 
 import cflow
 from cflow import (
@@ -51,9 +51,6 @@ PATHS = {
 }
 
 NO_NETWORK = ("planar", "radial", "sylvester")
-
-# Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = training.is_main()
 
 
 @dataclass
@@ -94,21 +91,16 @@ class Options:
     """Continue the run in --out."""
 
 
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
-
-
 def main(options: Options) -> None:
     began = time.perf_counter()
     kind = "" if options.flow == "matching" else f"-{options.flow}"
-    out = options.out or Path("runs") / f"toys-{options.data}{kind}"
+    title = options.data if options.source is None else f"{options.source}-to-{options.data}"
+    out = run_folder(options.out, f"toys-{title}{kind}", title, options.resume)
     name = options.data.replace("-", "_")
     generator = torch.Generator().manual_seed(options.seed)
     train, test = data.toys.sample(name, options.count + 5000, generator=generator).split([options.count, 5000])
     if options.flow != "matching":
-        classical(options, out, name, train, test, generator)
+        classical(options, out, name, train, test, generator, began)
         return
     steps = 4000 if options.steps is None else options.steps
 
@@ -134,6 +126,7 @@ def main(options: Options) -> None:
         objective = objectives.FlowMatching(COUPLINGS[options.coupling], weight=weight)
     begins = options.source or "a standard normal"
     say(f"{begins} to {options.data}: {len(train)} points, {options.coupling} coupling, {path}; writing to {out}/")
+    claim(out, title)
     run = fit(options, flow, objective, train, steps, out)
     if not MAIN:
         return
@@ -170,7 +163,6 @@ def main(options: Options) -> None:
         ),
         "steps": run.steps,
         "training_seconds": run.seconds,
-        "seconds": time.perf_counter() - began,
     }
     if flow.likelihood != "none":
         with torch.no_grad():
@@ -180,11 +172,10 @@ def main(options: Options) -> None:
     if flow.likelihood != "none" and name in data.toys.LOG_PROBS:
         report["log_prob_true"] = float(data.toys.log_prob(name, test[:1000]).mean())
     noise = {"solver": "euler_maruyama", "diffusion": options.bridge} if options.bridge else {"solver": "heun"}
-    sampler = {"sampler": noise | {"steps": options.solver_steps}}
-    (out / "metrics.json").write_text(json.dumps(report | sampler, indent=1) + "\n")
     for key, value in report.items():
-        print(f"  {key:28s} {value:.4g}")
-    print(f"pictures: {out}/{', '.join(pictures)}")
+        say(f"  {key:28s} {value:.4g}")
+    report["sampler"] = noise | {"steps": options.solver_steps}
+    end_run(out, report, began, pictures, more_samples(out))
 
 
 def fit(options: Options, flow, objective, train: torch.Tensor, steps: int, out: Path):
@@ -204,12 +195,11 @@ def fit(options: Options, flow, objective, train: torch.Tensor, steps: int, out:
         progress=True,
     )
     if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+        say_resumed(run)
     return run
 
 
-def classical(options: Options, out: Path, name: str, train: torch.Tensor, test: torch.Tensor, generator) -> None:
+def classical(options: Options, out: Path, name: str, train, test, generator, began: float) -> None:
     """Trains one classical flow, or all, by maximum likelihood."""
     for option in ("source", "bridge", "path", "predict", "coupling", "solver_steps"):
         if getattr(options, option) != getattr(Options(), option):
@@ -219,24 +209,35 @@ def classical(options: Options, out: Path, name: str, train: torch.Tensor, test:
             )
     if options.flow in NO_NETWORK and options.hidden != Options().hidden:
         raise ValueError(f"--flow {options.flow} --hidden: this flow has no network; omit the latter.")
-    names = list(discrete.PRESETS) if options.flow == "all" else [options.flow]
+    claim(out, options.data)
+    if options.flow != "all":
+        report = maximise(options, options.flow, out, name, train, test, generator)[1]
+        if MAIN:
+            for key, value in report.items():
+                say(f"  {key:28s} {value:.4g}")
+            end_run(out, report, began, ["density.png", "samples.png", "training.png"], more_samples(out))
+        return
     flows, reports = {}, {}
-    for each in names:
-        folder = out / each if options.flow == "all" else out
-        flows[each], reports[each] = maximise(options, each, folder, name, train, test, generator)
-    if options.flow == "all" and MAIN:
-        span = float(test.abs().max()) * 1.15
-        grids = {each: plot.grid(flow, bounds=(-span, span), resolution=120) for each, flow in flows.items()}
-        plot.densities(grids, out / "gallery.png", reference=test[:3000])
-        for each, drawn in grids.items():
-            reports[each]["mass_in_view"] = drawn.mass
-        (out / "metrics.json").write_text(json.dumps(reports, indent=1) + "\n")
-        print(f"{'':12s}{'parameters':>12}{'seconds':>9}{'held-out nats':>18}{'mass':>8}{'W2':>8}")
-        for each, report in reports.items():
-            nats = f"{report['log_prob_held_out']:.3f} ± {report['log_prob_standard_error']:.3f}"
-            seconds, mass, distance = (report[key] for key in ("training_seconds", "mass_in_view", "wasserstein2"))
-            print(f"{each:12s}{report['parameters']:>12,}{seconds:>9.0f}{nats:>18}{mass:>8.3f}{distance:>8.3f}")
-        print(f"picture: {out}/gallery.png")
+    for each in discrete.PRESETS:
+        flows[each], reports[each] = maximise(options, each, out / each, name, train, test, generator)
+        if MAIN:
+            write_report(out / each, reports[each])
+    if not MAIN:
+        return
+    span = float(test.abs().max()) * 1.15
+    grids = {each: plot.grid(flow, bounds=(-span, span), resolution=120) for each, flow in flows.items()}
+    plot.densities(grids, out / "gallery.png", reference=test[:3000])
+    say(f"{'':12s}{'parameters':>12}{'seconds':>9}{'held-out nats':>18}{'mass':>8}{'W2':>8}")
+    for each, report in reports.items():
+        report["mass_in_view"] = grids[each].mass
+        nats = f"{report['log_prob_held_out']:.3f} ± {report['log_prob_standard_error']:.3f}"
+        seconds, mass, distance = (report[key] for key in ("training_seconds", "mass_in_view", "wasserstein2"))
+        say(f"{each:12s}{report['parameters']:>12,}{seconds:>9.0f}{nats:>18}{mass:>8.3f}{distance:>8.3f}")
+    end_run(out, reports, began, ["gallery.png"], more_samples(out / "nsf"))
+
+
+def more_samples(out: Path) -> str:
+    return f"more samples: cflow sample {out} --num 1000 --output more.png"
 
 
 def maximise(options: Options, preset: str, out: Path, name: str, train: torch.Tensor, test: torch.Tensor, generator):
@@ -269,11 +270,6 @@ def maximise(options: Options, preset: str, out: Path, name: str, train: torch.T
     }
     if name in data.toys.LOG_PROBS:
         report["log_prob_true"] = float(data.toys.log_prob(name, test).mean())
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    if options.flow != "all":
-        for key, value in report.items():
-            print(f"  {key:28s} {value:.4g}")
-        print(f"pictures: {out}/samples.png, density.png, training.png")
     return flow, report
 
 

@@ -12,7 +12,6 @@ Leaves ``model/`` (trained on all snapshots), ``trajectories.png``, ``training.p
 the runs without a time are in ``without-*/``.
 """
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from common import MAIN, claim, end_run, run_folder, say, say_resumed
 
 import cflow
 from cflow import bases, bijections, couplings, data, fields, metrics, objectives, plot, training
@@ -28,8 +28,6 @@ from cflow.cli import run_recipe
 COUPLINGS = {"optimal transport": couplings.OptimalTransport(), "independent": couplings.Independent()}
 METHODS = ("flow, optimal transport", "flow, independent", "OT interpolation", "no motion")
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the synthetic snapshots
-# Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = training.is_main()
 BLUE, ORANGE, GREY = "#2563a8", "#e07b39", "#a9afb7"
 
 
@@ -67,12 +65,6 @@ class Options:
     """Seed of the whole run."""
     resume: bool = False
     """Continue the run in --out."""
-
-
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
 
 
 def branching(count: int, t: float, generator: torch.Generator) -> torch.Tensor:
@@ -221,7 +213,7 @@ def picture(snapshots, guesses, distances, trajectory, times, path: Path) -> Non
 def main(options: Options) -> None:
     began = time.perf_counter()
     name = "branching" if options.data is None else options.data.stem
-    out = options.out or Path("runs") / f"trajectories-{name}"
+    out = run_folder(options.out, f"trajectories-{name}", options.data or name, options.resume)
     generator = torch.Generator().manual_seed(options.seed)
     measured = load(options, generator)
     snapshots = measured.normalised()
@@ -230,14 +222,14 @@ def main(options: Options) -> None:
         raise ValueError(f"{name}: there are two snapshots, and none between them to leave out; three are needed.")
     say(f"{name}: {measured}; writing to {out}/")
 
+    claim(out, options.data or name)
     guesses, distances, halves = {}, {}, {}
     for k in inner:
         guesses[k], distances[k], halves[k] = leave_out(snapshots, k, options, out, generator)
     say("all snapshots, coupling: optimal transport")
     flow, run = train(snapshots, COUPLINGS["optimal transport"], options, out)
     if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+        say_resumed(run)
     if not MAIN:
         return
     plot.training(run, out / "training.png")
@@ -254,15 +246,13 @@ def main(options: Options) -> None:
         "wasserstein1_of_halves": mean(halves),
         "best": min(METHODS, key=rows["mean"].get),
         "steps": run.steps,
-        "seconds": time.perf_counter() - began,
     }
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    rows["mean of halves"] = report["wasserstein1_of_halves"]
-    say(f"Wasserstein-1 distance to the snapshot left out:\n{table(rows)}")
+    shown = rows | {"mean of halves": report["wasserstein1_of_halves"]}
+    say(f"Wasserstein-1 distance to the snapshot left out:\n{table(shown)}")
     truth = "; above, another draw from the true law" if options.data is None else ""
     say(f"floor: of halves, one half of the snapshot to the other{truth}. Fewer points are farther apart.")
     say(f"nearest on the mean: {report['best']}")
-    say(f"{report['seconds']:.0f} s; pictures: {out}/trajectories.png, training.png")
+    end_run(out, report, began, ["trajectories.png", "training.png"])
 
 
 if __name__ == "__main__":

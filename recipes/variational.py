@@ -16,7 +16,6 @@ continuous flow as narrow as the posterior's slices, from where its field change
 Leaves ``model/``, ``marginals.png``, ``training.png`` and ``metrics.json`` in one folder.
 """
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from common import MAIN, claim, end_run, run_folder, say, say_resumed
 from torch import Tensor, nn
 
 import cflow
@@ -36,8 +36,6 @@ from cflow.plot import BLUE, ORANGE, finish, new_figure
 WEIGHTED = ("dreg", "alpha", "forward-kl")
 NO_NETWORK = ("planar", "radial", "sylvester")
 REFERENCE = 200_000  # draws around the mode
-# Under a launcher every process runs this script: all train, one speaks, draws and measures.
-MAIN = training.is_main()
 
 
 @dataclass
@@ -74,12 +72,6 @@ class Options:
     """Seed of the whole run."""
     resume: bool = False
     """Continue the run in --out."""
-
-
-def say(*what) -> None:
-    """Prints, once however many processes there are."""
-    if MAIN:
-        print(*what, flush=True)
 
 
 def table(options: Options) -> tuple[Tensor, Tensor, list[str]]:
@@ -356,13 +348,15 @@ def picture(model: nn.Module, x: Tensor, reference: Tensor | None, path: Path) -
 
 def main(options: Options) -> None:
     began = time.perf_counter()
-    out = options.out or Path("runs") / f"variational-{options.model}"
+    name = options.model + ("" if options.rows is None else f"-{options.rows}-rows")
+    out = run_folder(options.out, f"variational-{name}", name, options.resume)
     model = (LinearRegression if options.model == "linear" else LogisticRegression)(*table(options))
     objective, items = objective_of(options, model)
     flow = build(options, model)
     model.float()
     steps = options.steps or (200 if options.flow == "continuous" else 1000)
     say(f"{options.model}: {len(model.names)} unknowns; {options.flow} by {options.objective}; writing to {out}/")
+    claim(out, name)
     run = training.fit(
         flow,
         objective,
@@ -378,8 +372,7 @@ def main(options: Options) -> None:
         progress=True,
     )
     if options.resume:
-        begun = f"went on from step {run.resumed_from}" if run.resumed_from else "found no checkpoint and began anew"
-        say(f"--resume: {begun}")
+        say_resumed(run)
     if not MAIN:
         return
     plot.training(run, out / "training.png")
@@ -392,11 +385,10 @@ def main(options: Options) -> None:
     count = options.draws or (4000 if options.flow == "continuous" else 20_000)
     report, x, reference = measure(flow.double(), model, count, torch.Generator().manual_seed(options.seed + 1))
     picture(model, x, reference, out / "marginals.png")
-    report |= {"steps": run.steps, "training_seconds": run.seconds, "seconds": time.perf_counter() - began}
-    (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    report |= {"steps": run.steps, "training_seconds": run.seconds}
     for line in lines(report):
-        print(line)
-    print(f"pictures: {out}/marginals.png, training.png")
+        say(line)
+    end_run(out, report, began, ["marginals.png", "training.png"])
 
 
 if __name__ == "__main__":

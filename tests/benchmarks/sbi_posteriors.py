@@ -31,6 +31,7 @@ def recipe():
     """Gives the recipe's module: its tasks, and how it makes flows."""
     if "posterior_recipe" not in sys.modules:
         path = Path(__file__).parents[2] / "recipes" / "posterior.py"
+        sys.path.append(str(path.parent))  # of the module that the recipes share
         spec = importlib.util.spec_from_file_location("posterior_recipe", path)
         sys.modules["posterior_recipe"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

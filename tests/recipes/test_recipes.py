@@ -83,9 +83,17 @@ def test_images_reads_folders_of_pictures(tmp_path, generator):
             pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / label / f"{i}.png")
     run("images", tmp_path, "--data", "folder", "--root", "pictures", "--size", "8", "12", "--steps", "3", *SMALL)
-    field = cflow.load(tmp_path / "runs" / "images-folder" / "model").field
+    field = cflow.load(tmp_path / "runs" / "images-pictures" / "model").field
     assert (tuple(field.event_shape), field.multipliers) == ((3, 8, 12), (1, 2))
-    assert (tmp_path / "runs" / "images-folder" / "samples.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "images-pictures" / "samples.png").stat().st_size > 1000
+    # Other pictures in a folder of the same name have a run of their own.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "pictures").rename(tmp_path / "other" / "pictures")
+    said = run(
+        "images", tmp_path, "--data", "folder", "--root", "other/pictures", "--size", "8", "--steps", "1", *SMALL
+    )
+    assert "runs/images-pictures/ holds a run of other data" in said.stdout
+    assert (tmp_path / "runs" / "images-pictures-2" / "model").is_dir()
 
 
 def test_images_reads_mnist(tmp_path, real_data):
@@ -104,7 +112,7 @@ def test_toys_leaves_pictures_model_and_metrics(tmp_path):
 def test_toys_on_a_bridge_from_data_to_data_have_no_density(tmp_path):
     options = ("--steps", "30", "--count", "1000", "--solver-steps", "4", "--hidden", "16")
     said = run("toys", tmp_path, *options, "--source", "pinwheel", "--bridge", "0.5", "--coupling", "sinkhorn")
-    folder = tmp_path / "runs" / "toys-moons"
+    folder = tmp_path / "runs" / "toys-pinwheel-to-moons"
     names = {each.name for each in folder.iterdir()}
     assert names >= {"model", "samples.png", "trajectories.png", "training.png", "metrics.json"}
     assert "density.png" not in names
@@ -128,7 +136,7 @@ def test_two_processes_speak_and_write_once(tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    assert [done.stdout.count(part) for part in ("digits: ", "trained 6 steps", "pictures: ")] == [1, 1, 1]
+    assert [done.stdout.count(part) for part in ("digits: ", "trained 6 steps", "look at ")] == [1, 1, 1]
     assert "Warning" not in done.stderr
     assert done.stderr.count("0/6 [") == 1
     folder = tmp_path / "runs" / "images-digits"
