@@ -7,9 +7,11 @@
     accelerate launch --multi_gpu recipes/images.py                       # on all GPUs of this machine
 
 Everything lands in one folder: ``model/`` (``cflow sample`` draws from it), ``samples.png``, ``training.png``,
-``trajectories.png``, ``metrics.json``, ``history.csv``, ``checkpoints/``.
+``trajectories.png``, ``metrics.json``, ``history.csv``, ``checkpoints/``; of runs of 2000 steps or more also
+``progress/``, with samples drawn at every tenth of the run.
 """
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ from cflow import (
     training,
 )
 from cflow.cli import run_recipe
+
+LONG = 2000  # steps, from which on samples are drawn during training
 
 
 @dataclass
@@ -137,6 +141,29 @@ def draw(flow, labels, options: Options, generator) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def sheets(images: data.ImageData, options: Options, steps: int, out: Path):
+    """Makes the function that ``fit`` calls after every step: at each tenth of the run it draws a few samples.
+
+    They come from the raw weights of this step, from the same noise each time, in few solver steps. They have a
+    generator of their own, so training is the same with and without them.
+    """
+    every, classes = max(1, steps // 10), max(1, len(images.classes))
+    quick = dataclasses.replace(options, solver_steps=4)
+
+    def look(step: int, flow, row) -> None:
+        if step % every or step == steps:
+            return
+        device = next(flow.parameters()).device
+        labels = torch.arange(2 * min(classes, 10), device=device) % min(classes, 10)
+        flow.eval()
+        samples = draw(flow, labels, quick, torch.Generator(device).manual_seed(options.seed + 1))
+        flow.train()
+        pixels = samples.cpu().float() / (images.levels - 1)
+        plot.images(pixels, out / "progress" / f"step-{step:06d}.png", columns=min(classes, 10))
+
+    return look
+
+
 def measure(samples, labels, images: data.ImageData) -> dict:
     """Compares samples with held-out images: recognised, not copied, equally distributed."""
     flat = lambda x: x.flatten(1).float() / (images.levels - 1)
@@ -196,6 +223,7 @@ def main(options: Options) -> None:
         out=out,
         resume=options.resume,
         progress=True,
+        callbacks=(sheets(images, options, steps, out),) if MAIN and steps >= LONG else (),
     )
     if options.resume:
         say_resumed(run)
@@ -209,6 +237,7 @@ def main(options: Options) -> None:
     device = generator.device
     classes = max(1, len(images.classes))
     labels = torch.arange(options.num, device=device) % classes
+    say(f"drawing {options.num} samples: {options.solver}, {options.solver_steps} steps")
     samples = draw(flow, labels, options, generator).cpu()
     grid = samples[: 10 * classes] if 5 <= classes <= 10 else samples[:100]
     pixels = lambda x: x.float() / (images.levels - 1)
@@ -225,7 +254,12 @@ def main(options: Options) -> None:
     columns = torch.linspace(0, 1, len(frames))
     plot.image_trajectories(pixels(frames), out / "trajectories.png", times=columns, rows=names)
 
-    report = measure(samples, labels.cpu(), images) if len(images.test) >= 4 else {"samples": len(samples)}
+    if len(images.test) >= 4:
+        say("measuring: are samples recognised, are they copies of training images, are they as varied as real ones")
+        report = measure(samples, labels.cpu(), images)
+    else:
+        say("measuring nothing: there are too few held-out images to compare with")
+        report = {"samples": len(samples)}
     report |= {
         "classes": list(images.classes),
         "steps": run.steps,

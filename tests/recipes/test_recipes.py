@@ -1,6 +1,7 @@
 """The recipes run as a user runs them, shortened; what they leave behind is complete."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -71,6 +72,21 @@ def test_images_goes_on_where_it_stopped(tmp_path):
     assert "Traceback" not in refused.stderr
     run("images", tmp_path, *options, "--out", "parts", "--resume")
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_images_draws_samples_during_long_runs_and_trains_as_without(tmp_path, monkeypatch):
+    images = importlib.import_module("images")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "measure", lambda *_: {})
+    options = {"steps": 6, "width": 8, "num": 10, "solver_steps": 1, "batch_size": 16}
+    images.main(images.Options(out=Path("without"), **options))
+    monkeypatch.setattr(images, "LONG", 6)
+    images.main(images.Options(out=Path("with"), **options))
+    assert not Path("without/progress").exists()
+    assert sorted(each.name for each in Path("with/progress").iterdir()) == [f"step-00000{k}.png" for k in range(1, 6)]
+    assert Path("with/progress/step-000003.png").read_bytes() != Path("with/progress/step-000005.png").read_bytes()
+    one, two = weights(tmp_path / "without"), weights(tmp_path / "with")
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
