@@ -1,4 +1,4 @@
-"""Metrics: distances between samples, likelihoods in bits, and the straightness and length of a flow's paths."""
+"""Metrics: distances between samples, calibration, likelihoods in bits, and the straightness and length of paths."""
 
 from cflow.metrics.calibration import (
     Calibration,

@@ -1,4 +1,4 @@
-"""Calibration: whether conditional distributions are as wide as they claim, judged by draws of the joint law."""
+"""Calibration: whether conditional distributions have the right width, judged by draws of the joint distribution."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ __all__ = ["Calibration", "Coverage", "expected_coverage", "pit", "ranks", "simu
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Holds ranks of true values among draws, ``[N, D]``, and how uniform they are, feature by feature.
+    """Contains ranks of true values among draws, ``[N, D]``, and tests of their uniformity for each feature.
 
     Attributes:
         ranks: ``[N, D]``, whole numbers from 0 to ``draws``.
-        draws: how many draws each true value was ranked among.
-        pit: ``[N, D]``, the ranks spread evenly over [0, 1]: uniform, exactly, where the draws are calibrated.
-        chi_square: p-values ``[D]`` of a chi-square test on the ranks in ``bins`` groups.
-        ks: p-values ``[D]`` of a Kolmogorov-Smirnov test on ``pit``.
-        bias: ``[D]``, mean of ``pit`` less 1/2; negative where the draws are too large. Standard error
+        draws: number of draws among which each true value was ranked.
+        pit: ``[N, D]``, the ranks spread evenly over [0, 1]; exactly uniform if the draws are calibrated.
+        bins: number of groups of ranks in the chi-square test.
+        chi_square: p-values ``[D]`` of a chi-square test of the ranks in ``bins`` groups.
+        ks: p-values ``[D]`` of a Kolmogorov-Smirnov test of ``pit``.
+        bias: ``[D]``, mean of ``pit`` minus 1/2; negative if the draws are too large. Standard error
             ``1 / sqrt(12 N)``.
-        dispersion: ``[D]``, ``12 E (pit - 1/2)^2``; 1 where calibrated, above 1 where the draws are too narrow
-            (overconfident), below where they are too wide. Standard error ``sqrt(0.8 / N)``.
+        dispersion: ``[D]``, ``12 E (pit - 1/2)^2``; 1 if calibrated, above 1 if the draws are too narrow
+            (overconfident), below 1 if they are too wide. Standard error ``sqrt(0.8 / N)``.
     """
 
     ranks: Tensor
@@ -38,14 +39,14 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Holds how often credible regions hold the truth.
+    """Contains how often credible regions contain the true value.
 
     Attributes:
-        levels: ``[L]``, the credibilities asked for.
-        coverage: ``[L]``, the share of true values inside. Below the level: overconfident.
-        standard_error: ``[L]``, binomial, of the coverage of calibrated regions: ``sqrt(level (1 - level) / N)``.
-        credibility: ``[N]``, the level at which each region begins to hold its true value; uniform where calibrated.
-        excess: the mean of coverage less level over all levels; from -1/2 (never inside) to 1/2; negative where
+        levels: ``[L]``, the credibility levels.
+        coverage: ``[L]``, the share of true values inside; below the level if overconfident.
+        standard_error: ``[L]``, binomial, for calibrated regions: ``sqrt(level (1 - level) / N)``.
+        credibility: ``[N]``, the smallest level at which each region contains its true value; uniform if calibrated.
+        excess: mean of coverage minus level over all levels, from -1/2 (never inside) to 1/2; negative if
             overconfident. Standard error ``1 / sqrt(12 N)``.
         ks: p-value of a Kolmogorov-Smirnov test of ``credibility``.
     """
@@ -59,13 +60,19 @@ class Coverage:
 
 
 def ranks(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Counts the samples below each observed value; the place among equal ones is drawn at random.
+    r"""Counts the samples below each observed value; the rank among equal values is drawn at random.
 
     .. math:: r = \#\{s : x_s < y\} + \mathcal U\{0, \dots, \#\{s : x_s = y\}\}
 
-    Where the observed value follows the samples' law, the rank is uniform on 0 to S, whatever the law.
+    If the observed value has the same distribution as the samples, the rank is uniform on 0 to S.
 
-    Shapes: ``samples [S, *shape]``, ``observed [*shape]``; gives whole numbers ``[*shape]``, entry by entry.
+    Args:
+        samples: ``[S, *shape]``.
+        observed: ``[*shape]``.
+        generator: source of the random ranks among equal values. Default: torch's default generator.
+
+    Returns:
+        Whole numbers ``[*shape]``, one for each entry.
 
     Raises:
         ValueError: if the shapes do not fit, there are no samples, or a value is NaN.
@@ -83,17 +90,24 @@ def ranks(samples: Tensor, observed: Tensor, *, generator: torch.Generator | Non
 
 
 def pit(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    r"""Computes the probability integral transform of observed values under samples of their predicted law.
+    r"""Computes the probability integral transform of observed values from samples of their predicted distribution.
 
     .. math:: u = \frac{r + \mathcal U[0, 1)}{S + 1}
 
-    with r the rank of :func:`ranks`: uniform on [0, 1], exactly, where the prediction is right, for any number of
-    samples. A hump means predictions too wide, a U too narrow, a slope too high or too low.
+    with r the rank of :func:`ranks`. If the prediction is right, u is exactly uniform on [0, 1] for any number of
+    samples. A histogram with a hump means that predictions are too wide; a U shape, too narrow; a slope, too high or
+    too low.
 
-    Shapes: ``samples [S, *shape]``, ``observed [*shape]``; gives ``[*shape]`` in float64.
+    Args:
+        samples: ``[S, *shape]``.
+        observed: ``[*shape]``.
+        generator: source of random numbers. Default: torch's default generator.
+
+    Returns:
+        Numbers ``[*shape]`` in float64.
 
     Raises:
-        ValueError: as :func:`ranks`.
+        ValueError: as for :func:`ranks`.
 
     Source: Gneiting et al., Probabilistic forecasts, calibration and sharpness, 2007.
 
@@ -109,20 +123,21 @@ def pit(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None 
 def simulation_based_calibration(
     samples: Tensor, parameters: Tensor, *, bins: int | None = None, generator: torch.Generator | None = None
 ) -> Calibration:
-    r"""Tests draws of a posterior by the ranks of the parameters that made the data.
+    r"""Tests draws of a posterior by the ranks of the parameters that produced the data.
 
     For ``theta ~ p(theta)``, ``x ~ p(x | theta)`` and draws from the exact ``p(theta | x)``, the rank of ``theta``
-    among them is uniform, feature by feature. The converse fails: draws from the prior pass, too. So look at how good
-    the posterior is as well, by its log-density or :func:`classifier_two_sample`; :func:`expected_coverage` and
-    :func:`tarp` see features together.
+    among the draws is uniform for each feature. The converse is not true: draws from the prior pass the test, too. So
+    also measure the quality of the posterior, by its log-density or :func:`classifier_two_sample`.
+    :func:`expected_coverage` and :func:`tarp` test the features together.
 
-    Draws must be independent: thin a Markov chain first. Draws that are cut at the prior's bounds must be cut the same
-    way here.
+    Draws must be independent: thin a Markov chain first. If draws are truncated at the bounds of the prior, truncate
+    them here in the same way.
 
     Args:
         samples: ``[S, N, D]``, S draws from the posterior of each of N data sets: ``flow.sample((S,), x)``.
-        parameters: ``[N, D]``, those that made the data, drawn from the prior.
-        bins: groups of ranks in the chi-square test; enough for five or more in each unless given, at most 20.
+        parameters: ``[N, D]``, the parameters that produced the data, drawn from the prior.
+        bins: groups of ranks in the chi-square test. Default: at most 20, with five or more ranks expected in each.
+        generator: source of random numbers. Default: torch's default generator.
 
     Raises:
         ValueError: if the shapes do not fit, a value is NaN, there are fewer than ten data sets, or ``bins`` is below 2
@@ -144,8 +159,8 @@ def simulation_based_calibration(
 
     if samples.ndim != 3:
         raise ValueError(
-            f"simulation_based_calibration(samples of shape {list(samples.shape)}): draws for every data set are "
-            f"wanted, [S, N, D]; flow.sample((S,), x) gives them."
+            f"simulation_based_calibration(samples of shape {list(samples.shape)}): not S draws for N data sets; pass "
+            f"[S, N, D], flow.sample((S,), x)."
         )
     rank = ranks(samples, parameters, generator=generator)
     (draws, count, _), name = samples.shape, "simulation_based_calibration"
@@ -153,12 +168,12 @@ def simulation_based_calibration(
     bins = max(2, min(20, count // 5, draws + 1)) if bins is None else bins
     if not 2 <= bins <= draws + 1:
         raise ValueError(
-            f"{name}(bins={bins}): ranks among {draws} draws take {draws + 1} values, which make 2 to {draws + 1} "
-            f"groups; draw more, or pass fewer bins."
+            f"{name}(bins={bins}): ranks among {draws} draws take {draws + 1} values; pass 2 to {draws + 1} bins, or "
+            f"draw more."
         )
     u = _spread(rank, draws, generator)
     group = rank * bins // (draws + 1)
-    # Groups hold one rank more or less where the bins do not divide them.
+    # Groups differ by one rank where the bins do not divide the ranks.
     sizes = torch.bincount(torch.arange(draws + 1) * bins // (draws + 1), minlength=bins)
     counts = torch.stack([torch.bincount(each, minlength=bins) for each in group.T.cpu()])
     expected = (count * sizes.double() / (draws + 1)).numpy()  # chisquare compares the two sums to 1.5e-8
@@ -177,17 +192,19 @@ def expected_coverage(
     levels: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Coverage:
-    r"""Measures how often regions of highest density hold the parameters that made the data.
+    r"""Measures how often regions of highest density contain the parameters that produced the data.
 
     .. math:: \frac1N \sum_n \mathbb 1\bigl[\theta_n \in \Theta_{q(\theta | x_n)}(c)\bigr] \quad\text{for levels } c
 
-    The region of level c holds that share of the draws, those of highest density. Density constants may be left out
-    (the same for all draws of a data set). A posterior that is calibrated covers c at every c; the prior does as well.
+    The region of level c contains a share c of the draws, those of highest density. Log-densities may omit a constant
+    that is the same for all draws of a data set. For a calibrated posterior the coverage is c for every c; this also
+    holds for the prior.
 
     Args:
-        sample_log_probs: ``[S, N]``, log-densities of S draws from ``q(. | x_n)`` under it.
+        sample_log_probs: ``[S, N]``, log-densities under ``q(. | x_n)`` of S draws from it.
         true_log_probs: ``[N]``, log-densities of the true parameters under ``q(. | x_n)``.
-        levels: ``[L]`` between 0 and 1; 0.05 to 0.95 unless given.
+        levels: ``[L]`` between 0 and 1. Default: 0.05 to 0.95.
+        generator: source of random numbers. Default: torch's default generator.
 
     Raises:
         ValueError: if the shapes do not fit, a value is NaN, there are fewer than ten data sets, or a level is not in
@@ -206,10 +223,10 @@ def expected_coverage(
     """
     if sample_log_probs.ndim != 2:
         raise ValueError(
-            f"expected_coverage(sample_log_probs of shape {list(sample_log_probs.shape)}): log-densities of S draws "
-            f"for each of N data sets are wanted, [S, N]."
+            f"expected_coverage(sample_log_probs of shape {list(sample_log_probs.shape)}): not S draws for N data "
+            f"sets; pass [S, N]."
         )
-    # The draws of higher density than the truth are the region that just leaves it out.
+    # The draws with a higher density than the true value form the largest region that does not contain it.
     return _coverage("expected_coverage", pit(-sample_log_probs, -true_log_probs, generator=generator), levels)
 
 
@@ -221,19 +238,19 @@ def tarp(
     levels: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Coverage:
-    r"""Measures how often balls about random points hold the parameters that made the data; needs no density.
+    r"""Measures how often balls around random points contain the parameters that produced the data; needs no density.
 
-    The ball about a reference point ``r_n`` grows until it holds a share c of the draws. Unlike ranks of single
-    features it sees them together, and unlike regions of highest density it sees shifts. References drawn without
-    regard to the data do not tell the posterior from the prior; ones that depend on ``x_n`` do.
+    The ball around a reference point ``r_n`` is the smallest that contains a share c of the draws. Unlike ranks of
+    single features it tests the features together, and unlike regions of highest density it detects shifts. References
+    that are independent of the data cannot distinguish the posterior from the prior; references that depend on ``x_n``
+    can. Distances are Euclidean, with every feature scaled by its range among the parameters.
 
     Args:
         samples: ``[S, N, D]``, S draws from the posterior of each of N data sets.
-        parameters: ``[N, D]``, those that made the data.
-        references: ``[N, D]``; uniform over the box of the parameters unless given.
-        levels: as in :func:`expected_coverage`.
-
-    Distances are Euclidean after scaling every feature by its range among the parameters.
+        parameters: ``[N, D]``, the parameters that produced the data.
+        references: ``[N, D]``, centres of the balls. Default: uniform over the box of the parameters.
+        levels: ``[L]`` between 0 and 1. Default: 0.05 to 0.95.
+        generator: source of random numbers. Default: torch's default generator.
 
     Raises:
         ValueError: if the shapes do not fit, a value is NaN (of parameters and references: or infinite), there are
@@ -241,30 +258,34 @@ def tarp(
 
     Source: Lemos et al., Sampling-Based Accuracy Testing of Posterior Estimators for General Inference, 2023,
     arXiv:2302.03026.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> theta, draws = torch.randn(400, 2, generator=generator), torch.randn(99, 400, 2, generator=generator)
+        >>> abs(tarp(draws, theta, generator=generator).excess) < 0.05
+        True
     """
     if samples.ndim != 3:
         raise ValueError(
-            f"tarp(samples of shape {list(samples.shape)}): draws for every data set are wanted, [S, N, D]; "
-            f"flow.sample((S,), x) gives them."
+            f"tarp(samples of shape {list(samples.shape)}): not S draws for N data sets; pass [S, N, D], "
+            f"flow.sample((S,), x)."
         )
     _check("tarp", samples, parameters)
     _enough("tarp", len(parameters))
     low, high = parameters.amin(0), parameters.amax(0)
     if references is not None and references.shape != parameters.shape:
         raise ValueError(
-            f"tarp(references of shape {list(references.shape)}): one point per data set is wanted, as the parameters "
-            f"are, {list(parameters.shape)}."
+            f"tarp(references of shape {list(references.shape)}): not one point per data set; pass "
+            f"{list(parameters.shape)}."
         )
     for label, points in (("parameters", parameters), ("references", references)):
         if points is not None and not bool(points.isfinite().all()):
             raise ValueError(
-                f"tarp({label}): {int((~points.isfinite()).sum())} values are NaN or infinite, and nothing has a "
-                f"distance from those; omit these data sets, or find out where such values come from."
+                f"tarp({label}): {int((~points.isfinite()).sum())} values are NaN or infinite; omit these data sets."
             )
     if not bool((high > low).all()):
         raise ValueError(
-            f"tarp: features {(high <= low).nonzero().flatten().tolist()} of the parameters are constant, so there is "
-            f"no distance in them; leave them out."
+            f"tarp: features {(high <= low).nonzero().flatten().tolist()} of the parameters are constant; omit them."
         )
     if references is None:
         uniform = torch.rand(parameters.shape, generator=generator, device=parameters.device, dtype=parameters.dtype)
@@ -281,8 +302,8 @@ def _coverage(name: str, credibility: Tensor, levels: Tensor | None) -> Coverage
     levels = levels.to(credibility)
     if levels.ndim != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
         raise ValueError(
-            f"{name}(levels of shape {list(levels.shape)}, {levels.flatten()[:5].tolist()}): credibilities are a row "
-            f"of numbers between 0 and 1; pass for instance torch.tensor([0.5, 0.9])."
+            f"{name}(levels of shape {list(levels.shape)}, {levels.flatten()[:5].tolist()}): not a row of numbers "
+            f"between 0 and 1; pass for example torch.tensor([0.5, 0.9])."
         )
     coverage = (credibility[:, None] <= levels).to(levels).mean(0)
     error = (levels * (1 - levels) / len(credibility)).sqrt()
@@ -297,7 +318,7 @@ def _spread(rank: Tensor, draws: int, generator: torch.Generator | None) -> Tens
 
 def _enough(name: str, count: int) -> None:
     if count < 10:
-        raise ValueError(f"{name}: {count} data sets say nothing about calibration; simulate hundreds.")
+        raise ValueError(f"{name}: {count} data sets are too few to test calibration; simulate hundreds.")
 
 
 def _check(name: str, samples: Tensor, observed: Tensor) -> None:
@@ -305,9 +326,9 @@ def _check(name: str, samples: Tensor, observed: Tensor) -> None:
     if samples.ndim == 0 or samples.shape[1:] != observed.shape or len(samples) == 0:
         shape = ", ".join(map(str, observed.shape)) or "..."
         raise ValueError(
-            f"{name}(samples of shape {list(samples.shape)}, observed of shape {list(observed.shape)}): samples have "
-            f"one leading dimension more than what is observed; pass [S, {shape}]."
+            f"{name}(samples of shape {list(samples.shape)}, observed of shape {list(observed.shape)}): samples need "
+            f"one more leading dimension; pass [S, {shape}]."
         )
     bad = int(samples.isnan().sum()) + int(observed.isnan().sum())
     if bad:
-        raise ValueError(f"{name}: {bad} values are NaN, which have no rank; find out where they come from first.")
+        raise ValueError(f"{name}: {bad} values are NaN, which have no rank; remove them.")

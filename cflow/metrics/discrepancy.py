@@ -21,16 +21,21 @@ def energy_distance(x: Tensor, y: Tensor, *, empirical: bool = False) -> Estimat
 
     .. math:: 2\, \mathbb E \lVert X - Y \rVert - \mathbb E \lVert X - X' \rVert - \mathbb E \lVert Y - Y' \rVert
 
-    It is zero only for equal distributions, and needs no choice of scale. The estimate is the unbiased U-statistic
-    (pairs of different samples only), so it may fall below zero where the distributions agree. (Some call its square
-    root the energy distance.) ``empirical=True`` gives the distance between the two samples themselves instead, every
-    pair counted (the V-statistic): never negative, so that ratios mean something, but larger for smaller samples;
-    compare it only between samples of one size.
+    It is zero only for equal distributions, and has no scale to choose. The estimate is the unbiased U-statistic (only
+    pairs of different samples), so it may be negative if the distributions are equal. (Some papers call its square root
+    the energy distance.)
 
-    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: (N + M)^2 distances, in blocks of 8 MB.
+    Args:
+        x: ``[N, D]``, a sample of the first distribution.
+        y: ``[M, D]``, a sample of the second.
+        empirical: whether to return the distance between the two samples themselves, from all pairs (the V-statistic).
+            It is never negative, so ratios are meaningful, but it is larger for smaller samples: compare it only
+            between samples of one size.
+
+    Cost: (N + M)^2 distances, in blocks of 8 MB.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer than 4 rows, or hold values that are
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer than 4 rows, or have values that are
             not finite.
 
     Source: Székely and Rizzo, Energy statistics: A class of statistics based on distances, 2013.
@@ -46,7 +51,7 @@ def energy_distance(x: Tensor, y: Tensor, *, empirical: bool = False) -> Estimat
     estimate = _discrepancy(lambda distance: -distance, x, y)
     if not empirical:
         return estimate
-    # The distance of a row to itself is zero: it shrinks the mean within a sample by a share of one over its size.
+    # The distance of a row to itself is zero: it reduces the mean within a sample by a share of one over its size.
     within = sum(_means(torch.abs, part, None).mean / len(part) for part in (x, y))
     return Estimate(estimate.value + within, estimate.standard_error)
 
@@ -57,18 +62,29 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
     .. math:: \mathbb E\, k(X, X') + \mathbb E\, k(Y, Y') - 2\, \mathbb E\, k(X, Y), \qquad
         k(a, b) = \exp\bigl(-\lVert a - b \rVert^2 / (2 h^2)\bigr)
 
-    The estimate is the unbiased U-statistic, so it may fall below zero where the distributions agree. ``bandwidth`` is
-    ``h``; ``None`` takes the median distance within the pooled samples (1,000 of each at most, evenly spaced). Figures
-    compare only at the same bandwidth: pass it when several models are compared.
+    The estimate is the unbiased U-statistic, so it may be negative if the distributions are equal.
 
-    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: (N + M)^2 kernels, in blocks of 8 MB.
+    Args:
+        x: ``[N, D]``, a sample of the first distribution.
+        y: ``[M, D]``, a sample of the second.
+        bandwidth: h, in the units of the data. Default: the median distance within the pooled samples (at most 1,000 of
+            each, evenly spaced). Values are comparable only for one bandwidth: pass it to compare several models.
+
+    Cost: (N + M)^2 kernels, in blocks of 8 MB.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer than 4 rows, or hold values that are
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, have fewer than 4 rows, or have values that are
             not finite; if ``bandwidth`` is not positive and finite, the median is zero, or the width is so far
             from all distances that the kernel is constant.
 
     Source: Gretton et al., A Kernel Two-Sample Test, 2012.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(500, 2, generator=generator), torch.randn(500, 2, generator=generator)
+        >>> apart = mmd(x, y + 1.0, bandwidth=1.0)
+        >>> apart.value > 10 * apart.standard_error
+        True
     """
     x, y = two_samples("mmd", x, y, at_least=4)
     if bandwidth is None:
@@ -76,14 +92,13 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
         bandwidth = float(torch.pdist(pooled).median())
     if not 0 < bandwidth < math.inf:
         raise ValueError(
-            f"mmd(bandwidth={bandwidth}): the kernel needs a positive width (a median of zero means that most samples "
-            f"coincide); pass a distance that matters in the data."
+            f"mmd(bandwidth={bandwidth}): the kernel needs a positive width; pass a typical distance in the data."
         )
     estimate = _discrepancy(lambda distance: torch.exp((distance / bandwidth).square() / -2), x, y)
     if max(abs(estimate.value), estimate.standard_error) < 1e-12 and bool(x.any() | y.any()):
         raise ValueError(
-            f"mmd(bandwidth={bandwidth}): to this kernel all pairs of rows are alike, all far apart or all in one "
-            f"place, so it would find 0 whatever the samples; pass a distance that matters in the data."
+            f"mmd(bandwidth={bandwidth}): this kernel is the same for all pairs of rows; pass a typical distance in "
+            f"the data."
         )
     return estimate
 
@@ -99,16 +114,16 @@ class _Kernel:
 
 
 def _discrepancy(kernel: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Estimate:
-    """Combines the three mean kernels, with a standard error that also holds where the distributions agree.
+    """Combines the three mean kernels, with a standard error that is also valid for equal distributions.
 
-    There it is rather too large than too small (by a third, in root mean square): never below what the pairs alone
-    contribute.
+    There it is too large rather than too small (by a third, in root mean square): it is never below the contribution of
+    the pairs.
     """
     n, m = len(x), len(y)
     xx, yy, xy = _means(kernel, x, None), _means(kernel, y, None), _means(kernel, x, y)
     value = xx.mean + yy.mean - 2 * xy.mean
-    # What single samples contribute (first order of Hoeffding's decomposition). Its measured spread counts the pairs'
-    # own spread (second order), which alone remains where the distributions agree, twice; once is right.
+    # The contribution of single samples (first order of Hoeffding's decomposition). Its measured variance counts the
+    # variance of pairs (second order), which alone remains for equal distributions, twice; once is right.
     single = 4 * ((xx.rows - xy.rows).var() / n + (yy.rows - xy.columns).var() / m)
     pairs = 2 * xx.interaction / (n * (n - 1)) + 2 * yy.interaction / (m * (m - 1)) + 4 * xy.interaction / (n * m)
     return Estimate(value, math.sqrt(max(float(single) - pairs, pairs)))

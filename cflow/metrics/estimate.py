@@ -1,4 +1,4 @@
-"""What a metric that is measured on samples returns, and how its arguments are checked."""
+"""The result of a metric of samples, and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ LARGEST = 1e74  # fourth powers of differences, summed over many features, stay 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Holds an estimated value with its standard error.
+    """Contains an estimated value and its standard error; ``float(estimate)`` is the value.
+
+    Attributes:
+        value: the estimate.
+        standard_error: its standard error.
 
     Example:
         >>> estimate = Estimate(0.25, 0.01)
@@ -42,9 +46,9 @@ def mean_estimate(values: Tensor) -> Estimate:
 
 
 def two_samples(name: str, x: Tensor, y: Tensor, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """Checks two samples ``[N, D]`` and ``[M, D]`` and gives them in float64 about their common median.
+    """Checks two samples ``[N, D]`` and ``[M, D]`` and returns them in float64 relative to their common median.
 
-    Distances do not change with the origin, but are most precise near it: a few rows far away do not move the median.
+    Distances do not depend on the origin, but are most precise near it, and a few rows far away do not move the median.
     """
     for label, sample in (("x", x), ("y", y)):
         if not isinstance(sample, Tensor):
@@ -54,30 +58,30 @@ def two_samples(name: str, x: Tensor, y: Tensor, at_least: int = 1) -> tuple[Ten
             )
         if sample.ndim != 2 or sample.shape[1] == 0:
             raise ValueError(
-                f"{name}({label} of shape {list(sample.shape)}): samples are rows, [N, D], with D of 1 or more; "
-                f"flatten the event first, for instance with {label}.flatten(1)."
+                f"{name}({label} of shape {list(sample.shape)}): samples are rows, [N, D], with D of 1 or more; pass "
+                f"{label}.flatten(1)."
             )
         if len(sample) < at_least:
             raise ValueError(
-                f"{name}({label} of shape {list(sample.shape)}): this takes at least {at_least} samples; draw more."
+                f"{name}({label} of shape {list(sample.shape)}): at least {at_least} samples are needed; draw more."
             )
         if not bool(sample.isfinite().all()):
             rows = int((~sample.isfinite()).any(-1).sum())
             raise ValueError(
-                f"{name}({label} of shape {list(sample.shape)}): {rows} rows hold NaN or infinite values, which have "
-                f"no distance; find out where they come from, or drop them and say so."
+                f"{name}({label} of shape {list(sample.shape)}): {rows} rows have NaN or infinite values; drop them, "
+                f"and report it."
             )
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"{name}(x of shape {list(x.shape)}, y of shape {list(y.shape)}): the two have different dimensions; "
-            f"compare samples of one space."
+            f"{name}(x of shape {list(x.shape)}, y of shape {list(y.shape)}): they have different dimensions; compare "
+            f"samples of one space."
         )
     x, y = x.detach().to(torch.float64), y.detach().to(device=x.device, dtype=torch.float64)
     largest = max(float(x.abs().max()), float(y.abs().max()))
     if largest > LARGEST:
         raise ValueError(
-            f"{name}(values up to {largest:.2g}): their fourth powers, which errors are computed from, overflow "
-            f"float64; divide both samples by one number, or find out where such values come from."
+            f"{name}(values up to {largest:.2g}): their fourth powers overflow float64; divide both samples by one "
+            f"number."
         )
     centre = torch.cat([x, y]).median(0).values
     return x - centre, y - centre

@@ -16,14 +16,18 @@ def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     .. math:: \lVert \mu_x - \mu_y \rVert^2
         + \operatorname{tr}\bigl(S_x + S_y - 2 (S_x^{1/2} S_y S_x^{1/2})^{1/2}\bigr)
 
-    Everything is in float64, by eigenvalues of symmetric matrices alone. The value is biased upwards by about D^2 / N:
-    say the extractor and both numbers of samples beside it.
+    It is computed in float64, from eigenvalues of symmetric matrices. The value has an upward bias of about D^2 / N:
+    report the feature extractor and both numbers of samples with it.
 
-    Shapes: ``features_x [N, D]``, ``features_y [M, D]``. Cost: two D x D eigendecompositions.
+    Args:
+        features_x: ``[N, D]``, features of the first sample.
+        features_y: ``[M, D]``, features of the second.
+
+    Cost: two D x D eigendecompositions.
 
     Raises:
-        ValueError: if the features are not ``[N, D]`` and ``[M, D]``, hold values that are not finite, or are not more
-            than D (the covariances are singular then, and the value says more about N than about the samples).
+        ValueError: if the features are not ``[N, D]`` and ``[M, D]``, have values that are not finite, or have no more
+            rows than D (the covariances are then singular, and the value depends mostly on N).
 
     Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017,
     arXiv:1706.08500; Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982.
@@ -37,8 +41,8 @@ def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     fewest, dimension = min(len(x), len(y)), x.shape[1]
     if fewest <= dimension:
         raise ValueError(
-            f"frechet_distance(features of shapes {list(features_x.shape)} and {list(features_y.shape)}): a "
-            f"covariance of {dimension} features takes more samples than that; draw more, or take fewer features."
+            f"frechet_distance(features of shapes {list(features_x.shape)} and {list(features_y.shape)}): a covariance "
+            f"of {dimension} features needs more samples; draw more, or pass fewer features."
         )
     shift = x.mean(0) - y.mean(0)
     x, y = x - x.mean(0), y - y.mean(0)
@@ -47,4 +51,4 @@ def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_y @ root).clamp(min=0).sqrt().sum()
     distance = shift.square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross
-    return max(float(distance), 0.0)  # equal features leave rounding errors of either sign
+    return max(float(distance), 0.0)  # for equal features, rounding errors of either sign remain

@@ -1,4 +1,4 @@
-"""Interpolation between two samples along optimal transport: what a flow through a third must be compared with."""
+"""Interpolation between two samples by optimal transport: the baseline for a flow between snapshots."""
 
 from __future__ import annotations
 
@@ -20,23 +20,33 @@ def ot_interpolation(
     generator: torch.Generator | None = None,
     iterations: int = 50_000_000,
 ) -> Tensor:
-    r"""Draws from the displacement interpolation of two samples: a share of the way along their optimal plan.
+    r"""Draws from the displacement interpolation of two samples, at a fraction of the way along their optimal plan.
 
     .. math:: (1 - s) x_i + s y_j, \qquad (i, j) \sim \pi^\star = \arg\min_\pi \sum_{ij} \pi_{ij} \|x_i - y_j\|^2
 
-    Nothing is learned. Where ``x`` and ``y`` were taken before and after a snapshot that is missing, this is the plain
-    guess at it, and often hard to beat.
+    It learns no model. If ``x`` and ``y`` are snapshots before and after a missing one, this is the simplest estimate
+    of the missing one, and often hard to improve on.
 
-    Pairs are drawn systematically: at ``count`` equal steps through the plan's mass, from one random offset. Every pair
-    comes up as often as its mass says, to within one. Samples of equal size, with ``count`` theirs, give every pair
-    once.
+    Pairs are drawn systematically: at ``count`` equal steps through the mass of the plan, from one random offset. The
+    number of times that a pair is drawn is ``count`` times its mass, rounded up or down. For samples of equal size N
+    and ``count=N``, every pair is drawn once.
 
-    Shapes: ``x [N, D]``, ``y [M, D]``; gives ``[count, D]``, or ``[max(N, M), D]`` where no count is given, in an order
-    that follows ``x``. Cost: that of :func:`wasserstein2`.
+    Args:
+        x: ``[N, D]``, the first sample.
+        y: ``[M, D]``, the second.
+        fraction: s, from 0 (the first sample) to 1 (the second).
+        count: number of draws. Default: the larger of N and M.
+        generator: source of the random offset. Default: torch's default generator.
+        iterations: largest number of iterations of the network simplex.
+
+    Returns:
+        Draws ``[count, D]``, in the order of ``x``.
+
+    Cost: that of :func:`wasserstein2`.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite; if
-            ``fraction`` is not in [0, 1], or ``count`` not positive.
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or have values that are not finite; if
+            ``fraction`` is not in [0, 1], or ``count`` is not positive.
         RuntimeError: if the network simplex does not end within ``iterations``.
 
     Source: McCann, A Convexity Principle for Interacting Gases, 1997.
@@ -50,11 +60,11 @@ def ot_interpolation(
     centred = two_samples("ot_interpolation", x, y)
     if not 0 <= fraction <= 1:
         raise ValueError(
-            f"ot_interpolation(fraction={fraction}): 0 is the first sample and 1 the second; pass a number between."
+            f"ot_interpolation(fraction={fraction}): pass a number from 0 (the first sample) to 1 (the second)."
         )
     count = max(len(x), len(y)) if count is None else count
     if count < 1:
-        raise ValueError(f"ot_interpolation(count={count}): there is nothing to draw; pass one or more.")
+        raise ValueError(f"ot_interpolation(count={count}): pass 1 or more.")
     plan, _ = optimal_plan("ot_interpolation", *centred, power=2, iterations=iterations)
     first, second = plan.nonzero(as_tuple=True)
     mass = plan[first, second].cumsum(0)

@@ -15,10 +15,14 @@ def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int
 
     .. math:: -\frac{\log p(x)}{D \log 2} \quad (+ \log_2 L \text{ where } p \text{ is a density on } x / L)
 
-    A flow that carries :class:`cflow.bijections.Dequantise` gives the log-probability of the integer levels already:
-    leave ``levels`` out. Pass it only where ``log_prob`` is the density of images scaled to [0, 1].
+    Args:
+        log_prob: log-densities ``[*batch]`` in nats.
+        event_shape: shape of one event, such as ``(3, 32, 32)``, or its number of dimensions D.
+        levels: number of integer levels L, only if ``log_prob`` is the density of images scaled to [0, 1]. Omit it for
+            a flow with :class:`cflow.bijections.Dequantise`, whose ``log_prob`` is that of the integer levels.
 
-    Shapes: ``log_prob [*batch]`` gives ``[*batch]``, lower is better.
+    Returns:
+        Bits per dimension ``[*batch]``; lower is better.
 
     Raises:
         ValueError: if the event is empty, or ``levels`` is below 2.
@@ -33,9 +37,9 @@ def bits_per_dim(log_prob: Tensor, event_shape: int | Sequence[int], levels: int
     size = event_shape if isinstance(event_shape, int) else math.prod(event_shape)
     if size < 1:
         raise ValueError(
-            f"bits_per_dim(event_shape={event_shape}): an event without dimensions has no bits; pass [C, H, W]."
+            f"bits_per_dim(event_shape={event_shape}): an event without dimensions; pass for example (3, 32, 32)."
         )
     if levels is not None and levels < 2:
-        raise ValueError(f"bits_per_dim(levels={levels}): data have at least two levels; 8-bit images have 256.")
+        raise ValueError(f"bits_per_dim(levels={levels}): pass at least 2, such as 256 for 8-bit images.")
     bits = -log_prob / (size * math.log(2))
     return bits if levels is None else bits + math.log2(levels)

@@ -1,4 +1,4 @@
-"""Nearest neighbours: whether samples are copies of the training data."""
+"""Nearest neighbours: a test for copies of the training data among samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ def nearest_distances(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
     .. math:: d_i = \min_j \lVert x_i - r_j \rVert
 
-    Compare the distances of generated samples with those of held-out data: copies of the training set lie much closer.
+    Compare the distances of generated samples with those of held-out data: copies of the training set are much closer.
 
-    Shapes: ``x [N, D]``, ``reference [M, D]``; gives distances ``[N]`` in float64 and indices ``[N]``. Cost: N x M
-    distances by matrix products, in blocks of 8 MB; the winners' are computed anew from differences, so a copy is at
-    distance zero exactly.
+    Args:
+        x: ``[N, D]``, the samples.
+        reference: ``[M, D]``, such as the training data.
+
+    Returns:
+        Distances ``[N]`` in float64, and indices ``[N]`` of the neighbours in ``reference``.
+
+    Cost: N x M distances by matrix products, in blocks of 8 MB. The smallest ones are computed again from differences,
+    so the distance of a copy is exactly zero.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite.
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or have values that are not finite.
 
     Example:
         >>> nearest_distances(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 1.0], [0.0, 3.0]]))

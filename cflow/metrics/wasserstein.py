@@ -17,14 +17,18 @@ def wasserstein2(x: Tensor, y: Tensor, *, iterations: int = 50_000_000) -> float
 
     .. math:: W_2 = \Bigl(\min_{\pi} \sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2\Bigr)^{1/2}
 
-    over plans with uniform marginals. Between samples of one distribution it is positive, and falls slowly with
-    their number: compare it with that between two samples of the data.
+    over plans with uniform marginals. Between samples of one distribution it is positive, and decreases slowly with
+    their number: compare it with the distance between two samples of the data.
 
-    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: memory for N x M float64, time about cubic in N, on the CPU: seconds for
-    2,000 points, minutes for 10,000.
+    Args:
+        x: ``[N, D]``, the first sample.
+        y: ``[M, D]``, the second.
+        iterations: largest number of iterations of the network simplex.
+
+    Cost: memory for N x M float64; time about cubic in N, on the CPU: seconds for 2,000 points, minutes for 10,000.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite.
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or have values that are not finite.
         RuntimeError: if the network simplex does not end within ``iterations``.
 
     Source: Bonneel et al., Displacement Interpolation Using Lagrangian Mass Transport, 2011 (the network simplex).
@@ -44,12 +48,17 @@ def wasserstein1(x: Tensor, y: Tensor, *, iterations: int = 50_000_000) -> float
     .. math:: W_1 = \min_{\pi} \sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert
 
     over plans with uniform marginals, with Euclidean distances. Between samples of one distribution it is positive, and
-    falls slowly with their number: compare it with that between two samples of the data.
+    decreases slowly with their number: compare it with the distance between two samples of the data.
 
-    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: that of :func:`wasserstein2`.
+    Args:
+        x: ``[N, D]``, the first sample.
+        y: ``[M, D]``, the second.
+        iterations: largest number of iterations of the network simplex.
+
+    Cost: that of :func:`wasserstein2`.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite.
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or have values that are not finite.
         RuntimeError: if the network simplex does not end within ``iterations``.
 
     Source: Bonneel et al., Displacement Interpolation Using Lagrangian Mass Transport, 2011 (the network simplex).
@@ -66,13 +75,13 @@ def optimal_plan(name: str, x: Tensor, y: Tensor, power: int, iterations: int) -
     """Computes the optimal plan ``[N, M]`` between checked samples, for a power of the distance, and its cost."""
     import ot
 
-    # Differences, not inner products: the distance of near copies would drown in rounding.
+    # Differences, not inner products, which would lose small distances to rounding.
     cost = torch.cdist(x.cpu(), y.cpu(), compute_mode="donot_use_mm_for_euclid_dist")
     cost = cost.square_() if power == 2 else cost
     plan, log = ot.emd([], [], cost.numpy(), numItermax=iterations, log=True)
     if log["warning"] is not None:
         raise RuntimeError(
-            f"{name} of {len(x)} and {len(y)} samples: {log['warning']}; raise iterations, or take fewer samples."
+            f"{name} of {len(x)} and {len(y)} samples: {log['warning']}; raise iterations, or pass fewer samples."
         )
     return torch.from_numpy(plan), float(log["cost"])
 
@@ -85,12 +94,18 @@ def sliced_wasserstein2(
     .. math:: SW_2 = \bigl(\mathbb E_{\theta} W_2^2(\theta^\top x, \theta^\top y)\bigr)^{1/2}, \qquad
         \theta \text{ uniform on the sphere}
 
-    The standard error is that of the choice of directions, the samples being given.
+    The standard error is that of the random directions, for fixed samples.
 
-    Shapes: ``x [N, D]``, ``y [M, D]``. Cost: one sort per direction, memory for (N + M) x projections float64.
+    Args:
+        x: ``[N, D]``, the first sample.
+        y: ``[M, D]``, the second.
+        projections: number of random directions, 2 or more.
+        generator: source of the directions. Default: torch's default generator.
+
+    Cost: one sort per direction, memory for (N + M) x projections float64.
 
     Raises:
-        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or hold values that are not finite; if
+        ValueError: if the samples are not ``[N, D]`` and ``[M, D]``, are empty, or have values that are not finite; if
             there are fewer than two projections.
 
     Source: Bonneel et al., Sliced and Radon Wasserstein Barycenters of Measures, 2015.
@@ -101,12 +116,12 @@ def sliced_wasserstein2(
         2.0
     """
     if projections < 2:
-        raise ValueError(f"sliced_wasserstein2(projections={projections}): an error bar takes at least 2; pass 512.")
+        raise ValueError(f"sliced_wasserstein2(projections={projections}): pass at least 2, such as 512.")
     x, y = two_samples("sliced_wasserstein2", x, y)
     directions = torch.randn(x.shape[1], projections, generator=generator, device=x.device, dtype=x.dtype)
     directions = directions / directions.norm(dim=0)
     x, y = (x @ directions).sort(0).values, (y @ directions).sort(0).values
-    # Both quantile functions are steps, at multiples of 1/N and 1/M: integers in units of 1/(N M).
+    # Both quantile functions are step functions, with steps at multiples of 1/N and 1/M: integers in units of 1/(N M).
     n, m = len(x), len(y)
     steps = [torch.arange(count + 1, device=x.device) * (n * m // count) for count in (n, m)]
     ends = torch.unique(torch.cat(steps))

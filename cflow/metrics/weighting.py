@@ -1,4 +1,4 @@
-"""How well samples of one law stand for another: effective size, evidence and the tail of their weights."""
+"""Importance weights: effective sample size, evidence, and the tail of the weights."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from cflow.metrics.estimate import Estimate
 
 __all__ = ["Importance", "importance"]
 
-LEAST = 25  # a fifth of them is the tail, and five values are the fewest that a law is fitted to
+LEAST = 25  # a fifth of the weights is the tail, and a fit needs at least five values
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Holds what importance weights say.
+    """Contains the evidence, the effective sample size and the tail of importance weights.
 
     Attributes:
-        log_evidence: the logarithm of the mean weight, an estimate of ``log Z``, with its standard error (delta
-            method, from the variance of the weights: worth nothing where ``pareto_k`` is above 0.7).
-        effective_sample_size: from 1 to N, of the weights as they are.
-        pareto_k: the shape of the law of the largest weights; moments of order below ``1 / k`` exist. Below 0.5 the
-            variance is finite; up to 0.7 estimates are still good; above, do not use them. ``-inf`` where the largest
-            weights are equal (no tail at all, as for ``q = p``), ``inf`` where fewer than five weights stand out from
-            zero, or from the others.
-        weights: normalised and smoothed weights ``[N]`` in float64: ``(weights[:, None] * x).sum(0)`` estimates the
-            target's mean.
+        log_evidence: logarithm of the mean weight, an estimate of ``log Z``, with its standard error (delta method,
+            from the variance of the weights; not valid if ``pareto_k`` is above 0.7).
+        effective_sample_size: of the weights before smoothing, from 1 to N.
+        pareto_k: shape k of a generalised Pareto distribution of the largest weights; moments of order below ``1 / k``
+            exist. Below 0.5 the variance is finite; up to 0.7 estimates are still good; do not use them above. It is
+            ``-inf`` if the largest weights are equal (no tail, as for ``q = p``), and ``inf`` if fewer than five
+            weights differ from zero or from the others.
+        weights: normalised and smoothed weights ``[N]`` in float64; ``(weights[:, None] * x).sum(0)`` estimates the
+            mean of the target.
     """
 
     log_evidence: Estimate
@@ -37,48 +37,61 @@ class Importance:
     weights: Tensor = field(repr=False)
 
     def resample(self, x: Tensor, count: int | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws rows of ``x [N, ...]`` by their smoothed weights (systematically): ``[count, ...]``, N unless given.
+        """Draws rows of ``x`` by their smoothed weights, systematically.
 
-        A row of weight ``w`` comes ``count * w`` times, rounded down or up, in the order of ``x``; so averages over the
-        draw are unbiased, and vary less than with independent draws. Cost: one random number and a running sum.
+        A row of weight ``w`` occurs ``count * w`` times, rounded down or up, in the order of ``x``. So averages over
+        the draws are unbiased, and have a smaller variance than with independent draws.
+
+        Args:
+            x: ``[N, ...]``, the samples of the weights.
+            count: number of draws. Default: N.
+            generator: source of random numbers. Default: torch's default generator.
+
+        Returns:
+            Rows ``[count, ...]``.
+
+        Cost: one random number and a cumulative sum.
 
         Raises:
-            ValueError: where ``x`` has not one row per weight, or ``count`` is not positive.
+            ValueError: if ``x`` does not have one row per weight, or ``count`` is not positive.
 
         Source: Kitagawa, Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models, 1996.
         """
         count = len(self.weights) if count is None else count
         if count < 1 or len(x) != len(self.weights):
             raise ValueError(
-                f"resample(x of shape {list(x.shape)}, count={count}): there are {len(self.weights)} weights; pass the "
-                f"samples that they belong to, one row for each, and a positive count."
+                f"resample(x of shape {list(x.shape)}, count={count}): there are {len(self.weights)} weights; pass one "
+                f"row for each, and a positive count."
             )
         total = self.weights.cumsum(0)
         start = torch.rand((), generator=generator, dtype=total.dtype, device=total.device)
         places = (torch.arange(count, dtype=total.dtype, device=total.device) + start) / count
-        # Rounding may leave the last place beyond the last sum: it belongs to the last row that weighs anything.
+        # Rounding may put the last place beyond the last sum: it belongs to the last row with a positive weight.
         last = int(self.weights.nonzero()[-1])
         return x[torch.searchsorted(total / total[-1], places, right=True).clamp(max=last).to(x.device)]
 
 
 def importance(log_weights: Tensor) -> Importance:
-    r"""Judges importance weights, :math:`w_i = \tilde p(x_i) / q(x_i)` of samples :math:`x_i \sim q`.
+    r"""Evaluates importance weights, :math:`w_i = \tilde p(x_i) / q(x_i)` of samples :math:`x_i \sim q`.
 
     .. math:: \log \hat Z = \log \frac1N \sum_i w_i, \qquad
               \mathrm{ESS} = \frac{\big(\sum_i w_i\big)^2}{\sum_i w_i^2}, \qquad
               w_{(N - M + j)} \leftarrow \min \Big( F^{-1}_{\hat k, \hat\sigma} \Big( \frac{j - 1/2}{M} \Big),
               \max_i w_i \Big)
 
-    The :math:`M = \min(N / 5, 3 \sqrt N)` largest weights are replaced by the quantiles of the generalised Pareto law
-    that is fitted to them (PSIS), which bounds the say of each; its shape :math:`\hat k` tells whether the weights can
-    be trusted at all. No weight tells of mass that no sample met: a flow that misses a mode looks well. Only the
-    target's constant is unknown: ``log_weights`` are ``log_joint(x) - flow.log_prob(x)``.
+    The :math:`M = \min(N / 5, 3 \sqrt N)` largest weights are replaced by quantiles of a generalised Pareto
+    distribution fitted to them (PSIS), which limits the influence of each; its shape :math:`\hat k` shows whether the
+    weights are reliable. Weights cannot show mass of the target where there are no samples: a flow that misses a mode
+    looks good. The target needs no normalisation.
 
-    Shapes: ``log_weights [N]``, of independent samples, N at least 25; ``-inf`` for a sample outside the target's
-    support. Computed in float64. Cost: one sort, and a fit of some :math:`30 + \sqrt M` candidates.
+    Args:
+        log_weights: ``[N]``, ``log_joint(x) - flow.log_prob(x)`` of independent samples, N at least 25; ``-inf`` for a
+            sample outside the support of the target.
+
+    Cost: one sort, and a fit of about :math:`30 + \sqrt M` candidates. It computes in float64.
 
     Raises:
-        ValueError: where there are fewer than 25 weights or another shape, for NaN and ``+inf``, and where all are
+        ValueError: if there are fewer than 25 weights or they have another shape, one is NaN or ``+inf``, or all are
             ``-inf``.
 
     Source: Vehtari et al., Pareto Smoothed Importance Sampling, 2015, arXiv:1507.02646 (the smoothing, and the prior on
@@ -102,7 +115,7 @@ def importance(log_weights: Tensor) -> Importance:
     weights = (log_weights - top).exp()
     size = float(weights.sum().square() / weights.square().sum())
     evidence = Estimate(top + math.log(float(weights.mean())), math.sqrt(max(count / size - 1, 0.0) / (count - 1)))
-    # Differences that rounding alone can make are none.
+    # Differences within rounding count as zero.
     pareto_k, weights = _smoothed(weights, slack=16 * eps * (1 + abs(top)))
     return Importance(evidence, size, pareto_k, weights / weights.sum())
 
@@ -111,33 +124,32 @@ def _checked(log_weights: Tensor) -> Tensor:
     shape = list(log_weights.shape) if isinstance(log_weights, Tensor) else type(log_weights).__name__
     if not isinstance(log_weights, Tensor) or log_weights.dim() != 1 or len(log_weights) < LEAST:
         raise ValueError(
-            f"importance(log_weights of {shape}): weights are one number per sample, a tensor [N] with N of {LEAST} or "
-            f"more (the tail is a fifth of them); draw more, and pass log_joint(x) - flow.log_prob(x)."
+            f"importance(log_weights of {shape}): not one number per sample, N of {LEAST} or more; pass "
+            f"log_joint(x) - flow.log_prob(x), [N], or draw more."
         )
     bad = (log_weights.isnan() | (log_weights == torch.inf)).nonzero().flatten()
     if len(bad):
         raise ValueError(
             f"importance(log_weights): {len(bad)} of {len(log_weights)} are NaN or +inf (samples {bad[:8].tolist()}"
-            f"{'...' if len(bad) > 8 else ''}), so nothing follows from them; find out at which samples the target or "
-            f"the flow's density fails."
+            f"{'...' if len(bad) > 8 else ''}); check the densities of target and flow there."
         )
     if bool((log_weights == -torch.inf).all()):
         raise ValueError(
-            f"importance(log_weights): all {len(log_weights)} are -inf, so no sample lies where the target has mass; "
-            f"give the flow a transform onto the target's support, or begin from a wider one."
+            f"importance(log_weights): all {len(log_weights)} are -inf: no sample is in the target's support; add a "
+            f"transform to the flow, or start from a wider one."
         )
     return log_weights if log_weights.is_floating_point() else log_weights.to(torch.float64)
 
 
 def _smoothed(weights: Tensor, slack: float) -> tuple[float, Tensor]:
-    """Fits the tail of weights whose largest is one: ``(k, weights with a smoothed tail)``."""
+    """Fits the tail of weights, of which the largest is one: ``(k, weights with a smoothed tail)``."""
     count = len(weights)
     ordered, order = weights.sort()
     size = min(count // 5, math.ceil(3 * math.sqrt(count)))
     cutoff = ordered[-size - 1]
     if float(cutoff.log()) >= -slack:
         return -math.inf, weights
-    # Ties with the cutoff are no tail, nor is what is so small that its reciprocal overflows.
+    # The tail excludes ties with the cutoff, and numbers so small that their reciprocal overflows.
     tail = ordered[(ordered > cutoff) & (ordered > 1e-280)]
     if len(tail) < 5:
         return math.inf, weights
@@ -150,11 +162,11 @@ def _smoothed(weights: Tensor, slack: float) -> tuple[float, Tensor]:
 
 
 def _pareto(excess: Tensor) -> tuple[float, float]:
-    r"""Fits a generalised Pareto law to sorted positive numbers ``[M]``: its shape k and scale.
+    r"""Fits a generalised Pareto distribution to sorted positive numbers ``[M]``: its shape k and scale.
 
-    With :math:`\theta = -k / \sigma`, the likelihood with k at its best for each :math:`\theta`,
-    :math:`k(\theta) = \frac1M \sum_i \log(1 - \theta y_i)`, is averaged over a grid of :math:`\theta`. The shape is
-    then drawn towards 1/2 with the weight of ten observations.
+    With :math:`\theta = -k / \sigma`, the profile likelihood, in which
+    :math:`k(\theta) = \frac1M \sum_i \log(1 - \theta y_i)`, weights an average over a grid of :math:`\theta`. The shape
+    is then shrunk towards 1/2 with the weight of ten observations.
     """
     count = len(excess)
     grid = 30 + int(math.sqrt(count))
@@ -162,7 +174,7 @@ def _pareto(excess: Tensor) -> tuple[float, float]:
     quartile = excess[int(count / 4 + 0.5) - 1]
     theta = 1 / excess[-1] + (1 - (grid / (steps - 0.5)).sqrt()) / (3 * quartile)
     shape = torch.log1p(-theta[:, None] * excess).mean(1)
-    # At theta = 0 the law is exponential, and -theta / k is one over the mean.
+    # At theta = 0 the distribution is exponential, and -theta / k is one over the mean.
     rate = torch.where(theta == 0, 1 / excess.mean(), -theta / shape)
     likelihood = count * (rate.log() - shape - 1)
     theta = (torch.softmax(likelihood, 0) * theta).sum()

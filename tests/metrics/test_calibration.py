@@ -123,7 +123,7 @@ def test_tarp_sees_what_single_features_do_not(generator):
 
 def test_bad_input_is_refused():
     samples, theta = torch.zeros(9, 20, 2), torch.zeros(20, 2)
-    with pytest.raises(ValueError, match=r"samples of shape \[9, 20, 2\], observed of shape \[20, 3\].*one leading"):
+    with pytest.raises(ValueError, match=r"samples of shape \[9, 20, 2\], observed of shape \[20, 3\].*one more leading"):
         ranks(samples, torch.zeros(20, 3))
     with pytest.raises(ValueError, match=r"\[S, \.\.\.\]"):
         ranks(torch.tensor(1.0), torch.tensor(1.0))
@@ -131,7 +131,7 @@ def test_bad_input_is_refused():
         pit(samples, theta * math.nan)
     with pytest.raises(ValueError, match=r"simulation_based_calibration.*\[S, N, D\]"):
         simulation_based_calibration(samples[0], theta[0])
-    with pytest.raises(ValueError, match="5 data sets say nothing"):
+    with pytest.raises(ValueError, match="5 data sets are too few"):
         simulation_based_calibration(samples[:, :5], theta[:5])
     for bins in (1, 11):
         with pytest.raises(ValueError, match=f"bins={bins}.*9 draws take 10 values"):
@@ -153,7 +153,7 @@ def test_bad_input_is_refused():
             tarp(samples, spread, references=holed)
     with pytest.raises(ValueError, match=r"tarp\(parameters\): 1 values"):
         tarp(samples, torch.where(spread == 7, -math.inf, spread))
-    with pytest.raises(ValueError, match=r"one point per data set.*\[20, 2\]"):
+    with pytest.raises(ValueError, match=r"one point per data set; pass \[20, 2\]"):
         tarp(samples, torch.arange(40.0).reshape(20, 2), references=torch.zeros(2))
 
 

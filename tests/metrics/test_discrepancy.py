@@ -106,7 +106,7 @@ def test_bad_input_is_refused():
     for metric in (energy_distance, mmd):
         with pytest.raises(ValueError, match="at least 4 samples"):
             metric(x, x[:3])
-        with pytest.raises(ValueError, match="rows hold NaN"):
+        with pytest.raises(ValueError, match="rows have NaN"):
             metric(x, x + math.inf)
     with pytest.raises(ValueError, match=r"bandwidth=0\.0"):
         mmd(x, x)
@@ -118,7 +118,7 @@ def test_bad_input_is_refused():
 @pytest.mark.parametrize("bandwidth", [1e-9, 1e9])
 def test_a_kernel_that_sees_nothing_is_refused_instead_of_finding_nothing(bandwidth, generator):
     x, y = torch.randn(2, 50, 2, generator=generator)
-    with pytest.raises(ValueError, match=r"all pairs of rows are alike.*a distance that matters"):
+    with pytest.raises(ValueError, match=r"the same for all pairs of rows; pass a typical distance"):
         mmd(x, y + 100 if bandwidth < 1 else y, bandwidth=bandwidth)
 
 

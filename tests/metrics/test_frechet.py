@@ -41,5 +41,5 @@ def test_equal_and_degenerate_features(generator):
 
 
 def test_too_few_samples_are_refused():
-    with pytest.raises(ValueError, match="takes more samples than that"):
+    with pytest.raises(ValueError, match="needs more samples"):
         frechet_distance(torch.randn(8, 8), torch.randn(100, 8))

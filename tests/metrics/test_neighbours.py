@@ -32,5 +32,5 @@ def test_one_row_far_away_costs_the_others_no_digits(generator):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="flatten the event"):
+    with pytest.raises(ValueError, match=r"pass x.flatten\(1\)"):
         nearest_distances(torch.zeros(3, 1, 2, 2), torch.zeros(3, 4))

@@ -81,7 +81,7 @@ def test_bad_samples_are_refused(metric):
     x = torch.zeros(5, 2)
     with pytest.raises(ValueError, match=r"samples are rows, \[N, D\]"):
         metric(torch.zeros(5), x)
-    with pytest.raises(ValueError, match="1 rows hold NaN"):
+    with pytest.raises(ValueError, match="1 rows have NaN"):
         metric(x, torch.tensor([[0.0, math.nan], [0.0, 0.0]]))
     with pytest.raises(ValueError, match="different dimensions"):
         metric(x, torch.zeros(5, 3))
