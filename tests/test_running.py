@@ -95,8 +95,8 @@ def test_a_header_of_years_is_asked_for_in_options(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     captured = capsys.readouterr()
-    assert f"cflow: {tmp_path / 'x.csv'}: the first line (2001, 2002) may be a row of numbers, or names" in captured.err
-    assert "pass --header yes if it holds names, --header no if not" in captured.err
+    assert f"cflow: {tmp_path / 'x.csv'}: the first line (2001, 2002) may be a row or a header" in captured.err
+    assert "pass --header yes if it has names, --header no if not" in captured.err
     assert not (tmp_path / "s.csv").exists()
     main([*arguments, "--header", "no"])
     assert "3 rows" in capsys.readouterr().out

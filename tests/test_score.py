@@ -74,13 +74,13 @@ def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
     captured = capsys.readouterr()
     for part in (
         "line 2: column 0 holds 'nan', a missing value",
-        "line 3: 1 field, where there are 2",
+        "line 3: 1 field instead of 2",
         "line 4: column 0 holds 'x'",
         "line 6: its log-density",
     ):
         assert part in captured.err
     assert "and 14 more bad rows" in captured.err
-    for remedy in ("no value: drop such rows, or fill them", "another number of fields: write as many in every line"):
+    for remedy in ("no value: drop such rows, or fill them", "another number of fields: write the same number in every line"):
         assert captured.err.count(remedy) == 1
     assert "36 rows" in captured.out
     assert "34 bad rows" in captured.out
@@ -151,7 +151,7 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
         (("plain", "x.csv", "--columns", "a", "c"), "no column 'c'"),
         (
             ("plain", "x.csv", "--columns", "a,b"),
-            "no column 'a,b'; the file has the columns a, b; name them one by one: a b",
+            "no column 'a,b'; the file has the columns a, b; list them separately: a b",
         ),
         (("plain", "three.npy"), "wants 2 columns for --columns, and these are 3 (0, 1, 2)"),
         (("given", "x.csv"), "wants 1 column for --condition, and these are 0 (none)"),
@@ -207,7 +207,7 @@ def test_a_first_line_of_years_is_asked_about(runs, tmp_path, capsys):
     args = ["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv")]
     with pytest.raises(SystemExit):
         main(args)
-    assert "pass --header yes if it holds names, --header no if not" in capsys.readouterr().err
+    assert "pass --header yes if it has names, --header no if not" in capsys.readouterr().err
     main([*args, "--header", "yes"])
     assert "9 rows" in capsys.readouterr().out
     (tmp_path / "t.csv").write_text("3\n4\n")

@@ -1,4 +1,4 @@
-"""Data: readers of tables, arrays, pictures and snapshots, and two-dimensional toys."""
+"""Readers of tables, arrays, images and snapshots, and two-dimensional toy distributions."""
 
 from cflow.data import toys
 from cflow.data.files import read_idx

@@ -1,4 +1,4 @@
-"""What a field of a table in text is: a number, nothing, or what else, and what to do about it."""
+"""Kinds of fields in a text table: a number, a missing value, or something else, and how to correct it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = [
     "NONE", "NUMERIC", "WORD", "Fault", "counted", "fault_of", "is_finite", "is_number", "kind_of", "numbers",
 ]  # fmt: skip
 
-# What spreadsheets, R, pandas, SAS and the UCI repository write where a value is missing.
+# The marks of a missing value in spreadsheets, R, pandas, SAS and the UCI repository.
 MISSING = frozenset(" na n/a #n/a #na nan -nan <na> null none nil nat ? - -- . missing".split(" "))  # noqa: SIM905
-# float() reads more than this: underscores, and the digits of every script.
+# float() accepts more than this: underscores, and the digits of every script.
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.ASCII | re.IGNORECASE)
-NUMERIC, NONE, COMMA, WORD = "number", "no value", "a decimal comma", "no number"
+NUMERIC, NONE, COMMA, WORD = "number", "no value", "a decimal comma", "not a number"
 DATE, TRUTH = "a date", "a truth value"
-WHOLE = (DATE, TRUTH, WORD)  # where few cells of a column are so, they are wrong and not the column
-# What a field is that is no number, in words, with what to do about it; the first that matches is said.
+WHOLE = (DATE, TRUTH, WORD)  # if only few cells of a column are of this kind, the cells are wrong, not the column
+# Kinds of fields that are not numbers, and how to correct them; the first match counts.
 KINDS = (
     (
         r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?|\d{1,2}:\d\d(:\d\d(\.\d*)?)?"
         r"|\d{1,2}[- ][A-Za-z]{3,9}\.?[- ,]+\d{2,4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}",
         DATE,
-        "write dates as numbers, such as days since a start, or leave the column out",
+        "write dates as numbers, such as days since a start, or omit the column",
     ),
     (
         r"[+-]?\d{1,3},\d{3}",
@@ -41,7 +41,7 @@ KINDS = (
     ),
     (r"[+-]?\d{1,3}([,' \u00a0\u202f]\d{3})+(\.\d*)?", "digits in groups", "write numbers without separators"),
     (r"[+-]?[\d.]+(\s+[+-]?[\d.]+)+", "several numbers", "separate columns by commas, semicolons or tabs"),
-    (r"true|false|yes|no|[tfyn]", TRUTH, "write 1 and 0, or leave the column out"),
+    (r"true|false|yes|no|[tfyn]", TRUTH, "write 1 and 0, or omit the column"),
     (
         r"[+-]?[\d_]+(\.[\d_]*)?([eE][+-]?[\d_]+)?",
         "a number in other signs than 0 to 9",
@@ -60,10 +60,10 @@ KINDS = (
     (r"[+-]?[\d.,]+\s?([*\u2020\u2021\u00a7#]+|\([a-z]\))", "a number with a footnote", "write the number alone"),
     (
         r"[<>~\u2264\u2265\u2248]=?\s?[+-]?[\d.,]+([eE][+-]?\d+)?",
-        "a limit and no number",
+        "a limit, not a number",
         "write a value for it, such as half of a limit of detection, or leave the cell empty",
     ),
-    (r"[+-]?[\d.]+[eE][+-]?", "a number that is cut short", "complete it"),
+    (r"[+-]?[\d.]+[eE][+-]?", "an incomplete number", "complete it"),
     (
         r"[^\w\s.+-]{0,3}\s?[+-]?\d[\d.,]*\s?[^\d\s.,]{1,8}|[^\w\s.+-]{1,3}\s?[+-]?\d[\d.,]*",
         "a number with a unit",
@@ -75,9 +75,15 @@ INFINITE = "infinity", "drop such rows, or write a finite number"
 
 @dataclass(frozen=True)
 class Fault:
-    """Says what is wrong with a row: ``text`` for this row, and ``kind``, ``column`` and ``remedy`` for all like it.
+    """Describes an error in a row of a table.
 
-    A row is ``missing`` where it has all its fields, and those that are no numbers hold the mark of a missing value.
+    Args:
+        text: the description for this row.
+        kind: the kind of the error, the same for all similar rows.
+        remedy: how to correct this kind of error.
+        column: the name of the column.
+        missing: whether the row has all its fields, and each field without a number has the mark of a missing value.
+        others: other errors of the same row.
     """
 
     text: str
@@ -85,25 +91,25 @@ class Fault:
     remedy: str
     column: str | None = None
     missing: bool = False
-    others: tuple[Fault, ...] = ()  # what else is wrong with the row
+    others: tuple[Fault, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
     def advice(self, count: int, total: int, place: str) -> str:
-        """Says what to do where ``count`` of ``total`` rows have this fault, the first of them at ``place``."""
+        """Returns how to correct ``count`` of ``total`` rows with this error, of which the first is at ``place``."""
         if self.kind not in WHOLE or 2 * count >= total:
             return self.remedy
-        return f"correct or delete {place}" + (f" and the {count - 1} like it" if count > 1 else "")
+        return f"correct or delete {place}" + (f" and {count - 1} similar" if count > 1 else "")
 
 
 def counted(count: int, what: str) -> str:
-    """Says how many there are of something, one or several."""
+    """Formats a count with its noun, which gets an s where the count is not one."""
     return f"{count} {what}{'s' * (count != 1)}"
 
 
 def numbers(rows: Sequence[Sequence[str]]) -> np.ndarray | None:
-    """Reads rows of fields as float64 ``[n, C]``; None where some field is no number."""
+    """Converts rows of fields to float64 ``[n, C]``; returns None if some field is not a number."""
     together = "".join(itertools.chain.from_iterable(rows))
     if not together.isascii() or "_" in together:
         return None
@@ -114,12 +120,12 @@ def numbers(rows: Sequence[Sequence[str]]) -> np.ndarray | None:
 
 
 def is_number(text: str) -> bool:
-    """Tells numbers that are finite or infinite, in the digits 0 to 9."""
+    """Returns whether a text is a number, finite or infinite, written with the digits 0 to 9."""
     return NUMBER.fullmatch(text.strip()) is not None
 
 
 def is_finite(text: str) -> bool:
-    """Tells finite numbers."""
+    """Returns whether a text is a finite number."""
     return is_number(text) and math.isfinite(float(text.strip()))
 
 
@@ -128,14 +134,14 @@ def _is_missing(text: str) -> bool:
 
 
 def kind_of(text: str) -> str:
-    """Gives the kind of a field: ``NUMERIC``, ``NONE`` where a value is missing, or what it is instead."""
+    """Returns the kind of a field: ``NUMERIC``, ``NONE`` for a missing value, or another kind."""
     if is_number(text):
         return NUMERIC
     return NONE if _is_missing(text) else _kind(text.strip())[0]
 
 
 def fault_of(column: str | int, text: str, delimiter: str = ",") -> Fault:
-    """Says what is wrong with a field that is no finite number, in a table whose fields ``delimiter`` separates."""
+    """Describes a field that is not a finite number, in a table with this ``delimiter``."""
     text = text.strip()
     if _is_missing(text):
         what = f"holds {text!r}, a missing value" if text else "is empty"
@@ -147,4 +153,4 @@ def fault_of(column: str | int, text: str, delimiter: str = ",") -> Fault:
 
 def _kind(text: str) -> tuple[str, str]:
     found = (each for pattern, *each in KINDS if len(text) <= 40 and re.fullmatch(pattern, text, re.IGNORECASE))
-    return next(found, (WORD, "leave the column out, or write a column of 0 and 1 for each category"))
+    return next(found, (WORD, "omit the column, or write a column of 0 and 1 for each category"))

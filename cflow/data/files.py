@@ -1,4 +1,4 @@
-"""Finds files, and reads those of idx, the format of MNIST."""
+"""Finding files, and reading idx files, the format of MNIST."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from torch import Tensor
 __all__ = ["INFLATION", "find", "read_idx"]
 
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-# No byte of a deflate stream stands for more than so many (258 from two bits).
+# The largest number of bytes that one byte of a deflate stream can encode (258 from two bits).
 INFLATION = 1032
-MOST_DIMENSIONS = 64  # that NumPy and torch take
+MOST_DIMENSIONS = 64  # the limit of NumPy and torch
 
 
 def read_idx(path: str | os.PathLike) -> Tensor:
-    """Reads one idx file, gzipped or not (known by its first bytes, not by its name).
+    """Reads one idx file, with or without gzip, which is recognised from the first bytes and not from the name.
 
-    The sizes that its header announces are compared with the file's before any memory is taken for them.
+    The sizes in the header are compared with the size of the file before memory is allocated.
+
+    Args:
+        path: the file.
 
     Shapes: those of the header. The dtype is the header's: uint8, int8, int16, int32, float32 or float64.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the header is not of an idx file, data are missing, or bytes follow the data.
+        ValueError: if the header is not the header of an idx file, data are missing, or bytes follow the data.
 
     Source: LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits, section "The IDX file format", 1998.
     """
@@ -48,25 +51,24 @@ def read_idx(path: str | os.PathLike) -> Tensor:
 
 
 def _read_idx(path: Path, file: IO[bytes], most: int) -> Tensor:
-    """Reads an idx file that has ``most`` bytes at most; no more is read than its header announces."""
+    """Reads an idx file of at most ``most`` bytes; reads no more than the header specifies."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_TYPES or head[3] == 0:
         raise ValueError(
-            f"read_idx({str(path)!r}): the file begins with {head.hex(' ') or 'nothing'}, but an idx file begins "
-            f"with 00 00, a type of {', '.join(f'{code:02x}' for code in IDX_TYPES)} and a number of dimensions; "
-            f"check that it is the file you meant."
+            f"read_idx({str(path)!r}): the file starts with {head.hex(' ') or 'no bytes'}, so it is not an idx file "
+            f"(00 00, a type, the number of dimensions); check the path."
         )
     dtype, rank = np.dtype(IDX_TYPES[head[2]]), head[3]
     if rank > MOST_DIMENSIONS:
         raise ValueError(
-            f"read_idx({str(path)!r}): the header announces {rank} dimensions, and arrays have {MOST_DIMENSIONS} at "
-            f"most; the file is damaged, get it again."
+            f"read_idx({str(path)!r}): the header has {rank} dimensions, more than {MOST_DIMENSIONS}; the file is "
+            f"damaged, get it again."
         )
     sizes = file.read(4 * rank)
     if len(sizes) < 4 * rank:
         raise ValueError(
-            f"read_idx({str(path)!r}): the header announces {rank} dimensions, but the file ends after "
-            f"{4 + len(sizes)} bytes; it is truncated, get it again."
+            f"read_idx({str(path)!r}): the header has {rank} dimensions, but the file ends after {4 + len(sizes)} "
+            f"bytes; it is truncated, get it again."
         )
     shape = [int(n) for n in np.frombuffer(sizes, ">u4")]
     expected = math.prod(shape) * dtype.itemsize
@@ -75,23 +77,23 @@ def _read_idx(path: Path, file: IO[bytes], most: int) -> Tensor:
         fault = "more bytes follow the data" if len(raw) > expected else "it is truncated"
         found = f"no more than {most}" if expected > most else "more" if len(raw) > expected else str(len(raw))
         raise ValueError(
-            f"read_idx({str(path)!r}): shape {shape} of {dtype.name} takes {expected} bytes, but {found} follow the "
+            f"read_idx({str(path)!r}): shape {shape} of {dtype.name} needs {expected} bytes, but {found} follow the "
             f"header: {fault}; get the file again."
         )
     try:
         values = np.frombuffer(raw, dtype).reshape(shape)
-    except ValueError as error:  # no values, and a size beyond what an index holds
-        raise ValueError(f"read_idx({str(path)!r}): no array has the shape {shape} ({error}); get it again.") from error
+    except ValueError as error:  # no values, and a size beyond the range of an index
+        raise ValueError(f"read_idx({str(path)!r}): shape {shape} is not possible ({error}); get it again.") from error
     return torch.from_numpy(values.astype(dtype.newbyteorder("=")))
 
 
 def find(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """Finds the first file of these names in these folders, or raises an error that lists both."""
+    """Finds the first file with one of these names in one of these folders; the error lists both."""
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
     raise FileNotFoundError(
-        f"looked for {' or '.join(names)} in {', '.join(str(folder) for folder in folders)} and found none; put the "
-        f"file there, or pass the folder that holds it."
+        f"{' or '.join(names)} not found in {', '.join(str(folder) for folder in folders)}; put the file there, or "
+        f"pass its folder."
     )

@@ -1,4 +1,4 @@
-"""Sets of images as tensors: embedded digits, MNIST, CIFAR-10 and folders of pictures."""
+"""Sets of images as tensors: digits, MNIST, CIFAR-10 and folders of image files."""
 
 from __future__ import annotations
 
@@ -20,23 +20,29 @@ from cflow.data.files import INFLATION, find, read_idx
 __all__ = ["ImageData", "cifar10", "digits", "image_folder", "mnist"]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# What Pillow raises over broken files, beside a warning of pictures that are too large.
+# What Pillow raises for broken files; Warning is for images that are too large.
 BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError,
     MemoryError, struct.error, zlib.error, Warning,
 )  # fmt: skip
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+DEEP = "more than 8 bits per channel"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
     """Holds a set of images, split into training and test.
 
-    Pixels stay the integers they were measured as: ``Dequantise(event_shape, levels)`` makes them continuous, or
-    ``Rescale(event_shape, 0, levels - 1)`` brings them to [-1, 1].
+    Pixels stay integers. ``Dequantise(event_shape, levels)`` makes them continuous. ``Rescale(event_shape, 0, levels -
+    1)`` maps them to [-1, 1].
 
-    Shapes: ``train`` and ``test`` are uint8 ``[N, C, H, W]`` with values 0 to ``levels - 1``; ``train_labels`` and
-    ``test_labels`` are int64 ``[N]``, indices into ``classes``.
+    Args:
+        train: training images, uint8 ``[N, C, H, W]`` with values 0 to ``levels - 1``.
+        train_labels: their classes, int64 ``[N]``, indices into ``classes``.
+        test: test images, uint8 ``[N, C, H, W]``.
+        test_labels: their classes, int64 ``[N]``.
+        classes: the names of the classes.
+        levels: the number of different pixel values.
     """
 
     train: Tensor
@@ -48,7 +54,7 @@ class ImageData:
 
     @property
     def event_shape(self) -> torch.Size:
-        """Gives the shape of one image, ``[C, H, W]``."""
+        """The shape of one image, ``[C, H, W]``."""
         return self.train.shape[1:]
 
     def __repr__(self) -> str:
@@ -59,9 +65,13 @@ class ImageData:
 
 
 def digits(test_fraction: float = 0.2, *, seed: int = 0) -> ImageData:
-    """Reads the 1,797 handwritten digits of 8x8 pixels that scikit-learn carries; nothing is downloaded.
+    """Reads the 1,797 handwritten digits of 8x8 pixels that are part of scikit-learn; there is no download.
 
-    The split is the same for the same seed and keeps the share of every class.
+    The fraction of every class is the same in training and test.
+
+    Args:
+        test_fraction: the fraction of images for testing.
+        seed: seed of the split.
 
     Shapes: images ``[N, 1, 8, 8]`` with 17 levels (0 to 16).
 
@@ -86,15 +96,18 @@ def digits(test_fraction: float = 0.2, *, seed: int = 0) -> ImageData:
 
 
 def mnist(root: str | os.PathLike, *, classes: Sequence[str] = tuple("0123456789")) -> ImageData:
-    """Reads MNIST, or any set published in the same four files (Fashion-MNIST, KMNIST).
+    """Reads MNIST, or another data set with the same four files (Fashion-MNIST, KMNIST).
 
-    The files are looked for under their usual names, gzipped or not, in ``root``, ``root/raw`` and
-    ``root/MNIST/raw``.
+    The files have their usual names, with or without gzip, and are in ``root``, ``root/raw`` or ``root/MNIST/raw``.
+
+    Args:
+        root: the folder.
+        classes: the names of the classes.
 
     Shapes: images ``[N, 1, H, W]`` with 256 levels (28x28 for MNIST).
 
     Raises:
-        FileNotFoundError: if a file is missing; names the folders and the files that were looked for.
+        FileNotFoundError: if a file is missing; the message lists the folders and the names.
         ValueError: if a file is damaged, or images and labels do not belong together.
 
     Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998;
@@ -112,13 +125,13 @@ def mnist(root: str | os.PathLike, *, classes: Sequence[str] = tuple("0123456789
         images, labels = (read_idx(path) for path in paths)
         if images.ndim != 3 or images.dtype != torch.uint8:
             raise ValueError(
-                f"mnist({str(root)!r}): {paths[0].name} holds {images.dtype} of shape {list(images.shape)}, not uint8 "
-                f"images [N, H, W]; check that the images and labels files are not swapped."
+                f"mnist({str(root)!r}): {paths[0].name} has {images.dtype} of shape {list(images.shape)}, not uint8 "
+                f"images [N, H, W]; perhaps the files are swapped."
             )
         if labels.shape != images.shape[:1]:
             raise ValueError(
-                f"mnist({str(root)!r}): {paths[0].name} holds {len(images)} images but {paths[1].name} has labels of "
-                f"shape {list(labels.shape)}; the two belong to different sets, get both from one source."
+                f"mnist({str(root)!r}): {paths[0].name} has {len(images)} images, but {paths[1].name} has labels of "
+                f"shape {list(labels.shape)}; get both from one source."
             )
         labels = checked_labels(labels, classes, paths[1])
         parts += [rearrange(images, "n h w -> n 1 h w"), labels]
@@ -128,14 +141,17 @@ def mnist(root: str | os.PathLike, *, classes: Sequence[str] = tuple("0123456789
 def cifar10(root: str | os.PathLike) -> ImageData:
     """Reads CIFAR-10 in its binary version.
 
-    ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` are looked for in ``root``,
-    ``root/cifar-10-batches-bin`` and ``root/cifar10``.
+    The files ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` are in ``root``,
+    ``root/cifar-10-batches-bin`` or ``root/cifar10``.
+
+    Args:
+        root: the folder.
 
     Shapes: images ``[N, 3, 32, 32]`` with 256 levels.
 
     Raises:
-        FileNotFoundError: if a file is missing; names the folders and the files that were looked for.
-        ValueError: if a file is not a whole number of records of 3,073 bytes, or has a label above 9.
+        FileNotFoundError: if a file is missing; the message lists the folders and the names.
+        ValueError: if the size of a file is not a multiple of 3,073 bytes, or a label is above 9.
 
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
@@ -147,8 +163,8 @@ def cifar10(root: str | os.PathLike) -> ImageData:
         raw = np.fromfile(path, dtype=np.uint8)
         if raw.size == 0 or raw.size % 3073:
             raise ValueError(
-                f"cifar10({str(root)!r}): {path} has {raw.size} bytes, not a whole number of records of 3,073 (one "
-                f"label, 3x32x32 pixels); the file is damaged or another version, get the binary version again."
+                f"cifar10({str(root)!r}): {path} has {raw.size} bytes, not a multiple of 3,073; get the binary version "
+                f"again."
             )
         records = torch.from_numpy(raw.reshape(-1, 3073))
         labels = checked_labels(records[:, 0], CIFAR10_CLASSES, path)
@@ -167,57 +183,69 @@ def image_folder(
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> ImageData:
-    """Reads a folder of png, jpg and webp pictures, each cropped about its centre and resized to ``size``.
+    """Reads a folder of png, jpg and webp files, crops each image around its centre and resizes it.
 
-    Sub-folders that hold pictures, at any depth, are the classes, in alphabetical order; without sub-folders there is
-    one class named after ``root``. The camera's orientation is applied, transparency is dropped.
+    The sub-folders of ``root`` that contain images, at any depth, are the classes, in alphabetical order. Without
+    sub-folders there is one class, named after ``root``. The camera's orientation is applied. Transparency is dropped.
 
-    Shapes: ``size`` is the side, or ``(height, width)``; images ``[N, channels, H, W]`` with 256 levels.
-    Cost: all the pictures are held in memory as bytes, after one pass over the files.
+    Args:
+        root: the folder.
+        size: the side of the resized images in pixels, or ``(height, width)``.
+        channels: 3 for colour or 1 for grey.
+        test_fraction: the fraction of images for testing, the same in every class.
+        seed: seed of the split.
+
+    Shapes: images ``[N, channels, H, W]`` with 256 levels. Cost: one pass over the files; the resized images are kept
+    in memory, one byte per channel of a pixel.
 
     Raises:
-        FileNotFoundError: if ``root`` is not a folder or holds no picture.
-        ValueError: if pictures cannot be read (the message names them), lie beside class folders, or have more than 8
-            bits per channel; if an argument is out of range.
+        FileNotFoundError: if ``root`` is not a folder or contains no image.
+        ValueError: if images cannot be read or have more than 8 bits per channel (the message lists the files), if
+            images are next to class folders, or if an argument is out of range.
     """
     root = Path(root)
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1 or channels not in (1, 3):
         raise ValueError(
-            f"image_folder(size={size}, channels={channels}): images need at least one pixel and 1 (grey) or 3 (RGB) "
-            f"channels; pass for instance size=64, channels=3."
+            f"image_folder(size={size}, channels={channels}): an image has at least 1 pixel and 1 or 3 channels; pass "
+            f"for instance size=64, channels=3."
         )
     if root.exists() and not root.is_dir():
-        raise NotADirectoryError(f"image_folder({str(root)!r}): that is a file; pass a folder that holds pictures.")
+        raise NotADirectoryError(f"image_folder({str(root)!r}): this is a file; pass a folder of images.")
     if not root.is_dir():
-        raise FileNotFoundError(f"image_folder({str(root)!r}): there is no such folder; pass one that holds pictures.")
+        raise FileNotFoundError(f"image_folder({str(root)!r}): no such folder; pass a folder of images.")
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     if not paths:
         raise FileNotFoundError(
-            f"image_folder({str(root)!r}): looked for {', '.join(sorted(PICTURES))} in it and its sub-folders and "
-            f"found none; pass the folder that holds the pictures, or convert them to one of these formats."
+            f"image_folder({str(root)!r}): no {', '.join(sorted(PICTURES))} in it or its sub-folders; pass another "
+            f"folder, or convert the images."
         )
     tops = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
     if None in tops and len(set(tops)) > 1:
         raise ValueError(
-            f"image_folder({str(root)!r}): {tops.count(None)} pictures lie beside sub-folders of pictures, so they "
-            f"have no class; move them into a sub-folder, or all pictures into one folder."
+            f"image_folder({str(root)!r}): {tops.count(None)} images are next to sub-folders of images and have no "
+            f"class; move them into a sub-folder, or all images into one folder."
         )
     classes = (root.resolve().name,) if None in tops else tuple(sorted(set(tops)))
     labels = torch.tensor([0 if top is None else classes.index(top) for top in tops])
     train, test = stratified(labels, test_fraction, seed)
 
     images = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
-    unreadable = []
+    unreadable, deep = [], 0
     for k, path in enumerate(paths):
         try:
             images[k] = _picture(path, height, width, channels)
         except BROKEN as error:
             unreadable.append(f"{path} ({error})")
+            deep += str(error) == DEEP
     if unreadable:
+        shown = "; ".join(unreadable[:10]) + ("; ..." if len(unreadable) > 10 else "")
+        remedies = ["repair or remove them"] if deep < len(unreadable) else []
+        # Pillow alone is not enough: it clips grey images of 16 bits when it converts them.
+        remedies += ["reduce to 8 bits, with ImageMagick: magick IN.png -depth 8 OUT.png"] if deep else []
         raise ValueError(
-            f"image_folder({str(root)!r}): {len(unreadable)} of {len(paths)} pictures cannot be read; repair or remove "
-            f"them: {'; '.join(unreadable[:10])}{'; ...' if len(unreadable) > 10 else ''}"
+            f"image_folder({str(root)!r}): {len(unreadable)} of {len(paths)} images cannot be read: {shown}. "
+            f"Remedy: {', or '.join(remedies)}"
         )
     return ImageData(images[train], labels[train], images[test], labels[test], classes)
 
@@ -225,10 +253,8 @@ def image_folder(
 def stratified(labels: Tensor, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Splits indices into training and test, class by class, in the order of the data."""
     if not 0 <= test_fraction < 1:
-        raise ValueError(
-            f"test_fraction={test_fraction}: the share kept for testing lies in [0, 1); pass for instance 0.2."
-        )
-    # Each image gets a random rank within its class; the first round(fraction * count) of a class are its test set.
+        raise ValueError(f"test_fraction={test_fraction}: this must be at least 0 and below 1; pass for instance 0.2.")
+    # Each image gets a random rank in its class; the first round(fraction * count) of a class are its test set.
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     order = shuffled[torch.argsort(labels[shuffled], stable=True)]
@@ -241,18 +267,18 @@ def stratified(labels: Tensor, test_fraction: float, seed: int) -> tuple[Tensor,
 
 
 def checked_labels(labels: Tensor, classes: tuple[str, ...], path: Path) -> Tensor:
-    """Makes labels int64 and raises where one has no class."""
+    """Converts labels to int64; raises if a label has no class."""
     labels = labels.to(torch.int64)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise ValueError(
-            f"{path}: labels run from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} "
-            f"classes; the file is damaged, or belongs to another set."
+            f"{path}: labels from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} classes; "
+            f"the file is damaged, or from another set."
         )
     return labels
 
 
 def _picture(path: Path, height: int, width: int, channels: int) -> Tensor:
-    """Reads one picture, crops its centre to the wanted aspect and resizes it."""
+    """Reads one image, crops its centre to the aspect ratio and resizes it."""
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings():
@@ -262,9 +288,9 @@ def _picture(path: Path, height: int, width: int, channels: int) -> Tensor:
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from None
     with opened:
-        # Pillow opens a PNG of 16 bits per channel as one of 8 and gives no warning: the file's header tells.
+        # Pillow opens a colour PNG of 16 bits per channel as one of 8, without a warning; so the header is read.
         if opened.mode.startswith(("I", "F")) or (opened.format == "PNG" and _bits(path) > 8):
-            raise ValueError("it has more than 8 bits per channel; convert it first")
+            raise ValueError(DEEP)
         if opened.format in ("PNG", "JPEG") and opened.width * opened.height > 8 * INFLATION * path.stat().st_size:
             raise ValueError(f"{opened.width}x{opened.height} pixels do not fit into {path.stat().st_size} bytes")
         picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")

@@ -1,4 +1,4 @@
-"""Reads arrays from .npy and .npz files; what they announce is held against their size before memory is taken."""
+"""Readers of arrays from .npy and .npz files; sizes in the header are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cflow.data.files import INFLATION, find
 
 __all__ = ["array_names", "map_array", "read_array"]
 
-# Torch has no arithmetic on wide unsigned integers; the next signed type holds every value of these two.
+# Torch has no arithmetic on wide unsigned integers; the next signed type can represent all values of these two.
 WIDER = {"uint16": np.int32, "uint32": np.int64}
-# What NumPy and zipfile raise over damaged bytes. What they would run out of memory for is checked before.
+# What NumPy and zipfile raise for damaged bytes. Sizes beyond the memory are checked earlier.
 DAMAGE = (
     OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, SyntaxError, MemoryError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
@@ -30,15 +30,19 @@ DAMAGE = (
 
 
 def read_array(path: str | os.PathLike, key: str | None = None) -> Tensor:
-    """Reads an array from a .npy file, or from a .npz file (its only one, or the one named ``key``).
+    """Reads an array from a .npy or .npz file.
 
-    Nothing is unpickled. Unsigned integers of 16 and 32 bits become the next wider signed type. The sizes that the
-    file announces are compared with its own before any memory is taken for them.
+    Nothing is unpickled. Unsigned integers of 16 and 32 bits are converted to the next wider signed type. The sizes in
+    the header are compared with the size of the file before memory is allocated.
+
+    Args:
+        path: the file.
+        key: the name of the array in a .npz file; not needed if it has only one.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is neither, is damaged or has bytes after its array, holds objects or strings, or if
-            ``key`` is needed or wrong.
+        ValueError: if the file is neither .npy nor .npz, is damaged, has bytes after its array, contains objects or
+            strings, or if ``key`` is needed or wrong.
     """
     path = find([Path(path).parent], [Path(path).name])
     try:
@@ -46,7 +50,7 @@ def read_array(path: str | os.PathLike, key: str | None = None) -> Tensor:
             array = _unpacked(path, key)
         elif key is not None:
             raise _Refused(
-                f"read_array({str(path)!r}, key={key!r}): a .npy file holds one unnamed array; leave out key."
+                f"read_array({str(path)!r}, key={key!r}): a .npy file has one array without a name; omit key."
             )
         else:
             with path.open("rb") as file:
@@ -59,7 +63,7 @@ def read_array(path: str | os.PathLike, key: str | None = None) -> Tensor:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Maps the array of a .npy file into memory; what is not looked at is not read.
+    """Maps the array of a .npy file into memory; parts that are not used are not read.
 
     Raises:
         ValueError: as :func:`read_array`.
@@ -78,10 +82,10 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def array_names(path: Path) -> list[str]:
-    """Gives the names of the arrays in a .npz file.
+    """Returns the names of the arrays in a .npz file.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a .npz file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,13 +95,13 @@ def array_names(path: Path) -> list[str]:
 
 
 class _Refused(ValueError):
-    """An error that already says what to do, distinguished from those that NumPy raises."""
+    """An error with a complete message, as opposed to those that NumPy raises."""
 
 
 def _damaged(function: str, path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{function}({str(path)!r}): not a readable .npy or .npz file of plain numbers ({str(error)[:200]}); pickled "
-        f"objects are refused, save the numbers with numpy.save or numpy.savez."
+        f"{function}({str(path)!r}): not a readable .npy or .npz file of numbers ({str(error)[:200]}); pickled objects "
+        f"are refused, save numbers with numpy.save or numpy.savez."
     )
 
 
@@ -107,18 +111,18 @@ def _is_npz(path: Path) -> bool:
 
 
 def _header(path: Path, file: IO[bytes], size: int) -> tuple[np.dtype, tuple[int, ...], str]:
-    """Reads what comes before the numbers, and checks that just as many bytes follow as these take."""
+    """Reads the header, and checks that the size of the rest is the size of the array."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
-        raise ValueError(f"its format is of version {version}, which only tables of named columns need")
+        raise ValueError(f"its format version is {version}, for tables with named columns")
     shape, fortran, dtype = read(file)
     if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
-        what = "pickled objects are refused" if dtype.hasobject else "which torch cannot hold"
-        raise _Refused(f"read_array({str(path)!r}): the array is of {dtype}, {what}; save numbers of at most 64 bits.")
+        what = "pickled objects are refused" if dtype.hasobject else "which torch does not have"
+        raise _Refused(f"read_array({str(path)!r}): the array is {dtype}, {what}; save numbers of at most 64 bits.")
     expected, found = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or expected != found:
-        raise ValueError(f"shape {shape} of {dtype} takes {expected:,} bytes, and {found:,} follow the header")
+        raise ValueError(f"shape {shape} of {dtype} needs {expected:,} bytes, but {found:,} follow the header")
     return dtype, shape, "F" if fortran else "C"
 
 
@@ -135,15 +139,15 @@ def _unpacked(path: Path, key: str | None) -> np.ndarray:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         place = names.index(_key(path, names, key))
         member = archive.infolist()[place]
-        # What a member says of itself is what zipfile goes by: it never gives more bytes than announced.
+        # zipfile never returns more bytes than the sizes in the member's header.
         most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: INFLATION}.get(member.compress_type)
         if most is None:
             raise ValueError(
-                f"{member.filename} is compressed by method {member.compress_type}, which NumPy never does"
+                f"{member.filename} is compressed by method {member.compress_type}, which NumPy does not use"
             )
         if member.compress_size > size or member.file_size > most * member.compress_size:
             raise ValueError(
-                f"{member.filename} announces {member.file_size:,} bytes from {member.compress_size:,}, in a file of "
+                f"{member.filename} claims {member.file_size:,} bytes from {member.compress_size:,}, in a file of "
                 f"{size:,}"
             )
         with archive.open(member) as file:
@@ -155,9 +159,9 @@ def _key(path: Path, names: Sequence[str], key: str | None) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
-        asked = "no key" if key is None else f"key={key!r}"
+        asked = "" if key is None else f", key={key!r}"
         raise _Refused(
-            f"read_array({str(path)!r}): asked for {asked}, but the file holds {', '.join(names) or 'nothing'}; pass "
-            f"one of these names as key=..."
+            f"read_array({str(path)!r}{asked}): the file has {', '.join(names) or 'no arrays'}; pass one of these "
+            f"names as key=..."
         )
     return key

@@ -1,4 +1,4 @@
-"""Snapshots: samples of one population at several times, with nothing said about which belongs to which."""
+"""Snapshots: unpaired samples of one population at several times."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ TIMES = ("sample_labels", "times", "time", "t", "day", "days", "labels", "label"
 
 
 class Snapshots(Dataset):
-    """Holds unpaired samples of a population at K times, as training data of :class:`objectives.MultiMarginal`.
+    """Holds unpaired samples of a population at K times, as training data for :class:`objectives.MultiMarginal`.
 
-    Item i holds one sample of every snapshot: row i of the largest, and of every other a row drawn at random from
-    torch's default generator (which ``training.fit`` seeds anew for every step). So one epoch goes through the largest
-    snapshot once, and no two rows are tied to each other.
+    Item i has one sample of every snapshot: row i of the largest snapshot, and a random row of every other one. The
+    random rows come from torch's default generator (which ``training.fit`` seeds at every step). So one epoch uses
+    every row of the largest snapshot once, and rows of different snapshots are not paired.
 
     Args:
         samples: K tensors ``[N_k, *event]``, one per time.
-        times: K increasing numbers in any unit; equally spaced over [0, 1] where none are given.
+        times: K increasing numbers in any unit. Default: equally spaced over [0, 1].
 
     Attributes:
-        dropped: how many rows :func:`read_snapshots` left out because they missed a value.
+        dropped: how many rows with missing values :func:`read_snapshots` dropped.
 
-    Shapes: an item is ``[K, *event]``, of the widest dtype among the snapshots. Cost: one draw and one look-up per
-    item.
+    Shapes: an item is ``[K, *event]``, in the widest dtype of the snapshots. Cost: one draw and one look-up per item.
 
     Raises:
-        ValueError: for fewer than two snapshots, empty ones, events of different shapes, values that are not finite, or
-            times that do not increase or are not one per snapshot.
+        ValueError: for fewer than two snapshots, empty snapshots, events of different shapes, values that are not
+            finite, times that do not increase, or another number of times than of snapshots.
         TypeError: if a snapshot is not a tensor.
 
     Example:
@@ -60,8 +59,8 @@ class Snapshots(Dataset):
         samples = tuple(samples)
         if len(samples) < 2:
             raise ValueError(
-                f"Snapshots({len(samples)} samples): something can move only between two snapshots or more; pass a "
-                f"list of tensors [N_k, *event], one per time."
+                f"Snapshots({len(samples)} samples): at least two are needed; pass a list of tensors [N_k, *event], "
+                f"one per time."
             )
         for k, each in enumerate(samples):
             _check_snapshot(k, each, samples[0])
@@ -71,8 +70,8 @@ class Snapshots(Dataset):
         increase = all(a < b for a, b in itertools.pairwise(self.times)) and all(map(math.isfinite, self.times))
         if len(self.times) != len(samples) or not increase:
             raise ValueError(
-                f"Snapshots({len(samples)} samples, times={self.times}): there is one time per snapshot, and each is "
-                f"later than the one before; sort the snapshots by time and merge those of one time."
+                f"Snapshots({len(samples)} samples, times={self.times}): pass one time per snapshot, in increasing "
+                f"order, and merge snapshots of the same time."
             )
         dtype = torch.get_default_dtype() if not samples[0].is_floating_point() else samples[0].dtype
         for each in samples:
@@ -86,7 +85,7 @@ class Snapshots(Dataset):
 
     @property
     def event_shape(self) -> torch.Size:
-        """Gives the shape of one sample."""
+        """The shape of one sample."""
         return self.samples[0].shape[1:]
 
     def __len__(self) -> int:
@@ -94,22 +93,22 @@ class Snapshots(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
-            raise IndexError(f"Snapshots[{index}]: the largest snapshot has {len(self)} rows; ask for 0 to that.")
+            raise IndexError(f"Snapshots[{index}]: the largest snapshot has {len(self)} rows; pass less.")
         # In float64 a draw below one, times a size, stays below the size.
         rows = (torch.rand(len(self.samples), dtype=torch.float64) * self._sizes).long()
         rows[self._largest] = index
         return self._rows[self._starts + rows]
 
     def without(self, k: int) -> Snapshots:
-        """Leaves snapshot ``k`` out; the others keep their times."""
+        """Returns the snapshots without snapshot ``k``; the others keep their times."""
         if not 0 <= k < len(self.samples):
-            raise ValueError(f"Snapshots.without({k}): there are snapshots 0 to {len(self.samples) - 1}; pass one.")
+            raise ValueError(f"Snapshots.without({k}): pass a number from 0 to {len(self.samples) - 1}.")
         if len(self.samples) < 3:
-            raise ValueError(f"Snapshots.without({k}): there are two snapshots only, and one alone says no motion.")
+            raise ValueError(f"Snapshots.without({k}): at least two snapshots must remain; there are only two.")
         return Snapshots(self.samples[:k] + self.samples[k + 1 :], self.times[:k] + self.times[k + 1 :])
 
     def normalised(self) -> Snapshots:
-        """Gives the same snapshots with times from 0 to 1, as a flow wants them."""
+        """Returns the same snapshots with times scaled to [0, 1], as a flow needs them."""
         first, last = self.times[0], self.times[-1]
         return Snapshots(self.samples, [(each - first) / (last - first) for each in self.times])
 
@@ -125,23 +124,23 @@ def read_snapshots(
     times: str | None = None,
     drop_missing: bool = False,
 ) -> Snapshots:
-    """Reads snapshots from a .npz file (an array of samples and one of times) or a table in text (one column of times).
+    """Reads snapshots from a .npz file (an array of samples and one of times) or a text table (one column of times).
 
-    Rows of one time make one snapshot; the times are kept in their unit. The layout of TrajectoryNet's embryoid body
-    file, ``pcs [N, D]`` and ``sample_labels [N]``, is read as it is.
+    Rows with the same time form one snapshot. The times keep their unit. The layout of TrajectoryNet's embryoid body
+    file, ``pcs [N, D]`` and ``sample_labels [N]``, can be read directly.
 
     Args:
-        path: the file. A .csv or .tsv file begins with a line of column names.
-        values: the name of the array of samples; for a .csv file the names of its columns. Where none is given: the
-            first there is of pcs, X, x, samples, values, data; for a .csv file all named columns but that of the times.
-        times: the name of the array or column of times. Where none is given, the first there is of sample_labels,
-            times, time, t, day, days, labels, label.
-        drop_missing: leaves out, and counts in ``dropped``, the rows that miss a value or their time.
+        path: the file. A .csv or .tsv file starts with a line of column names.
+        values: the name of the array of samples; for a .csv file the names of the columns. Default: the first of pcs,
+            X, x, samples, values, data that exists; for a .csv file all named columns except the column of times.
+        times: the name of the array or column of times. Default: the first of sample_labels, times, time, t, day, days,
+            labels, label that exists.
+        drop_missing: whether to drop, and count in ``dropped``, the rows with a missing value or time.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a name is not found (the message lists those that are), a value is not a number, or what was read
-            makes no snapshots.
+        ValueError: if a name is not found (the message lists the existing names), a value is not a number, or the rows
+            cannot form snapshots.
 
     Source: Tong et al., TrajectoryNet: A Dynamic Optimal Transport Network for Modeling Cellular Dynamics, 2020,
     arXiv:2002.04461 (the layout).
@@ -155,14 +154,13 @@ def read_snapshots(
             samples, labels, dropped = _read_text(path, values, times, drop_missing)
         case other:
             raise ValueError(
-                f"read_snapshots({str(path)!r}): a file ending in {other!r} is not read; save the samples with "
-                f"numpy.savez(path, samples=..., times=...), or as .csv with a column of times."
+                f"read_snapshots({str(path)!r}): files ending in {other!r} are not supported; use "
+                f"numpy.savez(path, samples=..., times=...), or a .csv with a column of times."
             )
     if samples.dim() == 0 or labels.shape != samples.shape[:1]:
         raise ValueError(
-            f"read_snapshots({str(path)!r}): the samples have shape {list(samples.shape)} and the times "
-            f"{list(labels.shape)}, but each row of samples has one time: [N, *event] and [N]. Name the right arrays "
-            f"with values=... and times=..."
+            f"read_snapshots({str(path)!r}): samples of shape {list(samples.shape)} need times of shape [N], not "
+            f"{list(labels.shape)}; choose the arrays with values=... and times=..."
         )
     if drop_missing:
         missing = labels.isnan() | samples.reshape(len(samples), -1).isnan().any(1)
@@ -170,13 +168,13 @@ def read_snapshots(
     if not bool(labels.isfinite().all()):
         raise ValueError(
             f"read_snapshots({str(path)!r}): {int((~labels.isfinite()).sum())} times are NaN or infinite; drop these "
-            f"rows first."
+            f"rows."
         )
     found = labels.unique()
     if len(found) < 2:
         raise ValueError(
-            f"read_snapshots({str(path)!r}): all {len(samples)} rows are of one time, {found.tolist()}; snapshots are "
-            f"of two times or more. Is that the right column? Name it with times=..."
+            f"read_snapshots({str(path)!r}): all {len(samples)} rows have the same time, {found.tolist()}; choose "
+            f"another column with times=..."
         )
     snapshots = Snapshots([samples[labels == each] for each in found], found.tolist())
     snapshots.dropped = dropped
@@ -186,7 +184,7 @@ def read_snapshots(
 def _read_npz(path: Path, values, times) -> tuple[Tensor, Tensor]:
     if values is not None and not isinstance(values, str):
         raise ValueError(
-            f"read_snapshots({str(path)!r}, values={values!r}): a .npz file holds all samples in one array; pass its "
+            f"read_snapshots({str(path)!r}, values={values!r}): a .npz file has all samples in one array; pass its "
             f"name."
         )
     names = array_names(path)
@@ -198,7 +196,7 @@ def _read_text(path: Path, values, times, drop_missing: bool) -> tuple[Tensor, T
     names = TableFile(path, header=True).names
     times = _choose(path, names, "times", times, TIMES)
     values = [values] if isinstance(values, str) else values
-    # A column without a name is the index that tables are written with.
+    # A column without a name is the index that some programs write.
     values = [name for name in names if name and name != times] if values is None else list(values)
     for name in values:
         _choose(path, names, "values", name, ())
@@ -215,7 +213,7 @@ def _choose(path: Path, names: Sequence[str], argument: str, name: str | None, u
     if chosen not in names:
         asked = f"looked for {', '.join(usual)}" if name is None else f"{argument}={name!r}"
         raise ValueError(
-            f"read_snapshots({str(path)!r}): {asked}, but the file holds {', '.join(map(repr, names)) or 'nothing'}; "
+            f"read_snapshots({str(path)!r}): {asked}, but the file has {', '.join(map(repr, names)) or 'no names'}; "
             f"pass one of these as {argument}=..."
         )
     return chosen
@@ -224,17 +222,16 @@ def _choose(path: Path, names: Sequence[str], argument: str, name: str | None, u
 def _check_snapshot(k: int, snapshot: Tensor, first: Tensor) -> None:
     if not isinstance(snapshot, Tensor):
         raise TypeError(
-            f"Snapshots(samples[{k}] is a {type(snapshot).__name__}): snapshots are tensors [N_k, *event]; make them "
-            f"with torch.as_tensor."
+            f"Snapshots(samples[{k}] is a {type(snapshot).__name__}): not a tensor; convert it with torch.as_tensor."
         )
     if snapshot.dim() == 0 or len(snapshot) == 0 or snapshot.shape[1:] != first.shape[1:]:
         raise ValueError(
             f"Snapshots(samples[{k}] of shape {list(snapshot.shape)}, samples[0] of shape {list(first.shape)}): "
-            f"snapshots show the same kind of thing, at least one of it; pass [N_k, *event] with one event shape."
+            f"pass non-empty tensors [N_k, *event] with the same event shape."
         )
     bad = ~snapshot.reshape(len(snapshot), -1).isfinite().all(1)
     if bool(bad.any()):
         raise ValueError(
-            f"Snapshots(samples[{k}] of shape {list(snapshot.shape)}): {int(bad.sum())} rows hold NaN or infinity; "
+            f"Snapshots(samples[{k}] of shape {list(snapshot.shape)}): {int(bad.sum())} rows have NaN or infinity; "
             f"remove or impute them."
         )

@@ -1,4 +1,4 @@
-"""Tables in files, .csv, .npy and .npz: read whole, or streamed in chunks of constant memory."""
+"""Tables in .csv, .tsv, .npy and .npz files: read as a whole, or in chunks of constant memory."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from cflow.data.text import decode_error, delimiter_of, lines_of, split
 __all__ = ["Chunk", "Table", "TableFile", "read_table"]
 
 ENDINGS = (".csv", ".tsv", ".npy", ".npz")
-LOOKED_AT = 20  # lines that show how a file is written
+LOOKED_AT = 20  # the first lines, which decide about delimiter and header
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a table: ``values [n, C]`` in float64, and what is wrong with those that are bad.
+    """Holds some rows of a table, with descriptions of the bad rows.
 
-    ``places [n]`` says where each row is in the file: the number of its line, from 1, in a text file, the number of the
-    row, from 0, in an array. ``bad`` maps positions in the chunk to what is wrong there; such a row is NaN. ``labels``
-    holds the texts of the column that names the rows, where one was asked for. ``passed`` counts the lines among these
-    rows that are none: empty ones, and remarks.
+    Args:
+        values: the rows, float64 ``[n, C]``; a bad row is NaN.
+        places: where each row is in the file: the number of its line, from 1, in a text file, or the number of the row,
+            from 0, in an array.
+        bad: the error of each bad row, by its position in the chunk.
+        labels: the texts of the label column, if one was chosen.
+        passed: the number of lines between these rows that are not rows: empty lines and comments.
     """
 
     values: Tensor
@@ -44,10 +47,18 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Table:
-    """A whole table: ``values [N, C]`` in float64, ``names`` of the columns, and where its rows were.
+    """Holds a table, as :func:`read_table` returns it.
 
-    ``rows [N]`` are their numbers among the rows of the file, from 0; ``places``, ``labels`` and ``passed`` are as in
-    :class:`Chunk`. ``dropped`` counts the rows with missing values that were left out.
+    Attributes:
+        values: the rows, float64 ``[N, C]``.
+        names: the names of the columns, or None.
+        rows: the number of each row among the rows of the file, from 0, ``[N]``.
+        places: where each row is in the file, ``[N]``: the number of its line, from 1, in a text file, or of its row,
+            from 0, in an array.
+        unit: the meaning of ``places``: ``"line"`` or ``"row"``.
+        labels: the texts of the label column, or None.
+        dropped: the number of dropped rows with missing values.
+        passed: the number of lines that are not rows: empty lines and comments.
     """
 
     values: Tensor
@@ -61,35 +72,44 @@ class Table:
 
 
 class TableFile:
-    """A table in a file: the names of its columns, and its rows in chunks.
+    """Opens a table in a file: the names of its columns, and its rows in chunks.
 
-    Text files (.csv, and .tsv with tabs) hold one row a line: a quote that is not closed on its line spoils this row
-    alone. Fields are separated by commas, semicolons or tabs, whichever most of the first lines have as many of. Where
-    no field of the first line is a number, it is taken for the names of the columns; a column without a name is the
-    index that tables are written with, and is left out. Every other line is a row, but for remarks (lines that begin
-    with ``#``, before the first row or with another number of fields) and empty lines; in a table of one column only
-    the empty lines at the end are none. Arrays are ``[N, C]``, or ``[N, *event]`` whose rows are flattened, or ``[N]``;
-    a .npy file is mapped and not loaded.
+    Text files (.csv, .tsv) have one row per line, so a quote that is not closed affects only its own row. Fields are
+    separated by commas, semicolons or tabs; the first lines decide. If no field of the first line is a number, this
+    line has the names of the columns. A column without a name is the index that some programs write, and is omitted.
+    Every other line is a row, except empty lines and comments (lines that start with ``#``, before the first row or
+    with another number of fields). In a table of one column an empty line between rows is a missing value.
+
+    Arrays are ``[N, C]``, ``[N]``, or ``[N, *event]``, whose rows are flattened. A .npy file is memory-mapped, not
+    loaded.
 
     Args:
         path: the file.
-        columns: which columns, by name or by number from 0, and in which order; all but ``label`` unless given.
-        header: whether a text file begins with names; seen from its first line unless given.
-        key: the name of the array in a .npz file that holds several.
-        label: the column whose text names the rows.
+        columns: the columns to read, in this order, by name or by number from 0. Default: all except ``label``.
+        header: whether a text file starts with names. Default: decided from the first line.
+        key: the name of the array in a .npz file; not needed if it has only one.
+        label: the column with labels of the rows, which may be text.
 
     Attributes:
-        columns: numbers of the columns that are read.
-        names: of these, or None where the file has none.
-        unnamed: numbers of the columns that were left out as they have no name, though the others have.
-        unit: what a place in the file is called, ``"line"`` or ``"row"``.
+        columns: the numbers of the columns that are read.
+        names: their names, or None if the file has no names.
+        unnamed: the numbers of the columns that are omitted because they have no name.
+        unit: the meaning of a position in the file: ``"line"`` or ``"row"``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
-        ValueError: for another ending, a file that holds neither text nor numbers, is empty, or has no such column; and
-            where the first line may be a row as well as names that are numbers, such as years, and ``header`` is not
-            given.
+        ValueError: for another ending, a file that has neither text nor numbers, an empty file, and an unknown column;
+            and if ``header`` is None and the first line may be either a row or names that are numbers, such as years.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.csv").write_text("mass,spin\\n1.0,2.0\\n3.0,NA\\n")
+        ...     file = TableFile(Path(folder, "a.csv"))
+        ...     chunk = next(file.chunks())
+        >>> file.names, chunk.values.shape, str(chunk.bad[1])
+        (('mass', 'spin'), torch.Size([2, 2]), "column spin holds 'NA', a missing value")
     """
 
     def __init__(
@@ -102,15 +122,12 @@ class TableFile:
         label: str | int | None = None,
     ):
         if Path(path).is_dir():
-            raise IsADirectoryError(
-                f"TableFile({str(path)!r}): that is a folder; name the file in it that is the table."
-            )
+            raise IsADirectoryError(f"TableFile({str(path)!r}): this is a folder; pass a file in it.")
         self.path = find([Path(path).parent], [Path(path).name])
         ending = self.path.suffix.lower()
         if ending not in ENDINGS:
             raise ValueError(
-                f"TableFile({str(path)!r}): a file ending in {ending!r} is not read as a table; write it as "
-                f"{', '.join(ENDINGS)}."
+                f"TableFile({str(path)!r}): files ending in {ending!r} are not supported; use {', '.join(ENDINGS)}."
             )
         self.unit = "row" if ending in (".npy", ".npz") else "line"
         self.names: tuple[str, ...] | None = None
@@ -128,10 +145,10 @@ class TableFile:
             self.names = tuple(self._all[i] for i in self.columns)
 
     def chunks(self, size: int = 10_000) -> Iterator[Chunk]:
-        """Yields the rows in order, ``size`` at a time; bad rows are kept in their places, and said to be bad.
+        """Yields the rows in order, in chunks of ``size`` rows. Bad rows keep their positions; see :class:`Chunk`.
 
         Raises:
-            ValueError: if the file turns out to be no text of lines.
+            ValueError: if a text file has another encoding, or a line that is too long.
         """
         if self.unit == "row":
             for start in range(0, len(self._array), size):
@@ -142,7 +159,7 @@ class TableFile:
             if fields is None:
                 passed += 1
                 continue
-            if len(held) == size:  # not before: to the last chunk belong all lines that follow its rows
+            if len(held) == size:  # not earlier: the last chunk includes all lines after its rows
                 yield self._parsed(held, passed)
                 held, passed = [], 0
             held.append((number, fields))
@@ -150,7 +167,7 @@ class TableFile:
             yield self._parsed(held, passed)
 
     def read(self, *, drop_missing: bool = False) -> Table:
-        """Reads the whole table, as :func:`read_table` does."""
+        """Reads the whole table; ``drop_missing`` and errors are those of :func:`read_table`."""
         parts, rows, places, labels = [], [], [], []
         faults: dict[tuple, list] = {}
         total = bad = dropped = passed = 0
@@ -170,52 +187,50 @@ class TableFile:
             total, passed = total + len(chunk.values), passed + chunk.passed
         if bad:
             found = self._said(sorted(faults.values(), key=lambda each: -each[0]), total)
-            raise ValueError(
-                f"read_table({str(self.path)!r}): {bad} of {total} rows are not numbers throughout. {found}."
-            )
+            raise ValueError(f"read_table({str(self.path)!r}): {bad} of {total} rows are not only numbers. {found}.")
         if not sum(map(len, parts)):
-            why = f"all {total} rows miss a value" if dropped else "there are no rows in it; write one row a line"
+            why = f"all {total} rows miss a value" if dropped else "there are no rows; write one row per line"
             raise ValueError(f"read_table({str(self.path)!r}): {why}.")
         joined = (torch.cat(each) for each in (rows, places))
         named = None if self.label is None else labels
         return Table(torch.cat(parts), self.names, *joined, self.unit, named, dropped, passed)
 
     def _said(self, faults: list[tuple[int, int, Fault]], total: int) -> str:
-        """Says what is wrong and what to do, by ``(how often, where first, what)`` for each kind of fault."""
+        """Describes the errors and their remedies, from ``(how often, where first, what)`` for each kind."""
         said = []
         for count, line, fault in faults[:3]:
             place = f"{self.unit} {line}"
-            more = f" (and {count - 1} like it)" if count > 1 else ""
+            more = f" (and {count - 1} similar)" if count > 1 else ""
             said.append(f"{place}: {fault}{more}: {fault.advice(count, total, place)}")
         for _, line, fault in faults[3:6]:
             said.append(f"{self.unit} {line}: {fault.kind}" + (f" in {fault.column}" if fault.column else ""))
         if len(faults) > 6:
-            said.append(f"and {len(faults) - 6} more of other kinds")
+            said.append(f"and {len(faults) - 6} other kinds")
         spoilt = {fault.column for _, _, fault in faults if not fault.missing}
         sound = [name for name in map(str, self.names or self.columns) if name not in spoilt]
         if None not in spoilt and 0 < len(sound) < len(self.columns):
             some = ", ".join(sound[:8]) + (", ..." if len(sound) > 8 else "")
             gaps = {fault.column for _, _, fault in faults if fault.missing} & set(sound)
-            said.append(f"numbers{', or no value,' if gaps else ' alone'} are in {some}: choose by columns=...")
+            said.append(f"columns with only numbers{' or missing values' if gaps else ''}: {some}; use columns=...")
         if any(fault.missing for _, _, fault in faults):
-            said.append("drop_missing=True drops rows without a value")
+            said.append("drop_missing=True drops rows with missing values")
         return "; ".join(said)
 
     def choose(self, columns: Sequence[str | int]) -> TableFile:
-        """Gives the same file with other columns, by name or by number."""
+        """Returns the same file with other ``columns``, by name or by number."""
         other = copy.copy(self)
         other.columns = [self.find(each) for each in columns]
         other.names = None if self.names is None else tuple(self._all[i] for i in other.columns)
         return other
 
     def find(self, column: str | int) -> int:
-        """Finds a column by its name in the file, or by its number, and gives the number."""
+        """Returns the number of a ``column``, which is found by its name in the file or by its number."""
         count = self._array.shape[1] if self.unit == "row" else self._width
         names = self._all if self.names is not None else []
         if names.count(column) > 1:
             where = [i for i, name in enumerate(names) if name == column]
             raise ValueError(
-                f"TableFile({str(self.path)!r}): several columns are called {column!r}; name one by its number, "
+                f"TableFile({str(self.path)!r}): several columns have the name {column!r}; use a number, "
                 f"{' or '.join(map(str, where))}."
             )
         if column in names:
@@ -230,10 +245,8 @@ class TableFile:
             )
             several = [each.strip() for each in text.split(",")]
             together = len(several) > 1 and set(several) <= {*names, *map(str, range(count))}
-            remedy = f"name them one by one: {' '.join(several)}" if together else "name one"
-            raise ValueError(
-                f"TableFile({str(self.path)!r}): there is no column {column!r}; the file has {there}; {remedy}."
-            )
+            remedy = f"list them separately: {' '.join(several)}" if together else "choose one of these"
+            raise ValueError(f"TableFile({str(self.path)!r}): no column {column!r}; the file has {there}; {remedy}.")
         return number
 
     # Arrays
@@ -242,8 +255,8 @@ class TableFile:
         array = read_array(self.path, key).numpy() if ending == ".npz" else map_array(self.path)
         if array.dtype.kind not in "biuf" or array.ndim == 0 or 0 in array.shape:
             raise ValueError(
-                f"TableFile({str(self.path)!r}): the array is {array.dtype} of shape {array.shape}, where a table of "
-                f"real numbers is wanted; save one of shape [rows, columns]."
+                f"TableFile({str(self.path)!r}): the array is {array.dtype} of shape {array.shape}; save real numbers "
+                f"of shape [rows, columns]."
             )
         return array.reshape(len(array), -1)
 
@@ -264,21 +277,21 @@ class TableFile:
     # Text
 
     def _open_text(self, header: bool | None) -> list[int]:
-        """Reads the first lines: the delimiter, the names; gives the columns that there are."""
+        """Reads delimiter and names from the first lines; returns the numbers of the columns."""
         try:
             lines = (line for _, line in lines_of(self.path) if line.strip() and not line.lstrip().startswith("#"))
             first = list(itertools.islice(lines, LOOKED_AT))
         except UnicodeDecodeError as error:
             raise decode_error(self.path, error) from None
         if not first:
-            raise ValueError(f"TableFile({str(self.path)!r}): the file is empty; write one row a line.")
+            raise ValueError(f"TableFile({str(self.path)!r}): the file is empty; write one row per line.")
         self._delimiter = delimiter_of(first)
         try:
             fields = split(first[0], self._delimiter)
         except csv.Error as error:
             raise ValueError(
                 f"TableFile({str(self.path)!r}): the first line has a stray quote, or a line break inside quotes "
-                f"({error}); remove it: names stand on one line."
+                f"({error}); remove it."
             ) from None
         self._width, self._all = len(fields), [each.strip() for each in fields]
         others = [row for line in first[1:] if len(row := line.split(self._delimiter)) == self._width]
@@ -293,22 +306,22 @@ class TableFile:
         return [i for i, name in enumerate(self._all) if name]
 
     def _check_width(self, lines: list[str]) -> None:
-        """Raises where every row has one field more than there are names."""
+        """Raises if every row has one field more than the header."""
         rows = [_fields(line, self._delimiter) for line in lines]
         if not rows or any(len(fields) != self._width + 1 for fields in rows):
             return
         if any(fields[-1].strip() for fields in rows):
-            what = "the header lacks a name for the first column"
-            remedy = "write one before the others (R's write.table does with col.names=NA)"
+            what = "the first column has no name"
+            remedy = "add one (R's write.table does with col.names=NA)"
         else:
-            what, remedy = "every row ends with a separator, and the header does not", "remove it from the rows"
+            what, remedy = "every row ends with a separator, the header does not", "remove it from the rows"
         raise ValueError(
-            f"TableFile({str(self.path)!r}): the rows have {self._width + 1} fields, where there are {self._width} "
-            f"names: {what}; {remedy}."
+            f"TableFile({str(self.path)!r}): the rows have {self._width + 1} fields, the header {self._width}: {what}; "
+            f"{remedy}."
         )
 
     def _refuse(self, others: list[list[str]]) -> None:
-        """Raises for a first row that looks like names, some or all of which are numbers."""
+        """Raises if the first row may be names, of which some or all are numbers."""
         if len(others) < 2:
             return
         words = [i for i, each in enumerate(self._all) if kind_of(each) == WORD]
@@ -316,18 +329,18 @@ class TableFile:
         if beside or (_counts(self._all) and not any(_counts(row) for row in others)):
             shown = ", ".join(self._all[:4]) + (", ..." if self._width > 4 else "")
             raise ValueError(
-                f"TableFile({str(self.path)!r}): the first line ({shown}) may be a row of numbers, or names of "
-                f"columns; pass header=True if it holds names, header=False if not."
+                f"TableFile({str(self.path)!r}): the first line ({shown}) may be a row or a header; pass header=True "
+                f"if it has names, header=False if not."
             )
 
     def _rows(self) -> Iterator[tuple[int, list[str] | None]]:
-        """Yields the number of every line after the names, with its fields; None in the place of fields for no row."""
+        """Yields the number and the fields of every line after the header; None as fields of a line without a row."""
         begun, empty = False, []
         try:
             for number, line in lines_of(self.path):
                 bare = line.strip()
                 if not bare and self._delimiter not in line:
-                    if begun and self._width == 1:  # between the values of one column, a value that is missing
+                    if begun and self._width == 1:  # between the values of one column: a missing value
                         empty.append(number)
                     else:
                         yield number, None
@@ -350,7 +363,7 @@ class TableFile:
         yield from ((each, None) for each in empty)
 
     def _parsed(self, part: list[tuple[int, list[str]]], passed: int) -> Chunk:
-        """Makes numbers of lines: all at once where all are sound, else one by one."""
+        """Converts lines to numbers: all at once if all are good, otherwise line by line."""
         places = [place for place, _ in part]
         labels = None
         if self.label is not None:
@@ -364,11 +377,11 @@ class TableFile:
         for position, (_, fields) in enumerate(part):
             if not fields:
                 stray = "a stray quote, or a line break inside quotes"
-                bad[position] = Fault(stray, stray, "remove it; a row is one line, and a quote ends on it")
+                bad[position] = Fault(stray, stray, "remove it; a row is one line")
             elif len(fields) != self._width:
                 bad[position] = Fault(
-                    f"{counted(len(fields), 'field')}, where there are {self._width}", "another number of fields",
-                    "write as many in every line",
+                    f"{counted(len(fields), 'field')} instead of {self._width}", "another number of fields",
+                    "write the same number in every line",
                 )  # fmt: skip
             elif wrong := [i for i in self.columns if not is_finite(fields[i])]:
                 faults = [fault_of(self._all[i] if self._headed else i, fields[i], self._delimiter) for i in wrong]
@@ -387,22 +400,22 @@ def read_table(
     label: str | int | None = None,
     drop_missing: bool = False,
 ) -> Table:
-    """Reads a whole table of numbers.
+    """Reads a table of numbers. For the formats of files see :class:`TableFile`.
 
-    Arguments and files are those of :class:`TableFile`; columns that are not read may hold anything.
+    Columns that are not read may contain anything.
 
     Args:
         path: the file.
-        columns: which columns; all but ``label`` unless given.
-        header: whether a text file begins with names.
-        key: the name of the array in a .npz file.
-        label: the column whose text names the rows.
-        drop_missing: leaves out, and counts, the rows with missing values (empty fields, NaN, NA and their like).
+        columns: the columns to read, in this order, by name or by number from 0. Default: all except ``label``.
+        header: whether a text file starts with names. Default: decided from the first line.
+        key: the name of the array in a .npz file; not needed if it has only one.
+        label: the column with labels of the rows, which may be text.
+        drop_missing: whether to drop, and count, the rows with missing values (empty fields, NaN, NA and similar).
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: as :class:`TableFile`, and for rows that hold text, infinity, values that are missing, or too few or
-            many fields; the message says where, and what to do about each kind.
+        ValueError: as :class:`TableFile`, and for rows with text, infinity, missing values, or too few or many fields;
+            the message shows where, and how to correct each kind.
 
     Example:
         >>> import tempfile
@@ -416,7 +429,7 @@ def read_table(
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
-    """Splits a line; none are the fields of one that cannot be split."""
+    """Splits a line; a line that cannot be split has no fields."""
     try:
         return split(line, delimiter)
     except csv.Error:
@@ -424,23 +437,23 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _are_names(fields: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
-    """Tells names of columns from a row: no number is among them, nor only what rows hold in the place of numbers."""
+    """Returns whether fields are names of columns: no number is among them, and not only marks that rows have, too."""
     kinds = [kind_of(each) for each in fields]
     below = [{kind_of(row[i]) for row in others} for i in range(len(fields))]
-    # A comma decimal in one row may be none in another.
+    # A decimal comma in one row may be a plain number in another.
     like = lambda kind, seen: kind in seen or ("comma" in kind and NUMERIC in seen)
     held = [kind == NONE or (kind != WORD and like(kind, seen)) for kind, seen in zip(kinds, below)]
     return NUMERIC not in kinds and not all(held)
 
 
 def _joined(faults: Sequence[Fault]) -> Fault:
-    """Gives the faults of a row as one: the first that is no missing value, where there is any, with the others."""
+    """Combines the errors of a row: the first that is not a missing value, if there is one, with the others."""
     first, *others = sorted(faults, key=lambda fault: fault.missing)
     return replace(first, others=tuple(others))
 
 
 def _counts(fields: Sequence[str]) -> bool:
-    """Tells years and numbers of columns: whole, each one more than the one before."""
+    """Returns whether fields count up: integers, each one more than the one before, such as years."""
     if len(fields) < 2 or not all(each.strip().isdecimal() for each in fields):
         return False
     return all(int(b) - int(a) == 1 for a, b in itertools.pairwise(fields))

@@ -1,4 +1,4 @@
-"""Lines of a table in text: how they are found, and split into fields."""
+"""Lines of a text table, and their fields."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 __all__ = ["decode_error", "delimiter_of", "lines_of", "split"]
 
 DELIMITERS = "\t;,"
-LONGEST = 1 << 24  # characters in a line: what is longer is no row of numbers, and would be held in memory whole
+LONGEST = 1 << 24  # characters in a line; a longer line is not a row of numbers, and would need too much memory
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields every line of a file with its number, from 1; UTF-8, or UTF-16 where the file begins with its mark.
+    """Yields every line of a file with its number, from 1. The file is UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
         ValueError: if a line is longer than any row of numbers.
-        UnicodeDecodeError: if the file is no such text.
+        UnicodeDecodeError: if the file has another encoding.
     """
     number = 0
     with path.open(encoding=_encoding(path)) as file:
@@ -26,14 +26,13 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
             number += 1
             if len(line) == LONGEST:
                 raise ValueError(
-                    f"{path}: line {number} has more than {LONGEST:,} characters, which is no row of a table; write "
-                    f"one row a line, or numbers as .npy."
+                    f"{path}: line {number} has more than {LONGEST:,} characters; write one row per line, or use .npy."
                 )
             yield number, line
 
 
 def decode_error(path: Path, error: UnicodeDecodeError) -> ValueError:
-    """Says in which line a file is no text."""
+    """Returns the error for a file with another encoding, with the first wrong line."""
     encoding, place = _encoding(path), ""
     if encoding == "utf-8-sig":
         with path.open(encoding=encoding, errors="surrogateescape") as file:
@@ -42,13 +41,12 @@ def decode_error(path: Path, error: UnicodeDecodeError) -> ValueError:
         place = f" in line {wrong}"
     name = encoding.removesuffix("-sig").upper()
     return ValueError(
-        f"{path}: this is no text in {name} ({error.reason}{place}); save the table as text in UTF-8 (in a "
-        f"spreadsheet: CSV UTF-8), or its numbers as .npy."
+        f"{path}: not {name} text ({error.reason}{place}); save it as UTF-8 (in a spreadsheet: CSV UTF-8), or as .npy."
     )
 
 
 def delimiter_of(lines: Sequence[str]) -> str:
-    """Finds what separates the fields: what most lines have as many of as the first; tabs, semicolons, then commas."""
+    """Finds the delimiter: the one that most lines have as often as the first line. Ties: tab, semicolon, comma."""
 
     def agreeing(mark: str) -> int:
         counts = [len(_tried(line, mark)) for line in lines]
@@ -59,7 +57,7 @@ def delimiter_of(lines: Sequence[str]) -> str:
 
 
 def split(line: str, delimiter: str) -> list[str]:
-    """Splits a line into its fields; a field ends with its line.
+    """Splits a line into its fields; a field cannot continue on the next line.
 
     Raises:
         csv.Error: if a quote is not closed, or is followed by text.

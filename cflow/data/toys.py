@@ -1,7 +1,7 @@
-"""Two-dimensional distributions to try a flow on, with their log-densities where these are known.
+"""Two-dimensional toy distributions, with their log-densities where these are known.
 
-Every sampler returns ``[n, 2]`` independent draws and takes ``generator``, ``device`` and ``dtype`` as torch's own
-samplers do. The noise is Gaussian, given in the units of the samples before ``scale``.
+Every sampler returns ``n`` independent draws, ``[n, 2]``, and takes ``generator``, ``device`` and ``dtype`` as torch's
+samplers do. The noise is Gaussian. Its standard deviation is in units of the samples before ``scale``.
 """
 
 from __future__ import annotations
@@ -42,9 +42,16 @@ def eight_gaussians(
 
     .. math:: \tfrac18 \sum_{k=0}^{7} \mathcal N\bigl(r (\cos \tfrac{k\pi}{4}, \sin \tfrac{k\pi}{4}), \sigma^2 I\bigr)
 
-    ``noise`` is the standard deviation. The defaults, radius 5 and variance 0.1, are those that the flow matching
-    papers name; the code with which their tables were made passes the square root of 0.1 as a *covariance*, so their
-    figures belong to ``noise=0.1**0.25``.
+    The defaults, radius 5 and variance 0.1, are those of the text of the flow matching papers. The code of their tables
+    passes the square root of 0.1 as a *covariance*, so their figures belong to ``noise=0.1**0.25``.
+
+    Args:
+        n: number of draws.
+        radius: radius of the circle.
+        noise: standard deviation of each normal.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
 
     Shapes: ``[n, 2]``. Cost: one integer and two normal draws per sample.
 
@@ -67,7 +74,10 @@ def eight_gaussians(
 def eight_gaussians_log_prob(x: Tensor, *, radius: float = 5.0, noise: float = math.sqrt(0.1)) -> Tensor:
     """Computes the exact log-density of :func:`eight_gaussians`.
 
-    Shapes: ``x [*batch, 2]`` gives ``[*batch]``.
+    Args:
+        x: points ``[*batch, 2]``.
+
+    The other arguments are those of :func:`eight_gaussians`. Shapes: returns ``[*batch]``.
 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` is not positive.
@@ -87,9 +97,17 @@ def moons(
     .. math:: x = \text{scale} \cdot (m(u) + \sigma \epsilon) + \text{shift}
 
     where ``m(u)`` is uniform on the upper half of the unit circle or on its mirror image, shifted by (1, 1/2). With
-    ``scale=1, shift=0`` this is scikit-learn's ``make_moons``; the default scale and shift are the usual ones of the
-    flow matching papers (their tables were made with uniform instead of Gaussian noise, so figures are comparable
-    but not equal).
+    ``scale=1, shift=0`` this is scikit-learn's ``make_moons``. The default scale and shift are those of the flow
+    matching papers. (Their tables use uniform instead of Gaussian noise, so figures are comparable but not equal.)
+
+    Args:
+        n: number of draws.
+        noise: standard deviation of the noise, before scaling.
+        scale: factor by which the points are multiplied.
+        shift: number that is added to both coordinates.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
 
     Shapes: ``[n, 2]``. Cost: two uniform and two normal draws per sample.
 
@@ -105,9 +123,13 @@ def moons(
 
 
 def moons_log_prob(x: Tensor, *, noise: float = 0.1, scale: float = 3.0, shift: float = -1.0) -> Tensor:
-    """Computes the log-density of :func:`moons`, by quadrature along the two arcs to rounding error.
+    """Computes the log-density of :func:`moons`, by quadrature along the two arcs, up to rounding error.
 
-    Shapes: ``x [*batch, 2]`` gives ``[*batch]``. Cost: at least 512 normal densities per point, and as much memory.
+    Args:
+        x: points ``[*batch, 2]``.
+
+    The other arguments are those of :func:`moons`. Shapes: returns ``[*batch]``. Cost: at least 512 normal densities
+    per point, and as much memory.
 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` or ``scale`` is not positive.
@@ -124,7 +146,15 @@ def s_curve(n: int, *, noise: float = 0.1, scale: float = 2.0, generator=None, d
     .. math:: x = \text{scale} \cdot \bigl((\sin t,\; \operatorname{sign}(t) (\cos t - 1)) + \sigma \epsilon\bigr),
         \qquad t \sim \mathcal U(-\tfrac{3\pi}{2}, \tfrac{3\pi}{2})
 
-    The default scale gives it a spread of about twice a standard normal's.
+    With the default scale the spread is about twice that of a standard normal.
+
+    Args:
+        n: number of draws.
+        noise: standard deviation of the noise, before scaling.
+        scale: factor by which the points are multiplied.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
 
     Shapes: ``[n, 2]``. Cost: one uniform and two normal draws per sample.
 
@@ -139,26 +169,37 @@ def s_curve(n: int, *, noise: float = 0.1, scale: float = 2.0, generator=None, d
 
 
 def s_curve_log_prob(x: Tensor, *, noise: float = 0.1, scale: float = 2.0) -> Tensor:
-    """Computes the log-density of :func:`s_curve`, by quadrature along the curve to rounding error.
+    """Computes the log-density of :func:`s_curve`, by quadrature along the curve, up to rounding error.
 
-    Shapes: ``x [*batch, 2]`` gives ``[*batch]``. Cost: at least 512 normal densities per point, and as much memory.
+    Args:
+        x: points ``[*batch, 2]``.
+
+    The other arguments are those of :func:`s_curve`. Shapes: returns ``[*batch]``. Cost: at least 512 normal densities
+    per point, and as much memory.
 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` or ``scale`` is not positive.
     """
     _check("s_curve_log_prob", 0, None, noise, scale=scale)
-    # Each half is smooth; the sign changes at t = 0, where a quadrature rule must not straddle.
+    # Each half is smooth. The sign changes at t = 0, so no quadrature rule may cross this point.
     u, weight = _nodes(S_CURVE_END, noise, x)
     points = torch.cat([_s_curve(u / 2), _s_curve(0.5 + u / 2)])
     return _mixture_log_prob(x / scale, points, weight.repeat(2) / 2, noise) - 2 * math.log(scale)
 
 
 def checkerboard(n: int, *, cells: int = 4, scale: float = 2.0, generator=None, device=None, dtype=None) -> Tensor:
-    r"""Draws uniformly from the black cells of a checkerboard about the origin.
+    r"""Draws uniformly from the black cells of a checkerboard around the origin.
 
-    A cell is black where the sum of its column and row, counted from the lower left corner, is even. ``cells`` is the
-    (even) number of cells along a side and ``scale`` the side of a cell: by default the board is [-4, 4] squared with
-    8 of 16 cells black, as in the FFJORD paper.
+    A cell is black if the sum of its column and row, counted from the lower left corner, is even. By default the board
+    is [-4, 4] squared and 8 of 16 cells are black, as in the FFJORD paper.
+
+    Args:
+        n: number of draws.
+        cells: number of cells along a side, an even number.
+        scale: side of a cell.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
 
     Shapes: ``[n, 2]``. Cost: two integers and two uniform draws per sample.
 
@@ -178,9 +219,12 @@ def checkerboard(n: int, *, cells: int = 4, scale: float = 2.0, generator=None, 
 
 
 def checkerboard_log_prob(x: Tensor, *, cells: int = 4, scale: float = 2.0) -> Tensor:
-    """Computes the exact log-density of :func:`checkerboard`: a constant on black cells, minus infinity elsewhere.
+    """Computes the exact log-density of :func:`checkerboard`: a constant on black cells, otherwise minus infinity.
 
-    Shapes: ``x [*batch, 2]`` gives ``[*batch]``.
+    Args:
+        x: points ``[*batch, 2]``.
+
+    The other arguments are those of :func:`checkerboard`. Shapes: returns ``[*batch]``.
 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, ``cells`` is not a positive even number, or ``scale`` is not
@@ -215,8 +259,19 @@ def pinwheel(
     .. math:: x = \text{scale} \cdot R\bigl(\tfrac{2\pi k}{K} + \text{rate} \cdot e^{a}\bigr) (a, b), \qquad
         a \sim \mathcal N(1, \sigma_r^2),\; b \sim \mathcal N(0, \sigma_t^2)
 
-    with ``R`` the rotation by an angle and ``k`` a uniform arm out of ``K``. The rotation folds the plane over itself,
-    so the density has no closed form.
+    where ``R`` is the rotation by an angle, and ``k`` is uniform over the ``K`` arms. The density has no closed form,
+    since the rotation maps several points (a, b) to one point.
+
+    Args:
+        n: number of draws.
+        arms: number of arms.
+        radial_noise: standard deviation along an arm, before scaling.
+        tangential_noise: standard deviation across an arm, before scaling.
+        rate: how fast an arm turns.
+        scale: factor by which the points are multiplied.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
 
     Shapes: ``[n, 2]``. Cost: one integer and two normal draws per sample.
 
@@ -240,8 +295,16 @@ def spirals(n: int, *, noise: float = 0.3, scale: float = 1 / 3, generator=None,
     .. math:: x = \text{scale} \cdot \bigl(\pm\, t\, (-\cos t, \sin t) + \sigma \epsilon\bigr), \qquad
         t = 3\pi \sqrt u,\; u \sim \mathcal U(0, 1)
 
-    The square root spreads the samples about evenly along the arms. By default the arms reach to radius ``pi``, and
-    the noise on them is 0.1.
+    The square root distributes the samples almost evenly along the arms. By default the arms end at radius ``pi``, and
+    the noise after scaling is 0.1.
+
+    Args:
+        n: number of draws.
+        noise: standard deviation of the noise, before scaling.
+        scale: factor by which the points are multiplied.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
 
     Shapes: ``[n, 2]``. Cost: two uniform and two normal draws per sample.
 
@@ -257,9 +320,13 @@ def spirals(n: int, *, noise: float = 0.3, scale: float = 1 / 3, generator=None,
 
 
 def spirals_log_prob(x: Tensor, *, noise: float = 0.3, scale: float = 1 / 3) -> Tensor:
-    """Computes the log-density of :func:`spirals`, by quadrature along the arms to rounding error.
+    """Computes the log-density of :func:`spirals`, by quadrature along the arms, up to rounding error.
 
-    Shapes: ``x [*batch, 2]`` gives ``[*batch]``. Cost: at least 512 normal densities per point, and as much memory.
+    Args:
+        x: points ``[*batch, 2]``.
+
+    The other arguments are those of :func:`spirals`. Shapes: returns ``[*batch]``. Cost: at least 512 normal densities
+    per point, and as much memory.
 
     Raises:
         ValueError: if ``x`` does not end in dimension 2, or ``noise`` or ``scale`` is not positive.
@@ -267,7 +334,7 @@ def spirals_log_prob(x: Tensor, *, noise: float = 0.3, scale: float = 1 / 3) -> 
     _check("spirals_log_prob", 0, None, noise, scale=scale)
     r, weight = _nodes(SPIRAL_END**2, noise, x)
     arm = _spiral(r)
-    weight = weight * 2 * r / 2  # r = sqrt(u) has density 2 r; each arm carries half
+    weight = weight * 2 * r / 2  # r = sqrt(u) has density 2 r; each arm has weight one half
     return _mixture_log_prob(x / scale, torch.cat([arm, -arm]), weight.repeat(2), noise) - 2 * math.log(scale)
 
 
@@ -289,64 +356,76 @@ LOG_PROBS = {
 
 
 def sample(name: str, n: int, *, generator=None, device=None, dtype=None, **options) -> Tensor:
-    """Draws ``n`` samples from the distribution of this name; ``options`` go to its sampler.
+    """Draws from the distribution with this name.
+
+    Args:
+        name: a key of ``toys.NAMES``, such as ``"moons"``.
+        n: number of draws.
+        generator: source of random numbers. Default: torch's.
+        device: device of the draws. Default: torch's.
+        dtype: dtype of the draws. Default: torch's.
+        **options: keywords of its sampler, such as ``noise``.
 
     Raises:
-        ValueError: if there is no such distribution; the message lists them.
+        ValueError: if there is no such distribution; the message lists the names.
 
     Example:
         >>> sample("moons", 3, noise=0.1, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2])
     """
     if name not in NAMES:
-        raise ValueError(f"toys.sample({name!r}): there is no such distribution; choose one of {', '.join(NAMES)}.")
+        raise ValueError(f"toys.sample({name!r}): no such distribution; choose one of {', '.join(NAMES)}.")
     return NAMES[name](n, generator=generator, device=device, dtype=dtype, **options)
 
 
 def log_prob(name: str, x: Tensor, **options) -> Tensor:
-    """Computes the log-density of the distribution of this name; ``options`` are those given to its sampler.
+    """Computes the log-density of the distribution with this name.
+
+    Args:
+        name: a key of ``toys.LOG_PROBS``, such as ``"moons"``.
+        x: points ``[*batch, 2]``.
+        **options: keywords of its sampler, such as ``noise``.
 
     Raises:
-        ValueError: if the distribution is unknown or has no known density; the message lists those that have one.
+        ValueError: if the distribution is unknown or its density is; the message lists the known ones.
     """
     if name not in LOG_PROBS:
-        raise ValueError(f"toys.log_prob({name!r}): no known density; those that have one: {', '.join(LOG_PROBS)}.")
+        raise ValueError(f"toys.log_prob({name!r}): the density is not known; choose one of {', '.join(LOG_PROBS)}.")
     return LOG_PROBS[name](x, **options)
 
 
 def _moons_curve(u: Tensor, side: Tensor) -> Tensor:
-    """Places ``u`` in [0, 1] on the upper moon (``side`` below one half) or the lower."""
+    """Maps ``u`` in [0, 1] to the upper moon (``side`` below one half) or the lower one."""
     angle = math.pi * u
     upper = torch.stack([angle.cos(), angle.sin()], -1)
     return torch.where(side[:, None] < 0.5, upper, upper.new_tensor([1.0, 0.5]) - upper)
 
 
 def _s_curve(u: Tensor) -> Tensor:
-    """Places ``u`` in [0, 1] on the S."""
+    """Maps ``u`` in [0, 1] to the S."""
     t = S_CURVE_END * (2 * u - 1)
     return torch.stack([t.sin(), t.sign() * (t.cos() - 1)], -1)
 
 
 def _spiral(r: Tensor) -> Tensor:
-    """Places ``r`` in [0, 1], a share of the radius, on one arm."""
+    """Maps ``r`` in [0, 1], a fraction of the radius, to one arm."""
     t = SPIRAL_END * r
     return torch.stack([-t * t.cos(), t * t.sin()], -1)
 
 
 def _nodes(length: float, noise: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Lays quadrature nodes and weights on [0, 1] for a Gaussian of this width sliding along a curve of this length.
+    """Returns quadrature nodes and weights on [0, 1] for a Gaussian of this width along a curve of this length.
 
-    Panels of 16 Gauss-Legendre nodes, at most three standard deviations long each, leave rounding errors only.
+    Each panel has 16 Gauss-Legendre nodes and is at most three standard deviations long. Only rounding errors remain.
     """
     import numpy as np
 
     if not noise > 0:
-        raise ValueError(f"noise={noise}: without noise there is no density in the plane; pass a positive value.")
+        raise ValueError(f"noise={noise}: without noise there is no density; pass a positive value.")
     panels = max(16, math.ceil(length / (3 * noise)))
     if panels > 1024:
         raise ValueError(
-            f"noise={noise}: the quadrature of this density would take {16 * panels} nodes; pass a noise of at least "
-            f"{length / 3000:.2g}."
+            f"noise={noise}: the density would need {16 * panels} quadrature nodes; pass at least {length / 3000:.2g}."
         )
     nodes, weights = (torch.as_tensor(part).to(like) for part in np.polynomial.legendre.leggauss(16))
     starts = torch.arange(panels, device=like.device, dtype=like.dtype)
@@ -357,7 +436,7 @@ def _mixture_log_prob(x: Tensor, centres: Tensor, weights: Tensor, noise: float)
     """Computes the log-density of a mixture of round normals; centres ``[K, 2]``, weights ``[K]``."""
     _check_plane("log_prob", x)
     if not noise > 0:
-        raise ValueError(f"noise={noise}: without noise there is no density in the plane; pass a positive value.")
+        raise ValueError(f"noise={noise}: without noise there is no density; pass a positive value.")
     squared = (x[..., None, :] - centres).square().sum(-1)
     return torch.logsumexp(weights.log() - squared / (2 * noise**2), -1) - math.log(2 * math.pi * noise**2)
 
@@ -373,29 +452,27 @@ def _normal(n: int, generator, device, dtype) -> Tensor:
 
 
 def _dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """Gives the dtype asked for, or torch's default."""
+    """Returns the dtype, or torch's default for None."""
     return torch.get_default_dtype() if dtype is None else dtype
 
 
 def _check(name: str, n: int, generator, noise: float, **positive: float) -> None:
-    """Raises where a count or a noise is negative, or another argument is not positive."""
+    """Raises if a count or a noise is negative, or another argument is not positive."""
     check_generator(name, generator)
     if n < 0 or noise < 0:
-        raise ValueError(f"{name}(n={n}, noise={noise}): neither can be negative; pass for instance n=1000.")
+        raise ValueError(f"{name}(n={n}, noise={noise}): neither may be negative; pass for instance n=1000.")
     for key, value in positive.items():
         if not value > 0:
-            raise ValueError(f"{name}({key}={value}): it must be positive; leave it out for the usual value.")
+            raise ValueError(f"{name}({key}={value}): it must be positive; omit it for the default.")
 
 
 def _check_cells(name: str, cells: int) -> None:
-    """Raises where a board has no middle line between cells."""
+    """Raises if the number of cells is not even and positive."""
     if cells < 2 or cells % 2:
-        raise ValueError(f"{name}(cells={cells}): the number of cells along a side is even and positive; pass 4.")
+        raise ValueError(f"{name}(cells={cells}): this must be even and positive; pass 4.")
 
 
 def _check_plane(name: str, x: Tensor) -> None:
-    """Raises where points are not in the plane."""
+    """Raises if points are not two-dimensional."""
     if x.ndim == 0 or x.shape[-1] != 2:
-        raise ValueError(
-            f"{name}(x of shape {list(x.shape)}): points of the plane end in dimension 2; pass [*batch, 2]."
-        )
+        raise ValueError(f"{name}(x of shape {list(x.shape)}): points have 2 coordinates; pass [*batch, 2].")

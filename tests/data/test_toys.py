@@ -154,17 +154,17 @@ def test_log_prob_takes_any_batch_and_has_a_gradient():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="checkerboard, eight_gaussians, moons"):
         toys.sample("moon", 3)
-    with pytest.raises(ValueError, match="those that have one: checkerboard"):
+    with pytest.raises(ValueError, match="choose one of checkerboard"):
         toys.log_prob("pinwheel", torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="end in dimension 2"):
+    with pytest.raises(ValueError, match="points have 2 coordinates"):
         toys.moons_log_prob(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="without noise"):
         toys.s_curve_log_prob(torch.zeros(4, 2), noise=0.0)
-    with pytest.raises(ValueError, match="noise of at least"):
+    with pytest.raises(ValueError, match="pass at least"):
         toys.moons_log_prob(torch.zeros(4, 2), noise=1e-6)
     with pytest.raises(ValueError, match="even and positive"):
         toys.checkerboard(4, cells=3)
-    with pytest.raises(ValueError, match="can be negative"):
+    with pytest.raises(ValueError, match="may be negative"):
         toys.spirals(-1)
     with pytest.raises(ValueError, match="scale=0"):
         toys.moons(3, scale=0.0)
