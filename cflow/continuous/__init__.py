@@ -1,4 +1,4 @@
-"""Continuous flows: a vector field, a base and a solver; divergences for their densities, guidance for their fields."""
+"""Continuous flows: a vector field, a base and a solver; divergences for densities, guidance for fields."""
 
 from cflow.continuous import divergence, guidance
 from cflow.continuous.flow import ContinuousFlow
