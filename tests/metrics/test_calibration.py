@@ -123,7 +123,7 @@ def test_tarp_sees_what_single_features_do_not(generator):
 
 def test_bad_input_is_refused():
     samples, theta = torch.zeros(9, 20, 2), torch.zeros(20, 2)
-    with pytest.raises(ValueError, match=r"samples of shape \[9, 20, 2\], observed of shape \[20, 3\].*one more leading"):
+    with pytest.raises(ValueError, match=r"samples of shape \[9, 20, 2\], observed of shape \[20, 3\].*one more lead"):
         ranks(samples, torch.zeros(20, 3))
     with pytest.raises(ValueError, match=r"\[S, \.\.\.\]"):
         ranks(torch.tensor(1.0), torch.tensor(1.0))
