@@ -8,8 +8,8 @@ import pytest
 
 GUIDES = sorted((Path(__file__).parents[1] / "recipes" / "guide").glob("*.md"))
 PARTS = (
-    "bases", "bijections", "couplings", "data", "density", "discrete", "divergence", "fields", "guidance", "integrations",
-    "metrics", "objectives", "paths", "plot", "solvers", "times", "training",
+    "bases", "bijections", "couplings", "data", "density", "discrete", "divergence", "fields", "guidance",
+    "integrations", "metrics", "objectives", "paths", "plot", "solvers", "times", "training",
 )  # fmt: skip
 guides = pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 

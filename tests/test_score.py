@@ -80,7 +80,10 @@ def test_bad_rows_are_named_and_keep_their_lines(runs, tmp_path, capsys):
     ):
         assert part in captured.err
     assert "and 14 more bad rows" in captured.err
-    for remedy in ("no value: drop such rows, or fill them", "another number of fields: write the same number in every line"):
+    for remedy in (
+        "no value: drop such rows, or fill them",
+        "another number of fields: write the same number in every line",
+    ):
         assert captured.err.count(remedy) == 1
     assert "36 rows" in captured.out
     assert "34 bad rows" in captured.out
