@@ -326,7 +326,7 @@ def test_a_flow_of_few_steps_stays_on_its_path():
     flow = continuous()
     flow.with_path(paths.Cosine())
     flow.record(objectives.Distillation(1))
-    with pytest.raises(ValueError, match="trained to few steps .* belong to its own path"):
+    with pytest.raises(ValueError, match="trained to few steps .* keeps its path"):
         flow.with_path(paths.Cosine())
 
 

@@ -1,4 +1,4 @@
-"""What a solve integrates: a flow's velocity with the integrals asked for, or with its score."""
+"""The integrand of a solve: the velocity of a flow with the requested integrals, or with its score."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ QUADRATURES = ("kinetic", "jacobian", "ladj_probes")
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What a solver integrates for a flow.
+    """The functions that a solver integrates for a flow.
 
     Attributes:
-        f: the velocity ``f(t, x, *args)``, with the integrals asked for: ``v``, or ``(v, {name: [B]})``.
-        integrand: what the solver is given: ``f``, or for an SDE ``(velocity, score)``.
-        args: what ``f`` takes besides time and state: the context, and the probe of the divergence.
-        names: the integrals.
-        low, high: the times between which the integrand is well conditioned.
+        f: the velocity ``f(t, x, *args)`` with the requested integrals; returns ``v``, or ``(v, {name: [B]})``.
+        integrand: the function for the solver: ``f``, or for an SDE ``(velocity, score)``.
+        args: the other arguments of ``f``: the context, and the probe of the divergence.
+        names: the names of the integrals.
+        low: the first time at which the integrand is well conditioned.
+        high: the last such time.
     """
 
     f: Callable
@@ -50,14 +51,14 @@ class Dynamics:
         guidance: Any = None,
         generator: torch.Generator | None = None,
     ) -> Dynamics:
-        """Builds what ``solver`` integrates, with the integrals ``names``, and draws the probe that they need."""
+        """Builds the integrand for ``solver``, with the integrals ``names``, and draws the probe that they need."""
         f, probe = _integrand(flow, x, generator, names, divergence, guidance)
         integrand, (low, high) = f, flow.interval
         if solver.needs_score:
             if names:
                 raise ValueError(
-                    f"flow.transport(solver={solver!r}): {', '.join(names)} is defined along the ODE, and this solver "
-                    f"simulates an SDE with the same marginals; take a solver such as solvers.Dopri5() for it."
+                    f"flow.transport(solver={solver!r}): {', '.join(names)} needs the ODE, and this solver simulates "
+                    f"an SDE; use solvers.Dopri5()."
                 )
             integrand = VelocityAndScore(flow, "transport", guidance)
             inner = flow.path.score_interval
@@ -65,17 +66,16 @@ class Dynamics:
         taught = {entry.teaches for entry in flow.trained_by}
         if solver.takes_whole_steps and taught and "average velocity" not in taught:
             raise ValueError(
-                f"flow.transport(solver={solver!r}): it takes whole steps by average velocities, which no training "
-                f"taught ({flow.trained_by[-1].objective} last); train by objectives.MeanFlow, or take Heun."
+                f"flow.transport(solver={solver!r}): it needs average velocities, and the flow was last trained by "
+                f"{flow.trained_by[-1].objective}; train by objectives.MeanFlow, or use solvers.Heun."
             )
         times = solver.fitted_times
         if times is not None:
-            # Fitted from end to end, with calls inside: nothing is left to cross.
+            # A fitted solver covers [0, 1] and evaluates inside the interval: no stretch is left to cross.
             if not low <= min(times) <= max(times) <= high:
                 raise ValueError(
-                    f"flow.transport(solver={type(solver).__name__} with calls at {times}): on {flow.path!r} the "
-                    f"network's prediction gives a velocity inside [{low:.6g}, {high:.6g}] alone; fit the solver to "
-                    f"this flow by training.fit_bespoke."
+                    f"flow.transport(solver={type(solver).__name__}): its times {times} leave the interval "
+                    f"[{low:.6g}, {high:.6g}] of {flow.path!r}; fit it to this flow by training.fit_bespoke."
                 )
             low, high = 0.0, 1.0
         return cls(f, integrand, (context, *probe), names, low, high)
@@ -86,13 +86,13 @@ class Dynamics:
         return any(name.startswith("ladj") for name in self.names)
 
     def tolerances(self, solver: Solver) -> dict[str, Tolerance | None] | None:
-        """Gives the tolerance of each integral: a log-determinant that is returned is held to the solver's own."""
+        """Returns the tolerance of each integral: the solver's own for a log-determinant, else None."""
         held = solver.step_tolerance
         return {name: held if name.startswith("ladj") else None for name in self.names} or None
 
 
 def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: Divergence, guidance):
-    """Builds ``f(t, x, context, *probe)`` with the integrals asked for, and draws the probe."""
+    """Builds ``f(t, x, context, *probe)`` with the requested integrals, and draws the probe."""
     velocity = flow.velocity_field(guidance)
     if not names:
         return velocity, ()
@@ -100,13 +100,13 @@ def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: D
     per_probe = "ladj_probes" in names
     if per_probe and (divergence.count == 0 or "jacobian" in names):
         raise ValueError(
-            f"flow.transport(quadratures={asked}): 'ladj_probes' comes from a divergence with probes and without "
-            f"'jacobian'; pass divergence=Hutchinson(probes=8), not {divergence!r}, and ask for 'jacobian' apart."
+            f"flow.transport(quadratures={asked}): 'ladj_probes' needs a divergence with probes, not {divergence!r}, "
+            f"and excludes 'jacobian'; pass divergence=Hutchinson(probes=8)."
         )
     if "jacobian" in names and not divergence.frobenius:
         raise ValueError(
-            f"flow.transport(quadratures={asked}): 'jacobian' is the squared Frobenius norm of the Jacobian, and "
-            f"{divergence!r} knows the trace alone; pass divergence=Exact(), or Hutchinson(), whose products give both."
+            f"flow.transport(quadratures={asked}): 'jacobian' is a Frobenius norm, which {divergence!r} does not "
+            f"compute; pass divergence=Exact() or Hutchinson()."
         )
     needs_divergence = "ladj" in names or per_probe or "jacobian" in names
     probe = divergence.begin(x, generator) if needs_divergence else None
@@ -115,7 +115,7 @@ def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: D
 
 @dataclass(frozen=True)
 class _Integrand:
-    """The velocity with the integrals asked for; equal to another one that computes the same."""
+    """The velocity with the requested integrals; equal to another one that computes the same."""
 
     velocity: Callable
     divergence: Divergence | None

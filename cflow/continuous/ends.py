@@ -1,4 +1,4 @@
-"""The ends of [0, 1] that a path's interval leaves out: crossed by a closed form, in whole steps of a grid."""
+"""The parts of [0, 1] outside a path's interval: a closed form crosses them, in whole steps of a grid."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Ends"]
 
 
 class Ends:
-    """Splits the way from ``t0`` to ``t1`` into what is solved, ``start`` to ``stop``, and the two stretches beside it.
+    """Splits ``t0`` to ``t1`` into the solved part, ``start`` to ``stop``, and the two stretches before and after it.
 
-    At first the solved part is what lies in the interval of the dynamics; :meth:`align` moves its ends to nodes of a
+    The solved part is first the part inside the interval of the dynamics; :meth:`align` moves its ends to nodes of a
     solver's grid.
     """
 
@@ -27,22 +27,21 @@ class Ends:
         self.start, self.stop = (min(max(t, low), high) for t in (t0, t1)) if t0 != t1 else (t0, t1)
 
     def holds(self, t: float) -> bool:
-        """Says whether a time lies in the part that is solved."""
+        """Returns whether a time is in the solved part."""
         return min(self.start, self.stop) <= t <= max(self.start, self.stop)
 
     def align(self, solver: Solver, at: Sequence[float] | None) -> Solver:
-        """Moves the ends of a solve on a fixed grid to nodes of it, and gives the solver on the nodes between.
+        """Moves the ends of a solve on a fixed grid to nodes of the grid; returns the solver on the nodes in between.
 
-        A step that began or ended at the interval's edge would multiply the network's error by the step over the small
-        weight there; the closed form divides by the weight a whole step away. The last step is also left to it where it
-        ends within its own length of the time at which noise that was added on the way would show.
+        A step that starts or ends at the interval's edge would multiply the network's error by the step over the small
+        weight there. The closed form divides by the weight one step away. It also takes the last step if that step ends
+        within its own length of the time at which noise added by the solver would remain.
         """
         t0, t1, path = self.t0, self.t1, self.flow.path
-        # The closed form takes the velocity at one time, which a whole step of a field of two times is not made of.
+        # The closed form needs the velocity at one time; a field with two times returns average velocities.
         if t0 == t1 or solver.takes_whole_steps or self.dynamics.density:
             return solver
-        # Where a noisy path leaves a bit out, an ODE is well conditioned up to there: alignment would only cost its
-        # order.
+        # On a noisy path an ODE is well conditioned up to the edge: alignment would only reduce its order.
         if not solver.needs_score and ((self.start, self.stop) == (t0, t1) or path.adds_noise):
             return solver
         nodes = solver.nodes(t0, t1)
@@ -50,7 +49,7 @@ class Ends:
             return solver
         bare = None
         if solver.needs_score and (t1 > t0 or path.adds_noise):
-            # Forward, and back to where a noisy path is as narrow as its base, noise of the last step would stay.
+            # Noise of the last step would remain at the data, and on noisy paths also at the base.
             bare = 1.0 if t1 > t0 else 0.0
         first, last = min(self.start, self.stop), max(self.start, self.stop)
         nodes = sorted({t for t in (*nodes, *(at or ())) if first < t < last}, reverse=t1 < t0)
@@ -62,30 +61,30 @@ class Ends:
         return solver.on([self.start, *nodes, self.stop])
 
     def enter(self, x: Tensor) -> tuple[Tensor, dict, int]:
-        """Carries ``x`` to the start of the solve: ``(x, integrals, calls)``."""
+        """Moves ``x`` to the start of the solve; returns ``(x, integrals, calls)``."""
         if self.start == self.t0:
             return x, {}, 0
         return self.cross(x, self.t0, self.start, self.start)
 
     def within_first(self, x: Tensor, t: float) -> tuple[Tensor, int]:
-        """Carries ``x`` from ``t0`` to a time before the start of the solve: ``(x, calls)``."""
+        """Moves ``x`` from ``t0`` to a time before the start of the solve; returns ``(x, calls)``."""
         point, _, calls = self.cross(x, self.t0, t, self.start)
         return point, calls
 
     def within_last(self, y: Tensor, t: float) -> tuple[Tensor, dict, int]:
-        """Carries ``y`` from the end of the solve to a time behind it: ``(x, integrals, calls)``."""
+        """Moves ``y`` from the end of the solve to a later time; returns ``(x, integrals, calls)``."""
         return self.cross(y, self.stop, t, self.stop)
 
     def cross(self, x: Tensor, t: float, s: float, tau: float) -> tuple[Tensor, dict, int]:
-        """Crosses the stretch between ``t`` and ``s``, of which ``tau`` is the one inside: ``(x, integrals, calls)``.
+        """Moves ``x`` from ``t`` to ``s``; ``tau`` is the end inside the interval. Returns ``(x, integrals, calls)``.
 
-        Without a log-determinant: the closed-form step with the network evaluated at ``tau``. Where ``x`` is not at
-        ``tau`` yet, the step is implicit and takes two fixed-point iterations.
+        Without a log-determinant this is the closed-form step, with the network evaluated at ``tau``. If ``x`` is not
+        yet at ``tau``, the step is implicit and takes two fixed-point iterations.
 
-        With one: a change of scale, whose inverse and log-determinant are exact whatever the network says. At the
-        data's end it leaves the noise of the path's margin in (on affine paths the density is that of the data with
-        noise of relative size ``margin``, and differs in second order; on interpolants the width is ``gamma(margin)``);
-        at the base's end it neglects ``margin`` times the data's mean.
+        With a log-determinant it is a change of scale, whose inverse and log-determinant are exact for every network.
+        At the data's end, noise of the path's margin remains: on affine paths the density is that of data with noise of
+        relative size ``margin``, a difference of second order; on interpolants the width is ``gamma(margin)``. At the
+        base's end, ``margin`` times the data's mean is neglected.
         """
         flow, dynamics, names = self.flow, self.dynamics, self.dynamics.names
         here, there, inner = (torch.tensor(each, dtype=x.dtype, device=x.device) for each in (t, s, tau))

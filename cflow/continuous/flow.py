@@ -27,7 +27,7 @@ __all__ = ["ContinuousFlow"]
 
 @registry.register("continuous.ContinuousFlow")
 class ContinuousFlow(BaseInvertibleFlow):
-    r"""Carries a base distribution to the data's along the ordinary differential equation of a vector field.
+    r"""Transforms a base distribution to that of the data by the ordinary differential equation of a vector field.
 
     .. math:: \dot x = v_\theta(t, x, c), \quad x(0) \sim p_0, \qquad
               \log p_1(x(1)) = \log p_0(x(0)) - \int_0^1 \nabla \cdot v_\theta \, dt
@@ -35,32 +35,34 @@ class ContinuousFlow(BaseInvertibleFlow):
     Train it with an objective (:mod:`cflow.objectives`): flow matching on ``path``, or maximum likelihood.
 
     Shapes: ``x [*batch, *event]``, ``context [*batch, *context_shape]``, log-densities ``[*batch]`` in nats.
-    Cost: one field call per solver stage; with the log-determinant, also what the divergence costs per stage
-    (:mod:`cflow.divergence` compares them: ``D`` vector-Jacobian products for ``Exact``, about one call for
-    ``Analytic``). Every method takes ``solver`` and ``guidance`` for one call, and those with a density ``divergence``.
+    Cost: one function evaluation per solver stage. With the log-determinant, each stage also computes the divergence:
+    ``D`` vector-Jacobian products for ``Exact``, about one more evaluation for ``Analytic`` (:mod:`cflow.divergence`
+    compares them). A log-density outside ``torch.no_grad()`` keeps the graph of every solver stage.
 
-    Networks that predict ``x1``, ``noise`` or ``score`` give no velocity at the very ends (``interval``). Samples cross
-    the rest by the path's closed form; where a density is computed (``log_prob``, ``encode``, ``decode``,
-    ``sample_and_log_prob``), a change of scale does, which is exactly invertible: the two differ by the path's margin.
+    Every method accepts ``solver`` and ``guidance`` for one call; methods that compute a density also accept
+    ``divergence``.
 
-    A log-density outside ``torch.no_grad()`` keeps the graph of every solver stage.
+    Networks that predict ``x1``, ``noise`` or ``score`` have no velocity at the very ends of [0, 1], outside
+    :attr:`interval`. There, samples use the path's closed form. Methods that compute a density (``log_prob``,
+    ``encode``, ``decode``, ``sample_and_log_prob``) use a change of scale, which is exactly invertible. The two differ
+    by the path's margin.
 
     Args:
         field: a network called as ``field(t, x, context)``.
         base: the distribution at ``t = 0``.
-        path: what the field was or will be trained on, and what it predicts; ``None`` for a velocity field with no
-            schedule.
-        solver: the default solver; ``Dopri5(rtol=1e-5, atol=1e-6)`` where none is given.
-        divergence: how the log-determinant is computed; exact where none is given.
-        manifold: None; flows on manifolds are not there yet.
-        context_shape: shape of what the flow is conditioned on; ``()`` for a class label. Known where the field says
-            it, as those of :mod:`cflow.fields` do; an adapted one may not.
+        path: the path on which the field is trained, which also defines what the field predicts. Default: None, a
+            velocity field without a schedule.
+        solver: the default solver. Default: None, ``Dopri5(rtol=1e-5, atol=1e-6)``.
+        divergence: the method for the log-determinant. Default: None, ``divergence.Exact()``.
+        manifold: not available yet; must be None.
+        context_shape: the shape of one context; ``()`` for a class label. Default: None, the shape that the field
+            declares (fields of :mod:`cflow.fields` do).
         transform: data transforms; see :meth:`with_transform`.
 
     Raises:
-        TypeError: where field, base or path are not of their kind.
-        ValueError: where event or context shapes of field, base and flow differ, or the path predicts a score and the
-            base is not a standard normal.
+        TypeError: if field, base or path has the wrong type.
+        ValueError: if event or context shapes of field, base and flow differ, or the path predicts a score and the base
+            is not a standard normal.
 
     Source: Chen et al., Neural Ordinary Differential Equations, 2018, arXiv:1806.07366; Grathwohl et al., FFJORD, 2018,
     arXiv:1810.01367; Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv:2210.02747.
@@ -92,18 +94,15 @@ class ContinuousFlow(BaseInvertibleFlow):
     ):
         if not callable(getattr(base, "sample", None)) or not hasattr(base, "event_shape"):
             raise TypeError(
-                f"ContinuousFlow(base={type(base).__name__}): the second argument is a distribution such as "
-                f"bases.Normal(2), with event_shape, sample and log_prob."
+                f"ContinuousFlow(base={type(base).__name__}): the base needs event_shape, sample and log_prob; pass a "
+                f"distribution such as bases.Normal(2)."
             )
         if context_shape is None and isinstance(field, nn.Module):
             said = as_field(field).context_shape
             context_shape = None if said is ... else said
         super().__init__(base.event_shape, context_shape, transform)
         if manifold is not None:
-            raise ValueError(
-                f"ContinuousFlow(manifold={manifold!r}): this version has no manifolds; omit the argument for "
-                "flat space."
-            )
+            raise ValueError(f"ContinuousFlow(manifold={manifold!r}): manifolds are not available; omit the argument.")
         self.field, self.base, self.manifold = field, base, None
         self.path = path
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
@@ -118,7 +117,7 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     @property
     def _takes_steps(self) -> bool:
-        """Whether the last training taught steps, which are no longer those of a velocity."""
+        """Whether the last training taught steps, which do not follow a velocity."""
         return bool(self.trained_by) and self.trained_by[-1].teaches == "steps"
 
     def _check(self, options, method: str, generator=None) -> None:
@@ -127,20 +126,23 @@ class ContinuousFlow(BaseInvertibleFlow):
         super()._check(options, method, generator)
 
     def _check_density(self, method: str) -> None:
-        """Raises where a log-determinant is asked for that the last training has taken away."""
+        """Raises if the last training taught steps: the flow then has no log-determinant."""
         if self._takes_steps:
             raise ValueError(
-                f"flow.{method}: this flow was trained to few steps ({self.trained_by[-1].objective}), which follow no "
-                f"velocity and have no density; use the flow that it was distilled from."
+                f"flow.{method}: a flow trained to few steps ({self.trained_by[-1].objective}) has no density; use the "
+                f"flow that it was distilled from."
             )
 
     # The vector field
 
     def velocity(self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, guidance=None) -> Tensor:
-        """Computes the marginal velocity at time ``t`` ([] or [*batch]) and ``x [*batch, *event]`` (model space).
+        """Computes the marginal velocity at time ``t`` and point ``x`` (model space: transforms are not applied).
 
-        A time outside :attr:`interval`, where the prediction's conversion divides by nearly zero, is moved to the
-        interval's end.
+        Args:
+            t: the times, ``[]`` or ``[*batch]``. A time outside :attr:`interval` is moved to the nearest end.
+            x: the points ``[*batch, *model]``.
+            context: the conditions ``[*batch, *context_shape]``.
+            guidance: the guidance of the velocity, such as ``guidance.ClassifierFree(2.0)``. Default: None.
         """
         x, context, batch = self._enter(x, context, "velocity", self.model_shape)
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1).clamp(*self.interval)
@@ -150,12 +152,13 @@ class ContinuousFlow(BaseInvertibleFlow):
         r"""Computes the score :math:`\nabla \log p_t(x)` of the path's marginal at time ``t`` (model space).
 
         On an affine path it follows from the velocity, :math:`-(\mathbb E[x_0 | x_t = x] - \mu_0) / (\sigma_t s_0^2)`;
-        on an interpolant with two outputs it is what the second one learned. Cost: one call of the network.
+        on an interpolant it is the second output of the network. The arguments ``x``, ``context`` and ``guidance`` are
+        those of :meth:`velocity`. Cost: one function evaluation.
 
         Raises:
-            ValueError: without a path; on an affine path for a base that is not normal and for a flow trained with
-                another coupling than the independent one (the formula does not hold); on an interpolant that predicts
-                the velocity alone, or with guidance; and where the score is not well conditioned (on affine paths,
+            ValueError: without a path; on an affine path if the base is not normal or the flow was trained with a
+                coupling that is not independent (the formula does not hold); on an interpolant that predicts the
+                velocity alone, or with guidance; at times where the score is not well conditioned (on affine paths,
                 where ``sigma_t`` is below the path's margin).
         """
         both = VelocityAndScore(self, "score", guidance)
@@ -163,56 +166,60 @@ class ContinuousFlow(BaseInvertibleFlow):
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(batch).reshape(-1)
         low, high = self.path.score_interval
         low, high = max(low, self.interval[0]), min(high, self.interval[1])
-        # The bounds are float64: a time that was rounded to them is inside.
+        # The bounds are float64; a time that was rounded to a bound counts as inside.
         fine = ((t > low) | torch.isclose(t, t.new_tensor(low))) & ((t < high) | torch.isclose(t, t.new_tensor(high)))
         if not bool(fine.all()):
             raise ValueError(
-                f"flow.score(t={float(t[~fine][0]):.6g}): the score is well conditioned in [{low:.3g}, {high:.6g}] on "
-                f"this path (margin {self.path.margin}); choose another time."
+                f"flow.score(t={float(t[~fine][0]):.6g}): the score is well conditioned in [{low:.3g}, {high:.6g}]; "
+                f"choose a time inside."
             )
         return unflatten(both(t, x, context)[1], batch)
 
     def with_path(self, path: AffinePath) -> ContinuousFlow:
-        """Gives the same flow read on another schedule (or predicting something else), without training.
+        """Returns the flow on another schedule, or with another prediction type, without training.
 
-        The new flow shares the trained field; its samples follow the same distribution, along other trajectories.
+        The new flow shares the trained field. Its samples follow the same distribution, along other trajectories.
+
+        Args:
+            path: the new path, with the same ends as the present one.
 
         Raises:
-            ValueError: for a flow without a path, for one trained to few steps, and where either path is not affine.
+            ValueError: for a flow without a path, for one trained to few steps, or if either path is not affine.
         """
         if self._takes_steps:
             raise ValueError(
-                f"flow.with_path: this flow was trained to few steps ({self.trained_by[-1].objective}), which belong "
-                f"to its own path and times; use the flow that it was distilled from."
+                f"flow.with_path: a flow trained to few steps ({self.trained_by[-1].objective}) keeps its path; use "
+                f"the flow that it was distilled from."
             )
         if self.path is None:
-            raise ValueError(
-                "flow.with_path: this flow has no path, so what to change from is unknown; set path=... first."
-            )
+            raise ValueError("flow.with_path: this flow has no path to change; build it with path=... first.")
         for each in (self.path, path):
             if not each.affine:
                 raise ValueError(
-                    f"flow.with_path({path!r}): only affine paths pass through the same marginals, and {each!r} adds "
-                    f"noise of its own; train a flow on it."
+                    f"flow.with_path({path!r}): only affine paths share their marginals, and {each!r} adds noise; "
+                    f"train a flow on it."
                 )
         flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
         flow.training, flow.field.training = self.training, self.training
         return flow
 
     def velocity_field(self, guidance=None) -> VelocityField:
-        """Gives the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension, guided if given."""
+        """Returns the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension.
+
+        With ``guidance``, it is the guided velocity.
+        """
         velocity = VelocityField(self)
         if guidance is None:
             return velocity
         if not callable(guidance):
-            raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0), say.")
+            raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
         return guidance(velocity)
 
     def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
-        """Calls the network on one batch dimension, in the dtype of its parameters; returns that of ``x``.
+        """Evaluates the network on one batch dimension, in the dtype of its parameters; returns the dtype of ``x``.
 
-        Shapes: ``t [B]``, ``x [B, *model]``, ``context [B, *context_shape]``, ``s`` as ``t``, for a field of two times;
-        returns ``[B, *model]``, or ``[B, 2, *model]`` on a path with two outputs.
+        Shapes: ``t [B]``, ``x [B, *model]``, ``context [B, *context_shape]``, ``s`` as ``t``, for a field with two
+        times; returns ``[B, *model]``, or ``[B, 2, *model]`` on a path with two outputs.
         """
         return Prediction(self)(t, x, context, s=s)
 
@@ -230,7 +237,7 @@ class ContinuousFlow(BaseInvertibleFlow):
     def _null_context(self, context: Tensor) -> Tensor:
         return as_field(self.field).null_context(context)
 
-    # The one method under all others
+    # The method on which all others are built
 
     def transport(
         self,
@@ -247,29 +254,33 @@ class ContinuousFlow(BaseInvertibleFlow):
         generator=None,
         at: Sequence[float] | None = None,
     ) -> Solution:
-        r"""Carries points along the flow from time ``t0`` to ``t1`` (model space: transforms are not applied).
+        r"""Moves points along the flow from time ``t0`` to ``t1`` (model space: transforms are not applied).
 
-        Shapes: ``x [*batch, *model]``; the solution holds ``y [*batch, *model]``, ``quadratures[name] [*batch]``,
+        Shapes: ``x [*batch, *model]``; the solution has ``y [*batch, *model]``, ``quadratures[name] [*batch]``,
         ``status [*batch]`` and, with ``at``, ``trajectory [len(at), *batch, *model]``. Here ``model`` is
-        ``model_shape``: the event's, unless a transform changes it.
+        ``model_shape``: the event shape, unless a transform changes it.
 
         Args:
-            x, context: the points, and what they are conditioned on.
-            t0, t1: two times in [0, 1]; ``t1 < t0`` goes towards the base.
-            ladj: also integrate the divergence: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
+            x: the points ``[*batch, *model]``.
+            t0: the time of ``x``, in [0, 1].
+            t1: the time of the result, in [0, 1]; ``t1 < t0`` is the direction to the base.
+            context: the conditions ``[*batch, *context_shape]``.
+            ladj: whether to integrate the divergence too: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
             quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius
-                norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, Hutchinson only).
-            solver, divergence: in place of the flow's own.
-            guidance: how the velocity is guided, such as ``guidance.ClassifierFree(2.0)``.
-            generator: the source of a divergence's probes and of an SDE's noise; or a list of one for each row.
-            at: times at which to keep the state, in the direction of the solve.
+                norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, for divergences with
+                probes).
+            solver: the solver. Default: None, the flow's own.
+            divergence: the divergence. Default: None, the flow's own.
+            guidance: the guidance of the velocity, such as ``guidance.ClassifierFree(2.0)``. Default: None.
+            generator: the source of a divergence's probes and of an SDE's noise; or a list with one for each row.
+            at: times at which to keep the state, in the order of the solve. Default: None.
 
-        Failures are per sample: look at ``solution.status``. Nothing is raised for them here.
+        Failures are reported per sample in ``solution.status``; they raise no error here.
 
         Raises:
-            TypeError: where an option is not an object of its kind.
-            ValueError: for a time outside [0, 1], an unknown integral, one that the divergence or the solver cannot
-                give, and a solver that needs what the flow's path or training does not provide.
+            TypeError: if an option is not an object of its kind.
+            ValueError: for a time outside [0, 1]; for an integral that is unknown, or that the divergence or the solver
+                cannot compute; for a solver that needs a path or a training which the flow does not have.
         """
         check_generator("flow.transport", generator, by_row=True)
         if ladj:
@@ -290,16 +301,15 @@ class ContinuousFlow(BaseInvertibleFlow):
             trajectory=trajectory,
         )
 
-    # What the base class derives the protocol from
+    # The methods from which the base class derives the protocol
 
     def _solved(self, solution: Solution, method: str) -> Solution:
-        """Raises where some samples failed; one host read."""
+        """Raises if some samples failed; costs one host read."""
         try:
             return solution.require_success()
         except RuntimeError as failure:
             raise FloatingPointError(
-                f"flow.{method}: {failure} If the input is sound, flow.transport gives the status of every sample "
-                f"and the result of those that succeeded."
+                f"flow.{method}: {failure} flow.transport returns the status and result of every sample."
             ) from None
 
     def _encode(self, x, context, generator, **options):
@@ -313,10 +323,16 @@ class ContinuousFlow(BaseInvertibleFlow):
     def log_prob_estimate(self, x, context=None, *, draws: int = 8, generator=None, **options):
         """Estimates the log-density with its standard error: ``(value [*batch], standard_error [*batch])``.
 
-        With ``Hutchinson(probes=k)``, ``k >= 2``, one solve carries all probes, and the error is that of their mean;
-        ``HutchPlusPlus`` and ``XTrace`` likewise, with the estimates that they are the mean of.
-        Other random likelihoods (dequantised data, one probe) are evaluated ``draws`` times. The solver's own error is
-        not in it.
+        With ``Hutchinson(probes=k)``, ``k >= 2``, ``HutchPlusPlus`` or ``XTrace``, one solve integrates all estimates,
+        and the error is that of their mean. Other random likelihoods (dequantised data, one probe) are evaluated
+        ``draws`` times. The solver's error is not included.
+
+        Args:
+            x: the data ``[*batch, *event]``.
+            context: the conditions ``[*batch, *context_shape]``.
+            draws: the number of evaluations where one solve has a single estimate.
+            generator: the source of probes and noise; or a list with one for each row.
+            **options: ``solver``, ``divergence`` and ``guidance`` for this call, as in :meth:`transport`.
         """
         self._check(options, "log_prob_estimate", generator)
         divergence = options.get("divergence") or self.divergence
@@ -345,19 +361,23 @@ class ContinuousFlow(BaseInvertibleFlow):
         solver=None,
         guidance=None,
     ) -> Tensor:
-        """Follows points from the first to the last of ``times`` and keeps the states: ``[T, *batch, *event]``.
+        """Computes the states of points at ``times``: ``[T, *batch, *event]``, in data space. Builds no graph.
 
-        ``times`` is increasing (``x`` are base samples; an int spaces that many times over [0, 1]) or decreasing (``x``
-        are data). The states are in the data's space: transforms are undone. Builds no graph.
+        Args:
+            x: the points at the first time: base samples ``[*batch, *model]`` for increasing times, data
+                ``[*batch, *event]`` for decreasing ones.
+            context: the conditions ``[*batch, *context_shape]``.
+            times: increasing or decreasing times, or the number of times, equally spaced from 0 to 1.
+            generator: as in :meth:`transport`; so are ``solver`` and ``guidance``.
 
         Raises:
             ValueError: for fewer than two times, and as :meth:`transport`.
-            FloatingPointError: where the solve fails for some samples.
+            FloatingPointError: if the solve fails for some samples.
         """
         check_generator("flow.trajectory", generator, by_row=True)
         if isinstance(times, int):
             if times < 2:
-                raise ValueError(f"flow.trajectory(times={times}): a trajectory has two times or more.")
+                raise ValueError(f"flow.trajectory(times={times}): a trajectory has at least two times; pass 21.")
             times = [i / (times - 1) for i in range(times)]
         times = [float(t) for t in times]
         backwards = times[0] > times[-1]

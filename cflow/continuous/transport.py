@@ -1,4 +1,4 @@
-"""How a continuous flow carries points between two times: the solve, and what lies outside the path's interval."""
+"""Moves points of a continuous flow between two times: the solve, and the steps outside the path's interval."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def transport(
     flow, x, t0, t1, context, generator,
     *, ladj=False, quadratures=(), solver=None, divergence=None, guidance=None, at=None,
 ) -> Solution:  # fmt: skip
-    """Carries ``x [B, *event]`` from ``t0`` to ``t1``; see :meth:`cflow.ContinuousFlow.transport`."""
+    """Moves ``x [B, *event]`` from ``t0`` to ``t1``; see :meth:`cflow.ContinuousFlow.transport`."""
     if not x.is_floating_point():
         raise TypeError(
-            f"flow: x has dtype {x.dtype}, and points on a trajectory are real numbers; pass x.float(), or put "
-            f"bijections.Dequantise in front of the flow (flow.with_transform)."
+            f"flow: x has dtype {x.dtype}, and a continuous flow needs floating numbers; pass x.float(), or add "
+            f"bijections.Dequantise by flow.with_transform."
         )
     names = _names(ladj, quadratures)
     t0, t1, at = _times(t0, t1, at)
@@ -47,12 +47,11 @@ def transport(
         if not is_functorch_wrapped_tensor(x):
             raise
         raise RuntimeError(
-            "flow: a solve was called under torch.func (vmap, grad, jacrev and so on), whose tensors this solver or "
-            "divergence cannot differentiate or read; pass the whole batch at once, flow.log_prob(x [B, *event]), and "
-            "take gradients by torch.autograd.grad(flow.log_prob(x).sum(), x)."
+            "flow: this solver or divergence does not work under torch.func (vmap, grad, jacrev); pass the whole batch "
+            "at once, and use torch.autograd.grad(flow.log_prob(x).sum(), x)."
         ) from error
     for name, value in solution.quadratures.items():
-        if name == "ladj_probes" and value.dim() == 1:  # nothing was integrated: no probe has been seen
+        if name == "ladj_probes" and value.dim() == 1:  # no step was taken, so the number of probes is not known
             value = value.unsqueeze(1).expand(-1, divergence.count)
         # The solver integrates over dt; energies are over |dt|.
         totals[name] = totals.get(name, 0.0) + (value if name.startswith("ladj") or t1 >= t0 else -value)
@@ -71,7 +70,7 @@ def transport(
 
 
 def _leave(ends: Ends, solution: Solution) -> tuple[Tensor, Tensor, dict, int]:
-    """Carries the samples that were solved to ``t1``: ``(y, status, integrals, calls)``."""
+    """Moves the samples whose solve succeeded to ``t1``; returns ``(y, status, integrals, calls)``."""
     crossed, rest, calls = ends.within_last(solution.y, ends.t1)
     fine = solution.status == Status.SUCCESS
     y = torch.where(expand_like(fine, solution.y), crossed, solution.y)
@@ -80,7 +79,7 @@ def _leave(ends: Ends, solution: Solution) -> tuple[Tensor, Tensor, dict, int]:
 
 
 def _trajectory(ends: Ends, solution: Solution, at: list[float], x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Gives the states at all output times, those in a stretch that is crossed too, and the calls these cost."""
+    """Returns the states at all output times, also outside the solved part, and the number of evaluations for these."""
     kept, states, calls = iter(solution.trajectory), {ends.t0: x, ends.t1: y}, 0
     for t in at:
         if ends.holds(t):
@@ -98,24 +97,23 @@ def _trajectory(ends: Ends, solution: Solution, at: list[float], x: Tensor, y: T
 
 
 def _names(ladj: bool, quadratures: Sequence[str]) -> tuple[str, ...]:
-    """Lists the integrals asked for."""
+    """Returns the names of the requested integrals."""
     unknown = set(quadratures) - set(QUADRATURES)
     if unknown:
         raise ValueError(
-            f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is not known; choose from "
+            f"flow.transport(quadratures={tuple(quadratures)}): {sorted(unknown)[0]!r} is unknown; choose from "
             f"{', '.join(QUADRATURES)}."
         )
     return (("ladj",) if ladj else ()) + tuple(quadratures)
 
 
 def _times(t0: Any, t1: Any, at: Any) -> tuple[float, float, list[float] | None]:
-    """Reads the ends and the output times."""
+    """Converts the two ends and the output times to numbers, and checks them."""
     t0, t1, at = float(t0), float(t1), None if at is None else [float(t) for t in at]
     outside = [t for t in (t0, t1, *(at or ())) if not 0 <= t <= 1]
     if outside:
         raise ValueError(
-            f"flow.transport: time {outside[0]} lies outside [0, 1], where 0 is the base and 1 the data; a flow is "
-            f"not defined beyond its ends."
+            f"flow.transport: time {outside[0]} is outside [0, 1]; pass times from 0 (the base) to 1 (the data)."
         )
     return t0, t1, at
 
@@ -123,7 +121,6 @@ def _times(t0: Any, t1: Any, at: Any) -> tuple[float, float, list[float] | None]
 def _divergence(value: Any) -> Any:
     if isinstance(value, type) or not callable(getattr(value, "begin", None)):
         raise TypeError(
-            f"flow: divergence={value!r} is a {type(value).__name__}; options are objects, such as "
-            f"solvers.Heun(steps=20), divergence.Hutchinson() or guidance.ClassifierFree(2.0)."
+            f"flow: divergence={value!r} is not a divergence; pass an object such as divergence.Hutchinson()."
         )
     return value

@@ -1,4 +1,4 @@
-"""What a network and its path give at one point: the marginal velocity, and the score beside it."""
+"""The marginal velocity and the score at one point, from a network and its path."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Prediction(Forwarding):
-    """The output of a flow's network as a callable ``(t, x, context)``: ``[B, *event]``, or ``[B, 2, *event]`` for two
-    outputs.
+    """The output of a flow's network, as a callable ``(t, x, context)``: ``[B, *event]`` or ``[B, 2, *event]``.
 
-    Calls the field in the dtype of its parameters and returns that of ``x``, so that states and log-densities stay
-    in float32 or better around a network in bf16.
+    The field is evaluated in the dtype of its parameters, and the result has the dtype of ``x``. States and
+    log-densities so stay in float32 or better around a network in bf16.
     """
 
-    event_shape = context_shape = outputs = ...  # those of the flow, which a foreign network need not know
+    event_shape = context_shape = outputs = ...  # set from the flow, since a foreign network may not define them
 
     def __init__(self, flow):
         self.field, self.path = flow.field, flow.path
@@ -32,18 +31,18 @@ class Prediction(Forwarding):
         self.half = parameter.dtype if parameter is not None and parameter.dtype in HALF else None
 
     def __eq__(self, other) -> bool:
-        """Says whether the two call the same network in the same way: a flow makes one anew for every solve."""
+        """Returns whether the two evaluate the same network in the same way: a flow makes a new one for every solve."""
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash((type(self), self.field))
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
-        second = {} if s is None else {"s": s}  # foreign networks of one time need not know of it
+        second = {} if s is None else {"s": s}  # foreign networks with one time may not accept it
         return self._checked(self.field(t, *self._halved(x, context), **second), x)
 
     def _halved(self, x: Tensor, context):
-        """Gives the network's inputs in the dtype of its parameters."""
+        """Returns the network's inputs in the dtype of its parameters."""
         if self.half is None:
             return x, context
         halve = lambda each: each.to(self.half) if each.is_floating_point() else each
@@ -56,18 +55,18 @@ class Prediction(Forwarding):
             raise ValueError(
                 f"the field returned {tuple(prediction.shape)} for x {tuple(x.shape)}; "
                 + (
-                    "a vector field returns one value per entry of x."
+                    "return one value per entry of x."
                     if self.wanted == 1
-                    else f"{self.path!r} wants two outputs, {tuple(wanted)}, such as fields.MLP(..., outputs=2) gives."
+                    else f"{self.path!r} needs two outputs, {tuple(wanted)}; build it with outputs=2."
                 )
             )
         return prediction if prediction.dtype == x.dtype else prediction.to(x.dtype)
 
 
 class VelocityField(Prediction):
-    """The marginal velocity that a field and its path give, as a callable ``(t, x, context) -> v``.
+    """The marginal velocity of a field and its path, as a callable ``(t, x, context) -> v``.
 
-    Of a field of two times, called with ``s``, the average velocity from ``t`` to ``s``.
+    For a field with two times that is called with ``s``, it is the average velocity from ``t`` to ``s``.
     """
 
     converts = False
@@ -92,10 +91,10 @@ class VelocityField(Prediction):
         return self.path.velocity(prediction, x, t) if self.converts else prediction
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the velocity and its divergence in closed form, where the field has one (``divergence.Analytic``).
+        """Computes the velocity and its divergence in closed form (``divergence.Analytic``).
 
         Raises:
-            TypeError: where the field has none, and on a path whose velocity does not follow from one prediction.
+            TypeError: if the field has no closed form, or the path needs two outputs for the velocity.
         """
         if self.converts and not self.path.affine:
             raise no_closed_form(repr(self.path), "its velocity is made of two outputs")
@@ -108,56 +107,55 @@ class VelocityField(Prediction):
 
 
 class VelocityAndScore:
-    """The marginal velocity and score of a flow, as a callable ``(t, x, context) -> (v, s)``; one call of the network.
+    """The marginal velocity and score of a flow, as a callable ``(t, x, context) -> (v, s)``.
+
+    Cost: one function evaluation.
 
     Raises:
-        ValueError: on construction, where the flow has no score: without a path; on an affine path with a base that is
-            not normal or another coupling than the independent one; on an interpolant that predicts velocities alone,
-            or under guidance.
+        ValueError: on construction, if the flow has no score: without a path; on an affine path with a base that is not
+            normal or a coupling that is not independent; on an interpolant that predicts velocities alone, or under
+            guidance.
     """
 
     def __init__(self, flow, method: str, guidance=None):
         path, base = flow.path, flow.base
         if path is None:
-            raise ValueError(
-                f"flow.{method}: this flow has no path, so its schedule is unknown; build it with path=..."
-            )
+            raise ValueError(f"flow.{method}: this flow has no path, so no schedule; build it with path=...")
         last = flow.trained_by[-1] if flow.trained_by else None
         if last is not None and last.teaches in ("density", "steps"):
-            instead = "differentiate flow.log_prob" if last.teaches == "density" else "ask the flow that it came from"
+            instead = "differentiate flow.log_prob" if last.teaches == "density" else "use the flow that it came from"
             raise ValueError(
-                f"flow.{method}: the flow was last trained by {last.objective}, which teaches no velocity of {path!r}, "
-                f"so no score follows from it; train it by objectives.FlowMatching, or {instead}."
+                f"flow.{method}: the flow was last trained by {last.objective}, so it has no score on {path!r}; train "
+                f"it by objectives.FlowMatching, or {instead}."
             )
         self.path, self.adds_noise = path, path.adds_noise
         if self.adds_noise:
             if path.outputs != 2:
                 raise ValueError(
-                    f"flow.{method}: {path!r} learns the velocity alone, and between two arbitrary ends the score does "
-                    f"not follow from it; train with predict='score', or sample by an ODE solver."
+                    f"flow.{method}: {path!r} learns the velocity alone; train with predict='score', or use an ODE "
+                    f"solver."
                 )
             if guidance is not None:
                 raise ValueError(
-                    f"flow.{method}(guidance={guidance!r}): guidance mixes velocities, and on {path!r} the score is an "
-                    f"output of its own; sample by an ODE solver, or without guidance."
+                    f"flow.{method}(guidance={guidance!r}): guidance does not apply to the score of {path!r}; use an "
+                    f"ODE solver, or omit guidance."
                 )
             self.field = Prediction(flow)
             return
         paired = [entry.coupling for entry in flow.trained_by if not entry.independent]
         if paired:
             raise ValueError(
-                f"flow.{method}: the flow was trained with {paired[-1]}, and on {path!r} the score follows from the "
-                f"velocity only for independent couplings. Train a new flow with couplings.Independent(), or on "
-                f"paths.BrownianBridge() with objectives.BridgeMatching, which learns the score for every coupling."
+                f"flow.{method}: the score on {path!r} needs independent couplings, and the flow was trained with "
+                f"{paired[-1]}; train with couplings.Independent(), or by objectives.BridgeMatching."
             )
         if not getattr(base, "is_gaussian", False):
             raise ValueError(
-                f"flow.{method}: the base is a {type(base).__name__}; on {path!r} the score needs bases.Normal. On "
-                f"paths.BrownianBridge() any base has one."
+                f"flow.{method}: the score on {path!r} needs bases.Normal, and the base is a {type(base).__name__}; "
+                f"use paths.BrownianBridge() for other bases."
             )
         self.field, self.loc, self.scale = flow.velocity_field(guidance), base.loc, base.scale
         self.direct = guidance is None and path.predict != "velocity"
-        if self.direct:  # expected ends without the way through the velocity, which may vanish
+        if self.direct:  # expected ends from the prediction itself: the velocity may vanish
             self.field = Prediction(flow)
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

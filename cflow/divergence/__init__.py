@@ -1,26 +1,24 @@
-"""The divergence of a field, computed with its value in one pass: in closed form, from the Jacobian, or by probes.
+"""The divergence of a field, computed together with its value: in closed form, from the Jacobian, or by probes.
 
-================== ======================== ============================== ========================================
-divergence         value                    cost of a call                 take it
-================== ======================== ============================== ========================================
-``Analytic``       exact                    one evaluation and, with two   for fields that have a closed form
-                                            hidden layers, at most one     (``MLP``, ``ConcatSquash``,
-                                            more, whatever D; deeper,      ``Potential``), in training and
-                                            D tangents at most             evaluation
-``Exact``          exact, with              an evaluation and D products   for other fields, to evaluate while D is
-                   Frobenius norm                                          some dozens; the default
-``Hutchinson``     unbiased, with norm and  an evaluation and ``probes``   to train other fields: noise in a
-                   standard error           products                       gradient averages out over steps
-``HutchPlusPlus``  unbiased, as above       an evaluation, ``products``    to evaluate where D products are too
-                                            products, a QR decomposition   many and few directions carry most of
-``XTrace``         unbiased, as above       of ``[D, products / 3]``, or   the Jacobian; ``XTrace`` is the more
-                                            ``/ 2``                        exact, ``HutchPlusPlus`` the simpler
-================== ======================== ============================== ========================================
+| divergence             | value          | cost, besides one evaluation   | use it                        |
+|------------------------|----------------|--------------------------------|-------------------------------|
+| :class:`Analytic`      | exact          | at most one evaluation (below) | for fields with a closed form |
+| :class:`Exact`         | exact, norm    | D products                     | to evaluate other fields      |
+| :class:`Hutchinson`    | unbiased, norm | ``probes`` products            | to train other fields         |
+| :class:`HutchPlusPlus` | unbiased, norm | ``products`` products, one QR  | to evaluate if D is large     |
+| :class:`XTrace`        | unbiased, norm | ``products`` products, one QR  | the same, more accurate       |
 
-A product, with the transposed Jacobian, takes about as long as an evaluation. In training all but ``Analytic``
-differentiate twice: a product costs about three evaluations, and the closed form about as much as it costs to train the
-field by any loss. A likelihood is reported as exact with the first two and as an estimate with the others
-(``flow.likelihood``); ``flow.log_prob_estimate`` gives the standard error.
+``Analytic`` works for ``fields.MLP``, ``fields.ConcatSquash`` and ``fields.Potential``, in training and evaluation. The
+figure in the table is for two hidden layers and any D; deeper networks need at most D tangents. ``Exact`` is the
+default, for D up to some dozens. ``Hutchinson`` is for training, since noise in a gradient averages out over steps.
+``HutchPlusPlus`` and ``XTrace`` are for evaluation if D products are too expensive and the Jacobian is large in few
+directions only; their QR decompositions are of ``[D, products / 3]`` and ``[D, products / 2]``. "Norm" is the Frobenius
+norm of the Jacobian.
+
+A product, with the transposed Jacobian, takes about as long as an evaluation. In training, all but ``Analytic``
+differentiate twice: a product costs about three evaluations, while the closed form costs about as much as training the
+field by any other loss. ``flow.likelihood`` is ``"exact"`` for the first two and ``"estimate"`` for the others;
+``flow.log_prob_estimate`` then returns the standard error.
 """
 
 from cflow.divergence.analytic import Analytic

@@ -1,4 +1,4 @@
-"""The divergence in closed form, where the network allows it."""
+"""The divergence in closed form, for networks that have one."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["Analytic"]
 @register("divergence.Analytic")
 @dataclass(frozen=True)
 class Analytic(Divergence):
-    r"""Asks the field for its divergence in closed form, to rounding that of :class:`Exact`.
+    r"""Computes the divergence by the closed form of the field; equals :class:`Exact` up to rounding.
 
-    The field has a method ``value_and_divergence(t, x, context) -> (v, divergence [B])`` (see
-    :class:`cflow.fields.Field`). ``fields.MLP``, ``fields.ConcatSquash`` and ``fields.Potential`` have one, a velocity
-    predicted as ``x1``, ``noise`` or ``score`` on an affine path follows from it, and so does what
-    ``guidance.ClassifierFree`` and ``guidance.AutoGuidance`` make of such fields.
+    The field needs a method ``value_and_divergence(t, x, context) -> (v, divergence [B])`` (see
+    :class:`cflow.fields.Field`). ``fields.MLP``, ``fields.ConcatSquash`` and ``fields.Potential`` have one. It extends
+    to predictions of ``x1``, ``noise`` or ``score`` on an affine path, and to ``guidance.ClassifierFree`` and
+    ``guidance.AutoGuidance`` of such fields.
 
     Shapes: ``x`` ``[B, *event]``; the divergence is ``[B]``, float32 at least; there is no Frobenius norm (None).
 
-    Cost: that of the field's method; with two hidden layers of width H one evaluation more at most, whatever D, and
-    a product of weights, ``H^2 D``, which shows in batches smaller than some hundreds. No graph is needed for the
-    value; its gradient is one backward pass, where that of the other divergences is a double one.
+    Cost: that of the field's method. With two hidden layers of width H this is at most one more evaluation for any D,
+    and a product of weights, ``H^2 D``, which is noticeable in batches smaller than some hundreds. The value needs no
+    graph; its gradient is one backward pass, while other divergences need a double one.
 
     Raises:
         TypeError: if the field has no such method.
-        ValueError: if it has one, and none for how it was built.
+        ValueError: if the method does not support the field's configuration.
 
     Example:
         >>> from cflow.fields import MLP
@@ -46,9 +46,9 @@ class Analytic(Divergence):
     frobenius: ClassVar[bool] = False
 
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Draws nothing."""
+        """Returns None, no probe; ``generator`` is not used."""
         return None
 
     def __call__(self, f, t, x, probe, *args):
-        """Evaluates the field and its divergence."""
+        """Computes ``f(t, x, *args)`` and its divergence; ``probe`` is not used."""
         return *as_field(f).value_and_divergence(t, x, *args), None

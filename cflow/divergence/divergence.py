@@ -1,4 +1,4 @@
-"""The contract of a divergence, and what all that estimate one share."""
+"""The contract of divergences, and the base class of estimators."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ __all__ = ["Divergence", "Estimator"]
 class Divergence(ABC):
     r"""Computes a field's value and its divergence, the trace of :math:`J = \partial f / \partial x`.
 
-    A solve begins with ``probe = divergence.begin(x, generator)`` and hands the probe on as one of the field's
-    arguments, so that it stays with its sample and the same for the whole solve: a probe drawn anew at every call makes
-    the integrand rough and the solver's steps tiny.
+    A solve calls ``probe = divergence.begin(x, generator)`` once and passes the probe as one of the field's arguments,
+    so that it stays with its sample and fixed during the solve. A new probe at every call would make the integrand
+    rough and the solver's steps tiny.
 
     Attributes:
-        exact: whether the value is the divergence itself, and not an estimate.
-        frobenius: whether the squared Frobenius norm of J comes with it.
-        count: how many unbiased estimates the value is the mean of, each of which :meth:`estimates` gives; 0 where
-            there are none.
+        exact: whether the value is the divergence itself, not an estimate.
+        frobenius: whether the squared Frobenius norm of J is computed too.
+        count: the number of unbiased estimates whose mean is the value, see :meth:`estimates`; 0 if there are none.
+
+    Example:
+        >>> from cflow.divergence import Exact
+        >>> divergence, x = Exact(), torch.ones(3, 2)
+        >>> probe = divergence.begin(x)
+        >>> v, div, norm = divergence(lambda t, x: x**2, torch.zeros(3), x, probe)
+        >>> div.tolist()
+        [4.0, 4.0, 4.0]
     """
 
     exact: ClassVar[bool]
@@ -35,24 +42,38 @@ class Divergence(ABC):
 
     @abstractmethod
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws what stays fixed during a solve from ``x``, a tensor with first dimension B, or None."""
+        """Draws the probe of a solve: a tensor with first dimension B, or None.
+
+        Args:
+            x: the points at the start ``[B, *event]``.
+            generator: the source of random numbers. Default: None, torch's default generator.
+        """
 
     @abstractmethod
     def __call__(
         self, f: Callable, t: Tensor, x: Tensor, probe: Tensor | None, *args: Any
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Evaluates ``f(t, x, *args)``; gives the value, the divergence ``[B]`` and the squared Frobenius norm of J."""
+        """Computes the value of the field, its divergence ``[B]`` and the squared Frobenius norm of J ``[B]`` or None.
+
+        Args:
+            f: the field, called as ``f(t, x, *args)``.
+            t: the times, ``[]`` or ``[B]``.
+            x: the points ``[B, *event]``.
+            probe: the result of :meth:`begin`.
+            *args: other arguments of the field, such as the context.
+        """
 
     def estimates(self, f: Callable, t: Tensor, x: Tensor, probe: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        """Evaluates the field and gives every estimate of its divergence, ``[B, count]``."""
-        raise TypeError(f"{self!r} is the mean of no estimates; take divergence.Hutchinson(probes=8), say.")
+        """Computes ``f(t, x, *args)`` and every estimate of its divergence, ``[B, count]``, from ``probe``."""
+        raise TypeError(f"{self!r} has no separate estimates; use divergence.Hutchinson(probes=8).")
 
 
 class Estimator(Divergence):
-    r"""Estimates the divergence as the mean of several unbiased estimates, whose spread gives the error of the mean.
+    r"""Estimates the divergence as the mean of several unbiased estimates; their spread is the error of the mean.
 
-    The probe is ``[B, vectors(D), *event]``. All products are with :math:`J^\top`, which has the trace of :math:`J`.
-    ``flow.log_prob_estimate`` integrates each of the ``count`` estimates along the solve.
+    A subclass implements ``begin``, ``count``, ``vectors`` and ``combine``. The probe is ``[B, vectors(D), *event]``.
+    All products are with :math:`J^\top`, which has the trace of :math:`J`. ``flow.log_prob_estimate`` integrates each
+    of the ``count`` estimates along the solve.
     """
 
     exact: ClassVar[bool] = False
@@ -60,11 +81,11 @@ class Estimator(Divergence):
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many estimates a call gives."""
+        """The number of estimates per call."""
 
     @abstractmethod
     def vectors(self, size: int) -> int:
-        """Says how many vectors the probe holds for events of ``size`` numbers."""
+        """Returns the number of vectors in the probe for events with ``size`` entries."""
 
     @abstractmethod
     def combine(self, times: Callable[[Tensor], Tensor], probe: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,12 +95,12 @@ class Estimator(Divergence):
         """
 
     def __call__(self, f, t, x, probe, *args):
-        """Evaluates the field and estimates its divergence."""
+        """Computes ``f(t, x, *args)``, and estimates its divergence and squared Frobenius norm from ``probe``."""
         v, traces, norms = self._estimates(f, t, x, probe, *args)
         return v, traces.mean(1), norms.mean(1)
 
     def estimates(self, f: Callable, t: Tensor, x: Tensor, probe: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        """Evaluates the field and gives every estimate of its divergence, ``[B, count]``."""
+        """Computes ``f(t, x, *args)`` and every estimate of its divergence, ``[B, count]``, from ``probe``."""
         v, traces, _ = self._estimates(f, t, x, probe, *args)
         return v, traces
 
@@ -88,8 +109,8 @@ class Estimator(Divergence):
         expected = (x.shape[0], self.vectors(size), *x.shape[1:])
         if probe is None or probe.shape != expected:
             raise ValueError(
-                f"{self!r}: a probe of shape {None if probe is None else list(probe.shape)} for x of shape "
-                f"{list(x.shape)}; draw it with begin(x, generator), hand it on with its sample's rows."
+                f"{self!r}: a probe of shape {None if probe is None else list(probe.shape)} does not fit x of shape "
+                f"{list(x.shape)}; draw it with begin(x, generator)."
             )
         with gradients() as differentiable:
             t, x, probe, args = enter((t, x, probe, args))

@@ -1,4 +1,4 @@
-"""The exact divergence, from every row of the Jacobian."""
+"""The exact divergence, from all rows of the Jacobian."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cflow.registry import register
 
 __all__ = ["Exact"]
 
-# Numbers in a batch up to which repeating its rows is cheaper than going backward once more.
+# Entries of a batch up to which repeating its rows is cheaper than another backward pass.
 TOGETHER_CPU, TOGETHER = 2**10, 2**18
 
 
@@ -27,18 +27,21 @@ class Exact(Divergence):
 
     .. math:: \nabla \cdot f = \sum_{d=1}^D e_d^\top J e_d, \qquad \|J\|_F^2 = \sum_{d=1}^D \|J^\top e_d\|^2
 
-    ``chunk`` products are taken together, on a batch of which every row is repeated ``chunk`` times. This needs no
-    batching rule of any operator (those of torch's ``vmap`` give wrong second derivatives through group normalisation),
-    only that the rows of ``f`` are independent, as they are for a field. ``chunk=1`` evaluates ``f`` once and goes
-    backward D times: the least work and memory. A larger chunk evaluates ``f`` again on every chunk and pays where the
-    overhead of a call dominates: small batches, small networks. The default repeats up to a thousand numbers on a CPU
-    (measured on networks of two hidden layers) and up to a quarter of a million elsewhere (an estimate).
+    Args:
+        chunk: the number of products that are computed together, on a batch with every row repeated ``chunk`` times.
+            ``chunk=1`` evaluates ``f`` once and runs D backward passes: the least work and memory. A larger chunk
+            evaluates ``f`` again for every chunk. It is faster if the overhead of a call dominates: small batches and
+            small networks. Default: None, which repeats up to a thousand entries on a CPU (measured on networks with
+            two hidden layers) and up to a quarter of a million on other devices (an estimate).
+
+    Chunks need no batching rules of operators (those of torch's ``vmap`` have wrong second derivatives through group
+    normalisation). They only need independent rows of ``f``, as every field has.
 
     Shapes: ``x`` ``[B, *event]`` of any event shape; the divergence and the norm are ``[B]``, float32 at least.
 
-    Cost: one evaluation and D vector-Jacobian products with ``chunk=1``; D rows' worth of evaluation beside them
-    otherwise. With gradients enabled everything is differentiable (attention then runs on torch's plain kernel: the
-    fused ones have no second derivative).
+    Cost: one evaluation and D vector-Jacobian products with ``chunk=1``; with larger chunks also an evaluation on D
+    times the batch. With gradients enabled the result is differentiable (attention then uses torch's plain kernel,
+    since the fused ones have no second derivative).
 
     Raises:
         ValueError: if ``chunk < 1``, ``f`` returns another shape than ``x``, or rows of ``args`` cannot be repeated.
@@ -56,15 +59,15 @@ class Exact(Divergence):
 
     def __post_init__(self):
         if self.chunk is not None:
-            why = "products are taken in chunks of at least one; pass a positive integer, or None to choose by size."
+            why = "a chunk is at least one product; pass a positive integer, or None."
             check_integer("Exact", "chunk", self.chunk, 1, why)
 
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Draws nothing: the unit vectors are no choice."""
+        """Returns None, no probe: the unit vectors are fixed. ``generator`` is not used."""
         return None
 
     def __call__(self, f, t, x, probe, *args):
-        """Evaluates the field and its exact divergence."""
+        """Computes ``f(t, x, *args)``, its divergence and squared Frobenius norm; ``probe`` is not used."""
         batch, size = x.shape[0], x.shape[1:].numel()
         if not x.numel():
             size = 0
@@ -89,7 +92,7 @@ class Exact(Divergence):
 
 
 def _repeat(inputs: tuple[Tensor, Tensor, tuple], count: int) -> tuple[Tensor, Tensor, tuple]:
-    """Repeats the batch ``count`` times; a time shared by the batch stays as it is."""
+    """Repeats the batch ``count`` times; a time shared by the batch is unchanged."""
     if count == 1:
         return inputs
     batch = inputs[1].shape[0]
@@ -99,9 +102,8 @@ def _repeat(inputs: tuple[Tensor, Tensor, tuple], count: int) -> tuple[Tensor, T
             return leaf
         if leaf.shape[0] != batch:
             raise ValueError(
-                f"Exact(chunk={count}): an argument of shape {list(leaf.shape)} beside x of shape "
-                f"{list(inputs[1].shape)} cannot be repeated with its sample; the first dimension of every argument is "
-                f"the batch, so expand it, let f hold what is shared, or use chunk=1."
+                f"Exact(chunk={count}): an argument of shape {list(leaf.shape)} cannot be repeated with x of shape "
+                f"{list(inputs[1].shape)}; expand its first dimension to the batch, or use chunk=1."
             )
         return leaf.repeat(count, *([1] * (leaf.dim() - 1)))
 

@@ -1,4 +1,4 @@
-"""Hutchinson's estimator: the quadratic form of the Jacobian at random probes."""
+"""Hutchinson's estimator: the quadratic form of the Jacobian for random probes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Hutchinson(Estimator):
               \|J\|_F^2 \approx \frac1k \sum_{i=1}^k \|J^\top \epsilon_i\|^2, \qquad
               \mathbb E[\epsilon \epsilon^\top] = I
 
-    With :math:`S = (J + J^\top)/2` one Rademacher probe (entries of plus or minus one) has variance
-    :math:`2 \sum_{i \ne j} S_{ij}^2`, so a diagonal Jacobian costs no noise; one Gaussian probe has
-    :math:`2 \|S\|_F^2`, never less.
+    With :math:`S = (J + J^\top)/2`, one Rademacher probe (entries of plus or minus one) has variance
+    :math:`2 \sum_{i \ne j} S_{ij}^2`, which is zero for a diagonal Jacobian; one Gaussian probe has
+    :math:`2 \|S\|_F^2`, which is never less.
 
     Args:
-        law: what a probe's entries are drawn from, ``"rademacher"`` or ``"gaussian"``.
-        probes: how many independent probes are averaged.
+        law: the distribution of a probe's entries, ``"rademacher"`` or ``"gaussian"``.
+        probes: the number of independent probes that are averaged.
 
     Shapes: ``x`` ``[B, *event]``; the probe is ``[B, probes, *event]``; divergence and norm ``[B]``, float32 at least.
 
@@ -62,34 +62,34 @@ class Hutchinson(Estimator):
     def __post_init__(self):
         if self.law not in LAWS:
             raise ValueError(
-                f"Hutchinson(law={self.law!r}): not a law of probes known here; pass 'rademacher' or 'gaussian', and "
-                f"the number of probes as probes=...."
+                f"Hutchinson(law={self.law!r}): unknown; pass 'rademacher' or 'gaussian', and the number of probes as "
+                f"probes=...."
             )
         check_integer("Hutchinson", "probes", self.probes, 1, "an estimate needs a probe; pass an integer >= 1.")
 
     @property
     def count(self) -> int:
-        """One estimate per probe."""
+        """The number of estimates: one per probe."""
         return self.probes
 
     def vectors(self, size):
-        """Says how many vectors the probe holds: ``probes``."""
+        """Returns ``probes``, for every ``size``."""
         return self.probes
 
     def begin(self, x, generator=None):
-        """Draws the probes of a solve, ``[B, probes, *event]``."""
+        """Draws the probes of a solve with ``generator``, ``[B, probes, *event]``."""
         shape = (x.shape[0], self.probes, *x.shape[1:])
         if self.law == "gaussian":
             return draw_rows(torch.randn, shape, generator, dtype=x.dtype, device=x.device)
         return draw_rows(rademacher, shape, generator, dtype=x.dtype, device=x.device)
 
     def combine(self, times, probe):
-        """Computes the quadratic form of every probe, and the squared length of its product."""
+        """Computes the quadratic form of every probe, and the squared norm of its product."""
         products = [(times(e), e) for e in probe.unbind(1)]
         traces = torch.stack([(product * e).sum(1) for product, e in products], 1)
         return traces, torch.stack([product.square().sum(1) for product, _ in products], 1)
 
 
 def rademacher(shape: Sequence[int], **options: Any) -> Tensor:
-    """Draws plus or minus one, each with probability a half."""
+    """Draws plus or minus one with equal probability."""
     return torch.randint(0, 2, shape, **options).mul_(2).sub_(1)

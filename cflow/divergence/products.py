@@ -16,7 +16,7 @@ __all__ = ["enter", "evaluate", "gradients", "product"]
 
 @contextlib.contextmanager
 def gradients():
-    """Enables gradients whatever the mode outside is; gives whether they were enabled there."""
+    """Enables gradients in every mode; yields whether they were enabled outside."""
     differentiable = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -28,26 +28,26 @@ def gradients():
 
 
 def enter(inputs: Any) -> Any:
-    """Makes tensors that were made in inference mode fit for a graph, by a copy."""
+    """Copies tensors that were made in inference mode, so that they can be part of a graph."""
     return pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, inputs
     )
 
 
 def evaluate(f: Callable, t: Tensor, x: Tensor, args: tuple) -> tuple[Tensor, Tensor]:
-    """Evaluates a field at a fresh node of the graph, so that only its role as the field's point is differentiated."""
+    """Evaluates a field at a new node of the graph, so that derivatives are with respect to the field's point only."""
     point = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
     value = f(t, point, *args)
     if value.shape != x.shape:
         raise ValueError(
-            f"a divergence was asked of a field that maps x of shape {list(x.shape)} to {list(value.shape)}; only a "
-            f"map between equal shapes has a trace, so return x's shape."
+            f"divergence: the field maps x of shape {list(x.shape)} to {list(value.shape)}; a trace needs equal "
+            f"shapes, so return x's shape."
         )
     return point, value
 
 
 def product(value: Tensor, point: Tensor, cotangent: Tensor, differentiable: bool) -> Tensor:
-    """Computes ``J^T e`` in float32 at least; zero where the value does not depend on the point."""
+    """Computes ``J^T e`` in float32 or better; zero if the value does not depend on the point."""
     dtype = torch.promote_types(point.dtype, torch.float32)
     if not value.requires_grad:
         return torch.zeros(point.shape, dtype=dtype, device=point.device)

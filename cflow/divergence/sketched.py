@@ -1,4 +1,4 @@
-"""What the estimators share that look for the large part of a Jacobian first."""
+"""The base class of estimators that first find the subspace in which a Jacobian is large."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Sketched", "each_column"]
 
 
 class Sketched(Estimator):
-    r"""Estimates the divergence by ``products`` products, some of which find a basis of the Jacobian's large part.
+    r"""Estimates the divergence by ``products`` products; some of them find a basis of the Jacobian's large part.
 
-    With ``products`` at least D the D unit vectors take the place of all else, and the value is exact; the probe is
-    then empty. A basis is a constant of the gradient: since the estimate has no bias whatever the basis, neither has
-    its gradient (which therefore is not the derivative of the estimate itself).
+    If ``products`` is at least D, the D unit vectors are used instead, the value is exact and the probe is empty. In
+    gradients the basis is a constant: the estimate is unbiased for every basis, and so is this gradient (which
+    therefore differs from the derivative of the estimate itself).
     """
 
     products: int
@@ -26,18 +26,18 @@ class Sketched(Estimator):
     @property
     @abstractmethod
     def drawn(self) -> int:
-        """How many vectors a probe holds unless the value is exact."""
+        """The number of vectors in a probe, if the value is not exact."""
 
     @abstractmethod
     def estimate(self, times: Callable[[Tensor], Tensor], probe: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the estimates from a probe that holds vectors, as :meth:`combine` does."""
+        """Computes the estimates from a probe that is not empty; the arguments are those of :meth:`combine`."""
 
     def vectors(self, size):
-        """Says how many vectors the probe holds: none where the products reach for every unit vector."""
+        """Returns the number of vectors in the probe: none if there are products for all ``size`` unit vectors."""
         return 0 if size <= self.products else self.drawn
 
     def combine(self, times, probe):
-        """Computes the estimates; where no vectors were drawn, the exact values, ``count`` times."""
+        """Computes the estimates; for an empty probe, the exact values, ``count`` times."""
         if probe.shape[1]:
             return self.estimate(times, probe)
         size = probe.shape[2]

@@ -1,4 +1,4 @@
-"""XTrace: every test vector is probe for the subspace of all others."""
+"""XTrace: every test vector is a probe for the subspace of all others."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ __all__ = ["XTrace"]
 @register("divergence.XTrace")
 @dataclass(frozen=True)
 class XTrace(Sketched):
-    r"""Estimates the divergence with every test vector in both roles: part of the sketch, and probe of the rest.
+    r"""Estimates the divergence with every test vector in both roles: in the sketch, and as a probe for the rest.
 
     .. math:: \operatorname{tr} A \approx \frac1k \sum_{i=1}^k \Bigl[ \operatorname{tr}(Q_i^\top A Q_i)
               + (D - k + 1) \frac{r_i^\top A r_i}{\|r_i\|^2} \Bigr], \quad
               r_i = (I - Q_i Q_i^\top) \omega_i, \quad A = J^\top
 
     with :math:`k` = ``products / 2`` Gaussian vectors, drawn once per solve, and :math:`Q_i` an orthonormal basis of
-    the products with all but the i-th, found for all i from one QR decomposition. No bias, whatever J; no error where
-    J has a rank below k, or ``products >= D``. The k estimates are exchangeable, not
-    independent; their spread over :math:`\sqrt k` is the published estimate of the error. It is too small where J is
-    nearly symmetric and ``products`` come near D: by up to a third, measured on diagonal matrices; for error bars to
-    rely on take :class:`HutchPlusPlus`. More exact than that for as many products, most where singular values fall off
-    quickly. For evaluation.
+    the products with all but the i-th, computed for all i from one QR decomposition. There is no bias for any J, and no
+    error if J has a rank below k, or if ``products >= D``. It is more accurate than :class:`HutchPlusPlus` for the same
+    number of products, most of all if the singular values decay quickly. Use it for evaluation.
+
+    The k estimates are exchangeable, not independent; their spread over :math:`\sqrt k` is the published estimate of
+    the error. It is too small, by up to a third on diagonal matrices, if J is nearly symmetric and ``products`` is
+    close to D. For reliable error bars use :class:`HutchPlusPlus`.
 
     Args:
-        products: vector-Jacobian products per call, an even number from four on.
+        products: vector-Jacobian products per call, an even number of at least four.
 
     Shapes: ``x`` ``[B, *event]``; the probe is ``[B, products / 2, *event]``; divergence and norm ``[B]``, float32 at
     least.
 
-    Cost: one evaluation and ``products`` vector-Jacobian products, or D where that is less; a QR decomposition of
+    Cost: one evaluation and ``products`` vector-Jacobian products, or D if that is less; a QR decomposition of
     ``[D, k]`` per sample and call.
 
     Raises:
@@ -60,31 +61,31 @@ class XTrace(Sketched):
     def __post_init__(self):
         if not is_integer(self.products, 4) or self.products % 2:
             raise ValueError(
-                f"XTrace(products={self.products!r}): every vector takes two products, and a vector is probe for the "
-                f"others; pass an even integer >= 4."
+                f"XTrace(products={self.products!r}): two or more vectors take two products each; pass an even "
+                f"integer >= 4."
             )
 
     @property
     def count(self) -> int:
-        """One estimate per vector left out."""
+        """The number of estimates: one per test vector."""
         return self.products // 2
 
     @property
     def drawn(self) -> int:
-        """The test vectors."""
+        """The number of test vectors."""
         return self.products // 2
 
     def begin(self, x, generator=None):
-        """Draws the test vectors of a solve, ``[B, vectors, *event]``."""
+        """Draws the test vectors of a solve with ``generator``, ``[B, vectors, *event]``."""
         shape = (x.shape[0], self.vectors(x.shape[1:].numel()), *x.shape[1:])
         return draw_rows(torch.randn, shape, generator, dtype=x.dtype, device=x.device)
 
     def estimate(self, times, probe):
-        """Computes the estimate that leaves out each vector in turn."""
+        """Computes the estimates that omit each vector in turn; ``times`` and ``probe`` as in :meth:`combine`."""
         sketched = each_column(times, probe.mT)
         basis, triangle = torch.linalg.qr(sketched.detach())
         omega, inside = probe.mT.to(basis.dtype), each_column(times, basis)
-        # Leaving vector i out takes the direction basis @ left[:, i] away from the subspace.
+        # Omitting vector i removes the direction basis @ left[:, i] from the subspace.
         left = _orthogonal_to_others(triangle)
         along = basis.mT @ omega
         along = along - left * (left * along).sum(1, keepdim=True)
@@ -99,9 +100,9 @@ class XTrace(Sketched):
 
 
 def _orthogonal_to_others(triangle: Tensor) -> Tensor:
-    """Finds, for every column of ``[B, k, k]``, a unit vector that is orthogonal to all other columns.
+    """Computes, for every column of ``[B, k, k]``, a unit vector that is orthogonal to all other columns.
 
-    Where columns depend on each other (a Jacobian of low rank, or zero) there are several, and any will do.
+    If columns are linearly dependent (a Jacobian of low rank, or zero), there are several, and any can be used.
     """
     size = triangle.abs().amax((1, 2)).unsqueeze(1)
     least = torch.finfo(triangle.dtype).eps * torch.where(size > 0, size, 1)

@@ -1,4 +1,4 @@
-"""Guidance: from a velocity field to a velocity field that follows its condition, or its better self, more closely."""
+"""Guidance: changes a velocity field so that samples follow the condition more closely, or have better quality."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ __all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guidance", "Guided"
 
 
 class Guidance:
-    """Holds what guidances share: called with a field, each gives the field under its guidance.
+    """The base class of guidances: called with a field, a guidance returns the guided field.
 
-    A subclass gives ``velocity(field, t, x, context) -> v``, and ``value_and_divergence``, with the same arguments,
-    where its divergence follows from the field's.
+    A subclass implements ``velocity(field, t, x, context) -> v``, and ``value_and_divergence`` with the same arguments
+    if its divergence follows from that of the field.
     """
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Raises a TypeError: no closed form is known of a guidance that is not a weighted sum of velocities."""
+        """Raises a TypeError: only weighted sums of velocities have a divergence in closed form."""
         raise no_closed_form(type(self).__name__, "it is not a weighted sum of velocities with fixed weights")
 
 
 class Guided(FieldWrapper):
-    """Holds a velocity field under guidance; called ``(t, x, context=None, *, s=None)`` as the field itself.
+    """A velocity field under guidance: the result of ``guidance(field)``.
 
-    Made by ``guidance(field)``. Shapes, ``null_context`` and the rest of a field's contract are forwarded to the field
-    inside.
+    It is called like the field, ``(t, x, context=None, *, s=None)``. Shapes, ``null_context`` and the rest of a field's
+    contract are those of the field.
 
-    Average velocities, between the two times of a field that was trained for them, are mixed as velocities are: an
-    approximation for long steps, since the two that are mixed belong to different ways
-    (``objectives.MeanFlow(guidance=...)`` learns the guided ones instead).
+    The average velocities of a field with two times are combined like velocities. For long steps this is an
+    approximation, since the two belong to different trajectories (``objectives.MeanFlow(guidance=...)`` learns the
+    guided average velocities instead).
+
+    Args:
+        guidance: the guidance, such as ``ClassifierFree(2.0)``.
+        field: the velocity field.
     """
 
     def __init__(self, guidance: Guidance, field):
@@ -45,7 +49,7 @@ class Guided(FieldWrapper):
         self.guidance = guidance
 
     def __eq__(self, other) -> bool:
-        """Says whether the two guide the same field in the same way: a flow makes one anew for every solve."""
+        """Returns whether the two guide the same field in the same way: a flow makes a new one for every solve."""
         return type(self) is type(other) and self.guidance == other.guidance and self.field == other.field
 
     def __hash__(self) -> int:
@@ -54,10 +58,11 @@ class Guided(FieldWrapper):
     def forward(
         self, t: Tensor | float, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None
     ) -> Tensor:
+        """Computes the guided velocity at ``(t, x)`` given ``context``; with ``s``, the average velocity to ``s``."""
         return self.guidance.velocity(self.field if s is None else _Until(self.field, s), t, x, context)
 
     def value_and_divergence(self, t, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the guided velocity and its divergence in closed form (``divergence.Analytic``).
+        """Computes the guided velocity at ``(t, x)`` given ``context``, and its divergence in closed form.
 
         Raises:
             TypeError: for a guidance that is not a weighted sum of velocities, and for a field without a closed form.
@@ -66,7 +71,7 @@ class Guided(FieldWrapper):
 
 
 class _Until(Forwarding):
-    """A field of two times with the second one given: called as one of one time, also with the batch doubled."""
+    """A field with two times, the second one fixed: called like a field with one time, also with the batch doubled."""
 
     two_times = False
 
@@ -79,17 +84,17 @@ class _Until(Forwarding):
 
 
 def _conditional(guidance, field) -> Guided:
-    """Wraps a field that has a condition to leave out; refuses others."""
+    """Wraps a conditional field; raises for an unconditional one."""
     if as_field(field).context_shape is None:
         raise ValueError(
-            f"{type(guidance).__name__}(field): guidance compares velocities with and without the condition, and this "
-            f"field is unconditional (context_shape is None); use a field with a context, or AutoGuidance."
+            f"{type(guidance).__name__}(field): this field is unconditional (context_shape is None); use a field with "
+            f"a context, or AutoGuidance."
         )
     return Guided(guidance, field)
 
 
 def _with_and_without(guidance, field, t, x: Tensor, context: Tensor | None) -> tuple:
-    """Gives the inputs ``(t, x, context)`` of one call with twice the batch: with the condition, then without it."""
+    """Returns the inputs ``(t, x, context)`` with twice the batch: with the condition, then without it."""
     context = _present(guidance, field, context)
     if isinstance(t, Tensor) and t.dim():
         shared = shared_time(t)
@@ -102,15 +107,15 @@ def _present(guidance, field, context: Tensor | None) -> Tensor:
     if context is None:
         shape = as_field(field).context_shape
         raise ValueError(
-            f"{type(guidance).__name__}: called without a context, but there is nothing to guide towards; pass a "
-            f"context of shape {pattern(shape, 'B')}."
+            f"{type(guidance).__name__}: called without a context; pass one of shape {pattern(shape, 'B')}."
         )
     return context
 
 
 def _inside(t: Tensor | float, low: float, high: float, x: Tensor) -> bool | Tensor:
-    """Finds which samples have a time in ``[low, high]``: a bool where that is known of all without waiting for a
-    device, else a mask ``[B, 1, ...]`` that broadcasts against ``x``.
+    """Returns which samples have a time in ``[low, high]``: a mask ``[B, 1, ...]`` that broadcasts against ``x``.
+
+    If all samples agree and the host can know it without waiting for a device, it returns a bool.
     """
     if not isinstance(t, Tensor):
         return low <= t <= high
@@ -130,18 +135,19 @@ class ClassifierFree(Guidance):
 
     .. math:: v = u + w (c - u), \qquad c = v(t, x, \text{context}), \quad u = v(t, x, \varnothing)
 
-    A scale of 0 leaves the condition out, 1 follows it as the model learned, more than 1 exaggerates it. Outside
-    ``interval`` the velocity with the condition is used as it is.
+    A scale of 0 omits the condition, 1 follows it as learned, and more than 1 exaggerates it. Outside ``interval`` the
+    velocity with the condition is used unchanged.
 
     Args:
         scale: the weight ``w``.
-        interval: the times from the first to the second, both included, in which the guidance acts.
+        interval: the first and the last time at which the guidance acts (0 is noise, 1 is data).
 
-    Shapes: as the field's. Cost: one call with twice the batch; with the batch itself where the scale is 0 or 1, and
-    outside the interval where the time is a number or lives on the CPU (on a device the answer is not waited for).
+    Shapes: as the field's. Cost: one function evaluation with twice the batch. It has the normal batch if the scale is
+    0 or 1, and outside the interval if the time is a number or a tensor on the CPU.
 
     Raises:
-        ValueError: if the scale is not finite, the interval is empty, the field is unconditional or a context missing.
+        ValueError: if the scale is not finite, the interval is empty, the field is unconditional or the context is
+            missing.
 
     Source: Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598 (there the weight is
     ``w - 1``); Kynkäänniemi et al., Applying Guidance in a Limited Interval Improves Sample and Distribution
@@ -163,23 +169,24 @@ class ClassifierFree(Guidance):
         _check_scale(self)
         if len(self.interval) != 2 or not self.interval[0] < self.interval[1]:
             raise ValueError(
-                f"ClassifierFree(interval={self.interval}): guidance acts between two times, the first before the "
-                f"second; pass for example (0.1, 0.9), where 0 is noise and 1 is data."
+                f"ClassifierFree(interval={self.interval}): the interval is two increasing times; pass a pair such as "
+                f"(0.1, 0.9)."
             )
 
     def __call__(self, field) -> Guided:
+        """Returns ``field`` under this guidance."""
         return _conditional(self, field)
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
-        """Computes the guided velocity of ``field``."""
+        """Computes the guided velocity of ``field`` at ``(t, x)`` given ``context``."""
         return self._mix(lambda *inputs: (field(*inputs),), field, t, x, context)[0]
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Computes the guided velocity and its divergence, mixed as the velocities are."""
+        """Computes the guided velocity of ``field`` at ``(t, x)`` given ``context``, and its divergence."""
         return self._mix(as_field(field).value_and_divergence, field, t, x, context)
 
     def _mix(self, ask: Callable, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Mixes what ``ask(t, x, context)`` gives with and without the condition."""
+        """Combines the results of ``ask(t, x, context)`` with and without the condition."""
         context = _present(self, field, context)
         low, high = self.interval
         everywhere = low <= 0.0 and high >= 1.0
@@ -199,25 +206,25 @@ class ClassifierFree(Guidance):
 @register("guidance.CFGZeroStar")
 @dataclass(frozen=True)
 class CFGZeroStar(Guidance):
-    r"""Extrapolates from the best multiple of the velocity without the condition, and stands still at first.
+    r"""Extrapolates from the best multiple of the velocity without the condition; the velocity is zero at first.
 
     .. math:: v = s u + w (c - s u), \qquad s = \frac{\langle c, u \rangle}{\lVert u \rVert^2}, \qquad
         v = 0 \text{ for } t < t_0
 
-    The multiple ``s``, one per sample, makes up for an undertrained ``u``; near the noise, where the learned velocity
-    is worse than none, the sample is left where it is. The velocity jumps at ``zero_until``: prefer solvers of fixed
-    steps, with a step that ends there.
+    The multiple ``s``, one per sample, corrects an undertrained ``u``. Near the noise the learned velocity is worse
+    than none, so the sample does not move there. The velocity is discontinuous at ``zero_until``: prefer solvers with
+    fixed steps, and let a step end there.
 
     Args:
         scale: the weight ``w``; 1 is the velocity with the condition.
         zero_until: the time ``t_0`` before which the velocity is zero; 0 for never.
 
-    Shapes: as the field's. Cost: one call with twice the batch; with the batch itself for scale 1; none before
-    ``zero_until`` where the time is a number or lives on the CPU.
+    Shapes: as the field's. Cost: one function evaluation with twice the batch, or with the normal batch for scale 1;
+    none before ``zero_until`` if the time is a number or a tensor on the CPU.
 
     Raises:
-        ValueError: if the scale is not finite, ``zero_until`` is outside [0, 1) or meets whole steps
-            (``solvers.FlowMap``), the field is unconditional or a context missing.
+        ValueError: if the scale is not finite, ``zero_until`` is outside [0, 1) or is used with whole steps
+            (``solvers.FlowMap``), the field is unconditional or the context is missing.
 
     Source: Fan et al., CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models, 2025, arXiv:2503.18886,
     sections 4.1 and 4.2 (there the first 4 percent of the steps are zero; here a time, the same on uniform steps).
@@ -236,19 +243,19 @@ class CFGZeroStar(Guidance):
         _check_scale(self)
         if not 0 <= self.zero_until < 1:
             raise ValueError(
-                f"CFGZeroStar(zero_until={self.zero_until}): samples stand still from time 0 to this time and must "
-                f"still reach the data at 1; pass a time in [0, 1), for example 0.04."
+                f"CFGZeroStar(zero_until={self.zero_until}): the time is in [0, 1); pass a value such as 0.04."
             )
 
     def __call__(self, field) -> Guided:
+        """Returns ``field`` under this guidance."""
         return _conditional(self, field)
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
-        """Computes the guided velocity of ``field``."""
+        """Computes the guided velocity of ``field`` at ``(t, x)`` given ``context``."""
         if self.zero_until and isinstance(field, _Until):
             raise ValueError(
-                f"CFGZeroStar(zero_until={self.zero_until}): a whole step of a field of two times begins at noise and "
-                f"would stand still; pass zero_until=0 with solvers.FlowMap."
+                f"CFGZeroStar(zero_until={self.zero_until}): a whole step from noise would not move samples; pass "
+                f"zero_until=0 with solvers.FlowMap."
             )
         context = _present(self, field, context)
         moving = True if self.zero_until == 0 else _inside(t, self.zero_until, torch.inf, x)
@@ -260,7 +267,7 @@ class CFGZeroStar(Guidance):
             c, u = field(*_with_and_without(self, field, t, x, context)).unflatten(0, (2, x.shape[0])).unbind(0)
             precise = torch.promote_types(u.dtype, torch.float32)
             bare, along = rows(u).to(precise), rows(c).to(precise)
-            # A velocity of zero has no best multiple: it stays zero.
+            # A velocity of zero has no best multiple and stays zero.
             norm = bare.square().sum(-1).clamp_min(torch.finfo(precise).tiny)
             best = ((bare * along).sum(-1) / norm).to(u.dtype)
             guided = torch.lerp(u * best.reshape(-1, *[1] * (x.dim() - 1)), c, self.scale)
@@ -269,22 +276,22 @@ class CFGZeroStar(Guidance):
 
 @register("guidance.AutoGuidance")
 class AutoGuidance(Guidance, nn.Module):
-    r"""Extrapolates from the velocity of a weak model to that of the good one.
+    r"""Extrapolates from the velocity of a weak model to that of a good one.
 
     .. math:: v = v_{\text{weak}} + w (v_{\text{good}} - v_{\text{weak}})
 
-    The weak model is a smaller or less trained one of the same data and the same path; no condition is left out, so
+    The weak model is smaller or less trained, on the same data and the same path. The condition is never omitted, so
     unconditional fields can be guided too.
 
     Args:
-        weak_field: the weak flow, or a field that predicts velocities, with the same event shape; it gets the context
-            if it takes one.
+        weak_field: the weak flow, or a field that predicts velocities, with the same event shape. It receives the
+            context if it has a ``context_shape``.
         scale: the weight ``w``; 1 is the good model alone, 0 the weak one.
 
-    Shapes: as the field's. Cost: one call of each field; one call in all for scale 0 or 1.
+    Shapes: as the field's. Cost: one evaluation of each field; for scale 0 or 1, of one field.
 
     Raises:
-        ValueError: if the scale is not finite or the two fields disagree in their shapes.
+        ValueError: if the scale is not finite or the shapes of the two fields differ.
 
     Source: Karras et al., Guiding a Diffusion Model with a Bad Version of Itself, 2024, arXiv:2406.02507.
 
@@ -301,46 +308,47 @@ class AutoGuidance(Guidance, nn.Module):
         _check_scale(self)
 
     def weak(self):
-        """Gives the weak model's velocity field."""
+        """Returns the velocity field of the weak model."""
         flow = hasattr(self.weak_field, "velocity_field")
         return self.weak_field.velocity_field() if flow else self.weak_field
 
     def forward(self, field) -> Guided:
+        """Returns ``field`` under this guidance."""
         guided, weak, name = as_field(field), as_field(self.weak()), type(self.weak_field).__name__
         if guided.converts and not weak.converts and self.weak() is self.weak_field:
             raise ValueError(
-                f"AutoGuidance(weak_field={name}): the guided flow's network predicts no velocity, which its path "
-                f"makes of the prediction, and a bare field would not; pass the weak flow itself."
+                f"AutoGuidance(weak_field={name}): the guided flow converts its prediction to a velocity, and a field "
+                f"does not; pass the weak flow itself."
             )
         if weak.outputs not in (..., 1):
             raise ValueError(
-                f"AutoGuidance(weak_field={name}): a field with {weak.outputs} outputs gives no velocity "
-                f"by itself; pass the weak flow, whose path knows what they mean."
+                f"AutoGuidance(weak_field={name}): a field with {weak.outputs} outputs is not a velocity; pass the "
+                f"weak flow itself."
             )
         alike = weak.event_shape == guided.event_shape or ... in (weak.event_shape, guided.event_shape)
         if not alike or weak.context_shape not in (None, ..., guided.context_shape):
             raise ValueError(
                 f"AutoGuidance(weak_field)(field): the weak field has event_shape={weak.event_shape} and "
-                f"context_shape={weak.context_shape}, the field {guided.event_shape} and {guided.context_shape}, "
-                f"so their velocities cannot be mixed; pass a weak field of the same shapes, or an unconditional one."
+                f"context_shape={weak.context_shape}, the field {guided.event_shape} and {guided.context_shape}; pass "
+                f"a weak field of the same shapes, or an unconditional one."
             )
         if guided.two_times and not weak.two_times:
             raise ValueError(
-                f"AutoGuidance(weak_field={name})(field): the field gives average velocities between "
-                f"two times and the weak one velocities, which do not mix; pass a weak flow of two times."
+                f"AutoGuidance(weak_field={name})(field): the field has two times and the weak one has one; pass a "
+                f"weak flow with two times."
             )
         return Guided(self, field)
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:
-        """Computes the guided velocity of ``field``."""
+        """Computes the guided velocity of ``field`` at ``(t, x)`` given ``context``."""
         return self._mix(lambda asked, *inputs: (asked(*inputs),), field, t, x, context)[0]
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Computes the guided velocity and its divergence, mixed as the velocities are."""
+        """Computes the guided velocity of ``field`` at ``(t, x)`` given ``context``, and its divergence."""
         return self._mix(lambda asked, *inputs: as_field(asked).value_and_divergence(*inputs), field, t, x, context)
 
     def _mix(self, ask: Callable, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Mixes what ``ask(field, t, x, context)`` gives of the weak and the good model."""
+        """Combines the results of ``ask(field, t, x, context)`` for the weak and the good model."""
         if self.scale == 1:
             return ask(field, t, x, context)
         weak = _Until(self.weak(), field.s) if isinstance(field, _Until) else self.weak()
@@ -352,7 +360,4 @@ class AutoGuidance(Guidance, nn.Module):
 
 def _check_scale(guidance) -> None:
     if not -float("inf") < guidance.scale < float("inf"):
-        raise ValueError(
-            f"{type(guidance).__name__}(scale={guidance.scale}): the weight multiplies a velocity and must be finite; "
-            f"pass for example 2.0."
-        )
+        raise ValueError(f"{type(guidance).__name__}(scale={guidance.scale}): the weight is a finite number; pass 2.0.")

@@ -163,7 +163,7 @@ def test_whole_steps_are_refused_where_no_training_taught_them():
     step = solvers.FlowMap(steps=1)
     assert flow.sample((2,), solver=step).shape == (2, 2)  # nothing is known of its training
     flow.record(objectives.FlowMatching())
-    with pytest.raises(ValueError, match="average velocities, which no training taught"):
+    with pytest.raises(ValueError, match="it needs average velocities, and the flow was last trained"):
         flow.sample((2,), solver=step)
     flow.record(objectives.MeanFlow())
     assert flow.sample((2,), solver=step).shape == (2, 2)

@@ -205,7 +205,7 @@ def test_average_velocities_are_guided_like_velocities(make, generator, float64)
     assert (guided(t, x, labels, s=s) - guided(t, x, labels)).norm() > 1e-3
     assert flow.sample((3,), labels, solver=solvers.FlowMap(steps=2), guidance=guide).shape == (3, 4, 2)
     if make is guidance.CFGZeroStar:
-        with pytest.raises(ValueError, match="would stand still; pass zero_until=0"):
+        with pytest.raises(ValueError, match="would not move samples; pass zero_until=0"):
             flow.sample((3,), labels, solver=solvers.FlowMap(steps=2), guidance=make(2.0))
 
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_is_refused(generator):
         fields.two_times(field)
     with pytest.raises(TypeError, match="no option two_times"):
         fields.two_times(fields.ConcatSquash(2))
-    with pytest.raises(ValueError, match="do not mix"):
+    with pytest.raises(ValueError, match="pass a weak flow with two times"):
         guidance.AutoGuidance(fields.MLP(2), 2.0)(field)
 
 

@@ -105,5 +105,5 @@ def test_what_does_not_fit_is_refused():
         def forward(self, t, x, context=None, *, s=None):
             return x
 
-    with pytest.raises(ValueError, match="wants two outputs"):
+    with pytest.raises(ValueError, match="needs two outputs"):
         cflow.ContinuousFlow(Wrong(), base, path=bridge).sample((2,))

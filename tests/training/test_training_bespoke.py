@@ -118,7 +118,7 @@ def test_flows_whose_interval_is_shorter(path, generator):
     assert solution.stats.nfe == 4  # the ends are reached without a call more
     assert (solution.y - exact).abs().mean() < 0.1
     if low > 0:
-        with pytest.raises(ValueError, match="fit the solver to this flow"):
+        with pytest.raises(ValueError, match="fit it to this flow"):
             flow.transport(x, 0.0, 1.0, solver=Bespoke.of(Euler(3)))
 
 
