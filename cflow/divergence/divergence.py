@@ -28,7 +28,7 @@ class Divergence(ABC):
         count: the number of unbiased estimates whose mean is the value, see :meth:`estimates`; 0 if there are none.
 
     Example:
-        >>> from cflow.continuous.divergence import Exact
+        >>> from cflow.divergence import Exact
         >>> divergence, x = Exact(), torch.ones(3, 2)
         >>> probe = divergence.begin(x)
         >>> v, div, norm = divergence(lambda t, x: x**2, torch.zeros(3), x, probe)

@@ -1,12 +1,13 @@
-"""Guidance: maps a velocity field to one that follows its condition more closely.
+"""Guidance: maps a velocity field to one that follows its condition more closely, or has better quality.
 
-===================  ====================================================================================
-name                 what it needs
-===================  ====================================================================================
-``ClassifierFree``   a flow that was trained with ``condition_dropout``
-``CFGZeroStar``      the same; better in the first steps of a flow that is not fully trained
-``AutoGuidance``     a second, worse network of the same task
-===================  ====================================================================================
+A guidance is called with a field and returns the guided field: ``ClassifierFree(2.0)(field)``. Pass it to a flow as
+``flow.sample((64,), context, guidance=ClassifierFree(2.0))``.
+
+| guidance                | what it needs                                                           |
+|-------------------------|-------------------------------------------------------------------------|
+| :class:`ClassifierFree` | a flow that was trained with ``condition_dropout``                      |
+| :class:`CFGZeroStar`    | the same; better in the first steps of a flow that is not fully trained |
+| :class:`AutoGuidance`   | a second, worse network for the same task                               |
 """
 
 from cflow.guidance.guidance import AutoGuidance, CFGZeroStar, ClassifierFree, Guidance, Guided

@@ -20,12 +20,28 @@ __all__ = ["AutoGuidance", "CFGZeroStar", "ClassifierFree", "Guidance", "Guided"
 class Guidance:
     """The base class of guidances: called with a field, a guidance returns the guided field.
 
-    A subclass implements ``velocity(field, t, x, context) -> v``, and ``value_and_divergence`` with the same arguments
-    if its divergence follows from that of the field.
+    A subclass implements ``__call__(field) -> Guided``, ``velocity(field, t, x, context) -> v``, and
+    ``value_and_divergence`` with the same arguments if its divergence follows from that of the field.
+
+    Example:
+        >>> class Faster(Guidance):
+        ...     def __call__(self, field):
+        ...         return Guided(self, field)
+        ...
+        ...     def velocity(self, field, t, x, context):
+        ...         return 2 * field(t, x, context)
+        >>> from cflow.fields import MLP
+        >>> field, t, x = MLP(2), torch.tensor(0.5), torch.ones(3, 2)
+        >>> torch.equal(Faster()(field)(t, x), 2 * field(t, x))
+        True
     """
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Raises a TypeError: only weighted sums of velocities have a divergence in closed form."""
+        """Computes the velocity of ``field`` under the guidance at ``(t, x)`` given ``context``, and its divergence.
+
+        Raises:
+            TypeError: unless a subclass overrides the method: only weighted sums of velocities have a closed form.
+        """
         raise no_closed_form(type(self).__name__, "it is not a weighted sum of velocities with fixed weights")
 
 

@@ -292,7 +292,7 @@ def test_a_weak_flow_of_two_outputs_guides_by_its_velocity(generator):
     t, x = torch.full((3,), 0.3), torch.randn(3, 2, generator=generator)
     guided = good.velocity_field(AutoGuidance(weak, 2.0))
     torch.testing.assert_close(guided(t, x), 2 * good.velocity(t, x) - weak.velocity(t, x))
-    with pytest.raises(ValueError, match="2 outputs gives no velocity by itself"):
+    with pytest.raises(ValueError, match="2 outputs is not a velocity"):
         AutoGuidance(weak.field, 2.0)(MLP(2))
 
 
