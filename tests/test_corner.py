@@ -143,7 +143,7 @@ def test_several_sets_have_a_colour_and_a_name_each_and_contours_say_what_they_h
     assert not figures[2].legends  # dots alone
     with pytest.raises(ValueError, match=r"second of shape \[300, 1\].*as the samples are"):
         plot.corner({"first": x, "second": x[:, :1]})
-    with pytest.raises(ValueError, match="9 sets of samples.*told apart"):
+    with pytest.raises(ValueError, match="9 sets of samples.*colours; pass fewer"):
         plot.corner({str(k): x for k in range(9)})
     with pytest.raises(ValueError, match="no samples were given"):
         plot.corner({})

@@ -154,7 +154,7 @@ def test_bad_input_is_refused(tmp_path):
         plot.images(torch.zeros(3, 1, 4, 4), path, titles=["a"])
     with pytest.raises(ValueError, match="1 names for 2 rows"):
         plot.images(torch.zeros(3, 1, 4, 4), path, columns=2, rows=["a"])
-    with pytest.raises(ValueError, match="points in the plane"):
+    with pytest.raises(ValueError, match="expected points in the plane"):
         plot.scatter(torch.zeros(3, 3), path)
     with pytest.raises(ValueError, match=r"\[T, B, 2\]"):
         plot.trajectories(torch.zeros(1, 3, 2), path)
@@ -172,11 +172,11 @@ def test_bad_input_is_refused(tmp_path):
         plot.training([], path)
     with pytest.raises(ValueError, match="2 names for 3 rows"):
         plot.image_trajectories(torch.zeros(2, 3, 1, 4, 4), path, rows=["a", "b"])
-    with pytest.raises(ValueError, match="each entry makes a row"):
+    with pytest.raises(ValueError, match="each entry is a row"):
         plot.images({"a": torch.zeros(2, 1, 4, 4), "b": torch.zeros(3, 1, 4, 4)}, path)
-    with pytest.raises(ValueError, match="no more names than images, and no titles"):
+    with pytest.raises(ValueError, match="no more names than images"):
         plot.images(torch.zeros(2, 1, 4, 4), path, columns=["a", "b", "c"])
-    with pytest.raises(FileNotFoundError, match="there is no history.csv, which fit"):
+    with pytest.raises(FileNotFoundError, match="there is no history.csv; pass the folder of fit"):
         plot.training(tmp_path, path)
     assert not path.exists()
 

@@ -1,8 +1,8 @@
-"""Pictures that people look at: samples, trajectories, densities and training curves.
+"""Pictures of samples, trajectories, densities, calibration and training curves.
 
-Every function returns a matplotlib figure, and writes it where a path is given (the format follows its suffix). Flows,
-runs and dicts are taken where one is natural. Figures are made without pyplot, so nothing depends on a display or
-touches the figures of a notebook; those that are one panel draw into an axis of yours with ``ax=``.
+Every function returns a matplotlib figure, and writes it if a path is given (its suffix sets the format). Where it
+makes sense, functions accept flows, training runs and dicts. Figures are made without pyplot, so they need no display
+and do not affect the figures of a notebook. Functions with a single panel can draw into your own axis with ``ax=``.
 """
 
 from cflow.plot.calibration_plots import calibration

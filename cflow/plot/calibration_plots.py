@@ -26,28 +26,30 @@ def calibration(
     words: tuple[str, str] = ("truth", "draws"),
     title: str = "",
 ) -> Any:
-    """Draws one histogram per feature of probability integral transforms, and curves of coverage over credibility.
+    """Draws histograms of probability integral transforms, one per feature, and curves of coverage over credibility.
 
-    Both would be flat, or on the diagonal, for a calibrated prediction, within the grey bands: each bar by itself with
-    probability ``level`` (binomial), and a whole curve with probability ``level`` (the Dvoretzky-Kiefer-Wolfowitz
-    inequality). A hump or a curve above the diagonal: too wide. A U or a curve below: too narrow. A slope: shifted.
+    For a calibrated prediction the histograms are flat and the curves follow the diagonal, within the grey bands: each
+    bar with probability ``level`` (binomial), and a whole curve with probability ``level`` (the
+    Dvoretzky-Kiefer-Wolfowitz inequality). A hump, or a curve above the diagonal: too wide. A U shape, or a curve
+    below: too narrow. A slope: shifted.
 
     Args:
-        pit: ``[N, D]`` or ``[N]``, values in [0, 1]: ``metrics.pit(...)``, or what
-            ``metrics.simulation_based_calibration`` returned; ``None`` for curves alone.
-        path: the file to write; nothing is written without one.
-        coverage: by label, what ``metrics.expected_coverage`` returned, or the credibilities ``[N]`` at which regions
-            begin to hold the truth.
-        names: one per feature.
-        bins: of the histograms; 20 or a tenth of N unless given.
-        level: what the bands hold.
-        words: what one of the N values is, and what it is ranked among: ``("row", "samples")`` for a table.
+        pit: ``[N, D]`` or ``[N]``, values in [0, 1]: ``metrics.pit(...)``, or the result of
+            ``metrics.simulation_based_calibration``; None draws only curves.
+        path: the file to write; None writes no file.
+        coverage: maps labels to results of ``metrics.expected_coverage``, or to the credibilities ``[N]`` from which
+            regions contain the truth.
+        names: names of the features.
+        bins: number of bins of the histograms. Default: N / 10, at most 20.
+        level: probability of the bands.
+        words: names of one of the N values, and of what it is ranked among: ``("row", "samples")`` for a table.
+        title: title of the picture.
 
     Returns the figure.
 
     Raises:
-        ValueError: if there is nothing to draw, values are not in [0, 1], shapes do not fit, ``bins`` is below 2, or
-            ``level`` is not between 0 and 1.
+        ValueError: if neither ``pit`` nor ``coverage`` is given, values are not in [0, 1], shapes do not match,
+            ``bins`` is below 2, or ``level`` is not between 0 and 1.
 
     Source: Talts et al., Validating Bayesian Inference Algorithms with Simulation-Based Calibration, 2018,
     arXiv:1804.06788; Massart, The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality, 1990.
@@ -64,13 +66,11 @@ def calibration(
     table = None if pit is None else _units("pit", pit[:, None] if pit.ndim == 1 else pit, (2,))
     features = 0 if table is None else table.shape[1]
     if not features and not curves:
-        raise ValueError(
-            "plot.calibration: there is nothing to draw; pass pit [N, D], coverage={'flow': [N]}, or both."
-        )
+        raise ValueError("plot.calibration: no values were given; pass pit [N, D], coverage={'flow': [N]}, or both.")
     if not 0 < level < 1 or (bins is not None and bins < 2):
         raise ValueError(
-            f"plot.calibration(level={level}, bins={bins}): a band holds a share between 0 and 1, and a histogram "
-            f"takes at least 2 bins; pass level=0.99, bins=20."
+            f"plot.calibration(level={level}, bins={bins}): needs 0 < level < 1 and bins >= 2; pass level=0.99, "
+            f"bins=20."
         )
     names = [f"x{i}" for i in range(features)] if names is None else list(names)
     if len(names) != features:
@@ -96,17 +96,17 @@ def calibration(
 
 
 def _units(name: str, values: Tensor, ranks: tuple[int, ...]):
-    """Checks values in [0, 1] and gives them to matplotlib."""
+    """Checks values in [0, 1] and returns them for matplotlib."""
     if values.ndim not in ranks or 0 in values.shape:
         raise ValueError(
-            f"plot.calibration({name} of shape {list(values.shape)}): a table with a row per data set is wanted, "
-            f"{'[N, D]' if 2 in ranks else '[N]'}, at least one of them."
+            f"plot.calibration({name} of shape {list(values.shape)}): expected one row per data set; pass "
+            f"{'[N, D]' if 2 in ranks else '[N]'}."
         )
     if not bool(((values >= 0) & (values <= 1)).all()):
         low, high = torch.aminmax(values.nan_to_num(torch.inf))
         raise ValueError(
-            f"plot.calibration({name}): values run from {low:.4g} to {high:.4g}, and those of a probability integral "
-            f"transform lie in [0, 1]; pass metrics.pit(samples, observed), not ranks or samples."
+            f"plot.calibration({name}): values run from {low:.4g} to {high:.4g}, outside [0, 1]; pass "
+            f"metrics.pit(samples, observed), not ranks or samples."
         )
     return numbers(values)
 

@@ -1,4 +1,4 @@
-"""Pictures of many dimensions at once: every feature, and every pair of features."""
+"""Pictures of many dimensions: every feature, and every pair of features."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cflow.plot.figure import COLOURS, ORANGE, finish, new_figure, numbers, samp
 
 __all__ = ["corner"]
 
-MOST = 12  # features: 66 pairs; more panels than that nobody reads
-MASSES = (0.9, 0.5)  # what the contours hold
-FEWEST = 100  # points under which contours would show the smoothing and not the points
-CELLS = 64  # per axis, of the histogram behind the contours
+MOST = 12  # features: they make 66 pairs, and more panels are hard to read
+MASSES = (0.9, 0.5)  # the shares of points inside the contours
+FEWEST = 100  # with fewer points, contours would show the smoothing rather than the points
+CELLS = 64  # per axis, of the histogram for the contours
 INK = "#202124"
 
 
 @dataclass
 class Points:
-    """One set of points ``[N, D]`` and how it is drawn."""
+    """One set of points ``[N, D]``, and its style."""
 
     values: Any
     colour: str
@@ -44,30 +44,30 @@ def corner(
 ) -> Any:
     """Draws the marginals of samples: a histogram of every feature, and below it every pair of features.
 
-    A pair is shown by the regions of highest density that hold 50 % and 90 % of the points (a smoothed histogram), and
-    by dots; fewer than 100 points by dots alone. Samples are blue; a reference lies orange under them. The axes reach
-    over the central 99.8 % of the points (98 % of samples beside a reference) and over all marks; the farthest
-    points are out of view.
+    A pair is shown as the regions of highest density with 50 % and 90 % of the points (of a smoothed histogram), and as
+    dots; fewer than 100 points are shown only as dots. Samples are blue; a reference is orange, below them. The axes
+    show the central 99.8 % of the points (98 % of the samples, if there is a reference) and all marks; points farther
+    out are not visible.
 
     Args:
-        samples: ``[N, D]``, or a flow, of which 5000 are drawn; or a dict of name -> these, for several sets.
-        path: the file to write; nothing is written without one.
-        reference: ``[M, D]`` or a flow, what the samples are compared with.
-        names: one per feature, for the axes; ``x0``, ``x1`` and so on unless given.
-        labels: what samples (unless they are a dict) and reference are called in the legend.
-        marks: ``[K, D]``, single points that get a cross (true parameters, rows that stand out); with one of them, a
-            line in its histograms too.
-        mark_label: what the marks are called in the legend; they are not in it unless given.
-        bins: of the histograms.
-        title: over the picture.
+        samples: ``[N, D]``, or a flow for 5000 draws; or a dict that maps names to these, for several sets.
+        path: the file to write; None writes no file.
+        reference: ``[M, D]`` or a flow, to compare the samples with.
+        names: names of the features, for the axes. Default: ``x0``, ``x1`` and so on.
+        labels: names of the samples (unless they are a dict) and of the reference in the legend.
+        marks: ``[K, D]``, single points that are drawn as crosses (true parameters, unusual rows). A single mark is
+            also a line in the histograms.
+        mark_label: name of the marks in the legend. Default: they are not in the legend.
+        bins: number of bins of the histograms.
+        title: title of the picture.
 
     Returns the figure.
 
-    Shapes: as above. Cost: D (D - 1) / 2 histograms; up to eight features are easy to read.
+    Cost: D (D - 1) / 2 two-dimensional histograms. Up to eight features are easy to read.
 
     Raises:
         ValueError: if samples are not ``[N, D]`` with D from 1 to 12, are empty or not finite; if a reference or marks
-            have another D; if names or ``bins`` do not fit.
+            have another D; if the number of names or of ``bins`` is wrong.
 
     Example:
         >>> import tempfile, torch
@@ -86,19 +86,16 @@ def corner(
     if features > MOST:
         raise ValueError(
             f"plot.corner(samples of shape {list(samples.shape)}): {features} features make "
-            f"{features * (features - 1) // 2} pairs, more than can be read; choose up to {MOST} columns, such as "
-            f"samples[:, :8]."
+            f"{features * (features - 1) // 2} pairs; choose up to {MOST} columns, such as samples[:, :8]."
         )
     names = [f"x{i}" for i in range(features)] if names is None else list(names)
     if len(names) != features:
         raise ValueError(f"plot.corner({len(names)} names for {features} features): pass one name per feature.")
     if bins < 2:
-        raise ValueError(f"plot.corner(bins={bins}): a histogram takes at least 2 bins; pass for instance 40.")
+        raise ValueError(f"plot.corner(bins={bins}): pass at least 2 bins.")
     colours = [colour for colour in COLOURS if colour != ORANGE or reference is None]
     if len(several) > len(colours):
-        raise ValueError(
-            f"plot.corner({len(several)} sets of samples): more than {len(colours)} cannot be told apart; pass fewer."
-        )
+        raise ValueError(f"plot.corner({len(several)} sets of samples): there are {len(colours)} colours; pass fewer.")
     filled = reference is None and len(several) == 1
     sets = [Points(each, colour, name, filled) for (name, each), colour in zip(several.items(), colours)]
     if reference is not None:
@@ -110,7 +107,7 @@ def corner(
     axes = figure.subplots(features, features, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
     tails = [0.001 if reference is None or k == 0 else 0.01 for k in range(len(sets))]
     limits = [_limits([each.values[:, i] for each in sets], tails, marks, i) for i in range(features)]
-    fewest = min(len(each.values) for each in sets)  # one smoothing for both, or the contours would not compare
+    fewest = min(len(each.values) for each in sets)  # the same smoothing for all sets, so that contours are comparable
     for row in range(features):
         for column in range(features):
             axis = axes[row, column]
@@ -134,28 +131,28 @@ def corner(
 
 
 def _table(name: str, x: Any, features: int | None):
-    """Checks a table of points, drawn from what has a method ``sample``, and gives its numbers."""
+    """Checks a table of points (or draws them from an object with ``sample``), and returns its numbers."""
     x = samples_of(x, 5000)
     if x.ndim != 2 or 0 in x.shape or (features is not None and x.shape[1] != features):
         wanted = "[N, D]" if features is None else f"[N, {features}], as the samples are"
         raise ValueError(
-            f"plot.corner({name} of shape {list(x.shape)}): points with one column per feature are wanted, at least "
-            f"one of them; pass {wanted}."
+            f"plot.corner({name} of shape {list(x.shape)}): expected one column per feature and at least one row; pass "
+            f"{wanted}."
         )
     bad = int((~x.isfinite().all(1)).sum())
     if bad:
         raise ValueError(
-            f"plot.corner({name}): {bad} of {len(x)} rows hold NaN or infinity, which have no place on an axis; drop "
-            f"them first, {name}[{name}.isfinite().all(1)]."
+            f"plot.corner({name}): {bad} of {len(x)} rows hold NaN or infinity; drop them, "
+            f"{name}[{name}.isfinite().all(1)]."
         )
     return numbers(x)
 
 
 def _limits(columns, tails: list[float], marks, i: int) -> tuple[float, float]:
-    """Chooses the reach of an axis; a constant feature gets one as wide as its size."""
+    """Computes the limits of an axis; for a constant feature they are as wide as its value."""
     import numpy as np
 
-    # Where there is a reference, the farthest hundredth of the samples does not set the axis.
+    # With a reference, the farthest 1 % of the samples do not affect the axis.
     low = min(float(np.quantile(each, tail)) for each, tail in zip(columns, tails))
     high = max(float(np.quantile(each, 1 - tail)) for each, tail in zip(columns, tails))
     if marks is not None:
@@ -167,7 +164,7 @@ def _limits(columns, tails: list[float], marks, i: int) -> tuple[float, float]:
 def _histogram(axis, sets, i: int, limits: tuple[float, float], bins: int, marks) -> None:
     for points in sets:
         kind = {"histtype": "stepfilled", "alpha": 0.45} if points.filled else {"histtype": "step", "lw": 1.3}
-        # Weights of the whole set: what is out of view is not spread over what is in it.
+        # Weights of the whole set: points outside the axis are not redistributed inside.
         weights = [1 / len(points.values)] * len(points.values)
         axis.hist(points.values[:, i], bins=bins, range=limits, weights=weights, color=points.colour, **kind)
     if marks is not None and len(marks) == 1:
@@ -178,7 +175,7 @@ def _histogram(axis, sets, i: int, limits: tuple[float, float], bins: int, marks
 def _pair(axis, points: Points, columns: tuple[int, int], spans, fewest: int) -> None:
     """Draws two features of a set: dots, and over them regions of highest density.
 
-    The histogram is laid and smoothed where the points in view are uncorrelated, so that a narrow ridge stays narrow.
+    The histogram is computed and smoothed in uncorrelated coordinates, so that a narrow ridge stays narrow.
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter
@@ -199,13 +196,13 @@ def _pair(axis, points: Points, columns: tuple[int, int], spans, fewest: int) ->
     low, high = np.quantile(spread, 0.001, axis=1), np.quantile(spread, 0.999, axis=1)
     low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
     counts, *edges = np.histogram2d(*spread, bins=CELLS, range=list(zip(low, high)))
-    # Half of what suits a normal (Scott's rule), so that several modes stay apart.
+    # Half of the width for a normal distribution (Scott's rule), so that several modes stay separate.
     width = 0.5 * fewest ** (-1 / 6) * CELLS / (high - low)
     height = gaussian_filter(counts, np.maximum(width, 0.7), mode="constant")
     order = np.sort(height.ravel())[::-1]
     mass = np.cumsum(order) / order.sum() * (len(seen) / len(pair))
     levels = [float(order[min(np.searchsorted(mass, each), len(order) - 1)]) for each in MASSES]
-    if not 0 < levels[0] < levels[1] < order[0]:  # all in one or two cells: the dots say it
+    if not 0 < levels[0] < levels[1] < order[0]:  # all points are in one or two cells: the dots are enough
         return
     grid = np.stack(np.meshgrid(*[(each[1:] + each[:-1]) / 2 for each in edges], indexing="ij"))
     across, up = np.tensordot(factor, grid, 1) * scale[:, None, None] + centre[:, None, None]
@@ -217,7 +214,7 @@ def _pair(axis, points: Points, columns: tuple[int, int], spans, fewest: int) ->
 
 
 def _dress(axis, row: int, column: int, features: int, names: list[str]) -> None:
-    """Puts ticks and names on the outer side only."""
+    """Adds ticks and names only on the outer sides."""
     from matplotlib.ticker import MaxNLocator
 
     axis.tick_params(labelsize=6.5, length=2, pad=1.5)
@@ -242,7 +239,7 @@ def _short(name: str) -> str:
 
 
 def _legend(figure, axes, sets, title: str, contours: bool, mark_label: str) -> None:
-    """Places the legend in the empty corner above the diagonal (above the picture where there is none), and a title."""
+    """Adds a title, and a legend in the empty corner above the diagonal (above the picture if there is one panel)."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

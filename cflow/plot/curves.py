@@ -1,4 +1,4 @@
-"""Pictures of training: the loss and what else a history holds."""
+"""Pictures of training: the loss, the learning rate and the gradient norm."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["training"]
 
 
 def training(history: Any, path: str | os.PathLike | None = None, *, title: str = "", ax: Any = None):
-    """Draws training curves: the loss with its smoothed course, and what else the history holds.
+    """Draws training curves: the loss and its smoothed curve, and the other columns of the history.
 
-    The axes of losses and of the gradient norm are logarithmic where all values are positive and span more than a
-    factor of ten; the learning rate is drawn on a linear one.
+    The axes of losses and of the gradient norm are logarithmic if all values are positive and span more than a factor
+    of ten; the axis of the learning rate is linear.
 
     Args:
-        history: the run that ``training.fit`` returned (the step whose weights it kept is marked), its folder, or a
-            list of dicts, each with ``step`` and any of ``loss``, ``validation``, ``lr`` and ``grad_norm``.
-        path: the file to write; nothing is written without one.
-        title: over the picture.
-        ax: a matplotlib axis for the losses, instead of a figure of its own with everything.
+        history: the result of ``training.fit`` (the step of the kept weights is marked), its folder, or a list of
+            dicts, each with ``step`` and any of ``loss``, ``validation``, ``lr`` and ``grad_norm``.
+        path: the file to write; None writes no file.
+        title: title of the picture.
+        ax: a matplotlib axis for the losses, instead of a new figure with all curves.
 
     Returns the figure.
 
@@ -41,8 +41,8 @@ def training(history: Any, path: str | os.PathLike | None = None, *, title: str 
     history = _entries(history)
     if not history or any("step" not in entry for entry in history) or not any("loss" in entry for entry in history):
         raise ValueError(
-            f"plot.training(history of {len(history)} entries): every entry needs a step, and at least one a loss; "
-            f"pass for instance [{{'step': 1, 'loss': 0.5}}, ...]."
+            f"plot.training(history of {len(history)} entries): every entry needs a step, and one a loss; pass for "
+            f"instance [{{'step': 1, 'loss': 0.5}}, ...]."
         )
     series = {}
     for key in ("loss", "validation", "lr", "grad_norm"):
@@ -87,13 +87,13 @@ def training(history: Any, path: str | os.PathLike | None = None, *, title: str 
 
 
 def _entries(source: Any) -> Sequence[dict[str, Any]]:
-    """Gives the entries of a history: its own, those of a run, or those that a run wrote into its folder."""
+    """Returns the entries of a history, of a run, or of the file that a run wrote into its folder."""
     if not isinstance(source, str | os.PathLike):
         return getattr(source, "history", source)
     file = Path(source) / "history.csv" if Path(source).is_dir() else Path(source)
     if not file.is_file():
         raise FileNotFoundError(
-            f"plot.training({str(source)!r}): there is no {file.name}, which fit(out=...) writes; pass that folder."
+            f"plot.training({str(source)!r}): there is no {file.name}; pass the folder of fit(out=...)."
         )
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -101,7 +101,7 @@ def _entries(source: Any) -> Sequence[dict[str, Any]]:
 
 
 def _scale(axis, values: Sequence[float]) -> None:
-    """Makes an axis logarithmic where that shows more, with plain numbers on it."""
+    """Makes an axis logarithmic, with plain numbers, if the values span more than a factor of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     finite = [value for value in values if math.isfinite(value)]
@@ -113,7 +113,7 @@ def _scale(axis, values: Sequence[float]) -> None:
 
 
 def smooth(values: Sequence[float]):
-    """Averages with a Gaussian window of about a fortieth of the curve; symmetric, so that it does not lag behind."""
+    """Averages with a Gaussian window of about a fortieth of the curve; symmetric, so that the average does not lag."""
     import numpy as np
 
     values = np.asarray(values)

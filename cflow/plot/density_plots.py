@@ -21,12 +21,12 @@ Bounds = tuple[float, float] | tuple[tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Holds a density on the middles of a grid's squares.
+    """Holds a density at the centres of the squares of a grid.
 
     Attributes:
-        height: ``[resolution, resolution]``, rows from below.
+        height: the density, ``[resolution, resolution]``, rows from the bottom up.
         across, up: the ends of the two axes.
-        mass: the probability inside.
+        mass: the probability inside the grid.
     """
 
     height: Tensor
@@ -49,16 +49,16 @@ def grid(
 
     Args:
         source: a flow (of a conditional one pass ``flow(context)``), or a function from ``[N, 2]`` to ``[N]``.
-        bounds: ``(low, high)`` for both axes or one pair for each.
-        resolution: squares along each axis.
-        chunk: points that are evaluated at a time.
-        device: where the points lie; that of the flow unless given.
-        name: what errors name.
+        bounds: ``(low, high)`` for both axes, or one pair for each.
+        resolution: number of squares along each axis.
+        chunk: number of points that are evaluated at a time.
+        device: device of the points. Default: that of the flow.
+        name: name of the function in errors.
 
     Cost: ``resolution`` squared evaluations.
 
     Raises:
-        ValueError: if ``bounds`` are not increasing, ``resolution`` is below 2, or the density gives another shape or
+        ValueError: if ``bounds`` do not increase, ``resolution`` is below 2, or the density returns another shape or
             NaN.
 
     Example:
@@ -75,13 +75,13 @@ def grid(
     values = [log_prob(part) for part in points.split(chunk)]
     if any(value.shape != (len(part),) for value, part in zip(values, points.split(chunk))):
         raise ValueError(
-            f"{name}: log_prob gave shape {list(values[0].shape)} for points of shape {list(points[:chunk].shape)}; it "
-            f"must give one value per point, [N]."
+            f"{name}: log_prob returned shape {list(values[0].shape)} for points of shape "
+            f"{list(points[:chunk].shape)}; return one value per point, [N]."
         )
     height = torch.cat(values).double().exp().cpu()
     if bool(height.isnan().any()):
         raise ValueError(
-            f"{name}: log_prob is NaN at {int(height.isnan().sum())} of {len(height)} points; find out why first."
+            f"{name}: log_prob is NaN at {int(height.isnan().sum())} of {len(height)} points; find the cause first."
         )
     mass = float(height.sum()) * (across[1] - across[0]) * (up[1] - up[0]) / resolution**2
     return Grid(rearrange(height, "(h w) -> h w", h=resolution), across, up, mass)
@@ -102,17 +102,17 @@ def density(
 ):
     """Draws a density in the plane as colour.
 
-    The title says how much of the probability lies inside the picture: far from 1 means bounds too tight, a grid too
-    coarse, or a wrong density.
+    The title shows the probability inside the picture. If it is far from 1, the bounds are too tight, the grid is too
+    coarse, or the density is wrong.
 
     Args:
-        source: a flow, a function from ``[N, 2]`` to ``[N]``, or what :func:`grid` returned.
-        path: the file to write; nothing is written without one.
+        source: a flow, a function from ``[N, 2]`` to ``[N]``, or the result of :func:`grid`.
+        path: the file to write; None writes no file.
         samples: points ``[M, 2]`` or a flow, drawn as dots.
         bounds, resolution, chunk, device: as for :func:`grid`.
-        names: of the two axes.
-        title: over the picture.
-        ax: a matplotlib axis to draw in, instead of a figure of its own.
+        names: names of the two axes.
+        title: title of the picture.
+        ax: a matplotlib axis to draw in, instead of a new figure.
 
     Returns the figure. Cost: ``resolution`` squared evaluations.
 
@@ -150,15 +150,21 @@ def densities(
     chunk: int = 4096,
     device: torch.device | str | None = None,
 ):
-    """Draws several densities side by side, each under its name and the probability that lies inside its picture.
+    """Draws several densities side by side, each with its name and the probability inside its picture.
 
-    ``reference`` points, if given, are drawn in a first panel. Every panel has its own scale of colour. Returns the
-    figure, and writes it where a path is given.
+    Every panel has its own scale of colour.
 
-    Shapes: as :func:`density`; ``reference [M, 2]`` or a flow. Cost: ``resolution`` squared evaluations of each.
+    Args:
+        sources: maps names to flows, functions from ``[N, 2]`` to ``[N]``, or results of :func:`grid`.
+        path: the file to write; None writes no file.
+        bounds, resolution, chunk, device: as for :func:`grid`.
+        reference: points ``[M, 2]`` or a flow, drawn in a first panel.
+        columns: number of panels in a row. Default: chosen from the number of panels.
+
+    Returns the figure. Cost: ``resolution`` squared evaluations of each density.
 
     Raises:
-        ValueError: as :func:`density`, and if there is nothing to draw.
+        ValueError: as :func:`density`, and if there are no densities.
     """
     if not sources:
         raise ValueError("plot.densities: no densities were given; pass a dict of name -> flow or log_prob.")
@@ -186,12 +192,12 @@ def densities(
 
 
 def _on_grid(name: str, source: Any, options: dict) -> Grid:
-    """Evaluates a density on a grid, unless it was already."""
+    """Evaluates a density on a grid, unless it already is one."""
     return source if hasattr(source, "height") else grid(source, name=name, **options)
 
 
 def _backdrop(across: tuple[float, float], up: tuple[float, float]):
-    """Makes the black ground of points; an axis without ticks shows no face of its own."""
+    """Makes a black background for points; an axis without ticks does not draw its own."""
     from matplotlib.patches import Rectangle
 
     return Rectangle((across[0], up[0]), across[1] - across[0], up[1] - up[0], color="black", zorder=0)
@@ -201,14 +207,14 @@ def _sides(name: str, bounds: Bounds, resolution: int) -> tuple[tuple[float, flo
     across, up = bounds if isinstance(bounds[0], Sequence) else (bounds, bounds)
     if not (across[0] < across[1] and up[0] < up[1]) or resolution < 2:
         raise ValueError(
-            f"{name}(bounds={bounds}, resolution={resolution}): a grid needs low < high on both axes and at least 2 "
-            f"points along each; pass for instance bounds=(-4, 4)."
+            f"{name}(bounds={bounds}, resolution={resolution}): needs low < high and resolution >= 2; pass for "
+            f"instance bounds=(-4, 4)."
         )
     return across, up
 
 
 def _colour(axis, drawn: Grid):
-    """Draws heights as colour; a few extreme values must not darken the rest."""
+    """Draws heights as colour; a few extreme values do not darken the rest."""
     flat = drawn.height.flatten()
     top = float(torch.quantile(flat[:: math.ceil(len(flat) / 1_000_000)], 0.999)) or None
     return axis.imshow(

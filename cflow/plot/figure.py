@@ -1,4 +1,4 @@
-"""What all pictures share: figures outside pyplot, what they show, their colours, cells, legends and files."""
+"""Helpers of all pictures: figures without pyplot, their data, colours, cells, legends and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ DPI = 160
 
 
 def new_figure(width: float, height: float):
-    """Makes a figure outside pyplot."""
+    """Makes a matplotlib figure without pyplot.
+
+    Args:
+        width, height: its size in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,7 +35,7 @@ def new_figure(width: float, height: float):
 
 
 def axis_on(ax, width: float, height: float):
-    """Gives a figure and one axis: the one that was passed, or one of a figure of this size, in inches."""
+    """Returns a figure and one axis: ``ax`` if it was passed, or that of a new figure of this size, in inches."""
     if ax is not None:
         return ax.figure, ax
     figure = new_figure(width, height)
@@ -57,7 +61,12 @@ def cells(rows: int, columns: int, width: float, height: float, header: float = 
 
 
 def finish(figure, path: str | os.PathLike | None):
-    """Writes the figure where a path is given, making its folder, and returns it."""
+    """Writes a figure, if a path is given, and returns it.
+
+    Args:
+        figure: the figure.
+        path: the file to write, whose folder is made; None writes no file.
+    """
     if path is not None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,33 +75,31 @@ def finish(figure, path: str | os.PathLike | None):
 
 
 def samples_of(source: Any, count: int) -> Tensor:
-    """Gives points as they are, or ``count`` draws of whatever has a method ``sample``, such as a flow."""
+    """Returns points unchanged, or ``count`` draws from an object with a method ``sample``, such as a flow."""
     draw = getattr(source, "sample", None)
     return source if draw is None else draw((count,))
 
 
 def numbers(x: Tensor):
-    """Gives a tensor's values to matplotlib."""
+    """Returns the values of a tensor for matplotlib."""
     return x.detach().to("cpu", torch.float64).numpy()
 
 
 def points_of(name: str, x: Any, count: int = 2000):
-    """Gives points in the plane to matplotlib: those of a tensor, or draws of a flow."""
+    """Returns points in the plane for matplotlib: those of a tensor, or draws of a flow."""
     x = samples_of(x, count)
     if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0:
-        raise ValueError(
-            f"{name}(points of shape {list(x.shape)}): points in the plane are [N, 2], at least one of them."
-        )
+        raise ValueError(f"{name}(points of shape {list(x.shape)}): expected points in the plane; pass [N, 2].")
     return numbers(x)
 
 
 def dot(count: int) -> float:
-    """Chooses the size of a dot so that many do not run into one."""
+    """Returns the size of a dot, such that many dots do not merge."""
     return max(1.5, min(14.0, 10_000 / count))
 
 
 def dress(axis, title: str, names: Sequence[str] | None = None) -> None:
-    """Dresses an axis that shows the plane."""
+    """Sets title, labels and ticks of an axis that shows the plane."""
     if names is not None:
         axis.set_xlabel(names[0], fontsize=9)
         axis.set_ylabel(names[1], fontsize=9)
@@ -106,7 +113,7 @@ def dress(axis, title: str, names: Sequence[str] | None = None) -> None:
 
 
 def legend(axis) -> None:
-    """Places a legend whose marks are visible even where the dots are small."""
+    """Adds a legend whose marks are visible even if the dots are small."""
     legend = axis.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
     for handle in legend.legend_handles:
         handle.set_alpha(1.0)

@@ -1,4 +1,4 @@
-"""Pictures of images: a grid of them, and their way from noise."""
+"""Pictures of images: a grid of images, and their trajectories from noise."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ def images(
     """Draws images in a grid, small ones enlarged without blur.
 
     Args:
-        x: ``[N, C, H, W]`` with C = 1 or 3 and values in [0, 1] (beyond it they are clipped); or a dict of name ->
-            images, of which each makes a row (all of the same number).
-        path: the file to write; nothing is written without one.
-        columns: how many, or the names that stand over them, such as class labels; None makes the grid about square.
-        titles: one per image.
-        rows: the names of the rows.
+        x: ``[N, C, H, W]`` with C = 1 or 3 and values in [0, 1] (others are clipped); or a dict that maps names to
+            images, one row each (all with the same number).
+        path: the file to write; None writes no file.
+        columns: number of columns, or their names, such as class labels. None: an almost square grid.
+        titles: titles of the images, one each.
+        rows: names of the rows.
 
     Returns the figure.
 
     Raises:
-        ValueError: if ``x`` is not a batch of images or is empty, or there is not one of ``titles`` per image,
-            one of ``rows`` per row.
+        ValueError: if ``x`` is not a batch of images or is empty, or the number of ``titles`` or ``rows`` is wrong.
 
     Example:
         >>> images({"first": torch.rand(3, 1, 8, 8), "second": torch.rand(3, 1, 8, 8)}, columns=["a", "b", "c"])
@@ -47,8 +46,8 @@ def images(
         counts = {name: len(each) for name, each in x.items()}
         if not counts or len(set(counts.values())) > 1 or rows is not None:
             raise ValueError(
-                f"plot.images(dict of {counts}): each entry makes a row under its name, so all have as many images, "
-                f"and rows= is left out."
+                f"plot.images(dict of {counts}): each entry is a row; pass the same number of images in each, and omit "
+                f"rows=."
             )
         rows, columns = list(x), next(iter(counts.values())) if columns is None else columns
         x = torch.cat(list(x.values()))
@@ -57,19 +56,17 @@ def images(
     pixels = _pixels("plot.images", x)
     count, height, width = pixels.shape[:3]
     if titles is not None and len(titles) != count:
-        raise ValueError(
-            f"plot.images({len(titles)} titles for {count} images): pass one title per image, or leave them out."
-        )
+        raise ValueError(f"plot.images({len(titles)} titles for {count} images): pass one title per image, or none.")
     columns = min(count, columns or math.ceil(math.sqrt(count * height / width)))
     if rows is not None and len(rows) != math.ceil(count / columns):
         lines = math.ceil(count / columns)
-        raise ValueError(f"plot.images({len(rows)} names for {lines} rows): pass one name per row, or leave them out.")
+        raise ValueError(f"plot.images({len(rows)} names for {lines} rows): pass one name per row, or none.")
     cell = max(0.5, min(1.2, 12 / columns))
     figure, axes = cells(math.ceil(count / columns), columns, cell, cell * height / width, 0.24 if titles else 0.0)
     if heads is not None and (titles is not None or len(heads) > count):
         raise ValueError(
-            f"plot.images(columns={heads}): names of columns stand over the first row of {count} images, in place of "
-            f"titles; pass no more names than images, and no titles."
+            f"plot.images(columns={heads}): column names replace titles for {count} images; pass no more names than "
+            f"images, and omit titles=."
         )
     for k in range(count):
         axis = axes(k // columns, k % columns)
@@ -90,19 +87,23 @@ def image_trajectories(
     times: Sequence[float] | Tensor | None = None,
     rows: Sequence[str] | None = None,
 ):
-    """Draws images on their way from noise: one row per sample, one column per time.
+    """Draws the trajectories of images from noise: one row per sample, one column per time.
 
-    Shapes: ``trajectory [T, B, C, H, W]`` with values in [0, 1] (beyond it they are clipped), ``times [T]``, ``rows``
-    the names of the samples. Returns the figure, and writes it where a path is given.
+    Args:
+        trajectory: ``[T, B, C, H, W]`` with values in [0, 1] (others are clipped).
+        path: the file to write; None writes no file.
+        times: the times ``[T]``, shown over the columns.
+        rows: names of the samples.
+
+    Returns the figure.
 
     Raises:
-        ValueError: if the trajectory is not ``[T, B, C, H, W]``, or ``times`` are not one per column, ``rows`` not one
-            per sample.
+        ValueError: if the trajectory is not ``[T, B, C, H, W]``, or the number of ``times`` or ``rows`` is wrong.
     """
     if trajectory.ndim != 5:
         raise ValueError(
-            f"plot.image_trajectories(trajectory of shape {list(trajectory.shape)}): images at several times are "
-            f"needed, [T, B, C, H, W]; for points in the plane use plot.trajectories."
+            f"plot.image_trajectories(trajectory of shape {list(trajectory.shape)}): expected [T, B, C, H, W]; for "
+            f"points in the plane use plot.trajectories."
         )
     count, samples = trajectory.shape[:2]
     if rows is not None and len(rows) != samples:
@@ -123,11 +124,11 @@ def image_trajectories(
 
 
 def _pixels(name: str, x: Tensor):
-    """Checks images and lays their channels last."""
+    """Checks images and moves their channels to the last dimension."""
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape or not x.is_floating_point():
         raise ValueError(
             f"{name}({x.dtype} of shape {list(x.shape)}): images are floats in [0, 1] of shape [N, 1 or 3, H, W]; "
-            f"divide integer levels by the largest, and pass at least one image."
+            f"divide integer levels by the largest."
         )
     return numbers(rearrange(x.detach().float().clamp(0, 1), "n c h w -> n h w c"))
 

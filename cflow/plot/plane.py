@@ -23,20 +23,20 @@ def scatter(
     title: str = "",
     ax: Any = None,
 ):
-    """Draws samples in the plane, over those of a reference if given.
+    """Draws samples in the plane, over those of a reference if there is one.
 
     Args:
-        samples: points ``[N, 2]``, or a flow, of which 2000 are drawn (of a conditional one pass ``flow(context)``).
-        path: the file to write; nothing is written without one.
+        samples: points ``[N, 2]``, or a flow for 2000 draws (of a conditional one pass ``flow(context)``).
+        path: the file to write; None writes no file.
         reference: points ``[M, 2]``, or a flow.
-        names: of the two axes.
-        title: over the picture.
-        ax: a matplotlib axis to draw in, instead of a figure of its own.
+        names: names of the two axes.
+        title: title of the picture.
+        ax: a matplotlib axis to draw in, instead of a new figure.
 
     Returns the figure.
 
     Raises:
-        ValueError: if the samples are not in the plane, or there are none.
+        ValueError: if the samples are not points in the plane, or there are none.
 
     Example:
         >>> from cflow import bases
@@ -61,13 +61,18 @@ def scatters(
 ):
     """Draws several sets of samples side by side, each under its name and over those of a reference.
 
-    All panels show the square in which the reference lies; samples beyond its frame are not drawn. Returns the figure,
-    and writes it where a path is given.
+    All panels show the square of the reference; samples outside it are not shown.
 
-    Shapes: ``samples`` name -> ``[N, 2]`` or a flow, ``reference [M, 2]``.
+    Args:
+        samples: maps names to points ``[N, 2]`` or flows.
+        path: the file to write; None writes no file.
+        reference: points ``[M, 2]``, or a flow.
+        columns: number of panels in a row. Default: chosen from the number of panels.
+
+    Returns the figure.
 
     Raises:
-        ValueError: if points are not in the plane, or there is nothing to draw.
+        ValueError: if points are not in the plane, or there are no samples.
     """
     if not samples:
         raise ValueError("plot.scatters: no samples were given; pass a dict of name -> points [N, 2].")
@@ -75,7 +80,7 @@ def scatters(
     columns = columns or math.ceil(math.sqrt(len(samples) * 1.6))
     figure, place = cells(math.ceil(len(samples) / columns), columns, 1.7, 1.7, header=0.22)
     middle = (true.max(0) + true.min(0)) / 2
-    reach = 0.6 * float((true.max(0) - true.min(0)).max()) or 1.0  # a tenth to spare on each side
+    reach = 0.6 * float((true.max(0) - true.min(0)).max()) or 1.0  # 10 % wider on each side
     for k, (name, points) in enumerate(samples.items()):
         points = points_of(f"plot.scatters: {name}", points)
         axis = place(*divmod(k, columns))
@@ -89,7 +94,7 @@ def scatters(
 
 
 def _mark(label: str, colour: str):
-    """Makes an entry of a legend: a dot."""
+    """Makes a dot for a legend."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], marker="o", ls="", ms=4, color=colour, label=label)
@@ -107,13 +112,13 @@ def trajectories(
     """Draws the paths of a flow in the plane, from the base (grey) to the data (blue).
 
     Args:
-        trajectory: points ``[T, B, 2]``, or a continuous flow without a context, of which the ways of ``paths_shown``
-            base samples are computed at 33 times.
-        path: the file to write; nothing is written without one.
-        names: of the two axes.
-        title: over the picture.
-        paths_shown: lines are drawn for so many samples, end points for all.
-        ax: a matplotlib axis to draw in, instead of a figure of its own.
+        trajectory: points ``[T, B, 2]``, or a continuous flow without a context, whose paths from ``paths_shown`` base
+            samples are computed at 33 times.
+        path: the file to write; None writes no file.
+        names: names of the two axes.
+        title: title of the picture.
+        paths_shown: number of samples with a line; end points are drawn for all.
+        ax: a matplotlib axis to draw in, instead of a new figure.
 
     Returns the figure.
 
@@ -125,8 +130,8 @@ def trajectories(
         trajectory = follow(trajectory.base.sample((paths_shown,)), times=33)
     if trajectory.ndim != 3 or trajectory.shape[-1] != 2 or len(trajectory) < 2 or trajectory.shape[1] == 0:
         raise ValueError(
-            f"plot.trajectories(trajectory of shape {list(trajectory.shape)}): paths in the plane at two times or "
-            f"more are needed, [T, B, 2]; for images use plot.image_trajectories."
+            f"plot.trajectories(trajectory of shape {list(trajectory.shape)}): expected [T, B, 2] with two times or "
+            f"more; for images use plot.image_trajectories."
         )
     from matplotlib.collections import LineCollection
 

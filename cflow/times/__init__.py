@@ -1,4 +1,4 @@
-"""How training times are drawn, and how sampling grids are laid; t = 0 is the base (noise), t = 1 the data."""
+"""Distributions of training times, and grids of sampling times; t = 0 is the base (noise), t = 1 the data."""
 
 from cflow.times.grids import cosine_grid, edm_grid, power_grid, quantile_grid, shifted_grid, uniform_grid
 from cflow.times.law import Times

@@ -1,4 +1,4 @@
-"""What every law of training times is."""
+"""The contract of a distribution of training times."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ __all__ = ["Times", "inside", "require"]
 
 
 class Times(ABC):
-    """Draws training times ``[count]`` in [0, 1] through the inverse of the law's distribution function.
+    """Draws training times ``[count]`` in [0, 1] with the inverse of a distribution function.
 
-    A law gives ``icdf(u)``, increasing from 0 to 1, and ``log_density(t)`` (minus infinity outside [0, 1]), both
-    elementwise. ``uniforms`` says how the u are drawn, which is where stratified and antithetic draws differ. Draws are
-    made in float32 at least and rounded to ``dtype`` at the end.
+    A subclass defines :meth:`icdf`, increasing from 0 to 1, and :meth:`log_density` (minus infinity outside [0, 1]),
+    both elementwise. Stratified and antithetic draws override :meth:`uniforms`. Draws are made in float32 at least and
+    rounded to ``dtype`` at the end.
 
-    Raises:
-        TypeError: if times are asked for in a dtype that is not floating.
+    Example:
+        >>> class Square(Times):  # p(t) = 1 / (2 sqrt(t)): more times near the base
+        ...     def icdf(self, u):
+        ...         return u.square()
+        ...     def log_density(self, t):
+        ...         return torch.where((t >= 0) & (t <= 1), -(2 * t.sqrt()).log(), -torch.inf)
+        >>> Square()(3, generator=torch.Generator().manual_seed(0))
+        tensor([0.2463, 0.5902, 0.0078])
     """
 
     def __call__(
@@ -31,25 +37,30 @@ class Times(ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        """Draws ``count`` times with ``generator`` on ``device``, rounded to ``dtype`` (default: torch's default).
+
+        Raises:
+            TypeError: if ``dtype`` is not a floating-point dtype.
+        """
         check_generator(f"{type(self).__name__}()", generator)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not dtype.is_floating_point:
             raise TypeError(
-                f"{type(self).__name__}()({count}, dtype={dtype}): times lie between 0 and 1, and {dtype} holds the "
-                f"ends alone; pass a floating dtype, such as that of the base samples, or none for torch.float32."
+                f"{type(self).__name__}()({count}, dtype={dtype}): times lie between 0 and 1; pass a floating-point "
+                f"dtype."
             )
         u = self.uniforms(count, generator, device, torch.promote_types(dtype, torch.float32))
-        # Never exactly 0 or 1, where a law with a singular inverse has no time to give.
+        # Never exactly 0 or 1, where the inverse may be infinite.
         epsilon = torch.finfo(u.dtype).eps
         return self.icdf(u.clamp(epsilon / 4, 1 - epsilon / 2)).to(dtype)
 
     def uniforms(self, count: int, generator, device, dtype: torch.dtype) -> Tensor:
-        """Draws ``count`` numbers, each uniform in [0, 1]."""
+        """Draws ``count`` numbers, each uniform in [0, 1], with ``generator`` on ``device`` and in ``dtype``."""
         return torch.rand(count, generator=generator, device=device, dtype=dtype)
 
     @abstractmethod
     def icdf(self, u: Tensor) -> Tensor:
-        """Computes the time below which the share ``u`` of all draws lies."""
+        """Computes the time below which a share ``u`` of all times lies."""
 
     @abstractmethod
     def log_density(self, t: Tensor) -> Tensor:
@@ -61,11 +72,11 @@ class Times(ABC):
 
 
 def inside(t: Tensor, value: Tensor) -> Tensor:
-    """Keeps log-densities within [0, 1] and gives minus infinity outside."""
+    """Returns log-densities inside [0, 1], and minus infinity outside."""
     return torch.where((t >= 0) & (t <= 1), value, -torch.inf)
 
 
 def require(law: Times, name: str, holds: bool, why: str) -> None:
-    """Raises for an argument of a law that breaks its condition, saying why it is one."""
+    """Raises with ``why`` unless the condition for an argument of a distribution holds."""
     if not holds:
         raise ValueError(f"{type(law).__name__}({name}={getattr(law, name)}): {why}.")

@@ -1,4 +1,4 @@
-"""Laws of training times; t = 0 is the base (noise), t = 1 the data."""
+"""Distributions of training times; t = 0 is the base (noise), t = 1 the data."""
 
 from __future__ import annotations
 
@@ -36,11 +36,15 @@ class Uniform(Times):
 @register("times.LogitNormal")
 @dataclass(frozen=True)
 class LogitNormal(Times):
-    r"""Draws times that crowd where the velocity is hardest to learn.
+    r"""Draws times mostly in the middle, where the velocity is hardest to learn.
 
     .. math:: t = \operatorname{sigmoid}(\mu + \sigma \epsilon), \qquad \epsilon \sim \mathcal N(0, 1)
 
-    A positive ``loc`` moves times towards the data. Cost: one uniform draw and an inverse normal per time.
+    Args:
+        loc: :math:`\mu`, the logit of the median; a positive one moves times towards the data.
+        scale: :math:`\sigma`, positive.
+
+    Cost: one uniform draw and one inverse normal distribution function per time.
 
     Raises:
         ValueError: if ``scale`` is not positive, or an argument is not finite.
@@ -57,8 +61,8 @@ class LogitNormal(Times):
     scale: float = 1.0
 
     def __post_init__(self):
-        require(self, "loc", math.isfinite(self.loc), "the median's logit is a finite number, such as 0.0")
-        require(self, "scale", 0 < self.scale < math.inf, "the scale of a normal is positive, such as 1.0")
+        require(self, "loc", math.isfinite(self.loc), "pass a finite number, such as 0.0")
+        require(self, "scale", 0 < self.scale < math.inf, "pass a positive number, such as 1.0")
 
     def icdf(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.loc + self.scale * torch.special.ndtri(u))
@@ -72,15 +76,19 @@ class LogitNormal(Times):
 @register("times.Mode")
 @dataclass(frozen=True)
 class Mode(Times):
-    r"""Draws times with a mode in the middle and tails that still reach both ends.
+    r"""Draws times with a mode in the middle and tails that reach both ends.
 
     .. math:: t = u + s \big(u - \sin^2(\tfrac{\pi}{2} u)\big), \qquad u \sim \mathcal U(0, 1)
 
-    A positive ``scale`` prefers the middle, a negative one the ends. The law is symmetric, so that it reads the same in
-    the source's convention (t = 1 noise). Cost: one uniform draw per time; the density solves for u by 60 bisections.
+    The distribution is symmetric, so it is the same in the convention of the source (t = 1 is noise).
+
+    Args:
+        scale: s, between -1 and 2 / (pi - 2). A positive one prefers the middle, a negative one the ends.
+
+    Cost: one uniform draw per time; the density solves for u with 60 bisections.
 
     Raises:
-        ValueError: if ``scale`` leaves [-1, 2 / (pi - 2)], where the map stops being monotone.
+        ValueError: if ``scale`` is outside [-1, 2 / (pi - 2)], where the map is not monotone.
 
     Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
     arXiv:2403.03206, section 3.1, "mode sampling with heavy tails".
@@ -94,7 +102,7 @@ class Mode(Times):
 
     def __post_init__(self):
         bound = 2 / (math.pi - 2)
-        require(self, "scale", -1 <= self.scale <= bound, f"the map is monotone for -1 <= scale <= {bound:.4f} only")
+        require(self, "scale", -1 <= self.scale <= bound, f"the map is monotone only for -1 <= scale <= {bound:.4f}")
 
     def icdf(self, u: Tensor) -> Tensor:
         return u + self.scale * (u - torch.sin(0.5 * math.pi * u).square())
@@ -113,11 +121,11 @@ class Mode(Times):
 @register("times.CosMap")
 @dataclass(frozen=True)
 class CosMap(Times):
-    r"""Draws times at which the linear path has the noise-to-signal ratios of the cosine schedule under uniform times.
+    r"""Draws times at which the linear path has the noise-to-signal ratios of the cosine schedule at uniform times.
 
     .. math:: t = \frac{\tan(\pi u / 2)}{1 + \tan(\pi u / 2)}, \qquad p(t) = \frac{2}{\pi - 2 \pi t + 2 \pi t^2}
 
-    The law is symmetric. Cost: one uniform draw per time.
+    The distribution is symmetric. Cost: one uniform draw per time.
 
     Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
     arXiv:2403.03206, section 3.1.
@@ -128,7 +136,7 @@ class CosMap(Times):
     """
 
     def icdf(self, u: Tensor) -> Tensor:
-        # Both written as sines of an angle up to pi/2, so that the ends are met without a rounded cosine below zero.
+        # Sines of angles up to pi/2 are exact at the ends; a rounded cosine may be below zero.
         rising, falling = torch.sin(0.5 * math.pi * u), torch.sin(0.5 * math.pi * (1 - u))
         return rising / (rising + falling)
 
@@ -139,16 +147,21 @@ class CosMap(Times):
 @register("times.Ends")
 @dataclass(frozen=True)
 class Ends(Times):
-    r"""Draws times that crowd at both ends.
+    r"""Draws times mostly near both ends.
 
     .. math:: t = \tfrac12 + \tfrac1a \operatorname{arsinh}\bigl((2 u - 1) \sinh \tfrac a2\bigr), \qquad
         p(t) = \frac{a \cosh(a (t - \frac12))}{2 \sinh \frac a2} \propto e^{a t} + e^{a (1 - t)}
 
-    For the second round of reflow, where pairs hardly cross: velocities are then hardest to learn where a point tells
-    least, or most, of its pair. Cost: one uniform draw per time.
+    For the second round of reflow, where the paths of pairs hardly cross. Velocities are then hardest to learn near the
+    ends, where a point determines its pair least, or most.
+
+    Args:
+        scale: a, positive; a larger one prefers the ends more.
+
+    Cost: one uniform draw per time.
 
     Raises:
-        ValueError: if ``scale``, the paper's a, is not positive, or above 80 (where the hyperbolic sine overflows).
+        ValueError: if ``scale`` is not positive, or above 80 (where the hyperbolic sine overflows).
 
     Source: Lee et al., Improving the Training of Rectified Flows, 2024, arXiv:2405.20320, section 4.1.
 
@@ -160,7 +173,7 @@ class Ends(Times):
     scale: float = 4.0
 
     def __post_init__(self):
-        require(self, "scale", 0 < self.scale <= 80, "how much the ends are preferred is a positive number, 4 is usual")
+        require(self, "scale", 0 < self.scale <= 80, "pass a number in (0, 80]; 4 is usual")
 
     def icdf(self, u: Tensor) -> Tensor:
         return 0.5 + torch.asinh((2 * u - 1) * math.sinh(self.scale / 2)) / self.scale
@@ -173,18 +186,23 @@ class Ends(Times):
 @register("times.Beta")
 @dataclass(frozen=True)
 class Beta(Times):
-    r"""Draws times from a Beta law.
+    r"""Draws times from a Beta distribution.
 
     .. math:: p(t) = \frac{t^{\alpha - 1} (1 - t)^{\beta - 1}}{B(\alpha, \beta)}
 
-    Cost: one uniform draw and one power per time where ``alpha`` or ``beta`` is one; otherwise SciPy inverts the
-    distribution function in float64 on the host, about a microsecond per time and a round trip from another device.
+    Args:
+        alpha, beta: positive parameters. A larger ``alpha`` moves times towards the data, a larger ``beta`` towards the
+            noise.
+
+    Cost: one uniform draw and one power per time if ``alpha`` or ``beta`` is one. Otherwise SciPy inverts the
+    distribution function in float64 on the host, which takes about a microsecond per time, and a transfer to the host
+    and back.
 
     Raises:
         ValueError: if ``alpha`` or ``beta`` is not positive.
 
     Source: Black et al., pi_0: A Vision-Language-Action Flow Model for General Robot Control, 2024, arXiv:2410.24164
-    (a Beta(1.5, 1) law with its weight on the noisy end: here ``Beta(1, 1.5)``).
+    (a Beta(1.5, 1) distribution that prefers the noise: here ``Beta(1, 1.5)``).
 
     Example:
         >>> Beta(1.0, 2.0).icdf(torch.tensor([0.0, 0.75, 1.0]))
@@ -196,7 +214,7 @@ class Beta(Times):
 
     def __post_init__(self):
         for name in ("alpha", "beta"):
-            require(self, name, 0 < getattr(self, name) < math.inf, "the exponents of a Beta law are positive")
+            require(self, name, 0 < getattr(self, name) < math.inf, "pass a positive number")
 
     def icdf(self, u: Tensor) -> Tensor:
         if self.beta == 1:

@@ -1,4 +1,4 @@
-"""Laws made of another law: shifted, stratified, in mirrored pairs."""
+"""Distributions of times that change another one: shifted, stratified, in mirrored pairs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ __all__ = ["Antithetic", "Shifted", "Stratified", "shift_times"]
 @register("times.Shifted")
 @dataclass(frozen=True)
 class Shifted(Times):
-    r"""Draws times of another law, moved towards the noise, as high resolutions need.
+    r"""Draws times of another distribution and moves them towards the noise, for high resolutions.
 
     .. math:: t \mapsto \frac{t}{s + (1 - s)\, t}
 
-    Shifting by a and then by b is shifting by a b; a shift of 1 changes nothing. Cost: that of ``inner``.
+    A shift by a and then by b is a shift by a b; a shift of 1 has no effect. Cost: that of ``inner``.
+
+    Args:
+        inner: the distribution of the times before the shift.
+        shift: s, positive; above 1 it moves times towards the noise.
 
     Raises:
         ValueError: if ``shift`` is not positive.
 
     Source: Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024,
-    arXiv:2403.03206, section 5.3.2. There t = 1 is noise and the map is s t / (1 + (s - 1) t); put 1 - t for t on both
-    sides.
+    arXiv:2403.03206, section 5.3.2. There t = 1 is noise and the map is s t / (1 + (s - 1) t); replace t by 1 - t on
+    both sides.
 
     Example:
         >>> Shifted(Uniform(), shift=3.0).icdf(torch.tensor([0.0, 0.5, 1.0]))
@@ -41,7 +45,7 @@ class Shifted(Times):
 
     def __post_init__(self):
         _require_law(self, self.inner)
-        require(self, "shift", 0 < self.shift < math.inf, "a shift is a positive factor; 3.0 is usual for 1024 pixels")
+        require(self, "shift", 0 < self.shift < math.inf, "pass a positive factor; 3.0 is usual for 1024 pixels")
 
     def uniforms(self, count: int, generator, device, dtype: torch.dtype) -> Tensor:
         return self.inner.uniforms(count, generator, device, dtype)
@@ -59,17 +63,21 @@ class Shifted(Times):
 @register("times.Stratified")
 @dataclass(frozen=True)
 class Stratified(Times):
-    r"""Draws one time per stratum of equal probability, in random order: the same law, with less noise in the loss.
+    r"""Draws one time per stratum of equal probability, in random order, so that the loss has less noise.
 
     .. math:: t_{\pi(i)} = F^{-1}\Big(\frac{i + u_i}{n}\Big), \qquad i = 0, \dots, n - 1
 
-    A time alone follows ``inner``; times of one call depend on each other. Cost: that of ``inner`` and a permutation.
+    Each time has the distribution ``inner``; the times of one call depend on each other. Cost: that of ``inner`` and a
+    permutation.
+
+    Args:
+        inner: the distribution of a single time.
 
     Raises:
-        ValueError: if ``inner`` itself draws dependent times, which strata would undo.
+        ValueError: if ``inner`` already draws dependent times.
 
-    Source: Kingma et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (one draw shared by all
-    strata there; one draw per stratum here).
+    Source: Kingma et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (there all strata share one draw; here
+    each has its own).
 
     Example:
         >>> times = Stratified()(4, generator=torch.Generator().manual_seed(0))
@@ -82,7 +90,7 @@ class Stratified(Times):
     def __post_init__(self):
         _require_law(self, self.inner)
         dependent = _dependent(self.inner)
-        require(self, "inner", dependent is None, f"strata would undo the draws of {dependent}; give its law alone")
+        require(self, "inner", dependent is None, f"{dependent} draws dependent times; pass its inner distribution")
 
     def uniforms(self, count: int, generator, device, dtype: torch.dtype) -> Tensor:
         stratum = torch.randperm(count, generator=generator, device=device)
@@ -99,12 +107,15 @@ class Stratified(Times):
 @register("times.Antithetic")
 @dataclass(frozen=True)
 class Antithetic(Times):
-    r"""Draws times in mirrored pairs, neighbours in the batch: the same law, less noise where the loss is monotone.
+    r"""Draws times in mirrored pairs, neighbours in the batch, so that a loss that is monotone in time has less noise.
 
     .. math:: t_{2i} = F^{-1}(u_i), \qquad t_{2i + 1} = F^{-1}(1 - u_i)
 
-    ``Antithetic(Stratified(law))`` mirrors stratified draws. Of an odd count the last has no partner. Cost: that of
-    ``inner``, with half the draws.
+    Each time has the distribution ``inner``. ``Antithetic(Stratified(...))`` mirrors stratified draws. With an odd
+    count the last time has no partner. Cost: that of ``inner``, with half the draws.
+
+    Args:
+        inner: the distribution of a single time.
 
     Raises:
         ValueError: if ``inner`` is antithetic already.
@@ -122,7 +133,7 @@ class Antithetic(Times):
     def __post_init__(self):
         _require_law(self, self.inner)
         dependent = _dependent(self.inner)
-        require(self, "inner", dependent != "Antithetic", "pairs mirrored twice are each drawn twice; mirror once")
+        require(self, "inner", dependent != "Antithetic", "its times are already mirrored; use Antithetic once")
 
     def uniforms(self, count: int, generator, device, dtype: torch.dtype) -> Tensor:
         u = self.inner.uniforms((count + 1) // 2, generator, device, dtype)
@@ -136,12 +147,17 @@ class Antithetic(Times):
 
 
 def shift_times(t: Tensor | float, shift: float) -> Tensor | float:
-    r"""Moves times towards the noise: :math:`t / (s + (1 - s) t)`; ``1 / shift`` moves them back."""
+    r"""Moves times towards the noise: :math:`t / (s + (1 - s) t)`; ``1 / shift`` moves them back.
+
+    Args:
+        t: times in [0, 1].
+        shift: s, positive.
+    """
     return t / (shift + (1 - shift) * t)
 
 
 def _dependent(law: Times) -> str | None:
-    """Names the outermost law in a nest that draws dependent times."""
+    """Returns the name of the outermost distribution that draws dependent times; None if there is none."""
     while law is not None:
         if isinstance(law, Stratified | Antithetic):
             return type(law).__name__
@@ -152,6 +168,6 @@ def _dependent(law: Times) -> str | None:
 def _require_law(law: Times, inner: object) -> None:
     if not isinstance(inner, Times):
         raise TypeError(
-            f"{type(law).__name__}(inner={inner!r}): the inner law must be one that can be inverted; pass an object of "
-            f"cflow.times such as Uniform()."
+            f"{type(law).__name__}(inner={inner!r}): expected a distribution of times; pass one of cflow.times, such "
+            f"as Uniform()."
         )

@@ -173,13 +173,13 @@ def test_pictures_are_written_for_any_number_of_features(tmp_path, generator):
 def test_pictures_of_other_things_are_refused(tmp_path):
     path, u = tmp_path / "a.png", torch.rand(20, 2)
     for given, options, message in (
-        (None, {}, "nothing to draw"),
+        (None, {}, "no values were given"),
         (u[:, :0], {}, r"\[N, D\]"),
         (u * 99, {}, "not ranks or samples"),
         (u * math.nan, {}, "not ranks or samples"),
         (u, {"names": ["one"]}, "1 names for 2 features"),
-        (u, {"bins": 1}, "at least 2 bins"),
-        (u, {"level": 99}, "between 0 and 1"),
+        (u, {"bins": 1}, "bins >= 2"),
+        (u, {"level": 99}, "0 < level < 1"),
         (None, {"coverage": {"flow": u}}, r"coverage\['flow'\] of shape \[20, 2\].*\[N\]"),
     ):
         with pytest.raises(ValueError, match=message):

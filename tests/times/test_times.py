@@ -234,21 +234,21 @@ def test_grids_lie_where_their_formulas_say():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LogitNormal(scale=0.0), r"LogitNormal\(scale=0.0\): the scale of a normal is positive"),
+        (lambda: LogitNormal(scale=0.0), r"LogitNormal\(scale=0.0\): pass a positive number"),
         (lambda: LogitNormal(loc=math.nan), "loc=nan"),
         (lambda: Mode(-1.01), "monotone"),
-        (lambda: Mode(1.76), "monotone for -1 <= scale <= 1.7519"),
+        (lambda: Mode(1.76), "monotone only for -1 <= scale <= 1.7519"),
         (lambda: Beta(0.0, 1.0), "alpha=0.0"),
         (lambda: Beta(1.0, -2.0), "beta=-2.0"),
         (lambda: Shifted(Uniform(), 0.0), "shift=0.0"),
-        (lambda: Stratified(Antithetic()), "undo the draws of Antithetic"),
-        (lambda: Stratified(Shifted(Stratified(), 2.0)), "undo the draws of Stratified"),
-        (lambda: Antithetic(Shifted(Antithetic(), 2.0)), "mirror once"),
+        (lambda: Stratified(Antithetic()), "Antithetic draws dependent times"),
+        (lambda: Stratified(Shifted(Stratified(), 2.0)), "Stratified draws dependent times"),
+        (lambda: Antithetic(Shifted(Antithetic(), 2.0)), "use Antithetic once"),
         (lambda: times.uniform_grid(0), r"uniform_grid\(steps=0\)"),
-        (lambda: times.cosine_grid(2.5), "whole number"),
+        (lambda: times.cosine_grid(2.5), "steps are whole"),
         (lambda: times.shifted_grid(4, -1.0), r"shifted_grid\(shift=-1.0\)"),
         (lambda: times.power_grid(4, 0.0), r"power_grid\(power=0.0\)"),
-        (lambda: times.power_grid(1000, 9.0), "coincide"),
+        (lambda: times.power_grid(1000, 9.0), "neighbouring times are equal"),
         (lambda: times.edm_grid(4, sigma_min=2.0, sigma_max=1.0), "below sigma_max"),
         (lambda: times.edm_grid(4, rho=0.0), "rho=0.0"),
     ],
@@ -260,5 +260,5 @@ def test_bad_parameters_are_refused(build, message):
 
 def test_an_inner_law_must_be_one():
     for nest in (Stratified, Antithetic, lambda inner: Shifted(inner, 2.0)):
-        with pytest.raises(TypeError, match="must be one that can be inverted"):
+        with pytest.raises(TypeError, match="expected a distribution of times"):
             nest(torch.rand)

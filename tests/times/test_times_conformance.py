@@ -13,5 +13,5 @@ def test_every_law_conforms(law):
 @pytest.mark.parametrize("law", PLAIN + NESTED, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 def test_times_of_integers_are_refused(law, dtype):
-    with pytest.raises(TypeError, match=rf"{type(law).__name__}\(\)\(4, dtype={dtype}\).*pass a floating dtype"):
+    with pytest.raises(TypeError, match=rf"{type(law).__name__}\(\)\(4, dtype={dtype}\).*pass a floating-point dtype"):
         law(4, dtype=dtype)
