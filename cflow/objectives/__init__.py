@@ -1,4 +1,4 @@
-"""Objectives: how a flow is trained. Each is called as ``objective(flow, x, context) -> [B]``."""
+"""Objectives: the losses that train a flow. Each is called as ``objective(flow, x, context) -> [B]``."""
 
 from cflow.objectives.batch import Shared
 from cflow.objectives.few_step.consistency import ConsistencyFlowMatching

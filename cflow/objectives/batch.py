@@ -1,4 +1,4 @@
-"""What a prepared batch says of its tensors."""
+"""A mark for tensors of a prepared batch that all rows share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Shared"]
 
 @dataclass(frozen=True)
 class Shared:
-    """Marks what all rows of a prepared batch share: a table, a grid of times, one drawn length.
+    """Marks a value that all rows of a prepared batch share: a table, a grid of times, one drawn length.
 
-    A batch may be cut into pieces (``fit(accumulate=..., pool=...)``, several processes). Each tensor in it is then cut
-    along its first dimension, its rows; what is marked goes to every piece whole. Without the mark, a table that has as
-    many entries as the batch has rows could not be distinguished from one value per row.
+    A batch may be cut into pieces (``fit(accumulate=..., pool=...)``, several processes). Each tensor is then cut along
+    its first dimension, the rows; a marked value is passed to every piece whole. Without the mark, a table with as many
+    entries as the batch has rows could not be distinguished from one value per row.
 
     Args:
         value: a tensor, or a nested tuple, list or dict of tensors. The loss reads it as ``batch.table.value``.

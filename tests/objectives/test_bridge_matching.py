@@ -107,12 +107,12 @@ def test_paths_and_objectives_that_do_not_go_together_are_refused():
         BridgeMatching()(affine, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"ConsistencyFlowMatching: .*objectives.BridgeMatching"):
         objectives.ConsistencyFlowMatching()(bridge, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="no path to match on"):
+    with pytest.raises(ValueError, match="the flow has no path; build it"):
         BridgeMatching()(cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2)), torch.zeros(3, 2))
     for weight in (objectives.MinSNR(), objectives.VelocityWeight()):
-        with pytest.raises(ValueError, match="weighs one prediction on an affine path"):
+        with pytest.raises(ValueError, match="this weight needs an affine path"):
             BridgeMatching(weight=weight)(bridge, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match=r"gave shape \[3, 1\] for 3 items"):
+    with pytest.raises(ValueError, match=r"returned shape \[3, 1\] for 3 items"):
         objectives.FlowMatching(weight=lambda path, t: t[:, None])(affine, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"BridgeMatching\(condition_dropout=2\)"):
         BridgeMatching(condition_dropout=2)

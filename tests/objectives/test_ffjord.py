@@ -145,18 +145,18 @@ def raised(kind, part, call, *arguments, **options):
 @pytest.mark.parametrize(
     ("options", "kind", "part"),
     [
-        ({"kinetic": -0.1}, ValueError, "FFJORD(kinetic=-0.1): a regulariser is weighed by a finite number"),
-        ({"jacobian": math.inf}, ValueError, "FFJORD(jacobian=inf): a regulariser is weighed by a finite number"),
-        ({"steer": 1.0}, ValueError, "FFJORD(steer=1.0): the length of a solve"),
+        ({"kinetic": -0.1}, ValueError, "FFJORD(kinetic=-0.1): the weight is finite and not negative"),
+        ({"jacobian": math.inf}, ValueError, "FFJORD(jacobian=inf): the weight is finite and not negative"),
+        ({"steer": 1.0}, ValueError, "FFJORD(steer=1.0): steer is in [0, 1)"),
         ({"divergence": divergence.Exact}, TypeError, "options are objects; pass one such as divergence.Hutchinson()"),
         ({"solver": "dopri5"}, TypeError, "FFJORD: solver='dopri5' is a name, and options are objects"),
         (
             {"divergence": divergence.Analytic(), "jacobian": 0.01},
             ValueError,
-            "this divergence comes without the Jacobian's norm, which the regulariser weighs; pass divergence.Hutch",
+            "this divergence does not compute the Jacobian's norm; pass divergence.Hutch",
         ),
-        ({"solver": solvers.CudaGraph(solvers.RK4(4))}, ValueError, "this solver has no gradient= to choose"),
-        ({"solver": solvers.EulerMaruyama(steps=4)}, ValueError, "this solver simulates noise"),
+        ({"solver": solvers.CudaGraph(solvers.RK4(4))}, ValueError, "this solver has no gradient; pass one"),
+        ({"solver": solvers.EulerMaruyama(steps=4)}, ValueError, "this solver simulates an SDE"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, kind, part):
@@ -168,11 +168,9 @@ def test_flows_that_cannot_be_trained_so_are_refused(generator):
     objective = objectives.FFJORD()
     raised(ValueError, "FFJORD: a NormalizingFlow has no vector field", objective, discrete.nsf(2, layers=2), x)
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Empirical(x))
-    raised(ValueError, "FFJORD: this ContinuousFlow has no density to maximise", objective, flow, x)
+    raised(ValueError, "FFJORD: this ContinuousFlow has no density", objective, flow, x)
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear(predict="x1"))
-    raised(
-        ValueError, "train with steer=0, or a flow that predicts the velocity", objectives.FFJORD(steer=0.1), flow, x
-    )
+    raised(ValueError, "pass steer=0, or predict the velocity", objectives.FFJORD(steer=0.1), flow, x)
 
 
 class Explosion(fields.Field):
@@ -198,7 +196,7 @@ def test_a_failed_solve_says_what_to_do(solver, how):
     flow = cflow.ContinuousFlow(Explosion(), bases.Normal(1))
     objective = objectives.FFJORD(solver=solver)
     raised(FloatingPointError, how, objective, flow, torch.tensor([[0.1], [50.0]]))
-    raised(FloatingPointError, "lower lr or clip gradients", objective, flow, torch.tensor([[0.1], [50.0]]))
+    raised(FloatingPointError, "lower lr, clip gradients", objective, flow, torch.tensor([[0.1], [50.0]]))
 
 
 # Training: repeatable, resumable, and what it reports

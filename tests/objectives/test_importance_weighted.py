@@ -203,7 +203,7 @@ def test_arguments_are_checked():
         with pytest.raises(ValueError, match=f"alpha={alpha}"):
             AlphaDivergence(target, alpha)
     for objective in (AlphaDivergence, DoublyReparameterised, ForwardKL):
-        with pytest.raises(ValueError, match=r"samples=1\): an item takes 2 samples or more"):
+        with pytest.raises(ValueError, match=r"samples=1\): an item needs at least 2"):
             objective(target, samples=1)
 
     class Model(nn.Linear):

@@ -108,7 +108,7 @@ def test_the_history_is_reviewed_without_numbers_of_the_objective_too(generator)
 
 def test_numbers_that_were_not_announced_are_refused(generator):
     x = torch.randn(32, 2, generator=generator)
-    with pytest.raises(ValueError, match=r"Told.log\(loss\): the columns of a history are fixed"):
+    with pytest.raises(ValueError, match=r"Told.log\(loss\): this objective's metric_names are"):
         Told().log(loss=1.0)
     with pytest.raises(ValueError, match="metric_names are none"):
         objectives.FlowMatching().log(calls=1.0)
@@ -132,8 +132,8 @@ def test_growing_solves_are_warned_of_once():
             objective.review(history[:count])
         told.append([str(each.message) for each in seen])
     assert [len(each) for each in told] == [0, 0, 0, 0, 1, 0]
-    assert "at step 250 a solve takes 121 calls of the field, and took 30 at first" in told[4][0]
-    assert "Regularise (kinetic=0.01, jacobian=0.01)" in told[4][0]
+    assert "at step 250 a solve takes 121 function evaluations, and took 30 at first" in told[4][0]
+    assert "regularise (kinetic=0.01, jacobian=0.01)" in told[4][0]
     # Few calls are no burden, whatever they have grown from.
     objective.review(rows_with([8.0, 8.0, 8.0, 99.0]))
 

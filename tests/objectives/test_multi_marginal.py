@@ -278,9 +278,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, generator):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"times": (0.0,)}, ValueError, "two snapshots or more"),
-        ({"times": (0.0, 0.5, 0.5, 1.0)}, ValueError, "increase"),
-        ({"times": (0.0, float("nan"), 1.0)}, ValueError, "increase"),
+        ({"times": (0.0,)}, ValueError, "at least two increasing times"),
+        ({"times": (0.0, 0.5, 0.5, 1.0)}, ValueError, "increasing"),
+        ({"times": (0.0, float("nan"), 1.0)}, ValueError, "increasing"),
         ({"times": (2, 3, 7)}, ValueError, "normalised"),
         ({"times": (0, 1), "interpolation": "cubic"}, ValueError, "'spline'"),
         ({"times": (0, 1), "coupling": couplings.OptimalTransport}, TypeError, "objects"),
@@ -298,7 +298,7 @@ def test_bad_use_says_what_to_do():
         flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear(predict))
         with pytest.raises(ValueError, match=f"Linear\\(predict='{predict}'\\).*path=None"):
             objective(flow, torch.randn(8, 3, 2))
-    with pytest.raises(ValueError, match=r"an item holds 3 samples.*\[B, 3, \*event\]"):
+    with pytest.raises(ValueError, match=r"3 times need as many samples.*\[B, 3, \*event\]"):
         objective(plain_flow(), torch.randn(8, 4, 2))
     with pytest.raises(ValueError, match="items that hold 3 samples each"):
         training.fit(plain_flow(), objective, torch.randn(32, 2), steps=1, batch_size=8)

@@ -241,7 +241,7 @@ def flow_of(base, *transforms):
     [
         (flow_of(bases.Empirical(torch.randn(8, 2))), "likelihood 'none'.*no density.*bases.Normal"),
         (flow_of(bases.Normal(2), bijections.Dequantise(2)), "likelihood 'bound'.*omit them"),
-        (flow_of(bases.Normal(2, loc=nn.Parameter(torch.zeros(2)))), "is learned.*Elementwise"),
+        (flow_of(bases.Normal(2, loc=nn.Parameter(torch.zeros(2)))), "is trainable.*Elementwise"),
     ],
 )
 @pytest.mark.parametrize("objective", ALL)
@@ -253,7 +253,7 @@ def test_flows_that_cannot_be_used_are_refused(objective, flow, message):
 @pytest.mark.parametrize("objective", [each for each in ALL if each not in (ReverseKL, PathDerivative)])
 def test_weights_of_an_estimated_density_are_refused(objective):
     flow = cflow.ContinuousFlow(Linear(2), bases.Normal(2), divergence=Hutchinson())
-    with pytest.raises(ValueError, match=r"likelihood 'estimate'.*exponentials.*divergence=Exact\(\)"):
+    with pytest.raises(ValueError, match=r"likelihood 'estimate'.*exact density.*divergence=Exact\(\)"):
         objective(lambda x: -x.square().sum(1))(flow, 8)
 
 
@@ -265,20 +265,20 @@ def test_a_flow_that_is_no_bijection_is_refused():
             super().__init__(2)
             self.base = bases.Normal(2)
 
-    with pytest.raises(TypeError, match="Other is not a bijection"):
+    with pytest.raises(TypeError, match="a .*Other is not invertible"):
         ReverseKL(lambda x: x.sum(1))(Other(), 8)
     other = Other()
     del other.base
-    with pytest.raises(TypeError, match="no base to draw from"):
+    with pytest.raises(TypeError, match="the flow has no base"):
         ReverseKL(lambda x: x.sum(1)).prepare(None, torch.empty(3, 0))
 
 
 @pytest.mark.parametrize(
     ("log_joint", "message"),
     [
-        (lambda x: x.sum(), r"gave shape \[\] for x of shape \[8, 2\].*\[8\]"),
-        (lambda x: x, r"gave shape \[8, 2\]"),
-        (lambda x: 1.0, "gave a float"),
+        (lambda x: x.sum(), r"returned shape \[\] for x of shape \[8, 2\].*\[8\]"),
+        (lambda x: x, r"returned shape \[8, 2\]"),
+        (lambda x: 1.0, "returned a float"),
         (lambda x: x.detach().sum(1), "without a gradient.*ForwardKL"),
     ],
 )

@@ -206,7 +206,7 @@ def test_training_through_a_wrapper(solver, kind, generator):
         values.append((losses.detach(), flow.field.gain.grad))
     assert torch.equal(values[0][0], values[1][0])
     assert torch.equal(values[0][1], values[1][1])
-    for refused, message in ((EulerMaruyama(3), "simulates noise"), (INSIDE, "no gradient= to choose")):
+    for refused, message in ((EulerMaruyama(3), "simulates an SDE"), (INSIDE, "this solver has no gradient")):
         with pytest.raises(ValueError, match=message):
             objectives.FFJORD(solver=kind(refused))
 

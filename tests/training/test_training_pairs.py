@@ -420,7 +420,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(TypeError, match="the whole ContinuousFlow"):
         objectives.Distillation(1, teacher=small().field)
     stranger = cflow.ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Linear())
-    with pytest.raises(ValueError, match="pass a teacher of the same"):
+    with pytest.raises(ValueError, match="pass a teacher with the same shapes"):
         training.distill(small(), objective=objectives.Distillation(1, teacher=stranger), steps=1, batch_size=4)
     pairs = training.generate_pairs(small(), 4, tmp_path / "pairs")
     with pytest.raises(ValueError, match="disagree on the number of steps"):

@@ -1,1 +1,1 @@
-"""Steps in place of velocities: average velocities, consistency, reflow, distillation."""
+"""Objectives for few steps: average velocities, consistency, reflow, distillation."""

@@ -1,4 +1,4 @@
-"""Consistency flow matching: velocities that lead to the same end wherever they start."""
+"""Consistency flow matching: velocities that lead to the same end from every point of a path."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ __all__ = ["ConsistencyFlowMatching"]
 
 @register("objectives.ConsistencyFlowMatching")
 class ConsistencyFlowMatching(FlowMatching):
-    r"""Trains a velocity that is the same all along the way, so that one step from anywhere ends at the same place.
+    r"""Trains a velocity that is constant along a path, so that one step from any point ends at the same place.
 
     .. math:: L = \frac1D \bigl\| f(t, x_t) - \operatorname{sg} f(r, x_r) \bigr\|^2 +
         \frac{\alpha}{D} \bigl\| v(t, x_t) - \operatorname{sg} v(r, x_r) \bigr\|^2, \qquad
         f(t, x) = x + (e - t)\, v(t, x), \quad r = t + \delta
 
-    where e is the end of the segment in which t lies; at the end of the last segment the data stand in for f. Both
-    points lie on the path of one pair. The right side is asked of the present weights, without gradients.
+    where e is the end of the segment that contains t; at the end of the last segment, f is replaced by the data. Both
+    points are on the path of one pair. The terms with sg use the present weights, without gradients.
+
+    Start from a trained flow. Near a segment's end the first term hardly depends on the velocity; ``weight`` may divide
+    by ``(e - t)^2``, as ``lambda path, t: (1.01 - t) ** -2`` for one segment.
 
     Args:
         coupling, times, weight, condition_dropout: see :class:`FlowMatching`.
-        segments: into how many pieces of equal length the way is cut. Sample with as many Euler steps, and no more:
-            from the second step of a segment on, points lie beside the paths on which the velocity was learned. So the
-            flow has no density either, until it is trained as a flow again.
-        delta: how far the two times lie from each other.
+        segments: the number of segments of equal length. Sample with the same number of Euler steps. More steps would
+            leave the paths on which the velocity was learned, and for the same reason the flow has no density, until it
+            is trained as a flow again.
+        delta: the distance between the two times.
         alpha: the weight of the second term.
 
-    Start from a trained flow. Near a segment's end the first term hardly sees the velocity; ``weight`` may divide by
-    ``(e - t)^2``, as ``lambda path, t: (1.01 - t) ** -2`` for one segment.
-
-    Cost: a call of the network with gradients, and one without. The field needs one time only.
+    Cost: one evaluation of the network with gradients, and one without. The field needs one time only.
 
     Raises:
-        ValueError: if an argument is out of its range, or the path does not predict the velocity.
+        ValueError: if an argument is out of range, or the path does not predict the velocity.
 
     Source: Yang et al., Consistency Flow Matching: Defining Straight Flows with Velocity Consistency, 2024,
-    arXiv:2407.02398 (there the right side has averaged weights).
+    arXiv:2407.02398 (there the terms with sg use averaged weights).
 
     Example:
         >>> import cflow
@@ -66,9 +66,8 @@ class ConsistencyFlowMatching(FlowMatching):
         super().__init__(coupling, times, weight, condition_dropout)
         if not is_integer(segments, 1) or not 0 < delta < 1 / max(segments, 1) or not alpha >= 0:
             raise ValueError(
-                f"ConsistencyFlowMatching(segments={segments}, delta={delta}, alpha={alpha}): there is one segment or "
-                f"more, delta is positive and shorter than one, and alpha is not negative; the defaults are 1, "
-                f"0.01 and 1e-5."
+                f"ConsistencyFlowMatching(segments={segments}, delta={delta}, alpha={alpha}): segments >= 1, "
+                f"0 < delta < 1 / segments and alpha >= 0 are needed; pass 1, 0.01 and 1e-5."
             )
         self.segments, self.delta, self.alpha = segments, delta, alpha
 
@@ -82,7 +81,7 @@ class ConsistencyFlowMatching(FlowMatching):
         v = flow.predict(t, here.xt, context)
         with torch.no_grad():
             v_there = flow.predict(r, there.xt, context)
-            # Where both points would be the end of their segment, the path itself says where it is.
+            # If r is the end of its segment, this is the point on the path itself.
             aim = there.xt + expand_like(end - r, v) * v_there
         error = mean_square(here.xt + expand_like(end - t, v) * v - aim, None)
         return error + self.alpha * mean_square(v - v_there, None)

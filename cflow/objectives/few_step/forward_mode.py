@@ -1,4 +1,4 @@
-"""Derivatives along a direction, without what torch says about itself when it computes the first one."""
+"""Derivatives along a direction, without the warning that torch prints for the first one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["jvp"]
 def jvp(function: Callable[..., Tensor], primals: tuple, tangents: tuple) -> tuple[Tensor, Tensor]:
     """Computes ``function(*primals)`` and its derivative along ``tangents``, in one pass in forward mode.
 
-    Cost: about two calls of ``function``.
+    Cost: about two evaluations of ``function``.
 
     Example:
         >>> jvp(lambda x: x**2, (torch.tensor(3.0),), (torch.tensor(1.0),))
@@ -29,11 +29,11 @@ def jvp(function: Callable[..., Tensor], primals: tuple, tangents: tuple) -> tup
 
 @cache
 def _load_rules() -> None:
-    """Makes torch load its rules of forward mode, which it does on first use.
+    """Makes torch load its rules of forward mode, which otherwise happens on first use.
 
-    From 2.14 on that prints a warning about ``torch.jit.script``, which torch itself calls there.
+    From 2.14 on, this prints a warning about ``torch.jit.script``, which torch itself uses there.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script` is")  # of a category that differs between releases
+        warnings.filterwarnings("ignore", "`torch.jit.script` is")  # its category differs between releases
         with forward_ad.dual_level():
             forward_ad.make_dual(torch.zeros(()), torch.zeros(()))

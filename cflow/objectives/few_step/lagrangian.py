@@ -1,4 +1,4 @@
-"""Flow maps that follow their own velocity."""
+"""Lagrangian self-distillation: flow maps that follow their own velocity."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["LagrangianSelfDistillation"]
 
 @register("objectives.LagrangianSelfDistillation")
 class LagrangianSelfDistillation(TwoTimes):
-    r"""Trains the end of a step to move as the velocity there says.
+    r"""Trains average velocities so that the end of a step moves with the velocity there.
 
     .. math:: \partial_s X_{t,s}(x) = \operatorname{sg}\bigl( u(s, X_{t,s}(x), s) \bigr), \qquad
         X_{t,s}(x) = x + (s - t)\, u(t, x, s)
 
-    The derivative is with respect to one number only, ``s``, and the draw of the velocity does not enter: no noise
-    of single pairs is carried along the flow, as in :class:`MeanFlow`.
+    The derivative is with respect to ``s`` alone and does not contain the velocity of a single pair. So, in contrast to
+    :class:`MeanFlow`, the noise of single pairs does not enter the derivative.
 
     Args:
         coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`.
 
-    Cost: a call of the network with gradients; ``share`` of one for the derivative, through which gradients go, and
-    ``share`` of one without.
+    Cost: one evaluation of the network with gradients; on the part ``share`` of the batch also the derivative, with
+    gradients, and one evaluation without.
 
     Raises:
-        ValueError: for a field of one time, or a flow whose path does not predict the velocity.
+        ValueError: for a field with one time, or a flow whose path does not predict the velocity.
 
     Source: Boffi et al., How to build a consistency model: Learning flow maps via self-distillation, 2025,
     arXiv:2505.18825.

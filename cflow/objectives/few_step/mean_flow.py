@@ -18,25 +18,25 @@ __all__ = ["MeanFlow"]
 
 @register("objectives.MeanFlow")
 class MeanFlow(TwoTimes):
-    r"""Trains average velocities by what they satisfy along the flow.
+    r"""Trains average velocities by the differential equation that they satisfy along the flow.
 
     .. math:: u(t, x, s) = v(t, x) + (s - t) \Bigl( \partial_t u + v \cdot \nabla_x u \Bigr), \qquad
         L = \bigl\| u_\theta - \operatorname{sg}(\cdot) \bigr\|^2 / D
 
-    The derivative is one product in forward mode, beside the network's value, and carries no gradient. It works with
-    attention: while it is computed, the networks here use plain attention, which has a forward mode.
+    The derivative is one product in forward mode, computed together with the network's value and without gradients. It
+    works with attention: the networks of this package then use plain attention, which has a forward mode.
 
     Args:
         coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`. The paper draws both
-            times from ``times.LogitNormal(0.4)`` (its -0.4, where t = 1 is noise), and takes ``power=1`` for images.
+            times from ``times.LogitNormal(0.4)`` (there -0.4, since t = 1 is noise), and uses ``power=1`` for images.
 
-    Cost: a call of the network with gradients, and ``share`` of another one for the derivative.
+    Cost: one evaluation of the network with gradients, and one for the derivative on the part ``share`` of the batch.
 
     Raises:
-        ValueError: for a field of one time, or a flow whose path does not predict the velocity.
+        ValueError: for a field with one time, or a flow whose path does not predict the velocity.
 
-    Source: Geng et al., Mean Flows for One-step Generative Modeling, 2025, arXiv:2505.13447 (there steps lead from data
-    to noise, which changes the sign before the derivative).
+    Source: Geng et al., Mean Flows for One-step Generative Modeling, 2025, arXiv:2505.13447 (there steps go from data
+    to noise, which changes the sign of the derivative).
 
     Example:
         >>> import cflow

@@ -1,4 +1,4 @@
-"""Reflow and distillation: learning from pairs that a flow has joined."""
+"""Reflow and distillation: training on pairs that a flow has generated."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ __all__ = ["Distillation", "Reflow"]
 
 @register("objectives.Reflow")
 class Reflow(RectifiedFlow):
-    r"""Trains a flow on the straight lines between the pairs that another one has joined.
+    r"""Trains a flow on the straight lines between pairs that another flow has generated.
 
     .. math:: L = \ell\bigl(v_\theta(t, (1 - t) x_0 + t x_1),\; x_1 - x_0\bigr), \qquad (x_0, x_1) \text{ of one pair}
 
-    The new flow has the same marginals at both ends, and paths that cross less: costs do not grow, and few steps do.
-    Data are :class:`cflow.training.Pairs` (``[B, 2, *event]`` in model space: transforms are not applied again).
+    The new flow has the same marginals at both ends, and trajectories that cross less: transport costs do not increase,
+    and few steps are sufficient. Data are :class:`cflow.training.Pairs` (``[B, 2, *event]`` in model space: transforms
+    are not applied again).
 
     Args:
-        times: the law of the training times; uniform unless given. ``times.Ends()`` prefers both ends, where velocities
-            of a second round are hardest to learn.
+        times: the distribution of the training times. Default: None, ``times.Uniform()``. ``times.Ends()`` prefers both
+            ends, where velocities of a second round are hardest to learn.
         error, weight, condition_dropout: see :class:`RectifiedFlow`.
 
-    Cost: one field call.
+    Cost: one function evaluation.
 
     Raises:
-        ValueError: for a flow on another path than ``paths.Linear()`` of velocities or of ``x1``, and for data that are
-            no pairs.
+        ValueError: for a flow whose path is not ``paths.Linear()`` with predictions of velocities or of ``x1``, and for
+            data that are not pairs.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
     2022, arXiv:2209.03003; times after Lee et al., Improving the Training of Rectified Flows, 2024, arXiv:2405.20320.
@@ -58,26 +59,27 @@ class Reflow(RectifiedFlow):
 
 @register("objectives.Distillation")
 class Distillation(Reflow):
-    r"""Trains a flow whose every step of a short grid leads to the end of its pair.
+    r"""Trains a flow to reach the end of a pair from every node of a short grid in one step.
 
     .. math:: L = \ell\bigl(x_t + (1 - t)\, v_\theta(t, x_t),\; x_1\bigr) / (1 - t)^2, \qquad
         t \in \{0, \tfrac1k, \dots, \tfrac{k-1}k\}
 
-    Sample with ``solvers.Euler(steps=evaluations)``, and no more: what the steps lead to is not the flow of a
-    velocity and has no density. Pairs are given, or made online by a teacher, whose samples then never repeat.
+    Sample with exactly ``solvers.Euler(steps=evaluations)``: the steps do not follow a velocity, and the flow has no
+    density. The pairs are the data, or a teacher generates new ones in every training step.
 
     Args:
-        evaluations: k, the steps to sample with.
+        evaluations: k, the number of steps for sampling.
         error, condition_dropout: see :class:`Reflow`.
-        teacher: a flow, of which a copy joins new pairs in every step of the training; data are then contexts alone,
-            or None.
-        solver, guidance: the teacher's.
+        teacher: a flow; a copy of it generates new pairs in every training step, and the data are then the contexts
+            alone, or None. Default: None, the data are pairs.
+        solver: the teacher's solver. Default: None, its own.
+        guidance: the teacher's guidance. Default: None.
 
-    Cost: one field call; with a teacher, one solve of it beside.
+    Cost: one function evaluation; with a teacher, also one solve of it.
 
     Raises:
         TypeError: if the teacher is not a flow with a velocity.
-        ValueError: if ``evaluations`` is not a positive integer, a solver is given without a teacher, the teacher is of
+        ValueError: if ``evaluations`` is not a positive integer, a solver is given without a teacher, the teacher has
             other shapes, and as :class:`Reflow`.
 
     Source: Liu, Gong and Liu, 2022, arXiv:2209.03003, section 2.3 (distillation of k-rectified flows).
@@ -97,23 +99,23 @@ class Distillation(Reflow):
         solver=None, guidance=None,
     ):  # fmt: skip
         super().__init__(None, error, None, condition_dropout)
-        why = "a sample takes one evaluation or more; pass 1."
+        why = "a sample takes at least one evaluation; pass 1."
         check_integer("Distillation", "evaluations", evaluations, 1, why)
         if teacher is not None and not hasattr(teacher, "transport"):
             raise TypeError(
-                f"Distillation(teacher={type(teacher).__name__}): a teacher carries samples along; pass the whole "
-                f"ContinuousFlow, not its field."
+                f"Distillation(teacher={type(teacher).__name__}): a teacher is a flow; pass the whole ContinuousFlow, "
+                f"not its field."
             )
         if teacher is None and (solver is not None or guidance is not None):
             raise ValueError(
-                "Distillation(solver=..., guidance=...): both are the teacher's; pass teacher=flow as well."
+                "Distillation(solver=..., guidance=...): both are options of the teacher; pass teacher=flow too."
             )
         self.evaluations, self.solver, self.guidance = evaluations, solver, guidance
-        # A copy: the flow that was given may be trained on, and is not frozen with this one.
+        # A copy, since the given flow may be trained further and must not be frozen.
         self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Distillation:
-        """Sets the mode of what is trained; a teacher stays in evaluation mode."""
+        """Sets the training ``mode`` of the objective; a teacher stays in evaluation mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
@@ -139,10 +141,10 @@ class Distillation(Reflow):
             shapes = [(each.model_shape, each.context_shape) for each in (flow, self.teacher)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"Distillation(teacher=...): the flow's events and contexts are of shapes {shapes[0]}, the "
-                    f"teacher's {shapes[1]}; pass a teacher of the same."
+                    f"Distillation(teacher=...): the flow has event and context shapes {shapes[0]}, the teacher "
+                    f"{shapes[1]}; pass a teacher with the same shapes."
                 )
-            # Lower precision than the solver's tolerance would be error to it, and many steps.
+            # Without autocast: rounding above the solver's tolerance would look like error and cost many steps.
             with torch.no_grad(), torch.autocast(batch.x0.device.type, enabled=False):
                 solution = self.teacher.transport(
                     batch.x0, 0.0, 1.0, batch.context, solver=self.solver, guidance=self.guidance

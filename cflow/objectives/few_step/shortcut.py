@@ -1,4 +1,4 @@
-"""Shortcut models: a step of two halves."""
+"""Shortcut models: one step equals two half steps."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["Shortcut"]
 
 @register("objectives.Shortcut")
 class Shortcut(TwoTimes):
-    r"""Trains every step to do what two steps of half its length do.
+    r"""Trains average velocities so that every step equals two steps of half its length.
 
     .. math:: u(t, x, t + d) = \tfrac12 \operatorname{sg}\bigl(u(t, x, t + \tfrac d2)
         + u(t + \tfrac d2, x', t + d)\bigr), \qquad x' = x + \tfrac d2 u(t, x, t + \tfrac d2)
 
-    Lengths are ``1, 1/2, 1/4, ... 2/steps``, from grids that begin at 0; halves as short as ``1/steps`` are taken by
-    the velocity itself, ``u(t, x, t)``. What is agreed with are the present weights, without gradients. Sample with
-    a power of two as ``solvers.FlowMap(steps=...)``.
+    Step lengths are ``1, 1/2, 1/4, ... 2/steps``, on grids that start at 0. Half steps of length ``1/steps`` use the
+    velocity itself, ``u(t, x, t)``. The terms with sg use the present weights, without gradients. Sample with
+    ``solvers.FlowMap(steps=...)``, a power of two.
 
     Args:
         coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`; ``times`` is for the
             items without a step.
-        steps: into how many pieces the shortest halves cut the interval, a power of two.
+        steps: the number of shortest half steps in the interval, a power of two.
 
-    Cost: a call of the network with gradients, and ``2 share`` of one without.
+    Cost: one evaluation of the network with gradients; on the part ``share`` of the batch also two without.
 
     Raises:
-        ValueError: if ``steps`` is not a power of two; for a field of one time, or a flow whose path does not predict
+        ValueError: if ``steps`` is not a power of two; for a field with one time, or a flow whose path does not predict
             the velocity.
 
     Source: Frans et al., One Step Diffusion via Shortcut Models, 2024, arXiv:2410.12557.
@@ -56,13 +56,13 @@ class Shortcut(TwoTimes):
     ):  # fmt: skip
         super().__init__(coupling, times, weight, condition_dropout, share=share, guidance=guidance, power=power)
         if not is_integer(steps, 2) or steps & (steps - 1):
-            raise ValueError(f"Shortcut(steps={steps}): steps are halved again and again; pass a power of two, as 128.")
+            raise ValueError(f"Shortcut(steps={steps}): steps are halved; pass a power of two such as 128.")
         self.steps = steps
 
     def _steps(self, t: Tensor, generator) -> tuple[Tensor, Tensor]:
         levels = int(math.log2(self.steps))
         draw = lambda: torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
-        count = 2 ** (draw() * levels).floor()  # steps of this length in the interval
+        count = 2 ** (draw() * levels).floor()  # number of steps of this length in the interval
         number = (draw() * count).floor()
         return number / count, (number + 1) / count
 
@@ -70,7 +70,7 @@ class Shortcut(TwoTimes):
         with torch.no_grad():
             middle = (t + s) / 2
             low, high = flow.interval
-            short = s - t < 2.5 * (high - low) / self.steps  # 2/steps, the shortest, is below; the next is above
+            short = s - t < 2.5 * (high - low) / self.steps  # the shortest step, 2/steps, is below; the next is above
             half = expand_like(middle - t, x)
             first = flow.predict(t, x, context, s=torch.where(short, t, middle))
             second = flow.predict(middle, x + half * first, context, s=torch.where(short, middle, s))

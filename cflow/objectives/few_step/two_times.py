@@ -1,4 +1,4 @@
-"""What objectives for fields of two times share: steps from t to s, and flow matching where a step has no length."""
+"""The base class of objectives for fields with two times: steps from t to s, and flow matching for s = t."""
 
 from __future__ import annotations
 
@@ -20,32 +20,38 @@ __all__ = ["StepBatch", "TwoTimes"]
 
 @dataclass
 class StepBatch(MatchingBatch):
-    """Pairs with the two times of a step, ``t <= s``, both laid on the path's interval by the loss."""
+    """A :class:`MatchingBatch` with the second time of each step.
+
+    Attributes:
+        s: the end of the step ``[B]``, in [0, 1], at least ``t``; the loss maps it to the path's interval.
+
+    The other arguments are those of :class:`MatchingBatch`.
+    """
 
     s: Tensor | None = None
 
 
 class TwoTimes(FlowMatching):
-    r"""Trains a field of two times, :math:`u(t, x, s)`, the average velocity of the flow on its way from t to s.
+    r"""Trains a field with two times, :math:`u(t, x, s)`, the average velocity of the flow from t to s.
 
     .. math:: X_{t,s}(x) = x + (s - t)\, u(t, x, s), \qquad u(t, x, t) = v(t, x)
 
-    A part of every batch has steps of some length, on which a subclass says what the average velocity is to agree
-    with (:meth:`_error`); on the rest, ``s = t``, this is flow matching. So a flow trained like this is also an
-    ordinary one: ODE solvers and densities ask for ``u(t, x, t)``, and ``solvers.FlowMap`` takes whole steps.
+    On a part of every batch, ``s > t``, a subclass defines the target of the average velocity (:meth:`_error`). On the
+    rest, ``s = t``, this is flow matching. The trained flow is therefore an ordinary flow too: ODE solvers and
+    densities use ``u(t, x, t)``, and ``solvers.FlowMap`` takes whole steps.
 
     Args:
-        coupling, times, weight, condition_dropout: see :class:`FlowMatching`; both times follow the law ``times``.
-        share: the part of a batch whose steps have a length.
+        coupling, times, weight, condition_dropout: see :class:`FlowMatching`; both times are drawn from ``times``.
+        share: the part of a batch with ``s > t``, in (0, 1].
         guidance: classifier-free guidance that the network learns, for conditional flows trained with
-            ``condition_dropout``: what is matched is ``v + (guidance - 1) (v - u(t, x, t | no condition))``. Sampling
-            then takes one call per step and no guidance.
-        power: the loss of an item (its mean square, plus 1e-3) is divided by its own size to this power (which has no
-            gradient): 0 for none. Items with large errors, as derivatives along the flow make them, then weigh less.
-            The weight depends on the draw, so what is learned is no longer the mean of the draws, but nearer to their
-            mode: harmless where many dimensions make all errors alike (1 is usual for images), wrong in few.
+            ``condition_dropout``. The target velocity is ``v + (guidance - 1) (v - u(t, x, t | no condition))``.
+            Sampling then needs one evaluation per step and no guidance. Default: 1, no guidance.
+        power: the error of an item is divided by itself (plus 1e-3, without gradient) to this power, so that items with
+            large errors, which derivatives along the flow can have, count less. The weight depends on the draw, so the
+            field learns a value between the mean and the mode of the draws. In many dimensions, where all errors are
+            similar, this is harmless (1 is usual for images); in few dimensions it is wrong. Default: 0, no division.
 
-    ``fit`` records the errors before that division as ``matched`` (where ``s = t``) and ``stepped``.
+    ``fit`` records the errors before that division as ``matched`` (``s = t``) and ``stepped`` (``s > t``).
     """
 
     teaches = "average velocity"
@@ -67,21 +73,21 @@ class TwoTimes(FlowMatching):
         super().__init__(coupling, times, weight, condition_dropout)
         name = type(self).__name__
         if not 0 < share <= 1:
-            raise ValueError(f"{name}(share={share}): a part of every batch takes steps; pass a share in (0, 1].")
+            raise ValueError(f"{name}(share={share}): the share is in (0, 1]; pass a value such as 0.25.")
         if guidance != 1 and not condition_dropout:
             raise ValueError(
-                f"{name}(guidance={guidance}): what is learned is to differ from the velocity without a condition, "
-                f"which is not trained; pass condition_dropout=0.1 as well."
+                f"{name}(guidance={guidance}): guidance needs a velocity without condition; pass condition_dropout=0.1 "
+                f"too."
             )
         if not 0 <= power < math.inf:
-            raise ValueError(f"{name}(power={power}): the power of the adaptive weight is 0 or more; 1 is usual.")
+            raise ValueError(f"{name}(power={power}): the power is 0 or more; pass 0 or 1.")
         self.share, self.guidance, self.power = share, guidance, power
 
     def prepare(self, base: nn.Module, x: Tensor, context=None, generator=None) -> StepBatch:
         batch = super().prepare(base, x, context, generator)
         t, s = self._steps(batch.t, generator)
-        # Spread evenly over the rows, so that any stretch of them holds its part of the steps, and from anywhere on, so
-        # that every row has its share, whatever order the rows are in and however few they are.
+        # Steps are spread evenly over the rows, so that any range of rows contains its share of them. The start is
+        # random, so that every row has the same probability, for any order and number of rows.
         begin = torch.rand((), generator=generator, device=t.device, dtype=torch.float64)
         upto = (torch.arange(len(t) + 1, dtype=torch.float64, device=t.device) * self.share + begin + 1e-9).floor()
         far = upto[1:] > upto[:-1]
@@ -90,7 +96,7 @@ class TwoTimes(FlowMatching):
         )
 
     def _steps(self, t: Tensor, generator) -> tuple[Tensor, Tensor]:
-        """Draws steps for as many items as there are times ``t``: ``t <= s``."""
+        """Draws steps, ``t <= s``, as many as there are times ``t``."""
         other = self.times(len(t), generator=generator, device=t.device, dtype=t.dtype)
         return torch.minimum(t, other), torch.maximum(t, other)
 
@@ -99,8 +105,8 @@ class TwoTimes(FlowMatching):
         s = low + (high - low) * batch.s
         sample = path.sample(batch.x0, batch.x1, t)
         v = self._guided(flow, t, sample.xt, sample.target, context, batch.drop)
-        # Steps first: as many rows as a stretch of so many can hold, so that no size is read from the device. Of a row
-        # without a step the error of steps is that of its velocity.
+        # Steps first, as many rows as a range of this length can contain, so that no size is read from the device. For
+        # a row without a step, the error of steps is the error of its velocity.
         count = min(len(t), math.floor(self.share * len(t) + 1e-9) + 1)
         order = (s > t).to(torch.uint8).argsort(descending=True, stable=True)
         take = lambda rows: [on_tensors(lambda each: each[rows], part) for part in (t, s, sample.xt, v, context)]
@@ -120,7 +126,7 @@ class TwoTimes(FlowMatching):
         raise TypeError(f"{type(self).__qualname__} does not define _error.")
 
     def _guided(self, flow: Any, t: Tensor, x: Tensor, v: Tensor, context, drop: Tensor | None) -> Tensor:
-        """Leads the velocity away from that without a condition, where there is one."""
+        """Extrapolates from the velocity without condition to ``v``, in rows with a condition."""
         if self.guidance == 1:
             return v
         with torch.no_grad():
@@ -132,7 +138,7 @@ class TwoTimes(FlowMatching):
         self._check_velocity(path)
         if not as_field(flow.field).two_times:
             raise ValueError(
-                f"{name}: {type(flow.field).__name__} reads one time, and an average velocity belongs to two; build it "
-                f"with two_times=True, or make fields.two_times(flow.field) of a trained one."
+                f"{name}: {type(flow.field).__name__} has one time, and an average velocity needs two; build it with "
+                f"two_times=True, or use fields.two_times(flow.field)."
             )
         return path

@@ -1,1 +1,1 @@
-"""The log-density of data."""
+"""Objectives that maximise the log-density of data."""

@@ -1,4 +1,4 @@
-"""Maximum likelihood of a continuous flow, as FFJORD trains it: estimated divergences, regularisers, random ends."""
+"""Maximum likelihood of a continuous flow as in FFJORD: estimated divergences, regularisers, random ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ __all__ = ["FFJORD", "FFJORDBatch"]
 
 @dataclass
 class FFJORDBatch(LikelihoodBatch):
-    """Data with what stays fixed during their solve: the divergence's probe of each row, and the solve's length."""
+    """A :class:`LikelihoodBatch` with the quantities that stay fixed during its solve.
+
+    Attributes:
+        probe: the divergence's probe, with first dimension B; None if it has none.
+        length: the length of the solve ``[]``; None for a fixed length of one.
+
+    The other arguments are those of :class:`LikelihoodBatch`.
+    """
 
     probe: Tensor | None = None
     length: Tensor | None = None
@@ -34,53 +41,57 @@ class FFJORDBatch(LikelihoodBatch):
 
 @register("objectives.FFJORD")
 class FFJORD(MaximumLikelihood):
-    r"""Trains a continuous flow by the log-density of the data, with a solver and a divergence for training alone.
+    r"""Trains a continuous flow by the log-density of the data, with a separate solver and divergence for training.
 
     .. math:: L = -\log p_\theta(x \mid c) + \lambda_K \int_0^1 \|v\|^2 \, dt
               + \lambda_J \int_0^1 \|J^\top\epsilon\|^2 \, dt, \qquad
               \log p_\theta(x) = \log p_0(x_0) - \int_0^1 \epsilon^\top J \epsilon \, dt
 
     along the trajectory from ``x`` at ``t = 1`` to ``x_0`` at ``t = 0``, with :math:`J = \partial v / \partial x` and
-    one probe :math:`\epsilon` per sample and solve, drawn anew for every step. What the flow is evaluated by (its
-    ``solver`` and ``divergence``) is left as it is: evaluate with an exact divergence and a tighter tolerance.
+    one probe :math:`\epsilon` per sample and solve, drawn again for every training step. The flow's own ``solver`` and
+    ``divergence`` do not change: evaluate with an exact divergence and a tighter tolerance.
 
-    The loss is in nats per item, of the data as measured. RNODE divides likelihood and regularisers alike by the
-    dimension D, and here neither is, so its coefficients mean the same: ``kinetic=0.01, jacobian=0.01`` is its setting.
-    A regularised loss is not a likelihood: ``fit`` records ``nats``, the negative (estimated) log-density, beside the
-    integrals ``kinetic`` and ``jacobian`` (per item, unweighted), with ``nfe``, the calls of the field that a solve
-    took, and ``rejected``, the steps per sample that were taken in vain. It warns once when ``nfe`` has grown past four
-    times what it was in the first three rows, and past 100.
+    The loss is in nats per item, for the data before transforms. RNODE divides both likelihood and regularisers by the
+    dimension D; here neither is divided, so the coefficients are comparable: ``kinetic=0.01, jacobian=0.01`` is the
+    setting of RNODE. A regularised loss is not a likelihood. ``fit`` therefore records
 
-    **Random ends** (``steer``). In training mode a step integrates over a length :math:`T \sim U(1 - b, 1 + b)`, one
+    - ``nats``: the negative (estimated) log-density;
+    - ``kinetic`` and ``jacobian``: the integrals, per item and unweighted;
+    - ``nfe``: the function evaluations of a solve;
+    - ``rejected``: the rejected steps per sample.
+
+    It warns once if ``nfe`` exceeds 100 and four times its value in the first three rows.
+
+    **Random ends** (``steer``). In training mode, a step integrates over a length :math:`T \sim U(1 - b, 1 + b)`, one
     for the batch: the field :math:`T v(1 - T (1 - t), x)` over [0, 1], which is ``v`` from the data at ``t = 1`` to a
-    base at ``t = 1 - T``. The base end is the random one, and ``v`` is asked at times from ``-b`` to 1. Regularisers
-    are integrals over the stretch that is walked. In evaluation mode (``fit``'s validation) the length is one.
+    base at ``t = 1 - T``. The base end is random, and ``v`` is evaluated at times from ``-b`` to 1. Regularisers are
+    integrals over this length. In evaluation mode (the validation of ``fit``) the length is one.
 
     Args:
-        divergence: of the training solves; ``Hutchinson()`` where none is given. ``Analytic()`` has no noise, and is
-            the fastest where the field has a closed form.
+        divergence: the divergence for training. Default: None, ``Hutchinson()``. ``Analytic()`` has no noise and is
+            the fastest for fields with a closed form.
         kinetic: the weight :math:`\lambda_K` of the kinetic energy.
-        jacobian: the weight :math:`\lambda_J` of the Jacobian's squared Frobenius norm, estimated by the divergence's
-            own vector-Jacobian products (exact for ``Exact``).
-        solver: of the training solves; unless given, ``Dopri5(rtol=1e-5, atol=1e-5, per_sample=False,
-            gradient=Checkpointed())``: one step for the batch, which is accurate on average. Its ``gradient`` says how
-            gradients pass: ``Checkpointed()`` keeps one evaluation's graph, ``Backprop()`` keeps all and takes half
-            the time, and ``TorchDiffEq("dopri5", gradient=ContinuousAdjoint())`` is what FFJORD itself did. A fixed
-            grid has no error control, and training finds fields that it scores wrongly: regularise by ``jacobian``,
-            and compare ``nats`` with the flow's own ``log_prob``. Under bf16 autocast take a fixed grid all the same:
-            the rounding of bf16 is above the tolerances of the others.
-        steer: half the width ``b`` of the law of lengths; 0 for a fixed length of one.
+        jacobian: the weight :math:`\lambda_J` of the Jacobian's squared Frobenius norm, estimated from the
+            vector-Jacobian products of the divergence (exact for ``Exact``).
+        solver: the solver for training. Default: None, ``Dopri5(rtol=1e-5, atol=1e-5, per_sample=False,
+            gradient=Checkpointed())``: one step size for the batch, accurate on average. Its ``gradient`` is the method
+            for gradients: ``Checkpointed()`` keeps the graph of one evaluation; ``Backprop()`` keeps all graphs and
+            takes half the time; ``TorchDiffEq("dopri5", gradient=ContinuousAdjoint())`` is the method of the FFJORD
+            paper. A fixed grid has no error control, and training finds fields for which its densities are wrong:
+            regularise by ``jacobian``, and compare ``nats`` with the flow's ``log_prob``. Under bf16 autocast use a
+            fixed grid nevertheless: the rounding of bf16 is larger than the tolerances of adaptive solvers.
+        steer: b, half the width of the distribution of lengths, in [0, 1). Default: 0, a fixed length of one.
         condition_dropout: the share of items whose context is replaced by "no condition".
 
-    Shapes: returns ``[B]``. Cost: one solve with its gradient; per call of the field, a product with its transposed
-    Jacobian per probe. The regularisers come from the same products.
+    Shapes: returns ``[B]``. Cost: one solve with its gradient; per function evaluation, one product with the transposed
+    Jacobian per probe. The regularisers use the same products.
 
     Raises:
-        TypeError: for options that are no objects.
-        ValueError: for weights or widths out of range, a solver whose gradient mode it cannot honour, a divergence
-            without the norm that ``jacobian`` asks for; for a flow that is not continuous or has no density, and for
-            ``steer`` on a path that predicts something else than a velocity, which is known inside [0, 1] alone.
-        FloatingPointError: where the solve of a sample fails; the message says which, and what to do.
+        TypeError: for options that are not objects.
+        ValueError: for weights or widths out of range; for a solver without a gradient; for ``jacobian`` with a
+            divergence that has no norm; for a flow that is not continuous or has no density; for ``steer`` on a path
+            that does not predict the velocity, which is then known inside [0, 1] only.
+        FloatingPointError: if the solve of a sample fails; the message reports the sample and what to do.
 
     Source: Grathwohl et al., FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, 2018,
     arXiv:1810.01367; Finlay et al., How to train your neural ODE: the world of Jacobian and kinetic regularization,
@@ -127,28 +138,24 @@ class FFJORD(MaximumLikelihood):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(
-                    f"FFJORD({name}={value}): a regulariser is weighed by a finite number that is not negative; pass "
-                    f"0.01, say, or 0 to leave it out."
+                    f"FFJORD({name}={value}): the weight is finite and not negative; pass 0.01, or 0 to omit the term."
                 )
         if not 0 <= self.steer < 1:
-            raise ValueError(
-                f"FFJORD(steer={self.steer}): the length of a solve is drawn between 1 - steer and 1 + steer and must "
-                f"stay positive; pass a number in [0, 1), such as 0.25."
-            )
+            raise ValueError(f"FFJORD(steer={self.steer}): steer is in [0, 1); pass a value such as 0.25.")
         if self.jacobian > 0 and not self.divergence.frobenius:
             raise ValueError(
-                f"FFJORD(divergence={self.divergence!r}, jacobian={self.jacobian}): this divergence comes without the "
-                f"Jacobian's norm, which the regulariser weighs; pass divergence.Hutchinson(), or jacobian=0."
+                f"FFJORD(divergence={self.divergence!r}, jacobian={self.jacobian}): this divergence does not compute "
+                f"the Jacobian's norm; pass divergence.Hutchinson(), or jacobian=0."
             )
         if self.solver.gradient is None:
             raise ValueError(
-                f"FFJORD(solver={self.solver!r}): training needs the gradient of a solve, and this solver has no "
-                f"gradient= to choose; pass a solver that has, such as solvers.Dopri5() or solvers.RK4(steps=8)."
+                f"FFJORD(solver={self.solver!r}): this solver has no gradient; pass one such as solvers.Dopri5() or "
+                f"solvers.RK4(steps=8)."
             )
         if self.solver.needs_score:
             raise ValueError(
-                f"FFJORD(solver={self.solver!r}): this solver simulates noise, and the log-density is carried along "
-                f"the flow's ODE; pass a solver such as solvers.Dopri5() or solvers.RK4(steps=8)."
+                f"FFJORD(solver={self.solver!r}): this solver simulates an SDE, and a log-density needs the ODE; pass "
+                f"one such as solvers.Dopri5()."
             )
 
     @property
@@ -157,13 +164,13 @@ class FFJORD(MaximumLikelihood):
 
     @property
     def _energies(self) -> tuple[str, ...]:
-        """Names the regularisers that have a weight; they are the quadratures of the same names."""
+        """The regularisers with a weight; they are the quadratures of the same names."""
         return tuple(name for name in ("kinetic", "jacobian") if getattr(self, name) > 0)
 
     def prepare(self, base: nn.Module, x: tuple, context: Tensor | None = None, generator=None) -> FFJORDBatch:
         batch = super().prepare(base, x, context, generator)
         u = batch.u
-        # Where a transform is trained, data are still outside of it; probes are of the shape of what is modelled.
+        # If a transform is trained, it is not applied yet; probes have the shape of the base.
         inside = u if u.shape[1:] == base.event_shape else u.new_empty((len(u), *base.event_shape))
         probe = self.divergence.begin(inside, generator)
         length = None
@@ -172,6 +179,7 @@ class FFJORD(MaximumLikelihood):
         return FFJORDBatch(u, batch.ladj, context, batch.drop, probe, length)
 
     def loss(self, flow: Any, batch: FFJORDBatch, *, generator=None) -> Tensor:
+        """Computes the regularised loss per item, ``[B]``; trained transforms that draw use ``generator``."""
         self._check_flow(flow)
         u, outer = self._modelled(flow, batch, generator)
         length = batch.length if flow.training else None
@@ -183,7 +191,7 @@ class FFJORD(MaximumLikelihood):
         )  # fmt: skip
         self._check_success(solution)
         nats = -(flow.base.log_prob(solution.y) + solution.quadratures["ladj"] + outer)
-        # Over its own time a stretch of length T has an energy T times smaller than over [0, 1].
+        # The energy over a length T is T times smaller than that of the rescaled field over [0, 1].
         walked = {name: solution.quadratures[name] / (1.0 if length is None else length) for name in self._energies}
         loss = nats
         for name, value in walked.items():
@@ -195,22 +203,21 @@ class FFJORD(MaximumLikelihood):
     def _check_flow(self, flow: Any) -> None:
         if not isinstance(flow, ContinuousFlow):
             raise ValueError(
-                f"FFJORD: a {type(flow).__qualname__} has no vector field to solve along; train it with "
-                f"objectives.MaximumLikelihood(), or build a ContinuousFlow(field, base)."
+                f"FFJORD: a {type(flow).__qualname__} has no vector field; use objectives.MaximumLikelihood(), or a "
+                f"ContinuousFlow."
             )
         self._check_density(flow)
         if self.steer > 0 and flow.path is not None and flow.path.predict != "velocity":
             raise ValueError(
-                f"FFJORD(steer={self.steer}): on {flow.path!r} the network's prediction gives a velocity inside "
-                f"[{flow.interval[0]:.3g}, {flow.interval[1]:.6g}] alone, and random ends ask for it before time 0; "
-                f"train with steer=0, or a flow that predicts the velocity."
+                f"FFJORD(steer={self.steer}): random ends need the velocity before time 0, and {flow.path!r} has it in "
+                f"[{flow.interval[0]:.3g}, {flow.interval[1]:.6g}] only; pass steer=0, or predict the velocity."
             )
 
     def _check_success(self, solution: Solution) -> None:
-        """Raises where a sample was not carried to the base.
+        """Raises if the solve of a sample failed.
 
-        Without error control a solve fails by numbers that are not finite, which the loss shows by itself: no
-        accelerator waits for it.
+        Without error control a solve fails by values that are not finite, which are visible in the loss. The check is
+        then omitted on accelerators, so that the step does not wait for the device.
         """
         if self.solver.step_tolerance is None and solution.status.device.type != "cpu":
             return
@@ -218,13 +225,12 @@ class FFJORD(MaximumLikelihood):
             solution.require_success()
         except RuntimeError as failure:
             raise FloatingPointError(
-                f"FFJORD(solver={self.solver!r}): {failure} In training it is mostly the field that has become too "
-                f"steep: lower lr or clip gradients, regularise (kinetic=0.01, jacobian=0.01), or train on a fixed "
-                f"grid such as solvers.RK4(steps=8, gradient=Checkpointed())."
+                f"FFJORD(solver={self.solver!r}): {failure} The field may be too steep: lower lr, clip gradients, "
+                f"regularise (kinetic=0.01, jacobian=0.01), or use solvers.RK4(steps=8)."
             ) from None
 
     def review(self, history: Sequence[dict[str, Any]]) -> None:
-        """Warns at the first row whose ``nfe`` is more than four times that of the first three rows, and above 100."""
+        """Warns at the first row of ``history`` whose ``nfe`` exceeds 100 and four times that of the first rows."""
         if len(history) <= _FIRST:
             return
         calls = [row["nfe"] for row in history]
@@ -233,10 +239,9 @@ class FFJORD(MaximumLikelihood):
         if calls[-1] <= limit or max(calls[_FIRST:-1], default=0.0) > limit:
             return
         warnings.warn_explicit(
-            f"FFJORD: at step {history[-1]['step']} a solve takes {calls[-1]:.0f} calls of the field, and took "
-            f"{begun:.0f} at first: the flow becomes stiff, and training slower with it. Regularise "
-            f"(kinetic=0.01, jacobian=0.01), train on a fixed grid (solver=solvers.RK4(steps=8, "
-            f"gradient=Checkpointed())), or loosen the tolerance.",
+            f"FFJORD: at step {history[-1]['step']} a solve takes {calls[-1]:.0f} function evaluations, and took "
+            f"{begun:.0f} at first, so the flow becomes stiff; regularise (kinetic=0.01, jacobian=0.01), use a fixed "
+            f"grid (solver=solvers.RK4(steps=8)), or loosen the tolerance.",
             UserWarning,
             **calling_line(),
         )
@@ -246,7 +251,7 @@ _GROWTH, _FIRST, _FEW = 4.0, 3, 100.0
 
 
 class _Drawn(Divergence):
-    """A divergence whose probe has been drawn already."""
+    """A divergence with a given probe."""
 
     def __init__(self, divergence: Divergence, probe: Tensor):
         self.divergence, self.probe = divergence, probe

@@ -15,9 +15,13 @@ __all__ = ["LikelihoodBatch", "MaximumLikelihood"]
 
 @dataclass
 class LikelihoodBatch:
-    """Data carried through the transforms up to the first that is trained, ``u``, with the contribution ``ladj``.
+    """Data after the transforms up to the first one that is trained.
 
-    ``drop [B]`` marks the items whose condition is left out.
+    Attributes:
+        u: the transformed data ``[B, *event]``.
+        ladj: the log-determinant of these transforms, ``[B]`` or a number.
+        context: the conditions ``[B, *context_shape]``, or None.
+        drop: the items that lose their condition, a bool tensor ``[B]``, or None.
     """
 
     u: Tensor
@@ -32,19 +36,19 @@ class MaximumLikelihood(Objective):
 
     .. math:: L = -\mathbb E_{x} \log p_\theta(x \mid c)
 
-    The loss is in nats per item, of the data as measured: the log-determinants of the flow's transforms are part of
-    it, so it compares with any other density of the same data, and what is learned in the transforms is trained. Where
-    a transform dequantises, the loss is the negative of a lower bound. A continuous flow is solved as it is evaluated,
-    by its own solver and divergence: for other ones in training, and for what keeps solves short, take :class:`FFJORD`.
+    The loss is in nats per item, for the data before transforms: it contains the log-determinants of the flow's
+    transforms. It is therefore comparable with any other density of the same data, and trains learned transforms. If a
+    transform dequantises, the loss is the negative of a lower bound. A continuous flow is trained with its own solver
+    and divergence; use :class:`FFJORD` for separate ones in training, and for regularisers that keep solves short.
 
     Args:
         condition_dropout: the share of items whose context is replaced by "no condition", so that
-            ``flow.null_context(context)`` asks for the density without one. One draw per item.
+            ``flow.null_context(context)`` selects the density without condition. One draw per item.
 
     Shapes: returns ``[B]``. Cost: one ``log_prob`` of the flow.
 
     Raises:
-        ValueError: for a flow without a density, and for a dropout of contexts where there are none.
+        ValueError: for a flow without a density, and for ``condition_dropout`` without contexts.
 
     Example:
         >>> import torch
@@ -67,7 +71,10 @@ class MaximumLikelihood(Objective):
     def preprocess(
         self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None
     ) -> tuple[Tensor, Tensor | float]:
-        """Carries data through the transforms up to the first that training changes; the loss goes on from there."""
+        """Applies the transforms of ``flow`` to ``x`` up to the first one that is trained; the loss applies the others.
+
+        The arguments ``context`` and ``generator`` are passed to the transforms.
+        """
         fixed = flow.transform.trained_from
         if fixed == len(flow.transform):
             return flow.preprocess(x, context, generator=generator)
@@ -80,6 +87,7 @@ class MaximumLikelihood(Objective):
         return LikelihoodBatch(u, ladj, context, self.draw_dropped(len(u), generator, u.device))
 
     def loss(self, flow: Any, batch: LikelihoodBatch, *, generator=None) -> Tensor:
+        """Computes minus the log-density per item, ``[B]``; trained maps that draw use ``generator``."""
         self._check_density(flow)
         u, ladj = self._modelled(flow, batch, generator)
         context = self.dropped(flow, batch.context, batch.drop)
@@ -89,7 +97,7 @@ class MaximumLikelihood(Objective):
         return self.loss(flow, self.make_batch(flow, x, context, generator), generator=generator)
 
     def _modelled(self, flow: Any, batch: LikelihoodBatch, generator=None) -> tuple[Tensor, Tensor | float]:
-        """Carries a batch through the transforms that training changes, with gradients."""
+        """Applies the trained transforms to a batch, with gradients."""
         fixed = flow.transform.trained_from
         if fixed == len(flow.transform):
             return batch.u, batch.ladj
@@ -99,11 +107,11 @@ class MaximumLikelihood(Objective):
     def _check_density(self, flow: Any) -> None:
         if flow.trained_by and flow.trained_by[-1].teaches == "steps":
             raise ValueError(
-                f"{type(self).__name__}: this flow was trained to few steps ({flow.trained_by[-1].objective}), which "
-                f"have no density; say that it is trained as a flow from now on: flow.record(objective)."
+                f"{type(self).__name__}: a flow trained to few steps ({flow.trained_by[-1].objective}) has no density; "
+                f"call flow.record(objective) first, to train it as a flow again."
             )
         if flow.likelihood == "none":
             raise ValueError(
-                f"{type(self).__name__}: this {type(flow).__qualname__} has no density to maximise (its likelihood is "
-                f"'none'); give it a base with a density, such as bases.Normal, or train it by flow matching."
+                f"{type(self).__name__}: this {type(flow).__qualname__} has no density (likelihood 'none'); use a base "
+                f"such as bases.Normal, or flow matching."
             )

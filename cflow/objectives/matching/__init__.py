@@ -1,1 +1,1 @@
-"""Regression of a field on a path: flow matching and its kin."""
+"""Regression of a field on a path: flow matching and related objectives."""

@@ -1,4 +1,4 @@
-"""Bridge matching: velocity and score of a stochastic interpolant from one network."""
+"""Bridge matching: one network learns velocity and score of a stochastic interpolant."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ __all__ = ["BridgeMatching"]
 
 @register("objectives.BridgeMatching")
 class BridgeMatching(FlowMatching):
-    r"""Regresses a network on a path with noise of its own: between any two distributions, under any coupling.
+    r"""Regresses a network on a path that adds noise: between any two distributions, under any coupling.
 
     .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi, z} \; \bigl\{ \| f^{1}_\theta(t, x_t) - u_t \|^2 +
               \| \gamma_t f^{2}_\theta(t, x_t) + z \|^2 \bigr\} / 2D, \qquad
               u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0
 
-    for a path that predicts the score; see :class:`cflow.paths.Interpolant` for the others. The minimisers give the
-    velocity and the score of the path's marginals, hence an ODE and SDEs of any strength with these marginals. On
-    ``paths.BrownianBridge(sigma)`` with pairs from optimal transport this is [SF]2M.
+    for a path that predicts the score; see :class:`cflow.paths.Interpolant` for other predictions. The minimisers
+    determine the velocity and the score of the path's marginals, and so an ODE and SDEs with any diffusion that have
+    these marginals. On ``paths.BrownianBridge(sigma)`` with pairs from optimal transport this is [SF]2M.
 
     Args:
-        coupling: which base sample goes with which data sample; independent where none is given. For a Schroedinger
-            bridge ``couplings.Sinkhorn(epsilon=2 * sigma**2, relative=False)``, or ``couplings.OptimalTransport()``.
-        times: the law of the training times; uniform where none is given.
-        weight: a function ``(path, t) -> [B]``.
+        coupling: the coupling of base and data samples. Default: None, independent. For a Schroedinger bridge use
+            ``couplings.Sinkhorn(epsilon=2 * sigma**2, relative=False)``, or ``couplings.OptimalTransport()``.
+        times: the distribution of the training times. Default: None, ``times.Uniform()``.
+        weight: a function ``(path, t) -> [B]``. Default: None, no weight.
         condition_dropout: the share of items whose context is replaced by the field's "no condition".
-        antithetic: averages the loss over the noise and its negative, which takes the noise's first order out of the
-            gradient at twice the cost; worth it where a single velocity is predicted, whose target holds
-            :math:`\dot\gamma_t z`.
+        antithetic: whether to average the loss over the noise and its negative. This removes the first order of the
+            noise from the gradient, at twice the cost. It is useful if the velocity alone is predicted, whose target
+            contains :math:`\dot\gamma_t z`.
 
-    Cost: one field call, of twice the batch where ``antithetic``; the coupling's cost is paid in :meth:`prepare`.
+    Cost: one function evaluation, on twice the batch with ``antithetic``; :meth:`prepare` computes the coupling.
 
     Raises:
         ValueError: for a flow without a path, or on a path without noise (which :class:`FlowMatching` trains).
@@ -73,7 +73,5 @@ class BridgeMatching(FlowMatching):
     def _path(self, flow: Any) -> Path:
         path = super()._path(flow)
         if not path.adds_noise:
-            raise ValueError(
-                f"BridgeMatching: {path!r} has no noise beside its ends; train on it with objectives.FlowMatching."
-            )
+            raise ValueError(f"BridgeMatching: {path!r} adds no noise; use objectives.FlowMatching.")
         return path

@@ -1,4 +1,4 @@
-"""How a prediction's distance from its target is measured, where a square is not what is wanted."""
+"""Distances between a prediction and its target, besides the mean square."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ __all__ = ["FeatureError", "Huber", "PseudoHuber", "Square"]
 
 @register("objectives.Square")
 class Square(nn.Module):
-    """Averages squares: ``|a - b|^2 / D``, ``[B]``."""
+    """Computes the mean square: ``|a - b|^2 / D``, ``[B]``."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Computes the error per item, ``[B]``, of ``a`` and ``b``, both ``[B, *event]``."""
         return mean_rows((a - b).square())
 
 
 @register("objectives.Huber")
 class Huber(nn.Module):
-    r"""Averages squares near zero and absolute values far out, entry by entry.
+    r"""Computes the mean over entries of squares near zero and absolute values far from it.
 
     .. math:: h(e) = \begin{cases} e^2 & |e| \le \delta \\ \delta (2 |e| - \delta) & |e| > \delta \end{cases}
+
+    Args:
+        delta: the size of an entry's error up to which it is squared, positive.
 
     Raises:
         ValueError: if ``delta`` is not positive.
@@ -38,21 +42,22 @@ class Huber(nn.Module):
     def __init__(self, delta: float = 1.0):
         super().__init__()
         if not 0 < delta < math.inf:
-            raise ValueError(f"Huber(delta={delta}): where squares end is a positive number; pass 1.0.")
+            raise ValueError(f"Huber(delta={delta}): delta is a positive number; pass 1.0.")
         self.delta = delta
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Computes the error per item, ``[B]``, of ``a`` and ``b``, both ``[B, *event]``."""
         return 2 * mean_rows(torch.nn.functional.huber_loss(a, b, reduction="none", delta=self.delta))
 
 
 @register("objectives.PseudoHuber")
 class PseudoHuber(nn.Module):
-    r"""Measures the distance of whole items, smoothly: large errors count by their size, not its square.
+    r"""Computes a smooth distance of whole items: large errors count by their size, not by its square.
 
     .. math:: h(e) = \sqrt{\|e\|^2 / D + c^2} - c
 
     Args:
-        c: the size at which squares turn to distances; about 0.06 for data of unit variance.
+        c: the size at which squares become distances, positive; about 0.06 for data of unit variance.
 
     Raises:
         ValueError: if ``c`` is not positive.
@@ -69,24 +74,25 @@ class PseudoHuber(nn.Module):
     def __init__(self, c: float = 0.06):
         super().__init__()
         if not 0 < c < math.inf:
-            raise ValueError(f"PseudoHuber(c={c}): the size at which squares end is a positive number; pass 0.06.")
+            raise ValueError(f"PseudoHuber(c={c}): c is a positive number; pass 0.06.")
         self.c = c
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Computes the error per item, ``[B]``, of ``a`` and ``b``, both ``[B, *event]``."""
         return (mean_rows((a - b).square()) + self.c**2).sqrt() - self.c
 
 
 @register("objectives.FeatureError")
 class FeatureError(nn.Module):
-    r"""Measures the distance of what a given network sees in two items, such as a classifier's last hidden layer.
+    r"""Computes the distance of two items in the features of a given network, such as a classifier's last hidden layer.
 
     .. math:: h(a, b) = \| \phi(a) - \phi(b) \|^2 / D_\phi + \text{pixel}\, \| a - b \|^2 / D
 
-    The network is not trained. It sees items in model space.
+    The network is frozen. Its input is in model space.
 
     Args:
-        network: ``[B, *event]`` -> features of any shape.
-        pixel: the weight of the items' own distance.
+        network: a module that maps ``[B, *event]`` to features of any shape.
+        pixel: the weight of the distance between the items themselves.
 
     Example:
         >>> FeatureError(nn.Identity(), pixel=0.0)(torch.ones(1, 3), torch.zeros(1, 3))
@@ -98,9 +104,10 @@ class FeatureError(nn.Module):
     def __init__(self, network: nn.Module, pixel: float = 0.1):
         super().__init__()
         if not 0 <= pixel < math.inf:
-            raise ValueError(f"FeatureError(pixel={pixel}): the weight of pixels is 0 or more; pass 0.1.")
+            raise ValueError(f"FeatureError(pixel={pixel}): the weight is 0 or more; pass 0.1.")
         self.network, self.pixel = network.requires_grad_(False), pixel
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Computes the error per item, ``[B]``, of ``a`` and ``b``, both ``[B, *event]``."""
         features = mean_rows((self.network(a) - self.network(b)).square())
         return features + self.pixel * mean_rows((a - b).square())

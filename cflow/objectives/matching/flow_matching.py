@@ -19,9 +19,15 @@ __all__ = ["FlowMatching", "MatchingBatch"]
 
 @dataclass
 class MatchingBatch:
-    """Pairs with their times, drawn ahead of the step; ``t`` in [0, 1] is laid on the path's interval by the loss.
+    """Pairs with their times, drawn ahead of the step.
 
-    ``drop [B]`` marks the items whose condition is left out, ``noise`` is what the path has drawn.
+    Attributes:
+        x0: the base samples ``[B, *event]``.
+        x1: the data samples ``[B, *event]``.
+        t: the times ``[B]``, in [0, 1]; the loss maps them to the path's interval.
+        context: the conditions ``[B, *context_shape]``, or None.
+        drop: the items that lose their condition, a bool tensor ``[B]``, or None.
+        noise: the noise that the path has drawn, or None.
     """
 
     x0: Tensor
@@ -39,22 +45,22 @@ class FlowMatching(Objective):
     .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi} \; w(t) \, \| f_\theta(t, x_t, c) - \mathrm{target}(x_0, x_1, t) \|^2 /
     D
 
-    The minimiser gives the marginal velocity of the path under the coupling :math:`\pi`, whatever the network predicts
+    The minimiser determines the marginal velocity of the path under the coupling :math:`\pi`, for every prediction type
     (``flow.path.predict``). With ``couplings.OptimalTransport()`` this is OT-CFM; with the linear path and
-    ``couplings.Independent()`` it is rectified flow's first round. Any kind of flow is trained that offers ``path``,
-    ``interval`` and ``predict(t, x, context)``; what is compared with what is up to the path.
+    ``couplings.Independent()`` it is the first round of rectified flow. The objective trains any flow with ``path``,
+    ``interval`` and ``predict(t, x, context)``; the path computes the loss.
 
     Args:
-        coupling: which base sample goes with which data sample; independent where none is given.
-        times: the law of the training times; uniform where none is given.
-        weight: a function ``(path, t) -> [B]``, such as ``objectives.MinSNR()``.
+        coupling: the coupling of base and data samples. Default: None, independent.
+        times: the distribution of the training times. Default: None, ``times.Uniform()``.
+        weight: a function ``(path, t) -> [B]``, such as ``objectives.MinSNR()``. Default: None, no weight.
         condition_dropout: the share of items whose context is replaced by the field's "no condition", which
             classifier-free guidance needs. One draw per item.
 
-    Cost: one field call; the coupling's cost is paid in :meth:`prepare`, ahead of the step.
+    Cost: one function evaluation; :meth:`prepare` computes the coupling, ahead of the step.
 
     Raises:
-        ValueError: for a flow without a path, or a dropout of contexts on an unconditional flow.
+        ValueError: for a flow without a path, or ``condition_dropout`` on an unconditional flow.
 
     Source: Lipman et al., 2022, arXiv:2210.02747; Tong et al., Improving and Generalizing Flow-Based Generative Models
     with Minibatch Optimal Transport, 2023, arXiv:2302.00482; Ho and Salimans, Classifier-Free Diffusion Guidance, 2022,
@@ -68,7 +74,7 @@ class FlowMatching(Objective):
         torch.Size([16])
     """
 
-    masks = True  # whether the loss leaves out what a mask does not mark
+    masks = True  # whether the loss is restricted to the entries in a mask
 
     def __init__(self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0):
         super().__init__()
@@ -91,7 +97,7 @@ class FlowMatching(Objective):
             x0, x1 = base.sample((x.shape[0],), generator=generator).to(x.dtype), x
         x0, x1, context = self.coupling(x0, x1, context, generator=generator)
         count, device = x1.shape[0], x1.device
-        # Times are floating numbers whatever the data are.
+        # Times are floating numbers for all data.
         dtype = x1.dtype if x1.is_floating_point() else base.dtype
         t = self.times(count, generator=generator, device=device, dtype=dtype)
         return MatchingBatch(x0, x1, t, context, self.draw_dropped(count, generator, device))
@@ -111,8 +117,8 @@ class FlowMatching(Objective):
         weight = self.weight(path, t)
         if weight.shape != loss.shape:
             raise ValueError(
-                f"{type(self).__name__}(weight={self.weight!r}): it gave shape {list(weight.shape)} for {len(loss)} "
-                f"items; a weight is one number per item, so return shape [{len(loss)}]."
+                f"{type(self).__name__}(weight={self.weight!r}): it returned shape {list(weight.shape)} for "
+                f"{len(loss)} items; return one weight per item, shape [{len(loss)}]."
             )
         return loss * weight
 
@@ -122,44 +128,38 @@ class FlowMatching(Objective):
         return path.loss(flow.predict(t, sample.xt, context), sample)
 
     def _check_mask(self, mask: Tensor | None) -> None:
-        """Raises where there is a mask and something here would look at what it leaves out."""
+        """Raises if there is a mask and the loss or the coupling would use entries outside it."""
         if mask is None:
             return
         name = type(self).__name__
         if not self.masks:
             raise ValueError(
-                f"{name}: data or context hold a mask, and this loss counts all entries alike; train by "
-                f"objectives.FlowMatching(), or without a part named 'mask'."
+                f"{name}: this loss does not support the mask in data or context; use objectives.FlowMatching(), or "
+                f"omit the part 'mask'."
             )
         if not self.coupling.independent and self.coupling.draws_base:
             raise ValueError(
-                f"{name}(coupling={self.coupling!r}): data or context hold a mask, and the coupling would compare what "
-                f"it leaves out; use couplings.Independent()."
+                f"{name}(coupling={self.coupling!r}): this coupling does not support the mask in data or context; use "
+                f"couplings.Independent()."
             )
 
     @staticmethod
     def _mask(batch: MatchingBatch) -> Tensor | None:
-        """Gives what of each event counts, shaped to broadcast to it: all, unless data or context hold a ``mask``."""
+        """Returns the ``mask`` in data or context, shaped to broadcast to the event; None if there is none."""
         mask = mask_of(batch.x1, batch.context)
         return mask if mask is None or isinstance(batch.x1, dict) else expand_as_leading(mask, batch.x1)
 
     def _path(self, flow: Any) -> Path:
-        """Gives the flow's path, where it has one that can be matched."""
+        """Returns the flow's path; raises if there is none on which this objective can train."""
         name, path = type(self).__name__, getattr(flow, "path", None)
         if path is None:
-            raise ValueError(
-                f"{name}: the flow has no path to match on; build it with ContinuousFlow(..., path=paths.Linear())."
-            )
+            raise ValueError(f"{name}: the flow has no path; build it with ContinuousFlow(..., path=paths.Linear()).")
         return path
 
     def _check_velocity(self, path: Path) -> None:
         """Raises unless the network predicts the velocity of a path that adds no noise."""
         name = type(self).__name__
         if path.adds_noise:
-            raise ValueError(
-                f"{name}: {path!r} adds noise of its own beside its ends; train on it with objectives.BridgeMatching."
-            )
+            raise ValueError(f"{name}: {path!r} adds noise; use objectives.BridgeMatching.")
         if path.predict != "velocity":
-            raise ValueError(
-                f"{name}: {path!r} does not predict the velocity, which is what is learned here; use paths.Linear()."
-            )
+            raise ValueError(f"{name}: {path!r} does not predict the velocity; use paths.Linear().")

@@ -23,7 +23,14 @@ __all__ = ["MultiMarginal", "MultiMarginalBatch"]
 
 @dataclass
 class MultiMarginalBatch:
-    """Points between the snapshots, their times and the velocities to learn there."""
+    """Points between the snapshots, with their times and target velocities.
+
+    Attributes:
+        xt: the points ``[B, *event]``.
+        t: the times ``[B]``.
+        target: the velocities at these points ``[B, *event]``.
+        context: the conditions ``[B, *context_shape]``, or None.
+    """
 
     xt: Tensor
     t: Tensor
@@ -33,40 +40,41 @@ class MultiMarginalBatch:
 
 @registry.register("objectives.MultiMarginal")
 class MultiMarginal(Objective):
-    r"""Regresses the field on curves through one sample of every snapshot, so that one flow passes all of them.
+    r"""Regresses the field on curves through one sample of every snapshot, so that one flow connects all snapshots.
 
     .. math:: \mathbb E_{t, (x_0, \dots, x_{K-1}) \sim \pi} \; w(t) \, \| v_\theta(t, x_t, c) - \dot x_t \|^2 / D,
         \qquad x_{\tau_k} = x_k, \quad (x_k, x_{k+1}) \sim \pi_{k, k+1}
 
-    Snapshot k was taken at time :math:`\tau_k`. The members of an item need not belong together: ``coupling`` pairs the
-    batch's rows of every two neighbouring snapshots. A curve is
+    Snapshot k was measured at time :math:`\tau_k`. The samples of an item may be unrelated: ``coupling`` pairs the rows
+    of every two neighbouring snapshots in a batch. The curves are
 
-    - ``"linear"``: straight between two neighbours, with the velocity
-      :math:`(x_{k+1} - x_k) / (\tau_{k+1} - \tau_k)`; each item takes the pair of the segment in which its time falls;
-    - ``"spline"``: the natural cubic spline through the pairs joined to a chain, whose velocity is continuous. Where
-      pairs are not optimal it swings out far.
+    - ``"linear"``: straight lines between neighbours, with the velocity
+      :math:`(x_{k+1} - x_k) / (\tau_{k+1} - \tau_k)`; each item uses the pair of the segment that contains its time;
+    - ``"spline"``: natural cubic splines through chains of pairs, with a continuous velocity. If the pairs are not
+      optimal, splines overshoot.
 
-    The minimiser carries the law of snapshot 0, from which its marginals between 0 and 1 follow: give the flow that law
-    as its base (``bases.Empirical``), and ``flow.transport(x, tau_k, tau_l)`` carries one snapshot to another. The flow
-    has ``path=None``: its marginals follow no schedule of a base and a data sample, so nothing that reads one (scores,
-    changes of schedule, closed-form steps) may be asked of it.
+    The minimiser transports the distribution of snapshot 0, so use that distribution as the flow's base
+    (``bases.Empirical``). Then ``flow.transport(x, tau_k, tau_l)`` moves one snapshot to another. The flow has
+    ``path=None``: its marginals do not follow a schedule between a base and a data sample. Scores, changes of schedule
+    and closed-form steps are therefore not available.
+
+    A context belongs to the item, and so to all its samples. A coupling that ignores it pairs across contexts; the
+    context of the later sample is then used.
 
     Args:
-        times: :math:`0 = \tau_0 < \dots < \tau_{K-1} = 1`.
-        coupling: which row of a snapshot goes with which row of the next; ``OptimalTransport()`` where none is given.
-            ``Paired()`` keeps items as they are: trajectories that were measured.
-        law: the law of the training times; ``times.Stratified()`` where none is given.
-        weight: a function of time, ``[B] -> [B]``, for instance to tone down short gaps, whose velocities are large.
+        times: the times of the snapshots, :math:`0 = \tau_0 < \dots < \tau_{K-1} = 1`.
+        coupling: the coupling between a snapshot and the next one. Default: None, ``OptimalTransport()``. ``Paired()``
+            keeps the items: measured trajectories.
+        law: the distribution of the training times. Default: None, ``times.Stratified()``.
+        weight: a function of time, ``[B] -> [B]``, for instance smaller in short gaps, where velocities are large.
+            Default: None, no weight.
         interpolation: ``"linear"`` or ``"spline"``.
 
-    Shapes: items are ``[B, K, *event]`` (:class:`cflow.data.Snapshots` gives them), the loss ``[B]``.
-    Cost: K - 1 couplings of the batch, ahead of the step, and one field call.
-
-    A context belongs to the item, all its members included. A coupling that does not look at it pairs across contexts,
-    and the later member's is used.
+    Shapes: items are ``[B, K, *event]``, as in :class:`cflow.data.Snapshots`; the loss is ``[B]``.
+    Cost: K - 1 couplings of the batch, ahead of the step, and one function evaluation.
 
     Raises:
-        ValueError: if the times do not increase from 0 to 1, the interpolation is unknown, items do not have K members,
+        ValueError: if the times do not increase from 0 to 1, the interpolation is unknown, items do not have K samples,
             the flow has a path, or a coupling for splines does not keep the rows of its second argument.
         TypeError: if an option is not an object, or the flow is not a continuous flow.
 
@@ -96,9 +104,7 @@ class MultiMarginal(Objective):
         super().__init__()
         self.times = _checked_times(times)
         if interpolation not in ("linear", "spline"):
-            raise ValueError(
-                f"MultiMarginal(interpolation={interpolation!r}): there is no such curve; pass 'linear' or 'spline'."
-            )
+            raise ValueError(f"MultiMarginal(interpolation={interpolation!r}): unknown; pass 'linear' or 'spline'.")
         example = "couplings.OptimalTransport(), times.Uniform() or a function of time"
         check_objects("MultiMarginal", example, coupling=coupling, law=law, weight=weight)
         self.coupling = OptimalTransport() if coupling is None else coupling
@@ -110,12 +116,14 @@ class MultiMarginal(Objective):
         return len(self.times)
 
     def preprocess(self, flow: Any, x: Tensor, context: Tensor | None = None, generator=None) -> Tensor:
-        """Carries every member to what the flow models, by the flow's transforms."""
+        """Applies the transforms of ``flow`` to every sample of ``x [B, K, *event]``.
+
+        The arguments ``context`` and ``generator`` are passed to the transforms.
+        """
         if x.dim() < 2 or x.shape[1] != self.samples_per_item:
             raise ValueError(
-                f"MultiMarginal(x of shape {list(x.shape)}): there are {self.samples_per_item} times, so an item holds "
-                f"{self.samples_per_item} samples; pass a tensor [B, {self.samples_per_item}, *event] such as "
-                f"data.Snapshots gives."
+                f"MultiMarginal(x of shape {list(x.shape)}): {self.samples_per_item} times need as many samples per "
+                f"item; pass a tensor [B, {self.samples_per_item}, *event], such as items of data.Snapshots."
             )
         count = len(x)
         context = on_tensors(lambda each: each.repeat_interleave(self.samples_per_item, 0), context)
@@ -132,7 +140,7 @@ class MultiMarginal(Objective):
         chosen = context
         for k in range(self.samples_per_item - 1):
             pairs = self.coupling(x[:, k], x[:, k + 1], context, generator=generator)
-            # A coupling may give fewer pairs than rows: they are then used in turn.
+            # If a coupling returns fewer pairs than rows, they are used repeatedly.
             rows = torch.arange(len(x), device=x.device) % len(pairs[1])
             here = (segment == k).flatten()
             pick = lambda new, old, rows=rows, here=here: torch.where(expand_like(here, old), new[rows], old)
@@ -142,38 +150,38 @@ class MultiMarginal(Objective):
 
     def loss(self, flow: Any, batch: MultiMarginalBatch) -> Tensor:
         if not hasattr(flow, "predict"):
-            raise TypeError(
-                f"MultiMarginal: a {type(flow).__name__} has no vector field to train; pass a ContinuousFlow."
-            )
+            raise TypeError(f"MultiMarginal: a {type(flow).__name__} has no vector field; pass a ContinuousFlow.")
         path = getattr(flow, "path", None)
         if path is not None:
             raise ValueError(
-                f"MultiMarginal: the flow has the path {type(path).__name__}(predict={path.predict!r}), but what is "
-                f"learned is the velocity through {self.samples_per_item} snapshots, which follows no path between "
-                f"base and data; build the flow with path=None."
+                f"MultiMarginal: the flow has the path {type(path).__name__}(predict={path.predict!r}), and a flow "
+                f"through {self.samples_per_item} snapshots follows none; build it with path=None."
             )
         error = flow.predict(batch.t, batch.xt, batch.context) - batch.target
         loss = mean_rows(error.square())
         return loss if self.weight is None else loss * self.weight(batch.t)
 
     def chains(self, x: Tensor, context=None, generator=None) -> Tensor:
-        """Re-pairs the members of a batch ``[B, K, *event]`` into chains of coupled samples, of the same shape."""
-        # From the last to the first, because couplings permute their first argument: the chain so far stays in place.
+        """Couples the samples of a batch ``x [B, K, *event]`` to chains, of the same shape.
+
+        The arguments ``context`` and ``generator`` are passed to the coupling.
+        """
+        # From the last to the first: couplings permute their first argument, so the present chain stays in place.
         chain = [x[:, -1]]
         for k in reversed(range(self.samples_per_item - 1)):
             start, stop, _ = self.coupling(x[:, k], chain[0], context, generator=generator)
             if stop is not chain[0] and not torch.equal(stop, chain[0]):
                 raise ValueError(
-                    f"MultiMarginal(coupling={self.coupling!r}, interpolation='spline'): a smooth curve goes through "
-                    f"one sample of every snapshot, but this coupling draws or drops rows, so its pairs make no "
-                    f"chains; take couplings.OptimalTransport(), or interpolation='linear'."
+                    f"MultiMarginal(coupling={self.coupling!r}, interpolation='spline'): splines need pairs one to "
+                    f"one; use couplings.OptimalTransport(), or interpolation='linear'."
                 )
             chain.insert(0, start)
         return torch.stack(chain, 1)
 
     def spline(self, chain: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes points and velocities ``[B, *event]`` at times ``t [B]`` on the splines through ``[B, K, *event]``.
+        """Computes points and velocities ``[B, *event]`` at times ``t [B]`` on splines through ``chain``.
 
+        The chains are ``[B, K, *event]``.
         Both are sums over the chain, with weights ``[B, K]`` that depend on time alone.
         """
         segment, s, width = self._place(t)
@@ -184,12 +192,12 @@ class MultiMarginal(Objective):
         rest = 1 - s
         point = rest * start + s * stop + width.square() / 6 * ((rest**3 - rest) * before + (s**3 - s) * after)
         velocity = (stop - start) / width + width / 6 * ((3 * s**2 - 1) * after - (3 * rest**2 - 1) * before)
-        # No matrix product: one in reduced precision would drown the differences between neighbours.
+        # No matrix product: in reduced precision it would lose the differences between neighbours.
         shape = (*point.shape, *(1,) * (chain.dim() - 2))
         return tuple((weight.to(chain.dtype).reshape(shape) * chain).sum(1) for weight in (point, velocity))
 
     def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Finds each time's segment, how far along it lies, from 0 to 1, and how long the segment lasts: ``[B]``."""
+        """Computes the segment of each time, the relative position in it (0 to 1), and its length: ``[B]`` each."""
         knots = torch.tensor(self.times, dtype=torch.float64).to(t.device, t.dtype)
         segment = torch.bucketize(t.detach(), knots[1:-1], right=True)
         width = knots[segment + 1] - knots[segment]
@@ -200,19 +208,19 @@ def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
     times = tuple(float(each) for each in times)
     if len(times) < 2 or not all(a < b for a, b in itertools.pairwise(times)):
         raise ValueError(
-            f"MultiMarginal(times={times}): a flow goes through two snapshots or more, at times that increase; sort "
-            f"the snapshots by time and merge those of one time."
+            f"MultiMarginal(times={times}): at least two increasing times are needed; sort the snapshots by time, and "
+            f"merge those of one time."
         )
     if times[0] != 0 or times[-1] != 1:
         raise ValueError(
-            f"MultiMarginal(times={times}): a flow lives on [0, 1], so the first snapshot is at 0 and the last at 1; "
-            f"pass [(t - t[0]) / (t[-1] - t[0]) for each t], which are data.Snapshots(...).normalised().times."
+            f"MultiMarginal(times={times}): the first time is 0 and the last 1; pass "
+            f"data.Snapshots(...).normalised().times."
         )
     return times
 
 
 def _natural_curvature(times: tuple[float, ...]) -> Tensor:
-    """Computes the matrix ``[K, K]`` from a chain to the second derivatives of its natural spline, zero at the ends."""
+    """Computes the matrix ``[K, K]`` that maps a chain to the second derivatives of its natural spline."""
     count = len(times)
     left, right = torch.eye(count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
     for k in range(1, count - 1):

@@ -1,4 +1,4 @@
-"""Rectified flow: straight lines between independent ends, as large image models are trained."""
+"""Rectified flow: straight lines between independent ends, the objective of large image models."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ __all__ = ["RectifiedFlow"]
 
 @register("objectives.RectifiedFlow")
 class RectifiedFlow(FlowMatching):
-    r"""Trains the first rectified flow: velocities of straight lines from noise to data, drawn independently.
+    r"""Trains the first rectified flow: velocities of straight lines between independent noise and data.
 
     .. math:: L = \ell\bigl(v_\theta(t, (1 - t) x_0 + t x_1),\; x_1 - x_0\bigr), \qquad (x_0, x_1) \sim p_0 \times p_1
 
-    A preset of :class:`FlowMatching` with the choices of Stable Diffusion 3. Its weightings are laws of the times:
-    ``times.LogitNormal()``, ``times.Mode(1.29)``, ``times.CosMap()``; ``times.Uniform()`` is the first paper's. How
-    straight and how far the result carries is measured by :func:`cflow.metrics.straightness` and
-    :func:`cflow.metrics.transport_cost`; :func:`cflow.training.reflow` goes on from it.
+    This is a preset of :class:`FlowMatching` with the choices of Stable Diffusion 3. Its weightings are distributions
+    of the times: ``times.LogitNormal()``, ``times.Mode(1.29)``, ``times.CosMap()``; the first paper uses
+    ``times.Uniform()``. :func:`cflow.metrics.straightness` and :func:`cflow.metrics.transport_cost` measure the result,
+    and :func:`cflow.training.reflow` trains it further.
+
+    If the flow predicts ``x1``, the errors are those of ``x1``. The minimum is the same, with another weight (errors of
+    velocities would be divided by ``1 - t``).
 
     Args:
-        times: the law of the training times; logit-normal unless given.
-        error: how far a velocity is from its target: ``objectives.Square()`` unless given, ``PseudoHuber(0.06)``,
-            ``Huber()``, or ``FeatureError(network)``, which compares the ends that the velocities lead to.
-        weight: a function ``(path, t) -> [B]``.
+        times: the distribution of the training times. Default: None, ``times.LogitNormal()``.
+        error: the distance of a prediction from its target: ``objectives.Square()``, ``PseudoHuber(0.06)``, ``Huber()``
+            or ``FeatureError(network)``, which compares the ends that the velocities lead to. Default: None,
+            ``objectives.Square()``.
+        weight: a function ``(path, t) -> [B]``. Default: None, no weight.
         condition_dropout: see :class:`FlowMatching`.
 
-    Of a flow that predicts ``x1``, the errors are those of the ends, which is the same minimum with another weight
-    (as velocities they would be divided by ``1 - t``).
-
-    Cost: one field call.
+    Cost: one function evaluation.
 
     Raises:
-        TypeError: for options that are no objects.
-        ValueError: for a flow on another path than ``paths.Linear()`` of velocities or of ``x1``.
+        TypeError: for options that are not objects.
+        ValueError: for a flow whose path is not ``paths.Linear()`` with predictions of velocities or of ``x1``.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow,
     2022, arXiv:2209.03003; times after Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image
@@ -75,8 +76,7 @@ class RectifiedFlow(FlowMatching):
         path = super()._path(flow)
         if not path.straight or path.predict not in ("velocity", "x1"):
             raise ValueError(
-                f"{type(self).__name__}: the lines between pairs are paths.Linear(), with velocities or x1 to predict, "
-                f"and the flow is on {path!r}; read it as one by flow.with_path(paths.Linear()), or by "
-                f"paths.Linear('x1') where it predicts x1, which needs no training."
+                f"{type(self).__name__}: the flow needs paths.Linear() with 'velocity' or 'x1', not {path!r}; convert "
+                f"it, without training, by flow.with_path(paths.Linear())."
             )
         return path

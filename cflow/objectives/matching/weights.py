@@ -16,20 +16,21 @@ __all__ = ["MinSNR", "VelocityWeight"]
 def _check_affine(weight, path: VelocityPath) -> None:
     if not path.affine:
         raise ValueError(
-            f"{weight!r} on {path!r}: it weighs one prediction on an affine path, and this path learns others; leave "
-            f"the weight away, or pass a function (path, t) -> [B] of your own."
+            f"{weight!r} on {path!r}: this weight needs an affine path; omit it, or pass a function (path, t) -> [B]."
         )
 
 
 @register("objectives.VelocityWeight")
 @dataclass(frozen=True)
 class VelocityWeight:
-    r"""Weighs the error of any prediction as the error of the velocity that follows from it.
+    r"""Computes the weight for which the error of any prediction is the error of the velocity that follows from it.
 
     .. math:: w_{x_1} = (\dot\alpha - \alpha \dot\sigma / \sigma)^2, \quad w_{x_0} = (\dot\sigma - \sigma \dot\alpha /
     \alpha)^2
 
-    ``maximum`` bounds the weight, which grows without bound towards the end where the conversion divides by zero.
+    Args:
+        maximum: the upper bound of the weight, which otherwise diverges at the end where the conversion divides by
+            zero.
 
     Source: Kingma and Gao, Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation, 2023,
     arXiv:2303.00848.
@@ -47,6 +48,7 @@ class VelocityWeight:
             raise ValueError(f"VelocityWeight(maximum={self.maximum}): a weight is positive; pass a value such as 1e3.")
 
     def __call__(self, path: VelocityPath, t: Tensor) -> Tensor:
+        """Returns the weights ``[B]`` for a prediction on ``path`` at times ``t [B]``."""
         _check_affine(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         match path.predict:
@@ -54,7 +56,7 @@ class VelocityWeight:
                 return torch.ones_like(t)
             case "x1":
                 factor = path.d_alpha(t) - alpha * path.d_sigma(t) / sigma
-            case "noise" | "score":  # the score's loss is already that of the noise
+            case "noise" | "score":  # the loss of a score is the error of the noise
                 factor = path.d_sigma(t) - sigma * path.d_alpha(t) / alpha
         return factor.square().clamp(max=self.maximum)
 
@@ -62,14 +64,17 @@ class VelocityWeight:
 @register("objectives.MinSNR")
 @dataclass(frozen=True)
 class MinSNR:
-    r"""Weighs an ``x1`` error by the signal-to-noise ratio, capped; a noise error by the equivalent.
+    r"""Computes the capped signal-to-noise ratio as the weight of an ``x1`` error, and equivalents for other errors.
 
     .. math:: w_{x_1} = \min(\mathrm{SNR}_t, \gamma), \quad w_{x_0} = \min(\mathrm{SNR}_t, \gamma) / \mathrm{SNR}_t,
     \quad
               \mathrm{SNR}_t = \alpha_t^2 / \sigma_t^2
 
-    For velocities the weight is divided by what an ``x1`` error becomes there: ``(d_alpha sigma - alpha d_sigma)^2 /
-    sigma^2``.
+    For velocities the weight is divided by ``(d_alpha sigma - alpha d_sigma)^2 / sigma^2``, the factor between squared
+    errors of the velocity and of ``x1``.
+
+    Args:
+        gamma: the largest signal-to-noise ratio, positive; the paper uses 5.
 
     Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, 2023, arXiv:2303.09556.
 
@@ -83,9 +88,10 @@ class MinSNR:
 
     def __post_init__(self):
         if not self.gamma > 0:
-            raise ValueError(f"MinSNR(gamma={self.gamma}): the cap is positive; the paper uses 5.")
+            raise ValueError(f"MinSNR(gamma={self.gamma}): the cap is positive; pass 5.0.")
 
     def __call__(self, path: VelocityPath, t: Tensor) -> Tensor:
+        """Returns the weights ``[B]`` for a prediction on ``path`` at times ``t [B]``."""
         _check_affine(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         square = sigma.square()
@@ -97,4 +103,4 @@ class MinSNR:
             case "velocity":
                 capped = torch.minimum(alpha.square(), self.gamma * square)
                 slope = (path.d_alpha(t) * sigma - alpha * path.d_sigma(t)).square()
-                return capped / slope.clamp(min=torch.finfo(t.dtype).tiny)  # zero over zero where a path stands still
+                return capped / slope.clamp(min=torch.finfo(t.dtype).tiny)  # 0 / 0 at times where a path does not move

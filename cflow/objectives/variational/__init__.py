@@ -1,1 +1,1 @@
-"""A law that is known up to its constant, from samples of the flow's own."""
+"""Variational inference: a flow learns a density that is known up to a constant, from its own samples."""
