@@ -100,8 +100,8 @@ class NormalizingFlow(BaseInvertibleFlow):
     def _null_context(self, context: Tensor) -> Tensor:
         if self.embedding is None:
             raise ValueError(
-                'NormalizingFlow.null_context: without an embedding the flow has no vector for "no condition"; build '
-                "it with embedding=fields.ContextEmbedding(...), or a preset with embedding=16."
+                'NormalizingFlow.null_context: the flow has no vector for "no condition"; build it with '
+                "embedding=fields.ContextEmbedding(...)."
             )
         return self.embedding.null_context(context)
 

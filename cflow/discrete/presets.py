@@ -61,8 +61,10 @@ def _conditioned(make: Callable[..., NormalizingFlow]) -> Callable[..., Normaliz
     *own, last = known.parameters.values()
     last = [last] if last.kind is last.VAR_KEYWORD else []
     own = [*own, *([] if last else [list(known.parameters.values())[-1]])]
-    more = [added.parameters["classes"], added.parameters["embedding"]]
-    preset.__signature__ = known.replace(parameters=[*own, *more, *last])
+    kinds = {"classes": "int", "embedding": "int | None"}  # the annotations, which functools.wraps has replaced
+    more = [added.parameters[name].replace(annotation=kind) for name, kind in kinds.items()]
+    # On both: documentation tools show the signature of the wrapped function.
+    preset.__signature__ = make.__signature__ = known.replace(parameters=[*own, *more, *last])
     return preset
 
 
@@ -75,7 +77,7 @@ def _check(make: Callable[..., NormalizingFlow], features: int | None, context: 
     name, parameters = make.__name__, inspect.signature(make).parameters
     known = [key for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
     known += NETWORK if any(each.kind is each.VAR_KEYWORD for each in parameters.values()) else ()
-    known += ["context", "classes", "embedding"]
+    known += ["context"]
     check_keywords(name, options, ["features", *known], known)
     if features is None:
         raise TypeError(f"{name}(): the number of features is missing; pass for example {name}(2).")

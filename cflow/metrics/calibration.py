@@ -62,7 +62,7 @@ class Coverage:
 def ranks(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     r"""Counts the samples below each observed value; the rank among equal values is drawn at random.
 
-    .. math:: r = \#\{s : x_s < y\} + \mathcal U\{0, \dots, \#\{s : x_s = y\}\}
+    .. math:: r = \sum_s \mathbb 1[x_s < y] + \mathcal U\Bigl(0, \dots, \sum_s \mathbb 1[x_s = y]\Bigr)
 
     If the observed value has the same distribution as the samples, the rank is uniform on 0 to S.
 
@@ -160,7 +160,7 @@ def simulation_based_calibration(
     if samples.ndim != 3:
         raise ValueError(
             f"simulation_based_calibration(samples of shape {list(samples.shape)}): not S draws for N data sets; pass "
-            f"[S, N, D], flow.sample((S,), x)."
+            f"flow.sample((S,), x), [S, N, D]."
         )
     rank = ranks(samples, parameters, generator=generator)
     (draws, count, _), name = samples.shape, "simulation_based_calibration"
@@ -267,8 +267,8 @@ def tarp(
     """
     if samples.ndim != 3:
         raise ValueError(
-            f"tarp(samples of shape {list(samples.shape)}): not S draws for N data sets; pass [S, N, D], "
-            f"flow.sample((S,), x)."
+            f"tarp(samples of shape {list(samples.shape)}): not S draws for N data sets; pass "
+            f"flow.sample((S,), x), [S, N, D]."
         )
     _check("tarp", samples, parameters)
     _enough("tarp", len(parameters))

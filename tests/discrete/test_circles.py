@@ -94,6 +94,6 @@ def test_what_moves_on_a_circle_is_seen_on_the_same():
         for layer in (discrete.Coupling, discrete.Autoregressive):
             with pytest.raises(ValueError, match=r"has period 6.283185 for feature \d, not"):
                 layer(circular(), 3, periods=wrong)
-    # What stays is no circle of the family's, and may be a line.
+    # What stays is not a circle of the family, and may be a line.
     layer = discrete.Coupling(circular(), 3, mask=[False, True, True], periods=[None, 2 * BOX, 6.2831853])
     assert layer.circles.width == 1

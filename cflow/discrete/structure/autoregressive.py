@@ -22,7 +22,7 @@ __all__ = ["Autoregressive"]
 class Autoregressive(Bijection):
     r"""Maps every feature by a univariate function whose parameters depend on the features before it.
 
-    .. math:: z_i = g\bigl(x_i; \theta_i(x_{<i}, c)\bigr), \qquad \log|\det| = \sum_i \log g'(x_i; \theta_i)
+    .. math:: z_i = g\bigl(x_i; \theta_i(x_{1:i-1}, c)\bigr), \qquad \log|\det| = \sum_i \log g'(x_i; \theta_i)
 
     ``encode`` takes one pass; ``decode`` computes one feature after another, by default with each weight used once
     (:class:`Incremental`). Its :class:`Inverse` is an inverse autoregressive layer, which is fast to sample.

@@ -95,7 +95,8 @@ class SigmoidalNetwork(Univariate):
 class IntegratedNetwork(Univariate):
     r"""Maps by the integral of a positive network (an unconstrained monotonic neural network).
 
-    .. math:: z = \beta + \int_0^x f(u; \theta) \, du, \qquad
+    .. math::
+        z = \beta + \int_0^x f(u; \theta) \, du, \qquad
         f = \epsilon + (1 - \epsilon) \operatorname{softplus} \bigl(\operatorname{MLP}(u, \theta)\bigr)
 
     All entries share the network, a part of the family; its inputs are u and the raw numbers :math:`\theta`. Its last

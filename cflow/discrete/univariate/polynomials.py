@@ -106,7 +106,8 @@ class Bernstein(Univariate):
 class SumOfSquares(Univariate):
     r"""Maps by the integral of a sum of squared polynomials, and by its tangents outside a box.
 
-    .. math:: z = c + \int_0^x \epsilon + (1 - \epsilon) \sum_{k=1}^{K} p_k(u)^2 \, du, \qquad
+    .. math::
+        z = c + \int_0^x \epsilon + (1 - \epsilon) \sum_{k=1}^{K} p_k(u)^2 \, du, \qquad
         p_k(u) = \frac{1}{\sqrt K} + \sum_{l=0}^{L} a_{kl} \Bigl(\frac{k}{K} \frac{u}{B}\Bigr)^l
 
     For raw numbers of zero this is the identity. Each squared polynomial has its own length scale; otherwise all would

@@ -72,7 +72,8 @@ class QuadraticSpline(Spline):
 
     With the slopes :math:`s_0, s_1` at the ends of a bin of width :math:`w` and :math:`\theta = (x - x_0) / w`,
 
-    .. math:: \frac{dz}{dx} = s(\theta) = s_0 (1 - \theta) + s_1 \theta, \qquad
+    .. math::
+        \frac{dz}{dx} = s(\theta) = s_0 (1 - \theta) + s_1 \theta, \qquad
         z = z_0 + (x - x_0)\, \frac{s_0 + s(\theta)}{2}
 
     and back, since the square of the slope is linear in z,
