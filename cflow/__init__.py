@@ -10,6 +10,7 @@ Time runs from the base (``t = 0``) to the data (``t = 1``). Shapes are ``[*batc
 import importlib
 from typing import TYPE_CHECKING
 
+import cflow.interrupts  # noqa: F401 - first, for Ctrl-C while the rest is imported
 from cflow import (
     bases,
     bijections,

@@ -1,17 +1,17 @@
-"""Training and evaluation mode: restoring them, and a warning where training mode changes the result."""
+"""Modes: training and evaluation, with a warning where training mode changes the result; and states of autocast."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
 from cflow.arguments import calling_line
 
-__all__ = ["evaluating", "looks_at_batch", "modes_kept", "tell_training"]
+__all__ = ["autocast", "autocast_state", "evaluating", "looks_at_batch", "modes_kept", "tell_training"]
 
 
 @contextmanager
@@ -86,3 +86,18 @@ def _differs(part: nn.Module, method: str) -> bool:
     # Recurrent networks and attention contain their own dropout.
     own = isinstance(part, nn.RNNBase | nn.MultiheadAttention) and part.dropout > 0
     return drops or own or isinstance(part, nn.RReLU)
+
+
+def autocast_state(device: str) -> list[tuple[str, bool, torch.dtype]]:
+    """Returns, for this device and for the CPU, whether autocast is on and its dtype."""
+    kinds = dict.fromkeys((device, "cpu"))
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+
+
+@contextmanager
+def autocast(states: list[tuple[str, bool, torch.dtype]]) -> Iterator[None]:
+    """Sets autocast to a state, without its cache: cached copies may have no graph and would stop the gradient."""
+    with ExitStack() as stack:
+        for kind, enabled, dtype in states:
+            stack.enter_context(torch.autocast(kind, enabled=enabled, dtype=dtype, cache_enabled=False))
+        yield

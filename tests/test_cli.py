@@ -3,17 +3,21 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy
 import pytest
 import torch
+import tyro
 from PIL import Image
 
 import cflow
 from cflow import bases, discrete, fields, objectives, paths, solvers, training
 from cflow.bijections import Dequantise, Rescale
 from cflow.cli import main
+from cflow.cli.commands import plain_help
 from cflow.cli.runs import labels_of
 from cflow.data import read_table
 
@@ -139,7 +143,7 @@ def test_a_class_is_named_by_its_name_or_number(runs, tmp_path, capsys, monkeypa
     for label in ("7", "cow"):
         with pytest.raises(SystemExit):
             main(["sample", "run", "--label", label])
-        said = f"--label {label}: the classes of this flow are 0 to 3 (cat, dog, 3, hen); pass one of them"
+        said = f"--label {label}: the classes of this flow are 0 to 3 (cat, dog, 3, hen); pass one"
         assert said in capsys.readouterr().err
 
 
@@ -197,7 +201,33 @@ def test_every_option_of_every_command_is_explained(capsys):
         assert explained == list(inspect.signature(function).parameters), module
     with pytest.raises(SystemExit):
         main(["reflow", "--help"])
-    assert "Distil the last round" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Distil the flow of the last round" in shown
+    assert "--guidance FLOAT" in shown
+    assert "--evaluations INT ..." in shown
+    assert "None" not in shown
+
+
+def test_the_help_of_a_recipe_shows_no_none(capsys):
+    @dataclass
+    class Options:
+        hidden: tuple[int, ...] | None = None
+        """Layers. Default: two."""
+        kind: Literal["a", "b"] | None = None
+        """Kind. Default: a."""
+        name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+        """Name."""
+        steps: int = 7
+        """Steps."""
+
+    with pytest.raises(SystemExit):
+        tyro.cli(plain_help(Options), args=["--help"])
+    shown = capsys.readouterr().out
+    for part in ("--hidden INT ...", "--kind {a,b}", "--name NAME", "--steps INT", "(default: 7)"):
+        assert part in shown
+    assert "None" not in shown
+    found = tyro.cli(Options, args=["--hidden", "3", "4", "--kind", "b"])
+    assert (found.hidden, found.kind, found.name, found.steps) == ((3, 4), "b", None, 7)
 
 
 def test_info_shows_flow_training_and_metrics(runs, capsys):
@@ -217,24 +247,24 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "toys", "--label", "1"), "without classes"),
         (("sample", "images", "--label", "4"), "0 to 3"),
         (("sample", "toys", "--solver", "hun", "--steps", "2"), "did you mean 'heun'"),
-        (("sample", "toys", "--solver", "heun"), "takes steps; say how many, such as --steps 20"),
+        (("sample", "toys", "--solver", "heun"), "the number of steps is missing; pass for example --steps 20"),
         (("sample", "toys", "--output", "x.jpg"), ".png, .npy, .npz, .csv"),
         (("sample", "toys", "--num", "0"), "at least 1"),
-        (("sample", "vector"), "conditioned on 2 numbers (c0, c1); pass them as --context 1.5,1.5"),
+        (("sample", "vector"), "the condition of this flow is 2 numbers (c0, c1); pass --context 1.5,1.5"),
         (
             ("sample", "vector", "--context", "1,2", "--output", "a.png"),
-            "(3,) have no picture; write numbers to a .npy",
+            "(3,) have no picture; use .npy",
         ),
-        (("sample", "vector", "--context", "1"), "there are 1 numbers, and this flow is conditioned on 2"),
-        (("sample", "vector", "--context", "1,x"), "neither numbers with commas between"),
+        (("sample", "vector", "--context", "1"), "got 1 numbers; pass 2 (c0, c1)"),
+        (("sample", "vector", "--context", "1,x"), "neither numbers separated by commas nor a file"),
         (("sample", "vector", "--context", "nowhere.csv"), "nowhere.csv"),
-        (("sample", "toys", "--context", "1"), "conditioned on no numbers; omit the option"),
-        (("sample", "images", "--context", "1"), "name a class by --label"),
+        (("sample", "toys", "--context", "1"), "the condition of this flow is not numbers; omit the option"),
+        (("sample", "images", "--context", "1"), "choose a class by --label"),
         (("bespoke", "vector"), "no option for"),
-        (("sample", "toys", "--guidance", "3"), "nothing to guide to"),
-        (("sample", "coupling", "--guidance", "3"), "follows no velocity to guide"),
+        (("sample", "toys", "--guidance", "3"), "trained without classes; omit the option"),
+        (("sample", "coupling", "--guidance", "3"), "has no guidance"),
         (("sample", "toys", "--seed", "-1"), "0 or more"),
-        (("sample", "toys", "--device", "nonsense"), "not available here"),
+        (("sample", "toys", "--device", "nonsense"), "not available ("),
         (("sample", "toys", "--output", "toys/metrics.json/x.npy"), "metrics.json"),
         (("sample", "toys", "--solver", "dopri5", "--steps", "3"), "steps"),
         (("sample", "toys", "--cuda-graph"), "only a GPU's kernels can be captured"),
@@ -293,7 +323,7 @@ def test_an_interrupted_run_is_shown_drawn_from_and_scored(tmp_path, capsys):
     for run in (tmp_path / "run", place):
         main(["info", str(run)])
         assert f"in {place}" in (said := capsys.readouterr().out)
-        assert "a checkpoint: the flow as the run would have left it" in said
+        assert "a checkpoint: the flow at that step of the run" in said
         main(["sample", str(run), "--num", "3", "--seed", "0", "--output", str(tmp_path / "x.npy")])
         drawn = flow.sample((3,), generator=torch.Generator().manual_seed(0))
         assert numpy.array_equal(numpy.load(tmp_path / "x.npy"), drawn.numpy())

@@ -56,7 +56,7 @@ def test_rounds_distillation_and_table(run, capsys):
     assert (run / "reflow" / "round-1" / "model" / "flow.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(SystemExit):
         main(["reflow", str(run), "--rounds", "2", *SMALL, "--seed", "5"])
-    assert "begun with --seed 0, now 5" in capsys.readouterr().err
+    assert "started with --seed 0, not 5" in capsys.readouterr().err
 
 
 KILLER = """
@@ -123,7 +123,7 @@ def test_images_with_classes_on_a_curved_path(tmp_path):
     [
         (["--rounds", "0"], "at least 1"),
         (["--solver", "hun"], "did you mean 'heun'"),
-        (["--guidance", "2"], "nothing to guide to"),
+        (["--guidance", "2"], "trained without classes"),
     ],
 )
 def test_mistakes_end_in_one_line(run, arguments, message, capsys):

@@ -127,7 +127,7 @@ def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):
     ):
         main(["score", str(runs / "given"), str(tmp_path / name), "-o", str(tmp_path / "s.csv"), *options])
         assert np.allclose(scores_of(tmp_path / "s.csv"), wanted, atol=1e-4), name
-        told = "the run's b, a, t are not among the names there; columns are taken in order: B, A, T"
+        told = "the columns b, a, t of the run are missing; using instead, in this order: B, A, T"
         assert (told in capsys.readouterr().err) == (name == "renamed.csv")
 
 
@@ -146,19 +146,19 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
     [
         (("none", "x.csv"), "has no density"),
         (("plain", "nowhere.csv"), "nowhere.csv"),
-        (("plain", "x.csv", "-o", "s.npy"), "ends in .csv"),
-        (("plain", "x.csv", "--batch", "0"), "1 row or more"),
+        (("plain", "x.csv", "-o", "s.npy"), "choose .csv"),
+        (("plain", "x.csv", "--batch", "0"), "a batch must be at least 1"),
         (("plain", "x.csv", "--rtol", "1e-3"), "has no solver"),
         (("plain", "x.csv", "--condition", "a"), "without a condition"),
-        (("plain", "x.csv", "--columns", "a"), "wants 2 columns for --columns, and these are 1 (a)"),
+        (("plain", "x.csv", "--columns", "a"), "needs 2 columns for --columns, not 1 (a)"),
         (("plain", "x.csv", "--columns", "a", "c"), "no column 'c'"),
         (
             ("plain", "x.csv", "--columns", "a,b"),
             "no column 'a,b'; the file has the columns a, b; list them separately: a b",
         ),
-        (("plain", "three.npy"), "wants 2 columns for --columns, and these are 3 (0, 1, 2)"),
-        (("given", "x.csv"), "wants 1 column for --condition, and these are 0 (none)"),
-        (("plain", "bad.csv"), "none of its 2 rows could be scored"),
+        (("plain", "three.npy"), "needs 2 columns for --columns, not 3 (0, 1, 2)"),
+        (("given", "x.csv"), "needs 1 column for --condition, not 0 (none)"),
+        (("plain", "bad.csv"), "none of the 2 rows has a score"),
         (("nowhere", "x.csv"), "no saved flow"),
     ],
 )
@@ -182,7 +182,7 @@ def test_scores_do_not_take_the_place_of_their_table(runs, table, tmp_path, caps
     for name in ("x.csv", "link.csv"):
         with pytest.raises(SystemExit):
             main(["score", str(runs / "plain"), str(tmp_path / "x.csv"), "-o", str(tmp_path / name)])
-        assert "that is the table itself, which would be lost; choose another file" in capsys.readouterr().err
+        assert "this would overwrite the table; choose another file" in capsys.readouterr().err
     assert (tmp_path / "x.csv").read_bytes() == before
 
 
@@ -191,7 +191,7 @@ def test_a_missing_context_is_named_in_options_of_the_command(runs, tmp_path, ca
     with pytest.raises(SystemExit):
         main(["sample", str(runs / "given"), "--context", str(tmp_path / "t.csv"), "-o", str(tmp_path / "s.csv")])
     said = capsys.readouterr().err
-    assert "line 3: column t holds 'NA', a missing value (and 1 more bad row); every row is drawn for" in said
+    assert "line 3: column t holds 'NA', a missing value (and 1 more bad row); correct or delete it" in said
     assert "drop_missing" not in said
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cflow.autocasting import autocast, autocast_state
 from cflow.bijections.compose import Compose, chain
 from cflow.bijections.map import Map
+from cflow.modes import autocast, autocast_state
 from cflow.registry import register
 
 __all__ = ["Reversible"]

@@ -1,17 +1,18 @@
-"""The command line: draw from a trained flow, score data by it, fit a solver of few steps to it, straighten it,
-export it, and look at what a run holds.
+"""The command ``cflow``: sample a trained flow, score data, fit a fast solver, straighten, export and inspect.
 
-cflow sample runs/images-digits --num 64 --solver heun --steps 8 --label 3 --output x.png
-cflow bespoke runs/images-digits --steps 6
-cflow sample runs/images-digits --num 64 --solver bespoke
-cflow reflow runs/images-digits --rounds 1 --pairs 10000 --distill 1
-cflow score runs/density-wine wine.csv --output scores.csv
-cflow export runs/images-digits --steps 8 --output digits.pt2
-cflow info runs/images-digits
-cflow --version
+For example:
 
-Where the command is not on the path, ``python -m cflow`` is the same. Each command is a file; what they
-share about a run's folder is in ``runs.py``, and how mistakes are said is in ``running.py``.
+    cflow sample runs/images-digits --num 64 --solver heun --steps 8 --label 3 --output x.png
+    cflow bespoke runs/images-digits --steps 6
+    cflow sample runs/images-digits --num 64 --solver bespoke
+    cflow reflow runs/images-digits --rounds 1 --pairs 10000 --distill 1
+    cflow score runs/density-wine wine.csv --output scores.csv
+    cflow export runs/images-digits --steps 8 --output digits.pt2
+    cflow info runs/images-digits
+    cflow --version
+
+``python -m cflow`` is the same where the command is not on the path. Each command is one file. ``runs.py`` reads the
+folder of a run, and ``running.py`` prints errors.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ import cflow
 from cflow.cli import bespoke, export, info, reflow, sample, score
 from cflow.cli.commands import app
 from cflow.cli.running import MISTAKES, check_typeguard, in_options, run_recipe, warnings_said
+from cflow.interrupts import restore
 
 __all__ = ["main", "run_recipe"]
 
-COMMANDS = (sample, score, bespoke, reflow, export, info)  # importing one adds it to the app
+COMMANDS = (sample, score, bespoke, reflow, export, info)  # importing a command adds it to the app
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; mistakes of the user end in one line and exit status 2."""
+    """Runs the command line. An error of the user is printed in one line, with exit status 2.
+
+    Args:
+        args: the arguments. Default: those of the process.
+    """
+    restore()
     args = sys.argv[1:] if args is None else args
     if args[:1] == ["--version"]:
         print(f"cflow {cflow.__version__}")
@@ -42,7 +49,7 @@ def main(args: list[str] | None = None) -> None:
         check_typeguard()
         with warnings_said(said):
             app.cli(prog="cflow", args=args)
-    except BrokenPipeError:  # whoever read what was printed has enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except MISTAKES as error:
@@ -53,7 +60,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _options(command: str) -> tuple[dict[str, bool], dict[str, str]]:
-    """Gives the options of a command, whether each is a switch, and those whose arguments have other names."""
+    """Returns the options of a command, whether each is a switch, and the options by the names of their arguments."""
     function = next((vars(each)[command] for each in COMMANDS if command in vars(each)), None)
     flags, names = {}, {}
     for name, each in ({} if function is None else inspect.signature(function).parameters).items():

@@ -1,27 +1,28 @@
-"""``cflow info``: shows what a run holds."""
+"""``cflow info``: shows the contents of a run."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
 from torch import Tensor
 
-from cflow.cli.commands import app
+from cflow.cli.commands import command
 from cflow.cli.runs import folder_of, report_of
 from cflow.io import FILE, load
 from cflow.registry import configuration
 
 
-@app.command
-def info(run: tyro.conf.Positional[Path], /) -> None:
-    """Show what a run holds: the flow, how it was trained, what was measured.
+@command
+def info(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], /) -> None:
+    """Show the flow of a run, the end of its training and its metrics.
 
     Args:
-        run: A run's folder, or a folder that cflow.save wrote.
+        run: The folder of a run, or a folder that cflow.save wrote.
     """
     folder = folder_of(run)
     flow = load(folder)
@@ -29,7 +30,7 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
     weights = (folder / FILE).stat().st_size
     print(f"{type(flow).__name__} in {folder}: {count:,} parameters, {weights / 2**20:.1f} MiB")
     if folder.parent.name == "checkpoints":
-        print("  a checkpoint: the flow as the run would have left it at that step")
+        print("  a checkpoint: the flow at that step of the run")
     for name, value in configuration(flow).items():
         if name == "transform":
             value = ", ".join(type(each).__name__ for each in value.maps) or None
@@ -57,7 +58,7 @@ def info(run: tyro.conf.Positional[Path], /) -> None:
 
 
 def _counted(modules) -> str:
-    """Names the members of a list by their classes, each with its number."""
+    """Lists the classes of modules, each with its count."""
     counts = Counter(type(each).__name__ for each in modules)
     return " + ".join(f"{count} {name}" for name, count in counts.items())
 

@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor
 
 from cflow import metrics, plot
-from cflow.cli.commands import app
+from cflow.cli.commands import command
 from cflow.cli.runs import CONTINUOUS, device_of, folder_of, guidance_of, home_of, labels_of, needs_solver
 from cflow.io import load, save
 from cflow.solvers import Euler, by_name
@@ -23,9 +23,9 @@ from cflow.training import reflow as straighten
 NOTE = "reflow.json"
 
 
-@app.command
+@command
 def reflow(
-    run: tyro.conf.Positional[Path],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     rounds: int = 1,
     pairs: int = 20_000,
@@ -42,33 +42,34 @@ def reflow(
     device: str = "cpu",
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
 ) -> None:
-    """Straighten a trained flow, so that few steps draw from it, and show what few steps are worth.
+    """Straighten a trained flow, so that it can be sampled in few steps, and measure the quality of few steps.
 
-    Every round draws pairs of noise and sample and trains the next flow on them. Interrupted, the same command goes on.
+    Each round draws pairs of noise and sample and trains the next flow on them. After an interruption, the same command
+    continues.
 
     Args:
-        run: A run's folder, or a folder that cflow.save wrote.
-        rounds: How often to straighten.
+        run: The folder of a run, or a folder that cflow.save wrote.
+        rounds: Number of rounds.
         pairs: Pairs per round.
         steps: Training steps per round, and of the distillation.
-        distil: Distil the last round to so many evaluations; 0 for not at all.
-        solver: Solver of the pairs: heun, euler, rk4 and so on.
-        solver_steps: Its steps.
-        guidance: Classifier-free guidance of the first round's pairs; the run's own unless given.
-        batch_size: Pairs per training step, and carried at once.
+        distil: Distil the flow of the last round to this number of network evaluations (0 means no distillation).
+        solver: Solver that draws the pairs, such as heun, euler or rk4.
+        solver_steps: Steps of that solver.
+        guidance: Classifier-free guidance scale for the pairs of the first round. Default: that of the run.
+        batch_size: Pairs per training step, and per batch of drawing.
         lr: Learning rate.
-        evaluations: The numbers of evaluations to show.
-        samples: Samples for each of these.
-        seed: Seed of everything.
-        device: Where to compute, such as cuda.
-        output: The folder; `reflow` beside the model unless given.
+        evaluations: Numbers of network evaluations to measure.
+        samples: Samples for each measurement.
+        seed: Seed of all random numbers.
+        device: Device such as cpu or cuda.
+        output: The folder. Default: `reflow` next to the model.
     """
     folder = folder_of(run)
     flow = load(folder, device=device_of(device)).eval()
     needs_solver(flow, f"reflow {run}", CONTINUOUS)
     if min(rounds, pairs, steps, solver_steps, samples, *evaluations) < 1 or distil < 0:
         raise ValueError(
-            f"--rounds {rounds} --pairs {pairs} --steps {steps} --evaluations {evaluations}: all are at least 1."
+            f"--rounds {rounds} --pairs {pairs} --steps {steps} --evaluations {evaluations}: all must be at least 1."
         )
     out = home_of(folder) / "reflow" if output is None else output
     how = by_name(solver, steps=solver_steps)
@@ -82,7 +83,7 @@ def reflow(
     options |= {"seed": seed, "device": device_of(device), "resume": True}
     flows, last = {"flow": flow}, flow
     for number in range(1, rounds + 1):
-        # Guidance is in the first pairs: what learns from them needs none.
+        # The first pairs include the guidance, so a flow that learns from them needs no guidance.
         chosen = {"guidance": guided} if number == 1 else {}
         made = _pairs(last, pairs, out / f"pairs-{number}", how, seed + number, batch_size, chosen)
         last = _trained(out / f"round-{number}", straighten, (last, made), options)
@@ -96,7 +97,7 @@ def reflow(
 
 
 def _claim(out: Path, settings: dict) -> None:
-    """Notes what the folder is for, or sees that it was for the same."""
+    """Writes the settings to the folder, or raises if the folder has other settings."""
     file = out / NOTE
     if file.is_file():
         try:
@@ -106,8 +107,8 @@ def _claim(out: Path, settings: dict) -> None:
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise ValueError(
-                f"{out}: begun with --{changed[0].replace('_', '-')} {before.get(changed[0])}, now "
-                f"{settings[changed[0]]}; pass the same, another --output, or remove the folder."
+                f"{out}: started with --{changed[0].replace('_', '-')} {before.get(changed[0])}, not "
+                f"{settings[changed[0]]}; pass the same, or another --output."
             )
         return
     if is_main():
@@ -115,24 +116,24 @@ def _claim(out: Path, settings: dict) -> None:
 
 
 def _pairs(flow, num: int, place: Path, solver, seed: int, batch_size: int, options: dict) -> Pairs:
-    print(f"{place}: {num} pairs", file=sys.stderr)
+    print(f"{place}: drawing {num} pairs", file=sys.stderr)
     return generate_pairs(flow, num, place, solver=solver, seed=seed, batch_size=batch_size, **options)
 
 
 def _trained(place: Path, train, given: tuple, options: dict):
-    """Trains into a folder, or reads what an earlier call has trained there."""
+    """Trains into a folder, or loads the result of an earlier call."""
     if not (place / "done").is_file():
         print(f"{place}: training", file=sys.stderr)
         flow = train(*given, out=place, **options)
         if is_main():
-            save(flow, place / "model")  # with its solver, which training did not know of
+            save(flow, place / "model")  # again: now with the solver of the distilled flow
             (place / "done").touch()
     return load(place / "model", device=options["device"]).eval()
 
 
 @torch.no_grad()
 def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out: Path) -> None:
-    """Compares what few Euler steps of every flow draw with what the first one draws by its solver of the pairs."""
+    """Compares samples of every flow, drawn with few Euler steps, with samples of the first flow and its solver."""
     first = flows["flow"]
     draw = lambda flow, solver, number, guidance: _draw(flow, solver, count, seed + number, guidance)[1]
     reference, again = (draw(first, solver, number, guided) for number in (1_000_001, 1_000_002))
@@ -154,14 +155,14 @@ def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out
             flow, steps_of, min(count, 256), seed + 1_000_004, guidance, at=None if distilled else grid
         )
         cost[name] = metrics.transport_cost(x0, x1)
-        if states:  # a distilled flow has steps, and no paths between them
+        if states:  # a distilled flow has no paths between its steps
             straightness[name] = metrics.straightness(*states, torch.tensor(grid))
     report = {"floor": floor, "energy_distance": table}
     report |= {"straightness": {name: vars(each) for name, each in straightness.items()}}
     report |= {"transport_cost": {name: vars(each) for name, each in cost.items()}}
     with written(out / "metrics.json") as part:
         part.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"energy distance to samples of the flow by {solver!r} (two sets of these: {floor:.4f})")
+    print(f"energy distance to samples of the first flow by {solver!r} (between two sets of these: {floor:.4f})")
     heads = "".join(f"{calls:>10d}" for calls in evaluations)
     print(f"{'evaluations':14s}{heads}{'straightness':>20s}{'transport cost':>20s}")
     for name, row in table.items():
@@ -173,7 +174,7 @@ def _report(flows: dict, evaluations, count: int, solver, guided, seed: int, out
 
 
 def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tensor, ...]:
-    """Draws samples in model space, every class in turn: where paths begin, where they end, and states between."""
+    """Draws samples in model space, every class in turn: starts of the paths, their ends, and states in between."""
     labels = labels_of(flow, None, count)
     generator = torch.Generator(device=flow.device).manual_seed(seed)
     x0 = flow.cast(flow.base.sample((count,), generator=generator))
@@ -188,9 +189,9 @@ def _draw(flow, solver, count: int, seed: int, guidance, at=None) -> tuple[Tenso
 
 
 def _picture(flow, pictures: list[tuple[str, Tensor]], reference: Tensor, columns: int, out: Path) -> Path | None:
-    """Draws ten samples of each, one row after the other, or all of them in the plane, where events have a picture."""
+    """Draws a picture: ten images per row, or points in the plane; None for other events."""
     place = out / "few-steps.png"
-    data = lambda x: flow.postprocess(x, labels_of(flow, None, len(x)))[0]  # as they were drawn: every class in turn
+    data = lambda x: flow.postprocess(x, labels_of(flow, None, len(x)))[0]  # labels as when drawn: every class in turn
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
         pixels = torch.cat([data(x[:10]).float() for _, x in pictures])
         low, high = pixels.min(), pixels.max()

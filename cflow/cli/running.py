@@ -1,4 +1,4 @@
-"""How a command line runs a function: its mistakes end in one line, in the words of options."""
+"""Running a function from the command line; errors are printed in one line that mentions options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from cflow.cli.commands import plain_help
 from cflow.training import is_main
 
 __all__ = ["check_typeguard", "in_options", "run_recipe", "warnings_said"]
@@ -26,14 +27,14 @@ VALUE = r"(?P<value>\.\.\.|\[\.\.\.\]|'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|[^
 def run_recipe(main: Callable[[Any], None], options: type, name: str, names: Mapping[str, str] | None = None) -> None:
     """Reads a dataclass of options from the command line and runs a recipe with it.
 
-    Mistakes of the user end in one line and exit status 1, by every process of several. What the package says of its
-    arguments is said of the options that they came from: those of the same name, and of ``names`` where they differ.
+    An error of the user is printed in one line, with exit status 1, by every process of a run with several. Messages of
+    the package mention arguments of Python; here they mention the options with the same names, or those in ``names``.
 
     Args:
-        main: takes the options.
-        options: the dataclass; tyro makes the command line of it.
-        name: the recipe's file, with which messages begin.
-        names: options by the names of arguments, where these are others.
+        main: the recipe, which takes the options.
+        options: the dataclass, from which tyro builds the command line.
+        name: the file of the recipe, with which messages start.
+        names: options by the names of arguments, where the names differ.
     """
     flags = {each.name: each.type in (bool, "bool") for each in fields(options)}
     said = lambda text: in_options(str(text), flags, names or {})
@@ -41,7 +42,7 @@ def run_recipe(main: Callable[[Any], None], options: type, name: str, names: Map
     try:
         check_typeguard()
         with warnings_said(lambda text: f"{speaker}: {said(text)}"):
-            main(tyro.cli(options, console_outputs=is_main()))
+            main(tyro.cli(plain_help(options), console_outputs=is_main()))
     except MISTAKES as error:
         sys.exit(f"{speaker}: {said(error)}")
     except KeyboardInterrupt as stop:
@@ -49,12 +50,12 @@ def run_recipe(main: Callable[[Any], None], options: type, name: str, names: Map
 
 
 def in_options(text: str, flags: Mapping[str, bool], names: Mapping[str, str] = {}) -> str:
-    """Says in options of a command line what is said in arguments of Python.
+    """Replaces arguments of Python in a message by options of the command line.
 
     Args:
         text: a message, such as ``fit(resume=True): pass steps=10``.
-        flags: the options, and whether each is a switch; other arguments are left as they are.
-        names: options by the names of arguments, where these are others.
+        flags: the options, and whether each is a switch; other arguments are not changed.
+        names: options by the names of arguments, where the names differ.
 
     Example:
         >>> in_options("fit(steps=5, resume=True): done already; pass steps >= 9", {"steps": False, "resume": True})
@@ -84,14 +85,14 @@ def in_options(text: str, flags: Mapping[str, bool], names: Mapping[str, str] = 
         if known and ", ".join(parts) == call["arguments"]:
             parts = [each.strip("'") if each[0] == "'" else argument.sub(said, each) for each in parts]
             text = f"{' '.join(parts)}: {text[call.end() :]}"
-    # Inside a call, such as Heun(steps=20), an argument is one of Python.
+    # Inside a call, such as Heun(steps=20), an argument stays an argument of Python.
     outside = re.split(r"(\w\([^()]*(?:\([^()]*\)[^()]*)*\))", text)
     return "".join(part if i % 2 else argument.sub(said, part) for i, part in enumerate(outside))
 
 
 @contextmanager
 def warnings_said(say: Callable[[Warning], str]):
-    """Prints what the package warns of in one line, without the place in the code; others as they are."""
+    """Prints warnings of the package in one line, without the position in the code, and other warnings unchanged."""
     before = warnings.showwarning
 
     def show(message, category, filename, lineno, file=None, line=None):
@@ -108,10 +109,10 @@ def warnings_said(say: Callable[[Warning], str]):
 
 
 def check_typeguard() -> None:
-    """Raises where another package has brought a typeguard that tyro, which reads command lines, cannot use."""
+    """Raises if the installed typeguard is too old for tyro, which reads command lines."""
     found = version("typeguard")
     if int(found.split(".")[0]) < 4:
         raise ValueError(
-            f"typeguard {found} is installed, and tyro, which reads the command line, needs 4.0 or newer; another "
-            f"package has brought it: pip install 'typeguard>=4.0', or keep that package in an environment of its own."
+            f"typeguard {found} is installed, but the command line (tyro) needs 4.0 or newer: pip install "
+            f"'typeguard>=4.0', in a separate environment if another package needs the old one."
         )

@@ -1,4 +1,4 @@
-"""What every command reads of a run's folder, and how it refuses what the flow there has no use for."""
+"""Reading the folder of a run for the commands, and errors for options that do not fit its flow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def folder_of(run: Path) -> Path:
-    """Finds the saved flow of a run: its model, its newest checkpoint where it has not ended, or the folder itself."""
+    """Finds the saved flow of a run: its model, its newest checkpoint if it has not ended, or the folder itself."""
     try:
         return find(run)
     except FileNotFoundError as error:
@@ -33,43 +33,39 @@ def folder_of(run: Path) -> Path:
 
 
 def spare(source: Path | None, output: Path, name: str) -> None:
-    """Raises where what is to be written would take the place of what is read."""
+    """Raises if the output would overwrite the input."""
     if source is not None and source.exists() and output.exists() and os.path.samefile(source, output):
-        raise ValueError(f"--output {output}: that is the {name} itself, which would be lost; choose another file.")
+        raise ValueError(f"--output {output}: this would overwrite the {name}; choose another file.")
 
 
 def home_of(folder: Path) -> Path:
-    """Gives the folder for results about a flow: the run's, or the one beside a flow that was saved by itself."""
+    """Returns the folder for results: that of the run, or the parent of the folder of a saved flow."""
     home = folder.resolve().parent
     return home.parent if home.name == "checkpoints" else home
 
 
 def bespoke_file(folder: Path) -> Path:
-    """Gives where the solver fitted to a flow is: beside the flow's folder, which holds nothing else."""
+    """Returns the file of the solver fitted to a flow, next to the flow's folder, which has no other files."""
     folder = folder.resolve()
     return folder.with_name(f"{folder.name}.bespoke.json")
 
 
 def guidance_of(flow, run: Path, guidance: float | None) -> dict:
-    """Chooses the guidance of a class-conditional flow."""
+    """Returns the guidance of a class-conditional flow, as keywords of ``sample``."""
     if flow.context_shape is None:
         if guidance is not None:
-            raise ValueError(
-                f"--guidance {guidance}: this flow was trained without classes; there is nothing to guide to."
-            )
+            raise ValueError(f"--guidance {guidance}: this flow was trained without classes; omit the option.")
         return {}
     if "guidance" not in flow.options_of("sample"):
         if guidance is not None:
-            raise ValueError(
-                f"--guidance {guidance}: a {type(flow).__name__} follows no velocity to guide; omit the option."
-            )
+            raise ValueError(f"--guidance {guidance}: a {type(flow).__name__} has no guidance; omit the option.")
         return {}
     guidance = report_of(run).get("guidance", 1.0) if guidance is None else guidance
     return {"guidance": ClassifierFree(guidance)} if guidance != 1 else {}
 
 
 def report_of(run: Path) -> dict:
-    """Reads what the recipe measured, where it did; also from the folder of the model in that of the run."""
+    """Reads the metrics of a run, also if ``run`` is its folder ``model``; empty if there are none."""
     for file in (run / "metrics.json", run.resolve().parent / "metrics.json"):
         if file.is_file() and (file.parent == run or run.resolve().name == "model"):
             return json.loads(file.read_text())
@@ -77,11 +73,12 @@ def report_of(run: Path) -> dict:
 
 
 def device_of(name: str) -> torch.device:
+    """Returns the device; raises if it is not available."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu.") from None
+        raise ValueError(f"--device {name}: not available ({str(error).splitlines()[0]}); use cpu.") from None
     return device
 
 
@@ -89,16 +86,13 @@ CONTINUOUS = "train a continuous flow (density.py has --flow flow-matching and -
 
 
 def needs_solver(flow, what: str, instead: str = "omit the option") -> None:
-    """Raises where something is asked of a solver, and the flow has none; ``instead`` is what to do."""
+    """Raises if an option or command needs a solver, and the flow has none; ``instead`` is what to do."""
     if "solver" not in flow.options_of("sample"):
-        raise ValueError(
-            f"{what}: a {type(flow).__name__} is not a differential equation, so it has no solver and no steps; "
-            f"{instead}."
-        )
+        raise ValueError(f"{what}: a {type(flow).__name__} has no solver and no steps; {instead}.")
 
 
 def labels_of(flow, label: str | None, num: int, names: Sequence[str] = ()) -> Tensor | None:
-    """Chooses the class of every sample: one, by its name (of ``names``) or its number, or all in turn."""
+    """Returns the class of every sample: one class, by its name (of ``names``) or its number, or all in turn."""
     classes = flow.classes
     if flow.context_shape is None:
         if label is not None:
@@ -106,8 +100,8 @@ def labels_of(flow, label: str | None, num: int, names: Sequence[str] = ()) -> T
         return None
     if not classes:
         raise ValueError(
-            f"this flow is conditioned on a context of shape {tuple(flow.context_shape)}, which this command has no "
-            f"option for; `cflow sample --context` draws from it, and Python does the rest."
+            f"this command has no option for contexts of shape {tuple(flow.context_shape)}; use `cflow sample "
+            f"--context`, or Python."
         )
     if label is None:
         return torch.arange(num) % classes
@@ -115,23 +109,23 @@ def labels_of(flow, label: str | None, num: int, names: Sequence[str] = ()) -> T
     number = names.index(label) if label in names else int(label) if label.isascii() and label.isdecimal() else -1
     if not 0 <= number < classes:
         called = f" ({', '.join(names[:10])}{', ...' if classes > 10 else ''})" if names else ""
-        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}{called}; pass one of them.")
+        raise ValueError(f"--label {label}: the classes of this flow are 0 to {classes - 1}{called}; pass one.")
     return torch.full((num,), number)
 
 
 def contexts_of(flow, run: Path, context: str | None, header: bool | None = None) -> Tensor | None:
-    """Reads contexts ``[N, *context_shape]`` that are numbers, or rows of a table; None for a flow without any."""
+    """Reads contexts ``[N, *context_shape]`` from numbers or from a table; None for a flow without such contexts."""
     if flow.context_shape is None or flow.classes:
         if context is not None:
-            instead = "name a class by --label" if flow.classes else "omit the option"
-            raise ValueError(f"--context {context}: this flow is conditioned on no numbers; {instead}.")
+            instead = "choose a class by --label" if flow.classes else "omit the option"
+            raise ValueError(f"--context {context}: the condition of this flow is not numbers; {instead}.")
         return None
     count = math.prod(flow.context_shape)
     names = report_of(run).get("condition") or [f"c{i}" for i in range(count)]
     if context is None:
         raise ValueError(
-            f"sample {run}: this flow is conditioned on {count} numbers ({', '.join(names)}); pass them as --context "
-            f"{','.join('1.5' for _ in names)}, or a table of them as --context FILE."
+            f"sample {run}: the condition of this flow is {count} numbers ({', '.join(names)}); pass --context "
+            f"{','.join('1.5' for _ in names)}, or a table as --context FILE."
         )
     if Path(context).suffix.lower() in ENDINGS:
         file = TableFile(context, header=header)
@@ -142,36 +136,33 @@ def contexts_of(flow, run: Path, context: str | None, header: bool | None = None
         numbers = context.split(",")
         if not all(map(is_finite, numbers)):
             raise ValueError(
-                f"--context {context}: neither numbers with commas between, nor a {', '.join(ENDINGS)}; pass one."
+                f"--context {context}: neither numbers separated by commas nor a file; pass {', '.join(ENDINGS)}."
             )
         values = torch.tensor([[float(each) for each in numbers]], dtype=torch.float64)
     if values.shape[1] != count:
-        raise ValueError(
-            f"--context {context}: there are {values.shape[1]} numbers, and this flow is conditioned on {count} "
-            f"({', '.join(names)}); pass as many."
-        )
+        raise ValueError(f"--context {context}: got {values.shape[1]} numbers; pass {count} ({', '.join(names)}).")
     return values.reshape(-1, *flow.context_shape)
 
 
 def _sound(file: TableFile, context: str) -> Tensor:
-    """Reads contexts, every one of which is drawn for; so none may be missing."""
+    """Reads contexts; raises for any bad row, since samples are drawn for every row."""
     chunks = list(file.chunks())
     bad = [(chunk.places[position], fault) for chunk in chunks for position, fault in sorted(chunk.bad.items())]
     if bad:
         place, fault = bad[0]
         more = f" (and {counted(len(bad) - 1, 'more bad row')})" if len(bad) > 1 else ""
         raise ValueError(
-            f"--context {context}: {file.unit} {place}: {fault}{more}; every row is drawn for, so correct or delete it."
+            f"--context {context}: {file.unit} {place}: {fault}{more}; correct or delete it, as every row is used."
         )
     if not chunks:
-        raise ValueError(f"--context {context}: there are no rows in it; write one row a line.")
+        raise ValueError(f"--context {context}: there are no rows; write one row per line.")
     return torch.cat([chunk.values for chunk in chunks])
 
 
 def sampler_of(run: Path, folder: Path, name: str | None, **options: float | None) -> dict:
-    """Builds the solver of samples: what options of the command line name, or what the run drew its own samples by.
+    """Builds the solver of samples: that of the options, or that with which the run drew its samples.
 
-    Other steps by themselves are steps of the run's solver.
+    The option ``steps`` alone changes the steps of the run's solver.
     """
     own = report_of(run).get("sampler")
     if name is None and own and {key for key, value in options.items() if value is not None} <= {"steps"}:
@@ -181,14 +172,13 @@ def sampler_of(run: Path, folder: Path, name: str | None, **options: float | Non
 
 
 def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
-    """Builds the solver that options of the command line name; nothing where they name none."""
+    """Builds the solver of the options, as keywords of ``sample``; empty if there are no options."""
     options = {key: value for key, value in options.items() if value is not None}
     if name is not None and (name == "bespoke" or name.endswith(".json")):
         file = bespoke_file(folder) if name == "bespoke" else Path(name)
         if options:
             raise ValueError(
-                f"--solver {name} --{next(iter(options))}: a fitted solver has its own steps and tolerances; omit "
-                "the option."
+                f"--solver {name} --{next(iter(options))}: a fitted solver has fixed steps; omit the option."
             )
         if not file.is_file():
             raise FileNotFoundError(f"--solver {name}: there is no {file}; fit one by `cflow bespoke {folder}`.")
@@ -201,9 +191,9 @@ def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
     if "steps" not in options and any(
         each.name == "steps" and each.default is None for each in fields(METHODS.get(name, Bespoke))
     ):
-        raise ValueError(f"--solver {name}: this solver takes steps; say how many, such as --steps 20.")
+        raise ValueError(f"--solver {name}: the number of steps is missing; pass for example --steps 20.")
     try:
         return {"solver": by_name(name, **options)}
     except ValueError as error:
-        fitted = "" if name in METHODS else " Here bespoke is one too, which `cflow bespoke` fits, and so is its .json."
+        fitted = "" if name in METHODS else " Also bespoke, fitted by `cflow bespoke`, and its .json file."
         raise ValueError(f"{error}{fitted}") from None

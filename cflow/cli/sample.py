@@ -1,4 +1,4 @@
-"""``cflow sample``: draws from a trained flow."""
+"""``cflow sample``: draws samples from a trained flow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from cflow.cli.commands import app
+from cflow.cli.commands import command
 from cflow.cli.runs import (
     contexts_of,
     device_of,
@@ -30,9 +30,9 @@ from cflow.solvers import CudaGraph
 FORMATS = (".png", ".npy", ".npz", ".csv")
 
 
-@app.command
+@command
 def sample(
-    run: tyro.conf.Positional[Path],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     solver: str | None = None,
@@ -53,36 +53,33 @@ def sample(
     """Draw samples from a trained flow.
 
     Args:
-        run: A run's folder, or a folder that cflow.save wrote.
-        num: How many samples; 64, or one for every row of --context, unless given.
-        solver: Euler, heun, adams_bashforth, dpm_solver_pp_2m, unipc, deis, rk4, dopri5, euler_maruyama and so on;
-            bespoke for what `cflow bespoke` fitted, or its .json file; the one that the run drew its samples by unless
-            given.
+        run: The folder of a run, or a folder that cflow.save wrote.
+        num: Number of samples. Default: 64, or one for every row of --context.
+        solver: Euler, heun, adams_bashforth, dpm_solver_pp_2m, unipc, deis, rk4, dopri5, euler_maruyama and so on,
+            bespoke (fitted by `cflow bespoke`), or a .json file of a fitted solver. Default: the solver of the run.
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
         diffusion: Strength of the noise of a stochastic solver.
-        cuda_graph: Replay each batch of samples from a CUDA graph; for a network that is small beside its GPU.
-        label: The class to draw, by its name or its number; every class in turn unless given.
-        context: What a flow conditioned on numbers is to draw for: the numbers, or a table (.csv, .npy and so on) with
-            a row for each context, which are drawn for in turn.
-        header: Whether the text file of --context begins with names; auto sees it from the first line.
-        guidance: Classifier-free guidance scale of a class-conditional flow, 1 is none; the run's own unless given.
-        seed: Seed of the draws; a new one each time unless given.
-        batch: Samples carried at once.
-        device: Where to compute, such as cuda.
-        output: A .png picture, or the numbers as .npy, .npz, or .csv with a line of names; samples.png, or samples.csv
-            where there is no picture, unless given. Values that were whole, or on another lattice, in the data of the
-            run are so here.
+        cuda_graph: Replay each batch from a CUDA graph, which is faster for a small network on a large GPU.
+        label: The class to sample, by its name or number. Default: every class in turn.
+        context: The condition of a flow with a numeric condition: numbers, or a table (.csv, .npy and so on) of which
+            each row is used in turn.
+        header: Whether the text file of --context starts with names (auto decides from the first line).
+        guidance: Classifier-free guidance scale of a class-conditional flow (1 means no guidance). Default: that of the
+            run.
+        seed: Seed of the samples. Default: a new one each time.
+        batch: Samples per batch.
+        device: Device such as cpu or cuda.
+        output: A .png picture, or numbers as .npy, .npz or .csv, in which columns with discrete values in the data have
+            these values again. Default: samples.png, or samples.csv if there is no picture.
     """
     if output is not None and output.suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"--output {output}: samples are written as {', '.join(FORMATS)}; choose one of these endings."
-        )
+        raise ValueError(f"--output {output}: this ending is not supported; choose {', '.join(FORMATS)}.")
     if (num is not None and num < 1) or batch < 1:
-        raise ValueError(f"--num {num} --batch {batch}: both are at least 1.")
+        raise ValueError(f"--num {num} --batch {batch}: both must be at least 1.")
     if seed is not None and seed < 0:
-        raise ValueError(f"--seed {seed}: a seed is 0 or more.")
+        raise ValueError(f"--seed {seed}: a seed must be 0 or more.")
     folder = folder_of(run)
     generator = torch.Generator(device=device_of(device))
     flow = load(folder, device=device).eval()
@@ -106,10 +103,9 @@ def sample(
     spare(None if context is None else Path(context), output, "file of contexts")
     if output.suffix.lower() == ".png" and not _has_picture(flow):
         raise ValueError(
-            f"--output {output}: events of shape {tuple(flow.event_shape)} have no picture; write numbers to a .npy, "
-            f".npz or .csv file."
+            f"--output {output}: samples of shape {tuple(flow.event_shape)} have no picture; use .npy, .npz or .csv."
         )
-    output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is drawn
+    output.parent.mkdir(parents=True, exist_ok=True)  # now, so that an error comes before the sampling
     parts = []
     for start in range(0, num, batch):
         count = min(batch, num - start)
@@ -127,7 +123,7 @@ def sample(
 
 
 def _on_lattice(x: Tensor, report: dict) -> Tensor:
-    """Moves columns that the run had spread over their steps back onto them."""
+    """Rounds columns to the discrete values that they had before the run dequantised them."""
     lattice = report.get("dequantised") or {}
     for name, (first, step) in lattice.items():
         column = x[:, report["columns"].index(name)]
@@ -159,7 +155,7 @@ def _write(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) -
 
 
 def _names(values: Tensor, noted: list[str] | None, letter: str) -> list[str]:
-    """Names columns as the run does, or by their numbers."""
+    """Returns names of columns: those of the run, or a letter with a number."""
     count = values.flatten(1).shape[1] if values.dim() > 1 else 1
     return list(noted) if noted and len(noted) == count else [f"{letter}{i}" for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""``cflow score``: the log-density that a trained flow gives to the rows of a file."""
+"""``cflow score``: computes the log-density of the rows of a file under a trained flow."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 import tyro
 from torch import Tensor
 
-from cflow.cli.commands import app
+from cflow.cli.commands import command
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of, spare
 from cflow.data.faults import Fault, counted
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
 
-SHOWN = 20  # bad rows named one by one
+SHOWN = 20  # bad rows that are listed
 
 
-@app.command
+@command
 def score(
-    run: tyro.conf.Positional[Path],
-    table: tyro.conf.Positional[Path],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
     /,
     columns: tuple[str, ...] = (),
     condition: tuple[str, ...] = (),
@@ -45,42 +45,39 @@ def score(
 ) -> None:
     """Compute the log-density of every row of a table, in nats.
 
-    The table is read, scored and written in portions, so it may be larger than memory. A row that cannot be scored
-    (text, NaN, too few fields) is named, and has an empty score in the output. Lines that are no rows (empty ones, and
-    remarks) are counted.
+    The table is processed in chunks, so it may be larger than memory. Rows without a score (text, NaN, too few fields)
+    are listed, and their score in the output is empty. Empty lines and comments are counted.
 
     Args:
-        run: A run's folder, or a folder that cflow.save wrote.
+        run: The folder of a run, or a folder that cflow.save wrote.
         table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array.
-        columns: Names (or numbers from 0) of the columns of data, with spaces between and in the order of training;
-            what the run noted, or all columns but those of the condition, unless given.
-        condition: Names (or numbers) of the columns that the flow is conditioned on; what the run noted, or the last
-            ones, unless given.
-        label: Name (or number) of the column that names the rows; it is written beside their scores.
-        header: Whether a text file begins with names; auto sees it from the first line.
-        key: Name of the array in a .npz file that holds several.
-        solver: Dopri5, rk4 and so on, for a continuous flow; the flow's own unless given.
+        columns: Names (or numbers from 0) of the data columns, separated by spaces, in the order of training. Default:
+            those of the run, or all columns except the condition.
+        condition: Names (or numbers) of the columns of the condition. Default: those of the run, or the last columns.
+        label: Name (or number) of a column with labels of the rows, which are written next to the scores.
+        header: Whether a text file starts with names (auto decides from the first line).
+        key: Name of the array in a .npz file, if it has several.
+        solver: Dopri5, rk4 and so on, for a continuous flow. Default: the solver of the flow.
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
-        seed: Seed of the draws, where the likelihood is an estimate or a bound.
-        batch: Rows carried at once.
-        device: Where to compute, such as cuda.
-        output: A .csv file with a line per row of the table: its number, from 0, its line in a text file, its name by
-            --id, and its score.
+        seed: Seed of random numbers, for a likelihood that is an estimate or a bound.
+        batch: Rows per batch.
+        device: Device such as cpu or cuda.
+        output: A .csv file with the number of each row from 0, its line in a text file, its label, and its log-density.
     """
     if output.suffix.lower() != ".csv":
-        raise ValueError(f"--output {output}: scores are written as text; choose a name that ends in .csv.")
+        raise ValueError(f"--output {output}: this ending is not supported; choose .csv.")
     if batch < 1 or seed < 0:
-        raise ValueError(f"--batch {batch} --seed {seed}: a batch has 1 row or more, and a seed is 0 or more.")
+        raise ValueError(f"--batch {batch} --seed {seed}: a batch must be at least 1, and a seed at least 0.")
     spare(table, output, "table")
     folder = folder_of(run)
     place = device_of(device)
     flow = load(folder, device=place).eval()
     if isinstance(flow.event_shape, dict) or flow.likelihood == "none":
         raise ValueError(
-            f"score {run}: this {type(flow).__name__} has no density (its likelihood is 'none'), so its rows have no "
-            f"score; draw from it by `cflow sample` and compare samples."
+            f"score {run}: this {type(flow).__name__} has no density; draw samples with `cflow sample` and compare "
+            f"these."
         )
     asked = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol}
     given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
@@ -109,7 +106,7 @@ def score(
         total.tell_rest()
         if total.rows == total.bad:
             raise ValueError(
-                f"score {table}: none of its {total.rows} rows could be scored; compare its columns with the flow's "
+                f"score {table}: none of the {total.rows} rows has a score; check the columns, of which the flow needs "
                 f"{math.prod(flow.event_shape)}."
             )
     kind = "" if flow.likelihood == "exact" else f" ({flow.likelihood})"
@@ -119,15 +116,15 @@ def score(
 
 
 class Summary:
-    """What is said in the end, from sums alone."""
+    """Collects the statistics that are printed at the end."""
 
     def __init__(self) -> None:
         self.rows = self.bad = self.passed = 0
-        self.faults: dict[str, tuple[int, str, Fault]] = {}  # by kind: how often, where first, what
+        self.faults: dict[str, tuple[int, str, Fault]] = {}  # by kind: count, first position, first error
         self.mean = self.squares = 0.0
 
     def add(self, scores: Tensor, chunk: Chunk, file: TableFile) -> None:
-        """Takes a chunk into the sums, and names its bad rows."""
+        """Adds a chunk to the statistics, and prints its bad rows."""
         for position, what in sorted(chunk.bad.items()):
             if self.bad < SHOWN:
                 print(f"\r{file.path}: {file.unit} {chunk.places[position]}: {what}", file=sys.stderr)
@@ -137,19 +134,19 @@ class Summary:
         self.passed += chunk.passed
         self.rows += len(scores)
         good = scores[[position not in chunk.bad for position in range(len(scores))]].double()
-        if len(good):  # means and squared deviations of two sets become those of both (Chan, Golub and LeVeque, 1979)
+        if len(good):  # combines means and squared deviations of two sets (Chan, Golub and LeVeque, 1979)
             before, after = self.rows - self.bad - len(good), self.rows - self.bad
             change = float(good.mean()) - self.mean
             self.squares += float((good - good.mean()).square().sum()) + change**2 * before * len(good) / after
             self.mean += change * len(good) / after
 
     def said(self) -> str:
-        """Gives mean and standard error."""
+        """Formats mean and standard error."""
         count = self.rows - self.bad
         return f"{self.mean:.6g}" + (f" ± {math.sqrt(self.squares / (count - 1) / count):.2g}" if count > 1 else "")
 
     def tell_rest(self) -> None:
-        """Says how many bad rows were not named, and what to do about each kind."""
+        """Prints how many bad rows were not listed, and the remedy for each kind."""
         if self.bad > SHOWN:
             print(f"and {counted(self.bad - SHOWN, 'more bad row')}", file=sys.stderr)
         for kind, (count, place, fault) in self.faults.items():
@@ -157,13 +154,12 @@ class Summary:
 
 
 def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], condition: tuple[str, ...]) -> list[int]:
-    """Chooses the columns of a file: those of the data, then those of the context."""
+    """Returns the columns of a file: those of the data, then those of the condition."""
     data = math.prod(flow.event_shape)
     context = 0 if flow.context_shape is None else math.prod(flow.context_shape)
     if condition and flow.context_shape is None:
         raise ValueError(
-            f"--condition {' '.join(condition)}: this flow was trained without a condition; omit it, and choose the "
-            f"columns of data by --columns."
+            f"--condition {' '.join(condition)}: this flow was trained without a condition; omit the option."
         )
     noted = {} if file.names is None else report_of(run)
 
@@ -174,7 +170,7 @@ def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], conditi
         return [file.find(each) for each in names]
 
     own, given = chosen("columns", columns), chosen("condition", condition) if context else []
-    if given is None:  # the last ones that are no data
+    if given is None:  # the last columns that are not data
         given = [each for each in file.columns if own is None or each not in own][-context:]
     if own is None:
         own = [each for each in file.columns if each not in given]
@@ -184,22 +180,22 @@ def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], conditi
     missing = [name for name in (*noted.get("columns", []), *noted.get("condition", [])) if name not in file.names]
     if missing and not columns and not condition:
         print(
-            f"{file.path}: the run's {', '.join(missing[:8])} are not among the names there; columns are taken in "
-            f"order: {named([*own, *given][:12])}",
+            f"{file.path}: the columns {', '.join(missing[:8])} of the run are missing; using instead, in this order: "
+            f"{named([*own, *given][:12])}",
             file=sys.stderr,
         )
     for option, numbers, count in (("columns", own, data), ("condition", given, context)):
         if len(numbers) != count:
             there = named(numbers[:12]) or "none"
             raise ValueError(
-                f"score {file.path}: the flow wants {counted(count, 'column')} for --{option}, and these are "
-                f"{len(numbers)} ({there}); choose {count} of {named(file.columns[:12])} by --{option}."
+                f"score {file.path}: the flow needs {counted(count, 'column')} for --{option}, not {len(numbers)} "
+                f"({there}); choose {count} of {named(file.columns[:12])} with --{option}."
             )
     return [*own, *given]
 
 
 def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Tensor:
-    """Scores the sound rows of a chunk, ``[n]``; what has no score is noted among its bad rows."""
+    """Scores the good rows of a chunk, ``[n]``; rows without a score are added to its bad rows."""
     sound = [position for position in range(len(chunk.values)) if position not in chunk.bad]
     scores = torch.full((len(chunk.values),), torch.nan, dtype=torch.float64)
     values = chunk.values[sound].to(flow.device)
@@ -213,14 +209,14 @@ def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Te
             scores[position] = value
             if not math.isfinite(value):
                 chunk.bad[position] = Fault(
-                    f"its log-density is {value} (nan: the solver failed)", "no log-density", "look at these rows"
+                    f"its log-density is {value} (nan: the solver failed)", "no log-density", "check these rows"
                 )
     return scores
 
 
 @torch.no_grad()
 def _log_prob(flow, x: Tensor, context: Tensor | None, generator: torch.Generator, options: dict) -> Tensor:
-    """Evaluates log-densities; where the solution of one row fails, it is found by halves and gets NaN."""
+    """Computes log-densities; a row whose solution fails is found by bisection and gets NaN."""
     try:
         return flow.log_prob(x, context, generator=generator, **options).double().cpu()
     except FloatingPointError:
@@ -232,6 +228,6 @@ def _log_prob(flow, x: Tensor, context: Tensor | None, generator: torch.Generato
 
 @contextlib.contextmanager
 def _written(output: Path) -> Iterator:
-    """Opens a file that appears under its name when it is complete."""
+    """Opens a file that gets its name when it is complete."""
     with written(output) as part, part.open("w", encoding="utf-8") as lines:
         yield lines

@@ -154,7 +154,10 @@ def test_the_command_line_fits_and_samples(tmp_path, capsys):
     run = tmp_path / "run"
     cflow.save(flow, run / "model")
     main(["bespoke", str(run), "--steps", "3", "--iterations", "3"])
-    assert "3 steps" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "3 steps" in captured.out
+    assert "drawing reference samples" in captured.err
+    assert "standard solvers: " not in captured.err  # bars are for a person who watches
     file = run / "model.bespoke.json"
     assert len(json.loads(file.read_text())["times"]) == 3
     for name in ("bespoke", str(file)):
@@ -162,14 +165,25 @@ def test_the_command_line_fits_and_samples(tmp_path, capsys):
     cflow.save(flow, run / "model")  # the folder holds nothing else
     with pytest.raises(SystemExit):
         main(["sample", str(run), "--solver", "bespoke", "--steps", "4", "--output", str(tmp_path / "x.npy")])
-    assert "its own steps" in capsys.readouterr().err
+    assert "a fitted solver has fixed steps" in capsys.readouterr().err
     file.unlink()
     with pytest.raises(SystemExit):
         main(["sample", str(run), "--solver", "bespoke", "--output", str(tmp_path / "x.npy")])
     assert "fit one by `cflow bespoke" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["sample", str(run), "--solver", "bespok", "--output", str(tmp_path / "x.npy")])
-    assert "bespoke is one too" in capsys.readouterr().err
+    assert "Also bespoke, fitted by" in capsys.readouterr().err
+
+
+def test_every_part_of_a_fit_shows_its_progress(capsys):
+    flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear())
+    options = {"samples": 8, "validation": 4, "batch_size": 4, "iterations": 3}
+    quiet = training.fit_bespoke(flow, 2, progress=False, **options)
+    assert capsys.readouterr().err == ""
+    assert training.fit_bespoke(flow, 2, progress=True, **options) == quiet
+    shown = capsys.readouterr().err
+    for part in ("reference samples: 100%", "12/12", "standard solvers: 100%", "fit: 100%", "3/3"):
+        assert part in shown
 
 
 @pytest.mark.parametrize(

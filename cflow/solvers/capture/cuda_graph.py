@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cflow.arguments import is_integer
-from cflow.autocasting import autocast, autocast_state
+from cflow.modes import autocast, autocast_state
 from cflow.registry import register
 from cflow.solvers.capture.captured import Captured, CapturedGrid, CapturedSteps
 from cflow.solvers.gradients.parameters import held_by

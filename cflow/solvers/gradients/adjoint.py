@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cflow.autocasting import autocast, autocast_state
+from cflow.modes import autocast, autocast_state
 from cflow.solvers.gradients.parameters import refuse_strangers, wanted_parameters
 from cflow.solvers.problem import Problem
 from cflow.solvers.state import gather, like_rows

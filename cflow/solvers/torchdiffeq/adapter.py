@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cflow.autocasting import autocast, autocast_state
+from cflow.modes import autocast, autocast_state
 from cflow.registry import register
 from cflow.solvers.gradients.modes import Backprop, Gradient, check_gradient
 from cflow.solvers.gradients.parameters import refuse_strangers, wanted_parameters

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,7 +77,7 @@ def fit_bespoke(
         iterations: steps of Adam.
         lr: its learning rate, in units of a step's length.
         reference: a solver that is accurate; ``Dopri5(rtol=1e-5, atol=1e-5)`` unless given.
-        progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
+        progress: whether to show progress bars. Default: in a terminal or a notebook.
 
     Raises:
         TypeError: for a flow without a velocity.
@@ -101,33 +103,40 @@ def fit_bespoke(
     with evaluating(flow):
         device = next(flow.parameters()).device
         generator = torch.Generator(device=device).manual_seed(seed)
-        pairs, held = (
-            _Pairs.draw(flow, count, context, guidance, batch_size, reference, generator)
-            for count in (samples, validation)
-        )
-        generic = _generic(flow, steps)
-        errors = [held.error(each) for each in generic]
+        shown = is_watched() if progress is None else progress
+        with _bar("reference samples", samples + validation, shown) as advance:
+            pairs, held = (
+                _Pairs.draw(flow, count, context, guidance, batch_size, reference, generator, advance)
+                for count in (samples, validation)
+            )
+        generic, errors = _generic(flow, steps), []
+        with _bar("standard solvers", len(generic), shown) as advance:
+            for each in generic:
+                errors.append(held.error(each))
+                advance(1)
         first = min(range(len(generic)), key=lambda index: errors[index][0])
         start, (found, error_before) = generic[first], errors[first]
         best, error = start, error_before
         model = _Coefficients(start, flow.interval).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations + 1, pct_start=0.1)
-        for step in _bar(iterations, is_watched() if progress is None else progress):
-            with torch.enable_grad():
-                x, target, given = pairs.some(batch_size, generator)
-                loss = _log_error(model(pairs.velocity, x, given), target).mean()
-                # Only the coefficients': nothing is added to the gradients of the flow.
-                gradients = torch.autograd.grad(loss, list(model.parameters()))
-            for parameter, gradient in zip(model.parameters(), gradients):
-                parameter.grad = torch.nan_to_num(gradient)
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % max(1, iterations // 20) == 0 or step + 1 == iterations:
-                candidate = model.solver()
-                loss, distance = held.error(candidate)
-                if loss < found and distance <= error_before:
-                    best, found, error = candidate, loss, distance
+        with _bar("fit", iterations, shown) as advance:
+            for step in range(iterations):
+                with torch.enable_grad():
+                    x, target, given = pairs.some(batch_size, generator)
+                    loss = _log_error(model(pairs.velocity, x, given), target).mean()
+                    # Only the coefficients': nothing is added to the gradients of the flow.
+                    gradients = torch.autograd.grad(loss, list(model.parameters()))
+                for parameter, gradient in zip(model.parameters(), gradients):
+                    parameter.grad = torch.nan_to_num(gradient)
+                optimizer.step()
+                schedule.step()
+                if (step + 1) % max(1, iterations // 20) == 0 or step + 1 == iterations:
+                    candidate = model.solver()
+                    loss, distance = held.error(candidate)
+                    if loss < found and distance <= error_before:
+                        best, found, error = candidate, loss, distance
+                advance(1)
         return replace(best, error=error, error_before=error_before)
 
 
@@ -143,8 +152,8 @@ class _Pairs:
 
     @classmethod
     @torch.no_grad()
-    def draw(cls, flow, count: int, context, guidance, batch: int, reference: Solver, generator) -> _Pairs:
-        """Draws base samples and carries them to the data, ``batch`` at a time."""
+    def draw(cls, flow, count: int, context, guidance, batch: int, reference: Solver, generator, advance) -> _Pairs:
+        """Draws base samples and transports them to the data in batches; calls ``advance`` with their sizes."""
         x0 = flow.cast(flow.base.sample((count,), generator=generator))
         given = None
         if context is not None:
@@ -160,6 +169,7 @@ class _Pairs:
                 ends.append(solution.require_success().y)
             except RuntimeError as failure:
                 raise FloatingPointError(f"fit_bespoke: the reference {reference!r} failed: {failure}") from None
+            advance(len(x))
         return cls(flow.velocity_field(guidance), x0, torch.cat(ends), given, batch)
 
     def some(self, count: int, generator) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -220,12 +230,16 @@ class _Coefficients(nn.Module):
         return Bespoke(tuple(times), tuple(starts), rows_of, self.like.interval)
 
 
-def _bar(iterations: int, progress: bool):
-    if not progress:
-        return range(iterations)
+@contextlib.contextmanager
+def _bar(what: str, total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
+    """Yields a function that advances a progress bar by a count; it does nothing where the bar is not shown."""
+    if not shown:
+        yield lambda count: None
+        return
     from tqdm.auto import tqdm
 
-    return tqdm(range(iterations), unit="step", dynamic_ncols=True)
+    with tqdm(total=total, desc=what, unit="", dynamic_ncols=True) as bar:
+        yield bar.update
 
 
 def _log_error(x: Tensor, target: Tensor) -> Tensor:
