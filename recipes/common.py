@@ -3,9 +3,14 @@
 This module is not a recipe. Nothing of data, flows or training is here; see the recipes.
 """
 
+import csv
 import json
+import math
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
 
 from cflow import training
 
@@ -30,6 +35,20 @@ def plain(value: float, digits: int = 17) -> str:
     if value == round(value) and abs(value) < 1e15:
         return str(round(value))
     return repr(value) if digits >= 17 else f"{value:.{digits}g}"
+
+
+def digits_of(table: torch.Tensor) -> list[int]:
+    """Counts the significant digits that show six digits of the spread of each column of ``[N, D]``."""
+    offset = table.abs().max(0).values / table.std(0)
+    return [6 + max(0, math.floor(math.log10(each))) for each in offset.tolist()]
+
+
+def write_table(file: Path, names: list[str], rows: Iterable[Sequence[str]]) -> None:
+    """Writes a .csv file with a line of names."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        writer.writerows(rows)
 
 
 def run_folder(out: Path | None, name: str, data: Path | str, resume: bool = False) -> Path:

@@ -47,7 +47,7 @@ def fit(method, theta, x, options, task, seconds):
     options.flow = method
 
     def run(steps):
-        flow, objective, solver = recipe().build(options, task, theta, x.shape[1])
+        flow, objective, solver = recipe().build(options, theta, x.shape[1], recipe().box(task))
         begun = time.process_time()
         training.fit(
             flow,

@@ -1,5 +1,6 @@
 """The recipe for posteriors as a user runs it, shortened; its simulators are those of the benchmark it names."""
 
+import csv
 import importlib.util
 import json
 import math
@@ -8,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 import cflow
 from cflow import metrics
+from cflow.cli import main as command
 from cflow.standardised_context import StandardisedContext
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "posterior.py"
@@ -181,3 +184,158 @@ def test_a_damaged_table_of_the_benchmark_is_named(recipe, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: no table of the benchmark"):
             recipe.read(tmp_path / name)
+
+
+# Your own simulations
+
+OWN = {"steps": 20, "batch_size": 32, "hidden": (8,), "samples": 50, "draws": 9, "flow": "maf"}
+
+
+def linear(rng, rows=400):
+    """A Gaussian prior, three noisy linear measurements of two parameters."""
+    matrix = np.array([[1.0, 0.5], [0.0, 1.0], [0.3, -0.7]])
+    theta = rng.normal(size=(rows, 2))
+    return matrix, theta, theta @ matrix.T + 0.5 * rng.normal(size=(rows, 3))
+
+
+def test_own_simulations_give_the_posterior_that_is_known(recipe):
+    """A linear Gaussian model: mean and covariance in closed form; sampling errors of 4000 draws are below 0.02."""
+    matrix, theta, x = linear(np.random.default_rng(0), 3000)
+    # Units of their own, and offsets that float32 would lose.
+    scale, offset = np.array([1e-3, 20.0]), np.array([1.1e6, -7.0])
+    np.savez("sims.npz", theta=offset + scale * theta, x=1e-21 * x, names=np.array(["time", "mass"]))
+    observed = (0.9, -0.4, 0.8)
+    recipe.main(
+        recipe.Options(
+            data=Path("sims.npz"), observation=tuple(f"{1e-21 * each}" for each in observed), flow="maf", hidden=(16,),
+            steps=400, lr=5e-3, samples=4000, draws=49,
+        )
+    )  # fmt: skip
+    precision = np.eye(2) + matrix.T @ matrix / 0.25
+    mean = np.linalg.solve(precision, matrix.T @ np.array(observed) / 0.25)
+    deviations = np.sqrt(np.diag(np.linalg.inv(precision)))
+    folder = Path("runs/posterior-sims-maf")
+    with (folder / "samples.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0]) == ["observation", "time", "mass"]
+    assert len(rows) == 4000
+    draws = (np.array([[float(row["time"]), float(row["mass"])] for row in rows]) - offset) / scale
+    assert np.abs((draws.mean(0) - mean) / deviations).max() < 0.2
+    assert np.abs(draws.std(0) / deviations - 1).max() < 0.15
+    report = json.loads((folder / "metrics.json").read_text())
+    assert min(report["sbc_p_values"]) > 1e-3
+    assert abs(report["coverage_excess"]) < 4 / math.sqrt(12 * 300)
+    low, middle, high = report["intervals"][0]["mass"]
+    assert low < -7 + 20 * mean[1] < high
+    assert middle == pytest.approx(float(np.median([float(row["mass"]) for row in rows])), rel=1e-4)
+    # The same model by the command line, and its density against the closed form.
+    command(["sample", str(folder), "--context", str(folder / "observations.csv"), "-n", "5", "-o", "more.csv"])
+    with Path("more.csv").open() as lines:
+        assert next(iter(csv.DictReader(lines))).keys() == {"time", "mass", "x 1", "x 2", "x 3"}
+    flow = cflow.load(folder / "model")
+    truth = scipy.stats.multivariate_normal(mean, np.linalg.inv(precision))
+    points = torch.from_numpy(offset + scale * truth.rvs(500, random_state=1))
+    with torch.no_grad():
+        found = flow.log_prob(points, 1e-21 * torch.tensor(observed, dtype=torch.float64))
+    exact = truth.logpdf((points.numpy() - offset) / scale) - np.log(scale).sum()
+    assert np.abs(found.numpy() - exact).mean() < 0.2
+
+
+def test_failed_simulations_are_counted_and_whole_numbers_stay_whole(recipe, capsys):
+    rng = np.random.default_rng(0)
+    count, rate = rng.integers(1, 9, 300), rng.uniform(0, 2, 300)
+    x = rng.poisson(count * rate).astype(float)
+    x[[3, 40]] = np.nan, np.inf
+    np.savez("sims.npz", parameters=np.stack([count, rate], 1), data=x)
+    options = {**OWN, "data": Path("sims.npz"), "bounds": (1.0, 8.0, 0.0, 2.0)}
+    with pytest.raises(ValueError, match=r"2 of 300 simulations hold NaN or infinity \(rows 3, 40\); pass --drop-mis"):
+        recipe.main(recipe.Options(**options))
+    assert not Path("runs").exists()
+    recipe.main(recipe.Options(**options, drop_missing=True))
+    said = capsys.readouterr().out
+    for part in (
+        "dropped 2 simulations of 300",
+        "spread over their steps: theta 1",
+        "29 held-out simulations are few",
+        "draws outside the prior: 0.00%",
+        "held-out simulation 3:",
+        "the same command with --observation",
+    ):
+        assert part in said
+    with Path("runs/posterior-sims-maf/samples.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["observation"] for row in rows] == ["1"] * 50 + ["2"] * 50 + ["3"] * 50
+    assert {row["theta 1"] for row in rows} <= set("12345678")
+    assert all(0 <= float(row["theta 2"]) <= 2 and len(row["theta 2"]) <= 10 for row in rows)
+    # Another file of this name has a folder of its own; an observation unlike all others is named.
+    Path("other").mkdir()
+    np.savez("other/sims.npz", theta=rng.normal(size=(120, 1)), x=rng.normal(size=(120, 2, 2)))
+    recipe.main(recipe.Options(**{**OWN, "data": Path("other/sims.npz"), "observation": ("0", "1", "99", "0")}))
+    said = capsys.readouterr().out
+    assert "writing to runs/posterior-sims-maf-2/" in said
+    assert "data of shape [2, 2] are flattened to 4 numbers" in said
+    assert "observation 1 is unlike all simulations" in said
+    assert "x 3 = 99 (simulated: " in said
+
+
+def test_observations_are_read_as_they_come(recipe):
+    rng = np.random.default_rng(0)
+    _, theta, x = linear(rng, 120)
+    np.savez("sims.npz", theta=theta, x=x, x_names=np.array(["a", "b", "c"]))
+    own = recipe.simulations.read(Path("sims.npz"), (), False, 0)
+    assert sorted(own.x[:, 0].tolist()) == sorted(x[:, 0].tolist())
+    assert (own.x_names, own.names) == (("a", "b", "c"), ("theta 1", "theta 2"))
+    two = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.5]])
+    np.save("two.npy", two)
+    np.save("one.npy", two[1])
+    np.savez("two.npz", x_o=two)
+    np.savetxt("two.txt", two)
+    np.savetxt("named.csv", two[:, ::-1], delimiter=",", header="c,b,a", comments="")
+    np.savetxt("column.csv", two[1], delimiter=",")
+    for words, expected in (
+        (("two.npy",), two), (("one.npy",), two[1:]), (("two.npz",), two), (("two.txt",), two), (("named.csv",), two),
+        (("column.csv",), two[1:]), (("4", "5", "6.5"), two[1:]),
+    ):  # fmt: skip
+        assert recipe.simulations.observations(words, own).tolist() == expected.tolist()
+    Path("words.txt").write_text("no numbers")
+    np.save("nan.npy", np.array([1.0, np.nan, 2.0]))
+    for words, message in (
+        (("1", "2"), "these are 2 numbers, and the data of one simulation are 3"),
+        (("1", "b", "2"), "pass numbers alone, or the name of one file"),
+        (("nowhere.npy",), "there is no such file, and it is not a number"),
+        (("words.txt",), "not read as numbers"),
+        (("nan.npy",), "NaN or infinity in row 0"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            recipe.simulations.observations(words, own)
+
+
+def test_mistakes_in_own_simulations_are_explained(recipe):
+    rng = np.random.default_rng(0)
+    theta, x = rng.normal(size=(150, 2)), rng.normal(size=(150, 3))
+    np.savez("good.npz", theta=theta, x=x)
+    np.savez("short.npz", theta=theta[:20], x=x[:20])
+    np.savez("lengths.npz", theta=theta, x=x[:100])
+    np.savez("odd.npz", a=theta, b=x)
+    np.savez("constant.npz", theta=theta * [1, 0], x=x)
+    np.savez("names.npz", theta=theta, x=x, names=np.array(["a"]))
+    Path("text.npz").write_text("theta")
+    for options, message in (
+        ({"data": "sims.csv"}, "read from a .npz file; write one by numpy.savez"),
+        ({"data": "nowhere.npz"}, "there is no such file"),
+        ({"data": "short.npz"}, "20 simulations; 100 or more are needed"),
+        ({"data": "lengths.npz"}, "150 rows of parameters and 100 of data"),
+        ({"data": "odd.npz"}, "the arrays a, b, and parameters are looked for as theta, "),
+        ({"data": "constant.npz"}, "theta 2 has one value in all simulations"),
+        ({"data": "names.npz"}, "names has 1 different names for 2 columns"),
+        ({"data": "text.npz"}, "not a file that numpy.savez wrote"),
+        ({"data": "good.npz", "bounds": (0.0, 1.0, 2.0)}, "two numbers for all of 2 parameters, or two for each"),
+        ({"data": "good.npz", "bounds": (1.0, -1.0)}, "each pair is a lower and a higher number"),
+        ({"data": "good.npz", "bounds": (-1.0, 1.0)}, "theta 1 lies outside in"),
+        ({"data": "good.npz", "task": "slcp"}, "--task: this option does not go with --data"),
+        ({"observation": ("1", "2")}, "--observation: this option goes with --data alone"),
+    ):
+        options = options | ({"data": Path(options["data"])} if "data" in options else {})
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            recipe.main(recipe.Options(**options))
+    assert not Path("runs").exists()
