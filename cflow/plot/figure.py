@@ -23,7 +23,8 @@ DPI = 160
 def new_figure(width: float, height: float):
     """Makes a figure outside pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+
+    from cflow.plot.inline import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
