@@ -1,12 +1,15 @@
-"""Guides name only what there is."""
+"""Guides name only what there is, and their notebooks are made from them."""
 
 import importlib
+import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-GUIDES = sorted((Path(__file__).parents[1] / "recipes" / "guide").glob("*.md"))
+FOLDER = Path(__file__).parents[1] / "recipes" / "guide"
+GUIDES = sorted(FOLDER.glob("*.md"))
 PARTS = (
     "bases", "bijections", "couplings", "data", "density", "discrete", "divergence", "fields", "guidance",
     "integrations", "metrics", "objectives", "paths", "plot", "solvers", "times", "training",
@@ -34,7 +37,7 @@ def find(part, attributes):
 @guides
 def test_what_a_guide_names_is_there(page):
     for part, attributes in named(page.read_text()):
-        if attributes != ["json"]:  # metrics.json is a file
+        if attributes[0] not in ("json", "png"):  # metrics.json and training.png are files
             find(part, attributes)
 
 
@@ -42,3 +45,57 @@ def test_a_wrong_name_is_found():
     (only,) = named("see `metrics.no_such_distance(x)` and recipes/density.md")
     with pytest.raises(ImportError):
         find(*only)
+
+
+spec = importlib.util.spec_from_file_location("notebooks", FOLDER / "notebooks.py")
+notebooks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(notebooks)
+of_a_notebook = pytest.mark.parametrize("name", notebooks.PAGES)
+
+
+@of_a_notebook
+def test_a_notebook_is_its_page(name):
+    """Remade by ``python recipes/guide/notebooks.py`` after every change of a page."""
+    file = FOLDER / f"{name}.ipynb"
+    book = json.loads(file.read_text())
+    kept = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
+    assert kept == notebooks.cells((FOLDER / f"{name}.md").read_text(), name)
+
+
+@of_a_notebook
+def test_a_notebook_is_small_and_shows_what_it_made(name):
+    file = FOLDER / f"{name}.ipynb"
+    assert file.stat().st_size < notebooks.MOST
+    book = json.loads(file.read_text())
+    outputs = [output for cell in book["cells"] for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert sum("image/png" in output.get("data", ()) for output in outputs)
+    drawn = [cell for cell in book["cells"] if "".join(cell["source"]).split("\n")[-1].startswith("plot.")]
+    assert all("image/png" in cell["outputs"][-1]["data"] for cell in drawn if cell["cell_type"] == "code")
+    assert "/tmp/" not in file.read_text()
+
+
+def test_a_page_is_cut_into_cells():
+    code = "```python\nx = 1\nplot.corner(\n    x\n)  # seen\n\ny = 2\n```\n"
+    page = f"# Title\n\nText.\n\n{code}\n```sh\nls\n```\nEnd.\n"
+    first, *others = notebooks.cells(page, "name")
+    assert first[0] == "markdown"
+    assert first[1].startswith("# Title\n\n*Made from [name.md](name.md)")
+    assert first[1].endswith("\n\nText.")
+    picture = ("code", "x = 1\nplot.corner(\n    x\n)  # seen")
+    assert others == [picture, ("code", "y = 2"), ("markdown", "```sh\nls\n```\nEnd.")]
+
+
+def test_outputs_are_kept_without_progress_bars_and_places():
+    text = "  0%|  | 0/9\r100%|##| 9/9 [00:01<00:00, 8.9it/s]\n/tmp/ipykernel_7/1.py:3: UserWarning: a few rows\n"
+    assert notebooks.readable(text) == "UserWarning: a few rows\n"
+
+
+@pytest.mark.slow
+@of_a_notebook
+def test_a_notebook_runs(name):
+    pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    notebooks.run(book)
+    assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")

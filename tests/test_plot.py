@@ -268,3 +268,10 @@ def test_results_of_calibration_are_taken_as_they_are(generator):
     figure = plot.calibration(ranked, coverage={"flow": torch.rand(20)}, words=("row", "samples"))
     assert figure.axes[0].get_xlabel() == "rank of the row among samples"
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["number of rows", "share of rows inside"]
+
+
+def test_a_figure_shows_itself_in_a_notebook(tmp_path):
+    figure = plot.training([{"step": k, "loss": 1 / k} for k in range(1, 20)], tmp_path / "curve.png")
+    shown = figure._repr_png_()
+    assert shown.startswith(b"\x89PNG")
+    assert len(shown) < len((tmp_path / "curve.png").read_bytes())

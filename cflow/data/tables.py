@@ -70,6 +70,10 @@ class Table:
     dropped: int = 0
     passed: int = 0
 
+    def __repr__(self) -> str:
+        """Shows the size and the columns, not the values."""
+        return f"Table({list(self.values.shape)}, names={self.names}, dropped={self.dropped}, passed={self.passed})"
+
 
 class TableFile:
     """Opens a table in a file: the names of its columns, and its rows in chunks.
@@ -143,6 +147,9 @@ class TableFile:
         self.columns = [self.find(each) for each in chosen]
         if self.names is not None:
             self.names = tuple(self._all[i] for i in self.columns)
+
+    def __repr__(self) -> str:
+        return f"TableFile({str(self.path)!r}, columns={self.columns}, names={self.names})"
 
     def chunks(self, size: int = 10_000) -> Iterator[Chunk]:
         """Yields the rows in order, in chunks of ``size`` rows. Bad rows keep their positions; see :class:`Chunk`.

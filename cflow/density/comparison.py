@@ -18,7 +18,7 @@ __all__ = ["Comparison", "compare"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of :func:`compare`. ``print`` shows it as a table.
+    """The result of :func:`compare`. It shows itself as a table.
 
     Attributes:
         names: the names of the models.
@@ -51,6 +51,9 @@ class Comparison:
         """
         change = self.scores - self.scores[self.names.index(self.reference)]
         return dict(zip(self.names, zip(change.mean(1).tolist(), _error(change).tolist())))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         width = max(5, *(len(name) for name in self.names))

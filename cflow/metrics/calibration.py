@@ -36,6 +36,12 @@ class Calibration:
     bias: Tensor
     dispersion: Tensor
 
+    def __repr__(self) -> str:
+        """Shows the size and what is tested, not the ranks."""
+        found = {"ks": self.ks, "bias": self.bias, "dispersion": self.dispersion}
+        shown = ", ".join(f"{name}={_short(values)}" for name, values in found.items())
+        return f"Calibration(ranks={list(self.ranks.shape)}, draws={self.draws}, {shown})"
+
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
@@ -57,6 +63,16 @@ class Coverage:
     credibility: Tensor
     excess: float
     ks: float
+
+    def __repr__(self) -> str:
+        """Shows the size and what is tested, not the curve."""
+        return f"Coverage(credibility={list(self.credibility.shape)}, excess={self.excess:+.3g}, ks={self.ks:.3g})"
+
+
+def _short(values: Tensor) -> str:
+    """Shows the first values of a tensor with three digits."""
+    shown = ", ".join(f"{value:.3g}" for value in values[:8].tolist())
+    return f"[{shown}{', ...' if len(values) > 8 else ''}]"
 
 
 def ranks(samples: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

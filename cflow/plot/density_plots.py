@@ -34,6 +34,10 @@ class Grid:
     up: tuple[float, float]
     mass: float
 
+    def __repr__(self) -> str:
+        """Shows the size and the mass, not the heights."""
+        return f"Grid({list(self.height.shape)}, across={self.across}, up={self.up}, mass={self.mass:.4g})"
+
 
 @torch.no_grad()
 def grid(

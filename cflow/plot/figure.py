@@ -27,7 +27,8 @@ def new_figure(width: float, height: float):
         width, height: its size in inches.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+
+    from cflow.plot.inline import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)

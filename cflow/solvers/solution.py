@@ -74,6 +74,11 @@ class Stats:
     rejected: Tensor
     reached: Tensor
 
+    def __repr__(self) -> str:
+        """Shows sums over the batch, not a number for each sample."""
+        accepted, rejected = int(self.accepted.sum()), int(self.rejected.sum())
+        return f"Stats(nfe={self.nfe}, evaluations={self.evaluations}, accepted={accepted}, rejected={rejected})"
+
 
 @dataclass
 class Solution:
@@ -88,6 +93,13 @@ class Solution:
     stats: Stats
     status: Tensor
     trajectory: Any = field(default=None)
+
+    def __repr__(self) -> str:
+        """Shows shapes, costs and how many samples succeeded, not the states."""
+        parts = {"y": self.y, "quadratures": self.quadratures or None, "trajectory": self.trajectory}
+        shown = [f"{name}={_sizes(part)}" for name, part in parts.items() if part is not None]
+        ended = f"{int(self.success.sum())} of {self.success.numel()} succeeded"
+        return f"Solution({', '.join(shown)}, nfe={self.stats.nfe}, {ended})"
 
     @property
     def success(self) -> Tensor:
@@ -110,3 +122,12 @@ class Solution:
                 f"field there."
             )
         return self
+
+
+def _sizes(part: Any) -> str:
+    """Shows the shapes of a state: of a tensor, or of each of several."""
+    if isinstance(part, Tensor):
+        return str(list(part.shape))
+    if isinstance(part, Mapping):
+        return "{" + ", ".join(f"{name}: {_sizes(each)}" for name, each in part.items()) + "}"
+    return "(" + ", ".join(map(_sizes, part)) + ")"
