@@ -115,9 +115,7 @@ def compare(
             )
     reference = next(iter(estimators)) if reference is None else reference
     if reference not in estimators:
-        raise ValueError(
-            f"compare(reference={reference!r}): there is no such model; pass one of {', '.join(estimators)}."
-        )
+        raise ValueError(f"compare(reference={reference!r}): pass one of {', '.join(estimators)}.")
     splitter = check_cv(cv)
     if isinstance(cv, int):
         splitter.shuffle, splitter.random_state = True, seed_of(random_state) % 2**32

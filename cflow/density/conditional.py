@@ -152,8 +152,7 @@ class ConditionalFlowDensity(FlowEstimator):
         """
         if not 0 < coverage < 1:
             raise ValueError(
-                f"{type(self).__name__}.predict_interval(coverage={coverage!r}): this is not a probability; pass a "
-                f"number such as 0.9."
+                f"{type(self).__name__}.predict_interval(coverage={coverage!r}): pass a probability such as 0.9."
             )
         return self.predict_quantiles(X, [(1 - coverage) / 2, (1 + coverage) / 2], draws=draws)
 

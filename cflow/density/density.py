@@ -19,8 +19,8 @@ __all__ = ["FlowDensity"]
 class FlowDensity(FlowEstimator):
     r"""Estimates the density of the rows of a table with a flow.
 
-    .. math:: \log p(x) = \log p_0(z) + \log|\det \partial z / \partial u| - \sum_i \log s_i, \qquad
-        u = (x - m) / s, \quad z = \mathrm{encode}(u)
+    .. math:: \log p(x) = \log p_0(z) + \log|\det \partial z / \partial u| - \sum_i \log s_i,
+        \qquad u = (x - m) / s, \quad z = \mathrm{encode}(u)
 
     It is an estimator of scikit-learn: it can be cloned, pickled, searched over and used as the last step of a
     ``Pipeline`` (earlier steps change the units of its density). The fitted flow ``flow_`` is a :class:`cflow.Flow` of

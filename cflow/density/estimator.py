@@ -117,14 +117,13 @@ class FlowEstimator(DensityMixin, BaseEstimator):
             )
         if not (is_number(self.validation_fraction) and 0 <= self.validation_fraction < 1):
             raise ValueError(
-                f"{name}(validation_fraction={self.validation_fraction!r}): this is a share of the rows; pass a number "
-                f"in [0, 1), 0 to hold out none."
+                f"{name}(validation_fraction={self.validation_fraction!r}): pass a share of the rows in [0, 1), or 0 "
+                f"to hold out none."
             )
         rates = is_number(self.lr) and is_number(self.weight_decay)
         if not rates or not self.lr > 0 or not self.weight_decay >= 0:
             raise ValueError(
-                f"{name}(lr={self.lr!r}, weight_decay={self.weight_decay!r}): lr must be positive and weight_decay not "
-                f"negative; pass for instance lr=1e-3."
+                f"{name}(lr={self.lr!r}, weight_decay={self.weight_decay!r}): pass lr > 0 and weight_decay >= 0."
             )
         return Settings(
             int(self.max_steps), int(self.batch_size), float(self.lr), float(self.weight_decay),

@@ -106,8 +106,7 @@ def seed_of(random_state: Any) -> int:
         return int(random_state.randint(2**31 - 1))
     if not is_integer(random_state, 0, numpy=True):
         raise ValueError(
-            f"random_state={random_state!r}: this is not a seed; pass a whole number of 0 or more, or a "
-            f"numpy.random.RandomState."
+            f"random_state={random_state!r}: pass a whole number of 0 or more, or a numpy.random.RandomState."
         )
     return int(random_state)
 

@@ -96,8 +96,11 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
 
     .. math:: x_i + s_i (\epsilon_i - \tfrac12), \qquad \epsilon_i \sim \mathcal U[0, 1)
 
-    A density of the result bounds the probability of the original values: :math:`\log P(x) \ge \mathbb E_\epsilon \log
-    p(x + s(\epsilon - 1/2)) + \sum_i \log s_i`. Use the steps of the training data for the held-out data too.
+    A density of the result bounds the probability of the original values:
+
+    .. math:: \log P(x) \ge \mathbb E_\epsilon \log p(x + s(\epsilon - \tfrac12)) + \sum_i \log s_i
+
+    Use the steps of the training data for the held-out data too.
 
     Args:
         X: a table ``[N, D]`` of numbers.

@@ -24,10 +24,10 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
 
     .. math:: p = \frac{1 + \#\{i : s_i \le s\}}{n + 1}
 
-    and the row is flagged if :math:`p \le` ``contamination``. For a row from the same distribution :math:`P(p \le
-    \alpha) \le \alpha`, for any density, however well it fits (the probability includes the draw of the calibration
-    rows). A better density finds more of the rows that come from another distribution. A threshold at a quantile of the
-    training rows' scores has no such bound, since training raises the density at these rows.
+    and the row is flagged if :math:`p \le` ``contamination``. For a row from the same distribution
+    :math:`P(p \le \alpha) \le \alpha`, for any density, however well it fits (the probability includes the draw of the
+    calibration rows). A better density finds more of the rows that come from another distribution. A threshold at a
+    quantile of the training rows' scores has no such bound, since training raises the density at these rows.
 
     Args:
         density: an estimator with ``fit`` and ``score_samples``, also one of scikit-learn (``KernelDensity``,
@@ -83,17 +83,15 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
             ("calibration_fraction", self.calibration_fraction, 0.9),
         ):
             if not (is_number(value) and 0 < value <= most):
-                raise ValueError(
-                    f"FlowOutlierDetector({name}={value!r}): this is a share of the rows; pass a number in (0, {most}]."
-                )
+                raise ValueError(f"FlowOutlierDetector({name}={value!r}): pass a share of the rows in (0, {most}].")
         table = features_of(self, X, "fit", reset=True)
         seed = seed_of(self.random_state)
         order = np.random.default_rng(seed).permutation(len(table))
         count, needed = round(self.calibration_fraction * len(table)), math.ceil(1 / self.contamination) - 1
         if not 0 < count < len(table):
             raise ValueError(
-                f"FlowOutlierDetector.fit(X of shape {table.shape}): n_samples = {len(table)} cannot be split to "
-                f"fit and to calibrate; pass more rows, about {needed} for calibration alone."
+                f"FlowOutlierDetector.fit(X of shape {table.shape}): n_samples = {len(table)} cannot be split; "
+                f"pass more rows, about {needed} for calibration alone."
             )
         density = FlowDensity() if self.density is None else clone(self.density)
         if "random_state" in density.get_params() and density.get_params()["random_state"] is None:
@@ -103,7 +101,7 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
         if np.isnan(scores).any():
             raise ValueError(
                 f"FlowOutlierDetector.fit: the density is NaN for {int(np.isnan(scores).sum())} of {count} calibration "
-                f"rows, so there is no threshold; check its fit."
+                f"rows; check its fit."
             )
         self.calibration_scores_ = np.sort(scores)
         # p <= contamination for scores below the k-th smallest.

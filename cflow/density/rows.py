@@ -33,8 +33,8 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
     constant = np.flatnonzero(np.ptp(values, 0) <= 1e-12 * np.abs(values).max(0))
     if len(constant):
         raise ValueError(
-            f"{where}: {_columns(constant, labels, 'is', 'are')} constant, which has no density; drop constant "
-            f"columns, for instance with scikit-learn's VarianceThreshold."
+            f"{where}: {_columns(constant, labels, 'is', 'are')} constant, which has no density; drop such columns, "
+            f"as scikit-learn's VarianceThreshold does."
         )
     unique = np.unique(values, axis=0)
     repeated = rows - len(unique)

@@ -56,8 +56,8 @@ class Adapted(Field):
         super().__init__(event_shape, context_shape)
         if null is not None and self.context_shape is None:
             raise ValueError(
-                "Adapted(null=...) without context_shape: an unconditional network has no null context; pass "
-                "context_shape=... too, or omit null."
+                "Adapted(null=...) without context_shape: this network is unconditional; pass context_shape=..., or "
+                "omit null."
             )
         if isinstance(null, Tensor) and null.shape not in (torch.Size(()), self.context_shape):
             raise ValueError(

@@ -129,12 +129,12 @@ class Field(FieldContract, nn.Module):
                 raise ValueError(
                     f"{name}(t, x) without context: this field has context_shape={shown(self.context_shape)}; pass "
                     f"context of shape {pattern(self.context_shape, str(x.shape[0]))}, or "
-                    f"field.null_context(context) for no condition."
+                    f"field.null_context(context)."
                 )
         elif self.context_shape is None:
             raise ValueError(
                 f"{name}(t, x, context) with a context of shape {list(context.shape)}: this field is unconditional; "
-                f"omit the context, or build the field with classes=... or context=...."
+                f"omit the context, or build it with classes=... or context=..."
             )
         elif isinstance(context, Tensor) and self.context_shape is not ...:
             if context.shape != x.shape[:1] + self.context_shape:
@@ -164,8 +164,7 @@ class Field(FieldContract, nn.Module):
         """
         if self.context_shape is None:
             raise ValueError(
-                f"{type(self).__name__}.null_context: this field is unconditional; call it without a context, or "
-                f"build it with classes=... or context=...."
+                f"{type(self).__name__}.null_context: this field is unconditional; call it without a context."
             )
         self._check_labels(context)
         return null_like(context, self.classes)

@@ -23,8 +23,8 @@ EMBEDDING = 32  # width of an embedded condition
 class ConcatSquash(Field):
     r"""Computes a vector field with concat-squash layers, the network of FFJORD's experiments on tables and toys.
 
-    .. math:: h_{l+1} = \operatorname{act}\bigl(\sigma(g_l) \odot (W_l h_l + b_l) + \beta_l\bigr), \qquad
-        v = W_{n+1} (\sigma(g_{n+1}) \odot h_{n+1}) + \beta_{n+1}
+    .. math:: h_{l+1} = \operatorname{act}\bigl(\sigma(g_l) \odot (W_l h_l + b_l) + \beta_l\bigr),
+        \qquad v = W_{n+1} (\sigma(g_{n+1}) \odot h_{n+1}) + \beta_{n+1}
 
     Gates :math:`g` and shifts :math:`\beta` are linear in the time and in the embedded condition. They are computed
     once, as one row, if all samples share the time and there is no condition. The last gate multiplies the input of the

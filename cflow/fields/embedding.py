@@ -66,14 +66,10 @@ class SinusoidalTime(nn.Module):
         super().__init__()
         if width < 4 or width % 2:
             raise ValueError(
-                f"SinusoidalTime(width={width}): sines and cosines come in two or more pairs; pass an even width "
-                f"of 4 or more."
+                f"SinusoidalTime(width={width}): sines and cosines come in pairs; pass an even width of 4 or more."
             )
         if not 0 < lowest < highest:
-            raise ValueError(
-                f"SinusoidalTime(lowest={lowest}, highest={highest}): frequencies must be positive and increase; pass "
-                f"0 < lowest < highest."
-            )
+            raise ValueError(f"SinusoidalTime(lowest={lowest}, highest={highest}): pass 0 < lowest < highest.")
         self.width, self.lowest, self.highest = width, lowest, highest
         ladder = torch.linspace(math.log(lowest), math.log(highest), width // 2, dtype=torch.float64).exp()
         ladder = ladder.to(torch.bfloat16).to(torch.get_default_dtype())
@@ -182,6 +178,5 @@ def check_condition(name: str, classes: int, context: int) -> None:
     """Raises if ``classes`` or ``context`` is not a whole number of 0 or more, or both are positive."""
     if not (is_integer(classes, 0, numpy=True) and is_integer(context, 0, numpy=True)) or (classes and context):
         raise ValueError(
-            f"{name}(classes={classes!r}, context={context!r}): a condition is a class label or a vector; pass at most "
-            f"one of the two, as a positive integer."
+            f"{name}(classes={classes!r}, context={context!r}): pass at most one of the two, as a positive integer."
         )

@@ -23,10 +23,10 @@ class Potential(Field):
     .. math:: v = -\nabla_x \Phi, \qquad
         \Phi(s) = w^\top N(s) + \tfrac12 \sum_r \lambda_r (a_r^\top s)^2 + b^\top x, \qquad s = (x, t, c)
 
-    N is the last state of a residual network :math:`u_0 = \ell(K_0 s + b_0),\ u_i = u_{i-1} + h\, \ell(K_i u_{i-1} +
-    b_i)` with :math:`\ell(a) = \log(e^a + e^{-a})` and step :math:`h = 1 / (\text{layers} - 1)`; c is the embedded
-    condition. The field has no rotation, like the velocity of optimal transport. It starts at zero with :math:`w,
-    \lambda, b = 0`, where all three have a nonzero gradient.
+    N is the last state of a residual network :math:`u_0 = \ell(K_0 s + b_0)`,
+    :math:`u_i = u_{i-1} + h\, \ell(K_i u_{i-1} + b_i)` with :math:`\ell(a) = \log(e^a + e^{-a})` and step
+    :math:`h = 1 / (\text{layers} - 1)`; c is the embedded condition. The field has no rotation, like the velocity of
+    optimal transport. It starts at zero with :math:`w, \lambda, b = 0`, where all three have a nonzero gradient.
 
     Args:
         features: the number of entries of one sample.

@@ -204,10 +204,7 @@ def check_sizes(
             f"ratio={ratio}): all must be positive; pass a patch that divides the size."
         )
     if width % heads or (width // heads) % 4 or width % 4:
-        raise ValueError(
-            f"{name}(width={width}, heads={heads}): heads do not divide the width evenly; pass a width divisible by "
-            f"4 * heads."
-        )
+        raise ValueError(f"{name}(width={width}, heads={heads}): pass a width divisible by 4 * heads.")
     if positions not in POSITIONS:
         raise ValueError(f"{name}(positions={positions!r}): unknown encoding; pass one of {', '.join(POSITIONS)}.")
     return sides

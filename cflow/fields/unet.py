@@ -154,8 +154,7 @@ class UNet(Field):
         halvings = len(multipliers) - 1
         if not multipliers or min(multipliers) < 1 or channels < 1 or blocks < 1:
             raise ValueError(
-                f"UNet(channels={channels}, multipliers={multipliers}, blocks={blocks}): there must be at least one of "
-                f"each; pass positive integers."
+                f"UNet(channels={channels}, multipliers={multipliers}, blocks={blocks}): pass at least one of each."
             )
         if min(sides) < 1 or any(side % 2**halvings for side in sides):
             raise ValueError(
@@ -163,10 +162,7 @@ class UNet(Field):
                 f"{2**halvings}; pass fewer multipliers or pad the images."
             )
         if heads < 1 or width < 1 or width % 4 or width % heads:
-            raise ValueError(
-                f"UNet(width={width}, heads={heads}): groups of 4 and heads must divide the width; pass a width "
-                f"divisible by 4 and by heads."
-            )
+            raise ValueError(f"UNet(width={width}, heads={heads}): pass a width divisible by 4 and by heads.")
         levels = [min(sides) // 2**level for level in range(halvings + 1)]
         attention = tuple(side for side in levels if side in (8, 16)) if attention is None else tuple(attention)
         if not set(attention) <= set(levels):

@@ -1,4 +1,4 @@
-"""From data to batches: a fresh, reproducible order every epoch, and preparation that runs ahead of the step."""
+"""Batches from data, in a new, reproducible order in every epoch."""
 
 from __future__ import annotations
 
@@ -19,70 +19,64 @@ from cflow.training.streams import EPOCH, LOADER, generator_for, stream
 __all__ = ["EmptyBatches", "LoaderBatches", "RawBatch", "RowBatches", "batches_of"]
 
 CPU = torch.device("cpu")
-Split = Callable[[Any], tuple[Any, Any]]  # of an item into x and context
+Split = Callable[[Any], tuple[Any, Any]]  # splits an item into x and context
 
 
 @dataclass
 class RawBatch:
-    """One batch as the data hold it, and where the next one starts."""
+    """One batch as it is in the data, and the position of the next one."""
 
     x: Any
     context: Any
     epoch: int
-    used: int  # batches of this epoch taken so far, this one included
-    mark: int | None = None  # a checksum, where a resumed run is to compare it
+    used: int  # batches of this epoch so far, including this one
+    mark: int | None = None  # a checksum that a resumed run compares
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
     """Splits ``x`` or ``(x, context)``."""
     if isinstance(item, list | tuple):
         if len(item) not in (1, 2):
-            raise ValueError(
-                f"fit(data=...): a batch or an item is x, (x,) or (x, context), and this has {len(item)} parts; drop "
-                f"the rest."
-            )
+            raise ValueError(f"fit(data=...): a batch or an item has {len(item)} parts; pass x, (x,) or (x, context).")
         return (item[0], item[1]) if len(item) == 2 else (item[0], None)
     return item, None
 
 
 def _alone(item: Any) -> tuple[Any, Any]:
-    """Takes an item for a context, beside which there is no ``x``: rows that hold nothing."""
+    """Returns rows without entries as ``x``, and the item as the context."""
     if isinstance(item, list | tuple):
         if len(item) != 1:
-            raise ValueError(
-                f"data with items of {len(item)} parts: the objective takes no x, so an item is a context alone; drop "
-                f"the rest."
-            )
+            raise ValueError(f"data with items of {len(item)} parts: the objective takes no x; pass contexts alone.")
         item = item[0]
     return torch.empty(len(tree_leaves(item)[0]), 0), item
 
 
 def _heights(weights: Tensor, size: int) -> Tensor:
-    """Adds weights up, after a look at whether they are some of the rows'."""
+    """Checks the weights of the rows, and returns their cumulative sum."""
     weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
     if weights.shape != (size,) or not bool((weights.isfinite() & (weights >= 0)).all()) or not weights.sum() > 0:
         raise ValueError(
-            f"fit(weights of shape {list(weights.shape)}): a weight says how often a row counts; pass one for each of "
-            f"the {size} rows, none of them negative or NaN, and some of them positive."
+            f"fit(weights of shape {list(weights.shape)}): pass one weight for each of the {size} rows, finite, not "
+            f"negative and not all zero."
         )
     return weights.cumsum(0)
 
 
 def _collate_of(dataset: Dataset) -> Callable[[list], Any]:
-    """Finds how items are joined: as the dataset says, or the one that it is a part of; else as torch does."""
+    """Returns the ``collate`` method of the dataset, or of the dataset of a ``Subset``. Default: torch's."""
     while getattr(dataset, "collate", None) is None and isinstance(dataset, Subset):
         dataset = dataset.dataset
     own = getattr(dataset, "collate", None)
     if own is not None and not callable(own):
         raise TypeError(
-            f"fit(data={type(dataset).__name__}): its collate is {own!r:.40}; it is a method that takes a list of "
-            f"items and returns a batch, x or (x, context)."
+            f"fit(data={type(dataset).__name__}): its collate is {own!r:.40}; write a method collate(items) that "
+            f"returns x or (x, context)."
         )
     return default_collate if own is None else own
 
 
 def _checksum(values: Iterable[Any]) -> int:
-    """Gives a checksum of tensors, arrays and plain values; of anything else its class alone is seen."""
+    """Computes a checksum of tensors, arrays and plain values; only the class of other objects counts."""
     checksum = 0
     for value in values:
         if isinstance(value, Tensor):
@@ -99,9 +93,9 @@ def _checksum(values: Iterable[Any]) -> int:
 
 
 def _content(dataset: Any, seed: int) -> int | None:
-    """Gives a checksum of some items of a map-style dataset; None where an item is another one each time.
+    """Computes a checksum of some items of a map-style dataset; None if items differ between two reads.
 
-    Items may draw from torch's default generator, which stands at the same place for both looks.
+    Items may draw from torch's default generator, which has the same state for both reads.
     """
 
     def look() -> int:
@@ -114,7 +108,7 @@ def _content(dataset: Any, seed: int) -> int | None:
 
 
 class EmptyBatches:
-    """Gives batches of rows that hold nothing, for objectives that learn from the flow's own draws."""
+    """Returns batches of rows without entries, for objectives that learn from the flow's own draws."""
 
     mark, marks = None, False
 
@@ -122,32 +116,32 @@ class EmptyBatches:
         self.batch_size, self.world = (batch_size * world, 1) if across else (batch_size, world)
 
     def describe(self) -> dict[str, Any]:
-        """Says what must be equal for a resumed run to repeat this one."""
+        """Returns the settings that must be equal for a resumed run to repeat this one."""
         return {"data": "none", "batch_size": self.batch_size * self.world}
 
     def seek(self, step: int, epoch: int, used: int) -> None:
-        """Goes to a step: all are alike."""
+        """Does nothing, since all steps are equal."""
 
     def rows(self, step: int) -> None:
         """Returns None: there are no rows."""
 
     def fetch(self) -> RawBatch:
-        """Gives the next batch."""
+        """Returns the next batch."""
         return RawBatch(torch.empty(self.batch_size, 0), None, 0, 0)
 
 
 class RowBatches:
-    """Draws batches without replacement from tensors or a map-style dataset; the last partial batch is left out.
+    """Draws batches without replacement from tensors or a map-style dataset; the last partial batch is dropped.
 
-    The order of epoch ``e`` is the permutation drawn from ``(seed, e)``, so that any step can be fetched by its number.
-    With several processes each takes its own stretch of the same permutation; with ``across`` every one of them takes
-    the stretches of all, in the order in which one process with their total batch size would.
+    The order of epoch ``e`` is a permutation drawn from ``(seed, e)``, so any step can be fetched by its number. With
+    several processes each takes its own part of the same permutation. With ``across`` each takes the parts of all, in
+    the order of one process with the total batch size.
 
-    With ``weights [N]`` rows are drawn with replacement instead, as often as these say, those of step ``n`` by
-    ``(seed, n)``.
+    With ``weights [N]`` rows are drawn with replacement instead, in proportion to their weights; those of step ``n``
+    are drawn from ``(seed, n)``.
     """
 
-    mark, marks = None, False  # items are looked at by their number
+    mark, marks = None, False  # items have numbers, so no batch needs a checksum
 
     def __init__(
         self,
@@ -171,23 +165,23 @@ class RowBatches:
 
     @property
     def replaces(self) -> bool:
-        """Whether rows are drawn with replacement, so that a batch may have more of them than there are."""
+        """Whether rows are drawn with replacement, so a batch may have more rows than the data."""
         return self._heights is not None
 
     @property
     def per_epoch(self) -> int:
-        """Steps in one epoch; one where a batch of weighted rows has more of them than the data."""
+        """The number of steps in one epoch; 1 if a batch of weighted rows has more rows than the data."""
         steps = self.size // (self.batch_size * self.world)
         return max(1, steps) if self.replaces else steps
 
     def describe(self) -> dict[str, Any]:
-        """Says what must be equal for a resumed run to repeat this one."""
+        """Returns the settings that must be equal for a resumed run to repeat this one."""
         kind = "dataset" if self.dataset is not None else "tensors"
         described = {"data": kind, "data size": self.size, "batch_size": self.batch_size * self.world}
         if self.dataset is not None:
             described["data content"] = _content(self.dataset, self.seed)
         else:
-            # A thousand rows spread over the data: enough to notice other data, cheap at any size.
+            # A thousand rows over the whole data: enough to notice other data, and cheap for any size.
             rows = torch.linspace(0, self.size - 1, min(self.size, 1000), dtype=torch.float64).long()
             leaves = [leaf for leaf in tree_leaves((self.x, self.context)) if leaf is not None]
             described["data content"] = _checksum([leaf[rows.to(leaf.device)] for leaf in leaves])
@@ -196,16 +190,16 @@ class RowBatches:
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
-        """Goes to a step; epoch and position follow from it."""
+        """Moves to a step, which determines epoch and position."""
         self.step = step
 
     def rows(self, step: int) -> Tensor:
-        """Gives the row indices of a step's batch."""
+        """Returns the row indices of the batch of a step."""
         if self.replaces:
             generator = generator_for("cpu", self.seed, EPOCH, step)
             draws = torch.rand(self.batch_size * self.world, dtype=torch.float64, generator=generator)
             drawn = torch.searchsorted(self._heights, draws * self._heights[-1], right=True)
-            # A draw that rounds up to the very top belongs to the last row that counts.
+            # A draw that rounds up to the total belongs to the last row with a positive weight.
             last = int((self._heights < self._heights[-1]).sum())
             return drawn.clamp(max=last)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         epoch, position = divmod(step, self.per_epoch)
@@ -216,14 +210,14 @@ class RowBatches:
         return self._order[start : start + self.batch_size]
 
     def fetch(self) -> RawBatch:
-        """Gives the next batch."""
+        """Returns the next batch."""
         x, context = self._take(self.rows(self.step), LOADER, self.step, self.rank)
         epoch, position = divmod(self.step, self.per_epoch)
         self.step += 1
         return RawBatch(x, context, epoch, position + 1)
 
     def once(self) -> Iterator[tuple[Any, Any]]:
-        """Goes through all rows in their own order, the last partial batch included."""
+        """Yields all rows in their order, including the last partial batch."""
         for number, rows in enumerate(torch.arange(self.size).split(self.batch_size)):
             yield self._take(rows, LOADER, number)
 
@@ -231,57 +225,57 @@ class RowBatches:
         if self.dataset is None:
             take = lambda leaf: None if leaf is None else leaf[rows.to(leaf.device)]
             return tree_map(take, (self.x, self.context))
-        # Augmentations draw from torch's default generator: they too depend on the step alone.
+        # Augmentations draw from torch's default generator, so they too depend only on the step.
         with stream(CPU, self.seed, *counters):
             collate = _collate_of(self.dataset)
             return self.split(collate([self.dataset[row] for row in rows.tolist()]))
 
 
 class LoaderBatches:
-    """Takes batches from a loader, epoch after epoch, inside a random stream of its own.
+    """Takes batches from a loader, epoch after epoch, in a separate random stream.
 
-    ``iter(loader)`` and every fetch in this process see torch's default generator as the stream left it, started anew
-    from ``(seed, epoch)``; loaders with workers seed them from it. Augmentations through NumPy or ``random`` in this
-    process are out of its reach. Resuming goes through the batches already used in the epoch and drops them; where the
-    last of these is not what it was, ``mark`` tells.
+    ``iter(loader)`` and every fetch in this process use torch's default generator in the state of this stream, which
+    starts from ``(seed, epoch)``; loaders seed their workers from it. Augmentations with NumPy or ``random`` in this
+    process are not controlled. To resume, the batches already used in the epoch are read and dropped; ``mark`` shows
+    whether the last of them has changed.
     """
 
     def __init__(self, loader: Iterable, seed: int, world: int = 1, split: Split = _pair) -> None:
         self.loader, self.seed, self.world, self.split = loader, seed, world, split
         self.epoch, self.used, self._iterator, self._state = 0, 0, None, None
-        # Where no item can be looked at by its number, batches are compared when a run goes on.
+        # If items have no numbers, a resumed run compares the checksum of a batch.
         self.mark: int | None = None
         self.marks = False
         dataset = getattr(loader, "dataset", None)
         self._items = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None
 
     def describe(self) -> dict[str, Any]:
-        """Says what must be equal for a resumed run to repeat this one."""
+        """Returns the settings that must be equal for a resumed run to repeat this one."""
         size = getattr(self.loader, "batch_size", None)
         described = {"data": "loader", "batch_size": size * self.world if isinstance(size, int) else None}
         if self._items is not None:
             described["data size"] = len(self._items)
-            if self.world == 1:  # else each process has rows of its own
+            if self.world == 1:  # otherwise each process has different rows
                 described["data content"] = _content(self._items, self.seed)
         return described
 
     def seek(self, step: int, epoch: int, used: int) -> None:
-        """Goes to the place after ``used`` batches of an epoch."""
+        """Moves to the position after ``used`` batches of an epoch."""
         self.epoch, self.used, self._iterator = epoch, 0, None
         for _ in range(used):
             self._next()
 
     def rows(self, step: int) -> None:
-        """Returns None: a loader does not say which rows it took."""
+        """Returns None, since the rows of a loader are not known."""
 
     def fetch(self) -> RawBatch:
-        """Gives the next batch, of the next epoch when this one is used up."""
+        """Returns the next batch, from the next epoch after the last batch of this one."""
         item = self._next()
         if item is None:
             if self.used == 0:
                 raise ValueError(
-                    "fit(data=loader): the loader gave no batch at all; check that it is not empty, not used up (a "
-                    "generator can be read once only), and that drop_last does not drop its only batch."
+                    "fit(data=loader): the loader gave no batch; check that it is not empty or used up (a generator "
+                    "can be read once only), and drop_last."
                 )
             self.epoch, self.used, self._iterator = self.epoch + 1, 0, None
             return self.fetch()
@@ -304,7 +298,7 @@ class LoaderBatches:
         return item
 
     def once(self) -> Iterator[tuple[Any, Any]]:
-        """Goes through the loader once, in the same order every time."""
+        """Yields all batches of the loader once, in the same order every time."""
         again = LoaderBatches(self.loader, self.seed)
         while (item := again._next()) is not None:
             yield self.split(item)
@@ -320,25 +314,25 @@ def batches_of(
     samples_per_item: int | None = None,
     weights: Tensor | None = None,
 ) -> RowBatches | LoaderBatches | EmptyBatches:
-    """Chooses how batches are taken from data; where ``samples_per_item`` is 0, these are contexts, or nothing at all.
+    """Returns the source of batches for data; if ``samples_per_item`` is 0, the data are contexts or None.
 
     Raises:
-        TypeError: for data that are neither tensors, nor a map-style dataset, nor a loader.
-        ValueError: for a loader where every process must see the rows of all (``across``), or where rows have weights.
+        TypeError: for data that are not tensors, a map-style dataset or a loader.
+        ValueError: for a loader with ``across`` or with weights.
     """
     first = data[0] if isinstance(data, list | tuple) and data else data
     has_rows = isinstance(data, Dataset) or isinstance(first, Tensor | dict)
     if weights is not None and not has_rows:
         raise ValueError(
-            f"fit(data={type(data).__name__}, weights=...): rows are drawn by their weights, and these have no rows "
-            f"that could be; pass tensors or a map-style Dataset, or let the loader draw by weight."
+            f"fit(data={type(data).__name__}, weights=...): weights need rows; pass tensors or a Dataset, or let the "
+            f"loader draw by weight."
         )
     if data is None:
         return EmptyBatches(batch_size, world, across)
     split = _alone if samples_per_item == 0 else _pair
     if isinstance(data, IterableDataset):
         raise TypeError(
-            "fit(data=IterableDataset): it gives single items, not batches; wrap it in "
+            "fit(data=IterableDataset): it returns items, not batches; wrap it in "
             "torch.utils.data.DataLoader(data, batch_size=...)."
         )
     if has_rows:
@@ -346,12 +340,11 @@ def batches_of(
     if hasattr(data, "__iter__") and not isinstance(data, list | tuple) and not hasattr(data, "__array__"):
         if across:
             raise ValueError(
-                "fit(data=loader, across_processes=True): every process must be able to read the rows of all, and a "
-                "loader gives each process its own; pass tensors or a map-style Dataset, or omit across_processes."
+                "fit(data=loader, across_processes=True): a loader has only the rows of its process; pass tensors or a "
+                "map-style Dataset."
             )
         return LoaderBatches(data, seed, world, split)
     raise TypeError(
-        f"fit(data={type(data).__name__}): data are a tensor [N, *event], a pair (x, context) of such, a map-style "
-        f"Dataset or a loader of batches; make tensors of arrays with torch.as_tensor, and of Pairs by pairs.x or "
-        f"(pairs.x, pairs.context)."
+        f"fit(data={type(data).__name__}): pass a tensor [N, *event] (torch.as_tensor of an array, pairs.x of Pairs), "
+        f"a pair (x, context), a Dataset or a loader of batches."
     )

@@ -1,4 +1,4 @@
-"""The best weights of a run, by its validation: kept beside the others, written back when the run ends."""
+"""The weights of a run with the lowest validation loss: kept, and written back when the run ends."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ __all__ = ["Best"]
 
 
 class Best:
-    """Keeps the weights and buffers of a module as they were when the validation loss was lowest.
+    """Keeps the weights and buffers of a module from the step with the lowest validation loss.
 
-    Of sharded parameters every process keeps its own shard. Saved with every checkpoint, so that a resumed run knows
-    what was best before.
+    Every process keeps its own shard of sharded parameters. They are saved with every checkpoint, for resumed runs.
 
     Args:
-        module: the module, as it is trained.
-        patience: validations in a row without an improvement after which the run is to end.
-        every: steps between two of them.
+        module: the module that is trained.
+        patience: consecutive validations without improvement after which the run ends.
+        every: steps between two validations.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -52,19 +51,19 @@ class Best:
         self._kept = {name: each.detach().clone() for name, each in self._live().items()}
 
     def _live(self) -> dict[str, Tensor]:
-        # By place and not by value: a module may put another tensor into its buffer.
+        # By name, not by value: a module may replace the tensor of a buffer.
         return {name: holder[key] for name, (holder, key) in self._places.items()}
 
     @torch.no_grad()
     def look(self, step: int, loss: float) -> None:
-        """Keeps the module's present weights where the loss is the lowest so far. A loss of NaN never is."""
+        """Keeps the current weights of the module if the loss is the lowest so far; a loss of NaN never is."""
         if loss < self.loss:
             self.step, self.loss = step, loss
             for name, value in self._live().items():
                 local(self._kept[name]).copy_(local(value))
 
     def is_over(self, step: int) -> bool:
-        """Says whether nothing has improved for so long that the run is to end."""
+        """Returns whether the last improvement is so long ago that the run ends."""
         return step - self.step >= self.patience * self.every
 
     @torch.no_grad()
@@ -75,7 +74,7 @@ class Best:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Lends the module the best weights and gives it its own back, bit for bit."""
+        """Gives the module the best weights in this context, then restores its own, bit for bit."""
         with torch.no_grad():
             own = {name: local(value).clone() for name, value in self._live().items()}
         self.copy_to_module()
@@ -87,7 +86,7 @@ class Best:
                     local(value).copy_(own[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the tensors that a checkpoint keeps."""
+        """Returns the tensors for a checkpoint."""
         return dict(self._kept)
 
     @torch.no_grad()

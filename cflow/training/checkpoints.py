@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified before they are loaded, the newest few kept."""
+"""Checkpoints: written completely or not at all, and verified before they are loaded; the newest few are kept."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ _NOTE = "cflow.json"
 class Checkpoints:
     """The checkpoints of one run, in ``out/checkpoints/step-000500/``.
 
-    A checkpoint is written by ``torch.distributed.checkpoint``, each process its share: weights, optimizer and moving
-    average, by name, so that another number of processes, sharded or not, can read them. Beside it lie the flow as the
-    run would leave it at this step, for ``cflow.load``, and a note with the step, the settings and the size and CRC-32
-    of every file. Global random states are not part of it: all draws are by counter.
+    Each process writes its part with ``torch.distributed.checkpoint``: weights, optimizer and moving average, by name,
+    so that another number of processes, sharded or not, can read them. The folder also has the flow as it would be at
+    the end of the run, for ``cflow.load``, and a note with the step, the settings, and size and CRC-32 of every file.
+    Global random states are not saved, since all draws are by counter.
     """
 
     def __init__(self, out: Path, processes: Processes, keep: int) -> None:
         self.folder, self.processes, self.keep = out / "checkpoints", processes, keep
 
     def steps(self) -> list[int]:
-        """Lists the steps of the complete checkpoints, oldest first."""
+        """Returns the steps of the complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [_NAME.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir()]
         return sorted(int(match[1]) for match in found if match)
 
     def clear(self) -> None:
-        """Removes what a killed run has begun to write, or to remove."""
+        """Removes incomplete checkpoints of a killed run."""
         for each in self.folder.glob("part-*"):
             shutil.rmtree(each)
 
     def path(self, step: int) -> Path:
-        """Gives the folder of a step's checkpoint."""
+        """Returns the folder of the checkpoint of a step."""
         return self.folder / f"step-{step:06d}"
 
     def save(self, step: int, note: dict[str, Any], state: State, write_flow: Callable[[Path], None]) -> None:
-        """Writes a checkpoint into a temporary folder, brings it to the disk and moves it into place.
+        """Writes a checkpoint into a temporary folder on disk, then renames the folder.
 
-        ``write_flow(file)`` is called by all processes; the main one writes.
+        All processes call ``write_flow(file)``; only the main one writes.
         """
         import torch.distributed.checkpoint as storage
 
@@ -76,15 +76,15 @@ class Checkpoints:
         os.replace(part, self.path(step))
         sync_folder(self.folder)
         for old in self.steps()[: -self.keep]:
-            gone = self.folder / f"part-{old:06d}"  # a kill in between leaves no half checkpoint under its name
+            gone = self.folder / f"part-{old:06d}"  # so a kill leaves no partial checkpoint under its name
             os.replace(self.path(old), gone)
             shutil.rmtree(gone)
 
     def read_note(self, step: int) -> dict[str, Any]:
-        """Verifies a checkpoint's files and gives its note.
+        """Verifies the files of a checkpoint and returns its note.
 
         Raises:
-            ValueError: if a file is missing, cut short or changed; the message says which folder to delete.
+            ValueError: if a file is missing, incomplete or changed; the message states which folder to delete.
         """
         folder = self.path(step)
         try:
@@ -94,15 +94,15 @@ class Checkpoints:
             damaged = [getattr(error, "filename", None) or _NOTE]
         if damaged:
             older = [each for each in self.steps() if each < step]
-            then = f"the run then resumes from step {older[-1]}" if older else "the run then starts anew"
+            then = f"to resume from step {older[-1]}" if older else "to start from step 0"
             raise ValueError(
-                f"fit(resume=True): the checkpoint {folder} is damaged ({Path(damaged[0]).name} is missing, cut short "
-                f"or changed), so training cannot go on from it; delete that folder, {then}."
+                f"fit(resume=True): the checkpoint {folder} is damaged ({Path(damaged[0]).name} is missing or "
+                f"changed); delete this folder {then}."
             )
         return note
 
     def load(self, step: int, state: State) -> None:
-        """Loads weights, optimizer and moving average, whichever processes wrote them."""
+        """Loads weights, optimizer and moving average, also from another number of processes."""
         import torch.distributed.checkpoint as storage
 
         held = set(storage.FileSystemReader(self.path(step)).read_metadata().state_dict_metadata)
@@ -113,31 +113,31 @@ class Checkpoints:
 
 
 class State:
-    """What a checkpoint holds of a run, by stable names: ``model``, ``optimizer``, ``average`` and ``best``."""
+    """The state of a run in a checkpoint, by stable names: ``model``, ``optimizer``, ``average`` and ``best``."""
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None, best: Best | None = None
     ) -> None:
         self.module, self.optimizer = module, optimizer
-        self.beside = {name: part for name, part in (("average", average), ("best", best)) if part is not None}
+        self.extra = {name: part for name, part in (("average", average), ("best", best)) if part is not None}
 
     def tensors(self, held: set[str] | None = None) -> dict[str, Any]:
-        """Gives the tensors as they lie in memory; of the optimizer's, only those ``held`` by a checkpoint."""
+        """Returns the tensors in memory; of the optimizer's only those that a checkpoint has (``held``)."""
         import torch.distributed.checkpoint.state_dict as by_name
 
         self.options = by_name.StateDictOptions(flatten_optimizer_state_dict=True)
         self.every = by_name.get_optimizer_state_dict(self.module, self.optimizer, options=self.options)
-        # Rates and their like come from the arguments of fit; parameters that never had a gradient have no state.
+        # Learning rates and the like are arguments of fit; parameters without a gradient so far have no state.
         states = {
             name: value
             for name, value in self.every.items()
             if name.startswith("state.") and (held is None or f"optimizer.{name}" in held)
         }
         tensors = {"model": by_name.get_model_state_dict(self.module), "optimizer": states}
-        return tensors | {name: part.state_dict() for name, part in self.beside.items()}
+        return tensors | {name: part.state_dict() for name, part in self.extra.items()}
 
     def take(self, tensors: dict[str, Any]) -> None:
-        """Takes what was loaded into :meth:`tensors`."""
+        """Restores the state from tensors that were loaded into :meth:`tensors`."""
         import torch.distributed.checkpoint.state_dict as by_name
 
         by_name.set_model_state_dict(self.module, tensors["model"])
@@ -147,32 +147,32 @@ class State:
             name = uncompiled_name(name).removeprefix("module.")
             if each in self.optimizer.state and f"state.{name}.step" not in tensors["optimizer"]:
                 del self.optimizer.state[each]
-        for name, part in self.beside.items():
+        for name, part in self.extra.items():
             part.load_state_dict(tensors[name])
 
 
 def check_settings(note: dict[str, Any], settings: dict[str, Any], folder: Path, several: bool) -> None:
-    """Raises where a run would not repeat the one that wrote a checkpoint, naming the setting."""
+    """Raises if a setting differs from that of the run that wrote a checkpoint."""
     before = note["settings"]
     for name in [*settings, *(name for name in before if name not in settings)]:
         if before.get(name) != settings.get(name):
             where, now, then = first_difference(name, settings.get(name), before.get(name))
             what = f"{name} (of all processes)" if name == "batch_size" and several else where
-            if name == "data content":  # a checksum, which says nothing by itself
+            if name == "data content":  # a checksum, of no use in a message
                 raise ValueError(
-                    f"fit(resume=True): the data content is another than in {folder}: values, rows or their order have "
-                    f"changed since; pass the former data, or another folder (out=...)."
+                    f"fit(resume=True): the data content has changed since {folder} (values, rows or their order); "
+                    f"pass the former data, or another folder (out=...)."
                 )
             cause = " (warmup may follow from steps=...)" if name == "schedule" else ""
             raise ValueError(
-                f"fit(resume=True): {what} is {now!r} now and was {then!r} in {folder}{cause}, so the run cannot go on "
-                f"as it began; pass the former value, or another folder (out=...)."
+                f"fit(resume=True): {what} is {now!r} now and was {then!r} in {folder}{cause}; pass the former value, "
+                f"or another folder (out=...)."
             )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch from warning that one process is one process."""
+    """Silences torch's warning that there is only one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         yield

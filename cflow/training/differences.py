@@ -10,9 +10,9 @@ ABSENT = "nothing"
 
 
 def first_difference(name: str, now: Any, before: Any) -> tuple[str, Any, Any]:
-    """Finds what differs between two outlines, down to one value: ``(where, now, before)``.
+    """Returns the first value that differs between two outlines: ``(where, now, before)``.
 
-    Names of classes are left out of the way, ``flow.field.hidden.1``, unless they are what differs.
+    The place omits names of classes, as in ``flow.field.hidden.1``, unless the classes differ.
 
     Example:
         >>> now = {"fields.MLP": {"features": 2, "hidden": [64, 32]}}
@@ -35,6 +35,6 @@ def first_difference(name: str, now: Any, before: Any) -> tuple[str, Any, Any]:
 
 
 def _class(value: Any) -> str | None:
-    """Gives the class of an outline of a registered object."""
+    """Returns the class in the outline of a registered object."""
     key = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else ""
     return key if key.rpartition(".")[2][:1].isupper() and isinstance(value[key], dict) else None

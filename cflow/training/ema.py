@@ -18,18 +18,20 @@ __all__ = ["EMA", "Average"]
 @register("training.EMA")
 @dataclass(frozen=True)
 class EMA:
-    r"""Says how the weights are averaged over the steps.
+    r"""The settings of the exponential moving average of the weights.
 
     .. math:: \bar w_n = d_n \bar w_{n-1} + (1 - d_n) w_n, \qquad d_n = \min\bigl(d, (1 + n) / (10 + n)\bigr)
 
-    Without ``warmup`` :math:`d_n = d` throughout, and the untrained weights are felt for about :math:`1 / (1 - d)`
-    steps.
+    Args:
+        decay: the decay :math:`d`, in [0, 1); the average is over about :math:`1 / (1 - d)` steps.
+        warmup: whether early steps have a smaller decay. Without it :math:`d_n = d`, and the untrained weights
+            contribute for about :math:`1 / (1 - d)` steps.
 
     Raises:
         ValueError: if ``decay`` is outside [0, 1).
 
-    Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992, for averaging at all;
-    the warm-up is the one of TensorFlow's ExponentialMovingAverage.
+    Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992, for averaging; the
+    warm-up is that of TensorFlow's ExponentialMovingAverage.
 
     Example:
         >>> EMA(0.999).at(1), EMA(0.999).at(10**6)
@@ -41,21 +43,19 @@ class EMA:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(
-                f"EMA(decay={self.decay}): the average would not follow the weights; pass a value in [0, 1)."
-            )
+            raise ValueError(f"EMA(decay={self.decay}): this is not a decay; pass a value in [0, 1).")
 
     def at(self, update: int) -> float:
-        """Gives the decay of an update; the first is number 1."""
+        """Returns the decay of an update; the first ``update`` is number 1."""
         return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
 
 
 class Average:
     """Keeps the average of a module's trainable parameters and floating buffers, in float32 or better.
 
-    Integer buffers, and floating ones that start with infinities (masks), are copied as they are. Frozen parameters and
-    buffers of modules that say ``fixed_buffers`` (bases, whose given samples may be many) are left alone. Of sharded
-    parameters (DTensor) every process averages its own shard, without communication.
+    Integer buffers, and floating ones that start with infinities (masks), are copied, not averaged. Frozen parameters
+    are omitted, and buffers of modules with ``fixed_buffers`` (bases with many given samples). Every process averages
+    its own shard of sharded parameters (DTensor), without communication.
 
     Cost: one fused ``lerp`` over all tensors per update and one copy of the weights in memory.
     """
@@ -64,7 +64,7 @@ class Average:
         self.config, self.updates = config, 0
         trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
         self._parameters = list(trained.values())
-        # By place and not by value: a module may put another tensor into its buffer.
+        # By name, not by value: a module may replace the tensor of a buffer.
         places, seen = {}, set()
         for prefix, part in module.named_modules():
             if getattr(part, "fixed_buffers", False):
@@ -92,7 +92,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average towards the present weights."""
+        """Updates the average with the current weights."""
         self.updates += 1
         if self.shadow:
             torch._foreach_lerp_(
@@ -111,7 +111,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Lends the module the average and gives it its own weights back, bit for bit."""
+        """Gives the module the average in this context, then restores its own weights, bit for bit."""
         with torch.no_grad():
             raw = [local(value).clone() for value in [*self._live(), *self._copied()]]
         self.copy_to_module()
@@ -123,7 +123,7 @@ class Average:
                     local(target).copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives what a checkpoint keeps, by the names of the module's tensors."""
+        """Returns the tensors for a checkpoint, by the names of the module's tensors."""
         averaged, copied = self._names
         return {
             "updates": torch.tensor(self.updates),
@@ -133,7 +133,7 @@ class Average:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` returned."""
         self.updates = int(state["updates"])
         for part, own in self.state_dict().items():
             if part != "updates":
@@ -142,10 +142,10 @@ class Average:
 
 
 def local(value: Tensor) -> Tensor:
-    """Gives a process' own shard of a sharded tensor (DTensor); other tensors as they are."""
+    """Returns the shard of this process of a sharded tensor (DTensor), and other tensors unchanged."""
     return value.to_local() if hasattr(value, "to_local") else value
 
 
 def _wide(value: Tensor) -> Tensor:
-    """Widens half precision, whose eight bits would lose steps of a thousandth; leaves other tensors as they are."""
+    """Converts half precision, too coarse for steps of a thousandth, to float32; other tensors stay unchanged."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -1,4 +1,4 @@
-"""Trains a flow with an objective on data: ``fit``."""
+"""``fit``: trains a flow with an objective on data."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ __all__ = ["Run", "fit"]
 
 @dataclass
 class Run:
-    """What :func:`fit` did.
+    """The result of :func:`fit`.
 
     Attributes:
-        steps: optimizer steps made in all, those before a resumption included.
-        seconds: time they took.
-        history: rows with ``step, loss, grad_norm, lr, seconds`` (means since the row before), what the objective
-            logs (``objective.metric_names``: of ``FFJORD`` ``nats``, ``nfe`` and so on) and, where it was measured,
-            ``validation`` with ``validation_...`` of what is logged.
-        out: the folder written, or ``None``.
-        resumed_from: the step of the checkpoint that the run went on from, or ``None``.
-        stopped: whether a callback, or ``patience``, ended the run early.
-        best_step: the step whose weights the flow holds, where ``patience`` was given.
+        steps: the number of optimizer steps, including those before a resumed run.
+        seconds: the time of these steps.
+        history: rows with ``step, loss, grad_norm, lr, seconds`` (means since the row before), the metrics of the
+            objective (``objective.metric_names``: ``nats``, ``nfe`` and so on for ``FFJORD``) and, after a validation,
+            ``validation`` and ``validation_...`` for each metric.
+        out: the folder of the results, or ``None``.
+        resumed_from: the step of the checkpoint from which the run continued, or ``None``.
+        stopped: whether a callback or ``patience`` ended the run early.
+        best_step: the step whose weights the flow has, if ``patience`` was given.
     """
 
     steps: int
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def final_validation(self) -> float | None:
-        """The last validation loss, where there was one."""
+        """The last validation loss, or None."""
         return next((row["validation"] for row in reversed(self.history) if "validation" in row), None)
 
 
@@ -100,111 +100,107 @@ def fit(
     log_with: Any = (),
     callbacks: Iterable[Callable[[int, Any, dict[str, Any] | None], Any]] = (),
 ) -> Run:
-    r"""Trains a flow: AdamW on the mean of ``objective`` over batches of ``data``.
+    r"""Trains a flow with AdamW: minimises the mean of ``objective`` over batches of ``data``.
 
-    The flow is trained in place and holds the averaged weights afterwards (the raw ones stay in the checkpoint); what
-    it was trained with is added to ``flow.trained_by``. All draws are by counter: those of step ``n`` depend on
-    ``(seed, n)``, the order of epoch ``e`` on ``(seed, e)``. So a run that was killed and is resumed on one process
-    ends with the same weights bit for bit, and torch's global random state is left as it was.
+    The flow is trained in place and has the averaged weights afterwards (checkpoints have the raw ones too). A record
+    of the training is added to ``flow.trained_by``. All random draws are by counter: those of step ``n`` depend on
+    ``(seed, n)``, and the order of epoch ``e`` on ``(seed, e)``. So a run that was killed and resumed on one process
+    ends with the same weights bit for bit, and torch's global random state does not change.
 
-    **Several processes.** Under ``accelerate launch`` (or ``torchrun``) every process calls ``fit`` alike. Gradients
-    are averaged by DDP, or, with ``--use_fsdp --fsdp_version 2``, weights, gradients, optimizer and average are
-    sharded; the flow is whole again on every process when ``fit`` returns. Each process takes ``batch_size`` rows of
-    its own, and draws by ``(seed, n, process)``. A callback that ends the run, an interrupt or a failure on one process
-    ends all after the same step. Only the main process writes and shows progress; ``Run.history`` is the same on all.
-    On the CPU, ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says: start several with
-    ``ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2`` (or ``--use_fsdp --fsdp_version 2`` in
-    place of ``--multi_gpu``). All processes must see ``out`` under the same name. A checkpoint of any number of
-    processes can be resumed on any other with the same ``batch_size`` times processes: each step then takes the same
-    rows, and with ``across_processes`` the same draws.
+    **Several processes.** Under ``accelerate launch`` (or ``torchrun``) every process calls ``fit`` with the same
+    arguments. DDP averages the gradients. With ``--use_fsdp --fsdp_version 2`` weights, gradients, optimizer and
+    average are sharded instead, and every process has the whole flow again when ``fit`` returns. Each process takes
+    ``batch_size`` rows and draws by ``(seed, n, process)``. A callback that ends the run, an interrupt or a failure on
+    one process ends all processes after the same step. Only the main process writes and shows progress; ``Run.history``
+    is the same on all. On the CPU ``accelerate launch --cpu`` starts one process and ignores ``--num_processes``; start
+    several with ``ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2`` (or ``--use_fsdp
+    --fsdp_version 2`` instead of ``--multi_gpu``). All processes must see ``out`` under the same name. A checkpoint can
+    be resumed with another number of processes if ``batch_size`` times processes stays the same: each step then takes
+    the same rows, and with ``across_processes`` the same draws.
 
     Args:
-        flow: the flow; it goes to the device that accelerate chooses, or to ``device``. What is learned in its
-            transforms is trained as well, by objectives whose loss is a likelihood.
-        objective: what is minimised. Its own parameters are trained where they require gradients.
+        flow: the flow; it is moved to ``device``. Parameters of its transforms are trained too if the loss is a
+            likelihood.
+        objective: the loss that is minimised. Its own parameters are trained if they require gradients.
         data: a tensor ``[N, *event]``, a pair ``(x, context)`` of tensors, a map-style ``Dataset`` of ``x`` or
-            ``(x, context)``, or a loader of batches of these. A dataset whose items torch's default
-            rules cannot collate has a method ``collate(items) -> batch``. Where an item holds several samples
-            (``objective.samples_per_item``; two for given pairs), ``x`` is ``[N, samples_per_item, *event]``. Floating
-            data are brought to the flow's dtype. For an objective that learns from the flow's own draws
-            (``samples_per_item`` is 0: variational inference) the data are the contexts alone, of the same kinds, and
-            there are none where the flow is unconditional. Tensors and datasets are drawn without replacement and the
-            last partial batch of an epoch is left out; a loader decides for itself (under several processes it must
-            give each its own rows). A ``UserWarning`` says where the first batch, transforms applied, lies or
-            spreads far from what the base draws.
-        steps: number of optimizer steps.
-        weights: ``[N]``, how often each row of tensors or of a map-style dataset counts (two: as if it were there
-            twice). Rows are then drawn with replacement, as often as their weights say, so that the mean loss of a
-            step estimates the weighted mean, whatever the objective and the coupling. ``validation`` counts each of
-            its rows once, unless it is a function that does otherwise.
-        batch_size: items per step and process; a loader's batches are taken as they are. Without data, the number of
-            draws.
-        lr: learning rate, multiplied by ``schedule``.
-        seed: of all draws, and of the order of the data.
-        out: folder for ``history.csv``, ``tensorboard/``, ``checkpoints/`` and, at the end, ``model/`` (read it with
-            ``cflow.load``). Without it nothing is written anywhere. One run at a time writes there. Of a run that was
-            interrupted, ``cflow.load(out)`` gives the flow of the newest checkpoint.
-        resume: go on from the newest checkpoint in ``out`` (from the start where there is none). More steps than before
-            are allowed, but a schedule that falls towards the last step then takes another course than in one long run.
-        validation: data of the same kinds, whose loss is recorded every ``validate_every`` steps: averaged weights,
-            evaluation mode, no gradients, always the same draws. Processes share its batches (of a loader each goes
-            through its own). Or a function ``validation(flow) -> float`` of your own, called under the same conditions.
-        patience: validations in a row without an improvement after which the run ends. The flow then holds the weights
-            of the lowest validation loss (``Run.best_step``), also where the run takes all its steps; the untrained
-            flow is evaluated, too. None: the run takes all steps, and the last weights stay.
+            ``(x, context)``, or a loader of batches of these. A dataset whose items torch cannot collate needs a method
+            ``collate(items) -> batch``. If an item has several samples (``objective.samples_per_item``; two for given
+            pairs), ``x`` is ``[N, samples_per_item, *event]``. Floating data are converted to the flow's dtype. An
+            objective that learns from the flow's own draws (``samples_per_item`` is 0: variational inference) takes
+            the contexts alone, or no data if the flow is unconditional. Rows of tensors and datasets are drawn without
+            replacement, and the last partial batch of an epoch is dropped; a loader decides for itself (with several
+            processes it must return different rows on each). A ``UserWarning`` reports a first batch that, after
+            transforms, is far from the draws of the base in mean or scale.
+        steps: the number of optimizer steps.
+        weights: ``[N]``, how often each row of tensors or of a map-style dataset counts (2 equals two copies). Rows are
+            then drawn with replacement in proportion to their weights, so the mean loss of a step estimates the
+            weighted mean for every objective and coupling. ``validation`` data are not weighted; pass a function for
+            that.
+        batch_size: rows per step and process; a loader decides its own. Without data, the number of draws.
+        lr: the learning rate, which ``schedule`` multiplies.
+        seed: the seed of all draws and of the order of the data.
+        out: a folder for ``history.csv``, ``tensorboard/``, ``checkpoints/`` and, at the end, ``model/`` (read it with
+            ``cflow.load``). Default: no files. Only one run at a time may write there. After an interrupted run
+            ``cflow.load(out)`` returns the flow of the newest checkpoint.
+        resume: whether to continue from the newest checkpoint in ``out``, or start if there is none. More steps than
+            before are allowed, but a schedule that depends on the last step then differs from that of one long run.
+        validation: data of the same kinds, whose loss is recorded every ``validate_every`` steps with averaged weights,
+            in evaluation mode, without gradients and always with the same draws. Processes share its batches (but each
+            reads a whole loader). Or a function ``validation(flow) -> float`` that is called in the same way.
+        validate_every: steps between validations.
+        patience: consecutive validations without improvement after which the run ends. The flow then has the weights
+            of the lowest validation loss (``Run.best_step``), also if the run takes all its steps; the untrained flow
+            is evaluated too. Default: the run takes all steps and keeps the last weights.
         weight_decay: decoupled weight decay of parameters with two dimensions or more.
         betas: AdamW's decay rates of the gradient's mean and square.
-        clip: largest norm of the gradient; ``None`` for no limit. The history holds the norm before clipping.
-        schedule: ``schedule(step, steps) -> factor`` of the learning rate; :class:`Cosine` unless given.
-        ema: how weights are averaged; ``None`` for not at all.
-        precision: ``"bf16"`` runs the loss under bfloat16 autocast; weights and their average stay as they are.
-        accumulate: computes each batch in that many pieces, to save memory. Draws and couplings are those of the whole
-            batch, so the result is the same up to rounding; but layers that look at the batch (batch norm) see each
-            piece alone, of which a warning tells, and dropout draws for each.
-        pool: draws and couples the batches of that many steps together and hands them out one by one, so that a
-            coupling sees ``pool * batch_size`` rows. Where it keeps fewer, each step gets its equal part of what is
-            left. Draws are then those of the pool's first step.
-        across_processes: draws and couples the rows of all processes together: every one of them reads and prepares the
-            global batch (not from a loader; no communication) and takes its part. ``n`` processes then make the steps
-            of one with ``n * batch_size`` rows, but for what the loss draws itself (dropout).
-        prefetch: preparations (batches, or pools of them) made ahead of the step; one more than ``workers`` unless
-            given where that pays (``objective.prepares_ahead``: a coupling that takes time), else none: a few draws are
-            quicker in line (0). The results do not depend on it. Where the base or a transform is learned,
-            preparation is always in line. On accelerators it runs on the flow's device and the caller's stream, and
-            only what a coupling computes on the host is taken off the step's way (not run on a GPU yet;
-            ``prefetch=0`` turns it off).
-        workers: threads that prepare. Unless given: the cores that this process may use, less torch's threads where
-            the flow is on the CPU (one elsewhere), at least 1 and at most 8. Optimal transport plans are computed
-            outside Python's lock, so that threads are enough; leave a core free for them (``torch.set_num_threads``).
-        checkpoint_every: steps between checkpoints; the newest ``keep`` stay.
-        keep: how many checkpoints stay.
-        save_model: whether the flow itself is saved, in ``model/`` at the end and in every checkpoint. False where the
-            flow is only part of what you will save there yourself, such as one that is trained in standardised units:
-            an interrupted run is then no flow to load, but can be resumed.
+        clip: the largest norm of the gradient; ``None`` for no limit. The history has the norm before clipping.
+        schedule: ``schedule(step, steps) -> factor`` of the learning rate.
+        ema: how weights are averaged; ``None`` for no average.
+        precision: ``"bf16"`` computes the loss under bfloat16 autocast; weights and their average keep their dtype.
+        accumulate: the number of pieces in which each batch is computed, to save memory. Draws and couplings are those
+            of the whole batch, so the result is the same up to rounding. But layers with batch statistics (batch norm)
+            see each piece separately, which a warning reports, and dropout draws for each piece.
+        pool: the number of steps whose batches are drawn and coupled together, so that a coupling sees ``pool *
+            batch_size`` rows. If it keeps fewer, all steps get equal parts. Draws are those of the pool's first step.
+        across_processes: whether to draw and couple the rows of all processes together. Each process then prepares the
+            global batch without communication (not from a loader) and takes its part. ``n`` processes make the same
+            steps as one with ``n * batch_size`` rows, except for draws in the loss (dropout).
+        prefetch: the number of preparations (batches or pools) made ahead of the step; results do not depend on it.
+            Default: one more than ``workers`` for a coupling that takes time (``objective.prepares_ahead``), otherwise
+            0, since a few draws are faster in line. With a base or a transform that is learned it is always 0. On
+            accelerators preparation uses the flow's device and the caller's stream, so only a coupling on the host
+            saves time (not yet run on a GPU; ``prefetch=0`` turns it off).
+        workers: the number of threads that prepare. Default: the cores available to this process minus torch's threads
+            if the flow is on the CPU (minus one otherwise), from 1 to 8. Optimal transport plans are computed outside
+            Python's lock, so threads are enough; leave a core free for them (``torch.set_num_threads``).
+        checkpoint_every: steps between checkpoints.
+        keep: how many checkpoints are kept, the newest ones.
+        save_model: whether to save the flow itself, in ``model/`` at the end and in every checkpoint. Use False if you
+            save there a larger flow that contains this one, such as one with standardised units. An interrupted run
+            then has no flow to load, but can be resumed.
         log_every: steps between rows of the history.
-        device: where to train; accelerate chooses unless given.
-        progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
-        log_with: where else the history goes, beside ``history.csv`` and ``tensorboard/``: the name of a tracker of
-            accelerate (``"wandb"``, ``"trackio"``, ``"mlflow"`` and so on), whose package is installed, or an
-            ``accelerate.tracking.GeneralTracker`` of your own, or a list of these.
-        callbacks: called as ``callback(step, flow, row)`` after every step, on every process that has any; ``row`` is
-            the row of the history that the step ends, or None where it ends none. One that returns True ends the run.
-            The flow is in training mode: call ``flow.eval()`` before it is used, and ``flow.train()`` after. Under
-            FSDP the flow is gathered for them after every step: it can be evaluated, but not changed.
+        device: where to train. Default: accelerate chooses.
+        progress: whether to show a progress bar. Default: only in a terminal or a notebook.
+        log_with: more places for the history than ``history.csv`` and ``tensorboard/``: the name of a tracker of
+            accelerate whose package is installed (``"wandb"``, ``"trackio"``, ``"mlflow"`` and so on), a custom
+            ``accelerate.tracking.GeneralTracker``, or a list of these.
+        callbacks: functions ``callback(step, flow, row)`` that are called after every step, on every process that has
+            any. ``row`` is the row of the history that ends at this step, or None. A callback that returns True ends
+            the run. The flow is in training mode: call ``flow.eval()`` before you use it, and ``flow.train()`` after.
+            Under FSDP the flow is gathered after every step for callbacks: they can evaluate it, but not change it.
 
     Cost: on an accelerator the host waits for it only at rows, validations and checkpoints.
 
     Raises:
-        ValueError: for data that do not fit the flow, hold NaN, or are fewer than a batch; for data that are missing,
-            or that the objective does not read; for a transform with parameters to train, which a matching loss
-            would collapse; for a loader with ``across_processes``; for a folder with checkpoints
-            when ``resume`` is False; for a damaged checkpoint, or one of a run with other settings; for a folder in
-            which another process is training.
-        FloatingPointError: where the loss or a gradient is not finite, or a validation (with ``patience``: none of
-            them is); the weights stay as they were before that step. On the CPU it is raised at the step, on an
-            accelerator at the next row, validation or checkpoint.
+        ValueError: for data that do not fit the flow, have NaN, or are fewer than a batch; for data that are missing or
+            not used by the objective; for a transform with parameters to train under a matching loss, which would
+            collapse it; for a loader with ``across_processes``; for a folder with checkpoints if ``resume`` is False;
+            for a checkpoint that is damaged or has other settings; for a folder in which another process is training.
+        FloatingPointError: if the loss, a gradient or a validation loss is not finite (with ``patience``: if no
+            validation loss is finite). The weights are those before this step. On the CPU it is raised at this step, on
+            an accelerator at the next row, validation or checkpoint.
         KeyboardInterrupt: at Ctrl-C or SIGTERM, after a checkpoint of the last complete step.
-        RuntimeError: on processes that stop because another one failed; the message says which and how.
+        RuntimeError: on processes that stop because another one failed; the message states which one, and its error.
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017, arXiv:1711.05101 (AdamW).
 
@@ -268,23 +264,23 @@ def fit(
 
 
 def _processes(options: Options) -> Processes:
-    """Finds the processes that a launcher has started, or this one alone."""
+    """Returns the processes that a launcher has started, or only this one."""
     from accelerate import Accelerator
 
     group_was_there = group_is_open()
     directory = None if options.out is None else str(options.out)
     accelerator = Accelerator(log_with=list(options.log_with) or None, project_dir=directory)
-    accelerator.gradient_accumulation_steps = 1  # the loop weighs its pieces itself, whatever the launcher says
+    accelerator.gradient_accumulation_steps = 1  # the loop itself weights its pieces, for every launcher
     if accelerator.mixed_precision not in ("no", options.precision):
         raise ValueError(
             f"fit(precision={options.precision!r}): accelerate was launched with mixed precision "
-            f"{accelerator.mixed_precision!r}; launch it without, and choose the precision here."
+            f"{accelerator.mixed_precision!r}; launch it without."
         )
     return Processes(accelerator, group_was_there)
 
 
 def _judged(flow: Any, objective: Any, validation: Any, processes: Processes, options: Options) -> Any:
-    """Gives what validation looks at: batches, a function of the flow, or nothing."""
+    """Returns the batches for validation, the function of the flow, or None."""
     if validation is None or callable(validation):
         return validation
     check_presence(flow, objective, validation, "validation")
@@ -295,10 +291,10 @@ def _judged(flow: Any, objective: Any, validation: Any, processes: Processes, op
 
 
 def _run(loop: Loop, resumed_from: int | None) -> bool:
-    """Trains to the end, and leaves flow and processes in good order however it comes; says whether it was stopped."""
+    """Trains to the end, restores flow and processes in every case, and returns whether the run was stopped."""
     flow, processes, options = loop.flow, loop.processes, loop.options
     before = records_of(flow)
-    if resumed_from is None:  # else the checkpoint has brought the record, this training included
+    if resumed_from is None:  # otherwise the record, with this training, is from the checkpoint
         flow.record(loop.objective)
     failed = True
     bar = _bar(loop) if options.progress and processes.is_main else None
@@ -322,16 +318,16 @@ def _run(loop: Loop, resumed_from: int | None) -> bool:
             loop.best.copy_to_module()
         for parameter in loop.parameters:
             parameter.grad = None
-        if processes.together_out:  # a process that fails alone cannot ask the others for their shards
+        if processes.together_out:  # a process that fails alone cannot get the shards of the others
             loop.trained.make_plain()
     return stopped
 
 
 def _optimizer(module: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """Builds AdamW, fused where the device has it; gains and biases are not decayed."""
+    """Builds AdamW, fused if the device supports it; gains and biases have no weight decay."""
     trained = [each for each in module.parameters() if each.requires_grad]
     matrices = [each for each in trained if each.dim() >= 2]
-    # Numbers by themselves: sharded and whole parameters cannot be updated in one go.
+    # Scalars have their own group: sharded and whole parameters cannot be updated together.
     others = [[each for each in trained if each.dim() == dim] for dim in (1, 0)]
     groups = [{"params": matrices}, *({"params": each, "weight_decay": 0.0} for each in others)]
     fused = all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in trained)
@@ -345,7 +341,7 @@ def _optimizer(module: nn.Module, options: Options) -> torch.optim.Optimizer:
 
 
 def _resume(loop: Loop) -> int | None:
-    """Goes back to the newest checkpoint, or says why not; gives its step, or None where there is none."""
+    """Restores the newest checkpoint, or raises; returns its step, or None if there is no checkpoint."""
     options = loop.options
     saved = [] if loop.checkpoints is None else loop.processes.from_main(loop.checkpoints.steps)
     if not saved:
@@ -353,16 +349,16 @@ def _resume(loop: Loop) -> int | None:
     newest = loop.checkpoints.path(saved[-1])
     if not options.resume:
         raise ValueError(
-            f"fit(out={str(options.out)!r}): the folder holds checkpoints of an earlier run (up to step {saved[-1]}), "
-            f"which this one would overwrite; pass resume=True to go on from there, or another folder."
+            f"fit(out={str(options.out)!r}): the folder has checkpoints of an earlier run (up to step {saved[-1]}); "
+            f"pass resume=True to continue it, or another folder."
         )
     note = loop.processes.from_main(lambda: loop.checkpoints.read_note(saved[-1]))
     with loop.processes.together():
         check_settings(note, loop.settings, newest, loop.processes.several)
     if options.steps < saved[-1]:
         raise ValueError(
-            f"fit(steps={options.steps}, resume=True): {newest} has gone {saved[-1]} steps already; "
-            f"pass steps >= {saved[-1]}, or another folder."
+            f"fit(steps={options.steps}, resume=True): {newest} already has {saved[-1]} steps; pass more steps, or "
+            f"another folder."
         )
     loop.restore(saved[-1], note)
     return loop.step
@@ -375,15 +371,15 @@ def _bar(loop: Loop) -> Any:
 
 
 def _interrupted(loop: Loop) -> str:
-    """Saves what is complete and says where."""
+    """Saves the last complete step if possible, and returns the message that states where."""
     cause = loop.interrupt.name or ("on another process" if loop.processes.several else "KeyboardInterrupt")
     what = f"fit: interrupted ({cause}) after step {loop.step}"
     if loop.checkpoints is None:
-        return f"{what}; nothing was written (out=None)"
+        return f"{what}; no checkpoint was written (out=None)"
     if not loop.whole or loop.due or not loop.processes.together_out:
         saved = loop.checkpoints.steps()
         kept = f"the last checkpoint is {loop.checkpoints.path(saved[-1])}" if saved else "there is no checkpoint yet"
         return f"{what}, in the middle of a step; {kept}"
     if loop.step not in loop.processes.from_main(loop.checkpoints.steps):
         loop.save()
-    return f"{what}; the checkpoint is {loop.checkpoints.path(loop.step)}: go on with resume=True"
+    return f"{what}; the checkpoint is {loop.checkpoints.path(loop.step)}: continue with resume=True"

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step after the other, watched, averaged, recorded and checkpointed."""
+"""The training loop: optimizer steps with checks, averages, history and checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Parts = list[tuple[Any, float]]  # pieces of a prepared batch, each with its sha
 
 @dataclasses.dataclass
 class Loop:
-    """One run's moving parts. ``run`` goes through the steps; the rest is called from there."""
+    """The state of one run. ``run`` makes the steps and calls the other methods."""
 
     flow: Any
     objective: Any
@@ -54,19 +54,19 @@ class Loop:
     options: Options
     settings: dict[str, Any]
     checkpoints: Checkpoints | None
-    state: State  # what checkpoints hold
+    state: State  # saved in checkpoints
     tracker: Tracker = dataclasses.field(init=False)
     step: int = 0
-    epoch: int = 0  # where the data of the pool of the next step begin
+    epoch: int = 0  # epoch and position at which the pool of the next step starts
     used: int = 0
-    mark: int | None = None  # of the batch before that place
+    mark: int | None = None  # checksum of the batch before this position
     seconds: float = 0.0
     whole: bool = True  # False while weights and average are being updated
-    looked: bool = False  # whether the scale of the data has been looked at
-    due: bool = False  # whether the row or the validation of the last step is still to be made
+    looked: bool = False  # whether the scale of the data has been checked
+    due: bool = False  # whether the row or the validation of the last step is still missing
 
     def __post_init__(self) -> None:
-        self.line = calling_line()  # of fit: batches may be looked at in another thread
+        self.line = calling_line()  # of fit, since batches may be checked in another thread
         self.parameters = [each for each in self.trained.loss.parameters() if each.requires_grad]
         self.device = self.parameters[0].device
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -74,31 +74,31 @@ class Loop:
         self.watch = Watch(self.optimizer, self.device, deferred)
         self.watch.several = self.processes.several
         self.metric_names: tuple[str, ...] = tuple(self.objective.metric_names)
-        self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and what the objective logs, of each step
+        self.pending: list[tuple[Tensor, ...]] = []  # loss, gradient norm and metrics of each step
         self.source.marks = self.checkpoints is not None
         self.interrupt = Interrupt(patience=5.0 if self.processes.several else 0.0)
         base, transform = getattr(self.flow, "base", None), self.flow.transform
         held = [*(() if base is None else base.parameters()), *transform.parameters()]
-        # What the preparation goes through must not change with the steps, or only in line: then nothing runs ahead.
+        # If base or transform change with the steps, preparation must be in line, not ahead.
         self.learned = transform.is_trained or any(each.requires_grad for each in held)
         self.learned |= self.trained.sharded and bool(held)
         workers = self.options.workers or default_workers(self.device)
         self.workers = workers
         ahead_pays = self.objective.prepares_ahead
         self.depth = self.options.prefetch if self.options.prefetch is not None else (workers + 1) * ahead_pays
-        # Learned parts draw on sharded parameters: they are gathered for it, by all processes at once.
+        # Preparation with learned parts needs sharded parameters, which all processes gather together.
         self.lends = self.trained.gathered if self.learned else nullcontext
         self.depth = 0 if self.learned else self.depth
         (self.calls,) = self.processes.maxima(len(self.options.callbacks))
 
     def prepare(self, raw: RawBatch, *counters: int) -> Any:
-        """Carries a raw batch to what the objective's loss takes; all draws come from the stream of ``counters``."""
+        """Prepares a raw batch for the objective's loss; all draws come from the stream of ``counters``."""
         generator = generator_for(self.device, self.options.seed, *counters)
         with torch.no_grad():
             return self.objective.make_batch(self.flow, raw.x, raw.context, generator)
 
     def check(self, raw: RawBatch) -> RawBatch:
-        """Raises where the shapes of a raw batch are not the flow's."""
+        """Raises if the shapes of a raw batch are not those of the flow."""
         check_batch(self.flow, self.objective, raw.x, raw.context, "data")
         if not self.looked:
             self.looked = True
@@ -107,7 +107,7 @@ class Loop:
         return raw
 
     def prepare_pool(self, first: int, raws: list[RawBatch]) -> list[Parts]:
-        """Draws and couples the batches of a pool together and cuts them into what each step's passes take."""
+        """Draws and couples the batches of a pool together, and cuts them into the parts of every step."""
         world, across = self.processes.world, self.options.across_processes
         rank = 0 if across else self.processes.rank
         raw = merged([self.check(raw) for raw in raws])
@@ -120,19 +120,19 @@ class Loop:
         if rows < wanted:
             raise ValueError(
                 f"fit: {type(self.objective).__name__}.prepare left {rows} of {given} rows, too few for {wanted} "
-                f"pieces (steps of a pool times processes); choose a larger batch_size, or a coupling that keeps more."
+                f"pieces; pass a larger batch_size, or a coupling that keeps more rows."
             )
         parts = []
         for piece, size in cut(batch, rows, len(raws)):
             total, share = size, 1.0
             if across:
                 piece, size = cut(piece, total, world)[self.processes.rank]
-                share = size * world / total  # gradients are averaged over processes, whatever their rows
-            parts.append([(part, share * portion) for part, portion in pieces(piece, size, self.options.accumulate)])
+                share = size * world / total  # processes average gradients without regard to their rows
+            parts.append([(part, share * own) for part, own in pieces(piece, size, self.options.accumulate)])
         return parts
 
     def batches(self, steps: int) -> Iterator[tuple[Parts, int, int, int | None]]:
-        """Yields each step's parts, and the epoch and position from where a run resumed after it must read."""
+        """Yields the parts of each step, and the epoch and position from which a resumed run reads after it."""
         pool = self.options.pool
         start = self.step - self.step % pool
         fetch = lambda: [self.source.fetch() for _ in range(pool)]
@@ -149,19 +149,19 @@ class Loop:
             made.close()
 
     def track(self) -> None:
-        """Takes up the history where the run begins or goes on; it is written by the main process alone."""
+        """Starts or continues the history; only the main process writes it."""
         writes = self.options.out is not None and self.processes.is_main
         boards = Boards(self.processes.accelerator, self.options)
         self.tracker = Tracker(self.options.out if writes else None, self.step, boards)
 
     def run(self, bar: Any) -> bool:
-        """Trains up to the last step; says whether a callback or ``patience`` ended the run before."""
-        options, begun, steps = self.options, time.perf_counter() - self.seconds, self.options.steps
+        """Trains up to the last step; returns whether a callback or ``patience`` ended the run before."""
+        options, started, steps = self.options, time.perf_counter() - self.seconds, self.options.steps
         self.tracker.begin(self.metric_names)
         if self.best is not None and self.step == 0:
-            self.validate()  # nothing is recorded: a first step may make things worse
+            self.validate()  # not recorded; the first step may be worse
         if self.best is not None and self.step < steps and self.best.is_over(self.step):
-            return True  # a run that has ended and is taken up again
+            return True  # a resumed run that had already ended
         if self.step == steps:
             return False
         batches = self.batches(steps)
@@ -172,7 +172,7 @@ class Loop:
                     parts, *place = next(batches)
                 self.update(parts, steps)
                 self.step, (self.epoch, self.used, self.mark) = self.step + 1, place
-                self.seconds = time.perf_counter() - begun
+                self.seconds = time.perf_counter() - started
                 looks = self.validation is not None and (self.step % options.validate_every == 0 or self.step == steps)
                 self.due = looks or self.step % options.log_every == 0 or self.step == steps
                 row = self.row(looks) if self.due else None
@@ -185,7 +185,7 @@ class Loop:
                         looks = True
                     self.record(row, bar)
                     self.due = False
-                    self.seconds = time.perf_counter() - begun
+                    self.seconds = time.perf_counter() - started
                 if looks and self.best is not None and self.best.is_over(self.step):
                     stopped = last = True
                 if bar is not None:
@@ -200,17 +200,17 @@ class Loop:
         if self.best is not None and not math.isfinite(self.best.loss):
             self.processes.together_out = True
             raise FloatingPointError(
-                f"fit: none of the validation losses up to step {self.step} is a finite number, so no weights are the "
-                f"best; look for values in the validation data that are far from all others, or scale the data."
+                f"fit: none of the validation losses up to step {self.step} is finite; look for extreme values in the "
+                f"validation data, or scale the data."
             )
         return stopped
 
     def call_back(self, row: dict[str, Any] | None) -> tuple[bool, bool]:
-        """Calls the callbacks, all of them; says whether one on any process ends the run, and of interrupts."""
+        """Calls all callbacks; returns whether one on any process ends the run, and whether there was an interrupt."""
         stopped = False
         if self.calls:
             with self.processes.together(), self.trained.gathered():
-                # Each gets a row of its own: what one writes there reaches neither the history nor the next.
+                # Each gets a copy of the row, so changes to it affect neither the history nor other callbacks.
                 given = [None if row is None else dict(row) for _ in self.options.callbacks]
                 answers = [each(self.step, self.flow, own) for each, own in zip(self.options.callbacks, given)]
                 stopped = any(answer is True for answer in answers)
@@ -218,7 +218,7 @@ class Loop:
         return bool(stopped), bool(interrupted)
 
     def update(self, parts: Parts, steps: int) -> None:
-        """Makes one optimizer step; raises before it where the loss or a gradient is not finite."""
+        """Makes one optimizer step; raises before it if the loss or a gradient is not finite."""
         options, total = self.options, None
         logged = dict.fromkeys(self.metric_names, 0.0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,8 +236,8 @@ class Loop:
             here = f"the loss is {float(total)} and the gradient norm {float(norm)}"
             if float(total) == math.inf and self.objective.entry().teaches == "density":
                 here += (
-                    " (of a log-density of -inf: rows lie beyond what the flow can draw; see the bounds of its base "
-                    "and of its transforms)"
+                    " (a log-density of -inf: rows are outside the support of the flow; see the bounds of its base "
+                    "and transforms)"
                 )
             self.fail(self.step, "the loss is not finite on another process" if fine else here)
         factor = options.schedule(self.step, steps)
@@ -249,22 +249,22 @@ class Loop:
         if self.average is not None:
             self.average.update()
         self.whole = True
-        # A number of the host's is filled in on the device: no copy that the host would wait for.
+        # A number from the host is filled in on the device, which needs no copy and no wait.
         place = lambda each: each if isinstance(each, Tensor) else torch.full((), each, device=self.device)
         self.pending.append((total, norm, *map(place, logged.values())))
 
     def metrics(self) -> dict[str, Any]:
-        """Gives what the objective has logged with the loss just computed."""
+        """Returns the metrics that the objective logged with the last loss."""
         logged = self.objective.metrics if self.metric_names else {}
         if set(logged) != set(self.metric_names):
             raise ValueError(
-                f"fit: {type(self.objective).__name__}.metric_names are {', '.join(self.metric_names)}, and its loss "
-                f"logged {', '.join(logged) or 'nothing'}; end loss() with self.log(...) of exactly these numbers."
+                f"fit: {type(self.objective).__name__}.metric_names are {', '.join(self.metric_names)}, but its loss "
+                f"logged {', '.join(logged) or 'none'}; log exactly these."
             )
         return {name: logged[name] for name in self.metric_names}
 
     def fail(self, step: int, what: str) -> None:
-        """Raises for a loss or gradient that is not finite; the weights are those before the step."""
+        """Raises for a loss or gradient that is not finite; the weights are those before this step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.processes.together_out = True
         rows = self.source.rows(step)
@@ -272,25 +272,25 @@ class Loop:
         saved = self.checkpoints.steps() if self.checkpoints is not None else []
         kept = f"the last checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "no checkpoint was written"
         raise FloatingPointError(
-            f"fit: at step {step}{batch} {what}; the weights are left as they were before it, and {kept}. "
-            f"Lower lr or clip gradients{'' if rows is None else ', or look at these rows'}."
+            f"fit: at step {step}{batch} {what}; the weights are those before it, and {kept}. "
+            f"Lower lr or clip{'' if rows is None else ', or check these rows'}."
         )
 
     def look(self) -> None:
-        """Raises for a bad step that only the accelerator knows of yet."""
+        """Raises for a step with a non-finite loss or gradient that the accelerator has noted."""
         step = self.watch.failed_at()
         if step is not None:
             self.fail(step, "the loss or a gradient is not finite")
 
     def means(self) -> list[list[float]]:
-        """Reads losses, gradient norms and what was logged since the last row, averaged over the processes."""
+        """Returns losses, gradient norms and metrics since the last row, averaged over the processes."""
         if not self.pending:
             return []
         read = torch.stack([torch.stack([each.float() for each in step]) for step in self.pending])
         return self.processes.mean(read).double().tolist()
 
     def row(self, validates: bool) -> dict[str, Any]:
-        """Makes a row of the history, the same on all processes: means since the last row."""
+        """Computes a row of the history, the same on all processes: means since the last row."""
         self.look()
         read = torch.tensor(self.means(), dtype=torch.float64)
         loss, norm, *logged = read.mean(0).tolist()
@@ -312,8 +312,9 @@ class Loop:
             bar.set_postfix({name: f"{row[name]:.4g}" for name in shown}, refresh=False)
 
     def validate(self) -> dict[str, float]:
-        """Computes the mean validation loss, and of what is logged beside it, with averaged weights and always the same
-        draws; gives them by the names of their columns. The best weights are kept here.
+        """Returns the means of the validation loss and its metrics by column, and keeps the best weights.
+
+        The flow has the averaged weights, and draws are always the same.
         """
         average = self.average.applied() if self.average is not None else nullcontext()
         with evaluating(self.flow), average:
@@ -328,15 +329,15 @@ class Loop:
         if self.best is None and not math.isfinite(row["validation"]):
             self.processes.together_out = True
             raise FloatingPointError(
-                f"fit: the validation loss at step {self.step} is {row['validation']}: either the weights have "
-                f"run away (lower lr), or the validation data hold NaN."
+                f"fit: the validation loss at step {self.step} is {row['validation']}; lower lr, or check the "
+                f"validation data for NaN."
             )
         return row
 
     def _over_validation(self) -> dict[str, float]:
-        """Averages over the validation data.
+        """Computes the means over the validation data.
 
-        Processes share each batch of tensors and datasets; each goes through its own loader.
+        Processes share each batch of tensors and datasets, but each reads its own loader.
         """
         total, count, logged = 0.0, 0.0, dict.fromkeys(self.metric_names, 0.0)
         shared = not isinstance(self.validation, LoaderBatches)
@@ -357,7 +358,7 @@ class Loop:
         return {"validation": total / count, **means}
 
     def save(self) -> None:
-        """Writes a checkpoint of the last complete step, where the run writes at all."""
+        """Writes a checkpoint of the last complete step, if the run has a folder."""
         self.look()
         if self.checkpoints is None:
             return
@@ -372,7 +373,7 @@ class Loop:
         self.checkpoints.save(self.step, note, self.state, write_flow)
 
     def write_flow(self, file: Path) -> None:
-        """Writes the flow as the run would leave it here: with the best weights, or the averaged ones."""
+        """Writes the flow as it would be if the run ended here: with the best or the averaged weights."""
         left = self.average if self.best is None else self.best
         with nullcontext() if left is None else left.applied():
             whole = lambda value: value.full_tensor() if hasattr(value, "full_tensor") else value
@@ -380,7 +381,7 @@ class Loop:
             self.processes.from_main(lambda: write(self.flow, file, state))
 
     def restore(self, step: int, note: dict[str, Any]) -> None:
-        """Goes back to a checkpoint."""
+        """Restores a checkpoint."""
         self.checkpoints.load(step, self.state)
         self.step, self.epoch, self.used, self.seconds = step, note["epoch"], note["used"], note["seconds"]
         if self.best is not None:
@@ -392,19 +393,18 @@ class Loop:
         self.mark = self.source.mark
         if self.processes.is_main and self.mark != note["mark"]:
             warnings.warn(
-                f"fit(resume=True): batch {self.used} of epoch {self.epoch} is not what it was before the run was "
-                f"interrupted, so it goes on with other data; or the loader draws from another generator than torch's.",
+                f"fit(resume=True): batch {self.used} of epoch {self.epoch} has changed since the run was interrupted; "
+                f"use the same data, and a loader that draws from torch's default generator.",
                 stacklevel=4,
             )
 
 
 def _number(loss: Any) -> float:
-    """Gives what a validation function returned as one number."""
+    """Returns the result of a validation function as one number."""
     try:
         return float(loss)
     except (TypeError, ValueError):
         given = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise TypeError(
-            f"fit(validation=function): the function returned {given}; it is called as validation(flow) and returns "
-            f"one number, the loss that is to fall."
+            f"fit(validation=function): the function returned {given}; return one number, the loss."
         ) from None

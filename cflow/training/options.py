@@ -16,7 +16,7 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the arguments of ``training.fit`` under their names; they are described there."""
+    """The arguments of ``training.fit``, which describes them."""
 
     steps: int
     batch_size: int

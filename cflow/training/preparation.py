@@ -1,4 +1,4 @@
-"""From raw batches to what the loss takes: drawn and coupled together, cut up, ahead of the step."""
+"""Preparation of batches for the loss: draws and couplings, cut into parts, ahead of the step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ahead", "cut", "default_workers", "merged", "pieces", "rows_of"]
 
 
 def merged(raws: list[RawBatch]) -> RawBatch:
-    """Lays batches end to end."""
+    """Concatenates batches."""
     if len(raws) == 1:
         return raws[0]
     join = lambda *leaves: None if leaves[0] is None else torch.cat(leaves)
@@ -29,21 +29,21 @@ def merged(raws: list[RawBatch]) -> RawBatch:
 
 
 def rows_of(batch: Any, given: int) -> int:
-    """Counts the rows of a prepared batch: those given, unless the coupling kept fewer or made more.
+    """Returns the number of rows of a prepared batch: ``given``, unless the coupling kept fewer or made more.
 
-    Where no tensor has the ``given`` number of rows, the first tensor of the batch says how many there are.
+    If no tensor has the ``given`` number of rows, it is that of the first tensor.
     """
     counts = [len(leaf) for leaf in _tensors(batch) if leaf.dim() > 0]
     if not counts:
         raise ValueError(
-            f"fit: the prepared batch ({type(batch).__name__}) holds no tensor with rows, so it cannot be cut up; let "
-            f"objective.prepare return tensors in a dataclass, tuple or dict, or use accumulate=1, pool=1."
+            f"fit: the prepared batch ({type(batch).__name__}) has no tensor with rows to cut; return tensors from "
+            f"objective.prepare, or pass accumulate=1, pool=1."
         )
     return given if given in counts else counts[0]
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
-    """Goes through the tensors that have rows."""
+    """Yields the tensors that have rows."""
     if isinstance(batch, Shared):
         return
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
@@ -58,9 +58,9 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def cut(batch: Any, rows: int, count: int) -> list[tuple[Any, int]]:
-    """Cuts a prepared batch into ``count`` consecutive pieces as equal as can be, each with its number of rows.
+    """Cuts a prepared batch into ``count`` consecutive pieces of nearly equal size, each with its number of rows.
 
-    Every tensor is cut along its first dimension; what is ``objectives.Shared``, and numbers, go to every piece whole.
+    Every tensor is cut along its first dimension. Numbers and ``objectives.Shared`` tensors are in every piece.
     """
     if count == 1:
         return [(batch, rows)]
@@ -90,17 +90,17 @@ def _slice(batch: Any, size: int, start: int, stop: int) -> Any:
         return batch
     if len(batch) != size:
         raise ValueError(
-            f"fit: the prepared batch has {size} rows and holds a tensor of shape {list(batch.shape)}; what is cut "
-            f"with the batch has one entry per row, so mark what all rows share: objectives.Shared(tensor)."
+            f"fit: the prepared batch has {size} rows, but a tensor of shape {list(batch.shape)}; if all rows share "
+            f"it, wrap it as objectives.Shared(tensor)."
         )
     return batch[start:stop]
 
 
 def default_workers(device: torch.device) -> int:
-    """Chooses how many threads prepare: the cores that are left beside the step, at most eight.
+    """Returns the number of threads that prepare: the cores that the step does not use, at most eight.
 
-    The step takes torch's threads where it runs on the CPU, and one core where it runs elsewhere; processes that a
-    launcher started on this machine share its cores.
+    The step uses torch's threads if it runs on the CPU, otherwise one core. Processes that a launcher started on this
+    machine share its cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -119,9 +119,9 @@ def ahead(
 ):
     """Yields ``(raw, prepared)`` for every ``stride``-th step from ``start`` to ``stop``, ``depth`` of them ahead.
 
-    Batches are fetched here, in the caller's thread, whose random state a fetch may borrow; preparation runs in
-    ``workers`` threads with generators of its own, so that results depend neither on ``depth`` nor on ``workers``, and
-    come in order. ``depth=0`` prepares in line. An exception in a worker is raised here, at the step it belongs to.
+    Batches are fetched in the caller's thread, whose random state a fetch may use. Preparation runs in ``workers``
+    threads with separate generators, so results do not depend on ``depth`` or ``workers``, and keep their order.
+    ``depth=0`` prepares in line. An exception in a worker is raised here, at the step to which it belongs.
     """
     numbers = range(start, stop, stride)
     if depth == 0:
@@ -129,7 +129,7 @@ def ahead(
             raw = fetch()
             yield raw, prepare(number, raw)
         return
-    # New threads begin on the first accelerator's default stream, whatever the caller's; one stream keeps the order.
+    # New threads use the default stream of the first accelerator; the caller's stream keeps the order.
     stream = (torch.cuda.current_stream(device),) if device is not None and device.type == "cuda" else ()
     executor = ThreadPoolExecutor(
         min(workers, depth),
@@ -144,7 +144,7 @@ def ahead(
             while len(waiting) <= depth and (number := next(left, None)) is not None:
                 try:
                     raw = fetch()
-                except Exception as error:  # earlier steps are still to come: raised at its own, by result()
+                except Exception as error:  # result() raises it at its own step, after earlier ones
                     left, raw, future = iter(()), None, Future()
                     future.set_exception(error)
                 else:

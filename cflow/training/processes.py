@@ -1,4 +1,4 @@
-"""What several processes of one run must agree on: failures, stops, what the main one reads or writes."""
+"""Communication between the processes of a run: failures, stops, and results of the main process."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FINE, INTERRUPTED, FAILED = range(3)
 
 
 class Processes:
-    """The processes of a run; every method is called by all of them at the same place.
+    """The processes of a run; all of them call every method at the same place.
 
-    On one process everything is local. Decisions travel over gloo, between hosts and not between devices: a tiny
-    collective (about 20 microseconds on one machine) that no accelerator is waited for.
+    With one process everything is local. Decisions are exchanged over gloo, between hosts: a tiny collective (about 20
+    microseconds on one machine) that does not wait for an accelerator.
     """
 
     def __init__(self, accelerator: Any, group_was_there: bool) -> None:
@@ -30,18 +30,18 @@ class Processes:
         self.is_main = accelerator.is_main_process
         self.several = self.world > 1
         self.group = None
-        # True once all processes stop for the same reason at the same place: collectives are then safe on the way out.
+        # True when all processes stop for the same reason at the same place, so collectives are safe at the end.
         self.together_out = not self.several
         if self.several:
             import torch.distributed as dist
 
             self.group = dist.group.WORLD if dist.get_backend() == "gloo" else _hosts(dist.group.WORLD)
             if not group_was_there:
-                # Whoever opened the group closes it; left open, it complains when Python ends.
+                # This code opened the group, so it closes it; otherwise there is a warning when Python ends.
                 atexit.register(_close)
 
     def maxima(self, *numbers: int) -> tuple[int, ...]:
-        """Gives the largest of each number over the processes."""
+        """Returns the maximum of each number over the processes."""
         if not self.several:
             return numbers
         import torch.distributed as dist
@@ -51,7 +51,7 @@ class Processes:
         return tuple(shared.tolist())
 
     def sums(self, *numbers: float) -> tuple[float, ...]:
-        """Adds each number up over the processes."""
+        """Returns the sum of each number over the processes."""
         if not self.several:
             return numbers
         import torch.distributed as dist
@@ -61,7 +61,7 @@ class Processes:
         return tuple(shared.tolist())
 
     def mean(self, value: Tensor) -> Tensor:
-        """Averages a tensor, wherever it lies, over the processes."""
+        """Returns the mean of a tensor, on any device, over the processes."""
         if not self.several:
             return value
         import torch.distributed as dist
@@ -72,14 +72,14 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Runs a part that may fail on some processes only; all then stop, the others saying which one failed."""
+        """Runs a part that may fail on some processes; then all stop, and the others report which one failed."""
         if not self.several:
             yield
             return
         problem: BaseException | None = None
         try:
             yield
-        except BaseException as error:  # raised again below, when all know of it
+        except BaseException as error:  # raised again below, after all processes know
             problem = error
         kind = FINE if problem is None else INTERRUPTED if isinstance(problem, KeyboardInterrupt) else FAILED
         (worst,) = self.maxima(kind)
@@ -87,18 +87,20 @@ class Processes:
             return
         import torch.distributed as dist
 
-        said: list[str | None] = [None] * self.world
-        dist.all_gather_object(said, None if kind == FINE else f"{type(problem).__name__}: {problem}", group=self.group)
+        messages: list[str | None] = [None] * self.world
+        dist.all_gather_object(
+            messages, None if kind == FINE else f"{type(problem).__name__}: {problem}", group=self.group
+        )
         self.together_out = True
         if kind == worst:
             raise problem
-        rank, message = next((rank, each) for rank, each in enumerate(said) if each is not None)
+        rank, message = next((rank, each) for rank, each in enumerate(messages) if each is not None)
         if worst == INTERRUPTED:
             raise KeyboardInterrupt
-        raise RuntimeError(f"fit: process {rank} of {self.world} failed, so all of them stop here. {message}")
+        raise RuntimeError(f"fit: process {rank} of {self.world} failed, so all stop. {message}")
 
     def from_main(self, make: Callable[[], Any]) -> Any:
-        """Gives every process what ``make`` returns or raises on the main one; the others do not call it."""
+        """Returns or raises on every process what ``make`` does on the main one, the only one that calls it."""
         if not self.several:
             return make()
         import torch.distributed as dist
@@ -107,7 +109,7 @@ class Processes:
         if self.is_main:
             try:
                 outcome[0] = make()
-            except Exception as error:  # raised below, on all processes: the others wait for the broadcast
+            except Exception as error:  # raised below on all processes, since the others wait for the broadcast
                 outcome[1] = error
         dist.broadcast_object_list(outcome, 0, group=self.group)
         if outcome[1] is not None:
@@ -118,14 +120,14 @@ class Processes:
 
 @functools.cache
 def _hosts(world: Any) -> Any:
-    """Opens a group between hosts beside that of the accelerators, once."""
+    """Opens a second group, between hosts, once."""
     return torch.distributed.new_group(backend="gloo")
 
 
 def is_main() -> bool:
-    """Returns whether this process is the main one of those that a launcher started; alone it is.
+    """Returns whether this process is the main one of those that a launcher started, or the only one.
 
-    Known before any process group is open, so that scripts can ask it first: who prints, draws and writes.
+    It works before a process group is open, so scripts can decide early which process prints and writes.
 
     Example:
         >>> is_main()
@@ -135,7 +137,7 @@ def is_main() -> bool:
 
 
 def group_is_open() -> bool:
-    """Returns whether a process group exists already."""
+    """Returns whether a process group already exists."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 

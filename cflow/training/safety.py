@@ -1,4 +1,4 @@
-"""What stops a run in good order: numbers that are not finite, Ctrl-C, SIGTERM."""
+"""Safe ends of a run: for numbers that are not finite, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["Interrupt", "Watch"]
 
 
 class Watch:
-    """Keeps non-finite losses and gradients out of the weights.
+    """Prevents updates of the weights with non-finite losses and gradients.
 
-    On the CPU the verdict is read at every step. On an accelerator that would stall it: the flag stays there, makes the
-    fused optimizer skip this and all later updates, and is read when rows are recorded. (That path has been tested with
-    the CPU's fused optimizer; it has not run on a GPU yet.) Of several processes one bad loss stops all.
+    On the CPU the result is read at every step. On an accelerator this would stall it, so the flag stays on the device,
+    makes the fused optimizer skip this and all later updates, and is read when rows are recorded. (This path has been
+    tested with the CPU's fused optimizer; it has not run on a GPU yet.) One non-finite loss stops all processes.
     """
 
-    several = False  # processes
+    several = False  # whether there are several processes
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, deferred: bool) -> None:
         self.optimizer, self.deferred = optimizer, deferred
         self.first = torch.full((), -1, device=device)
 
     def allows(self, step: int, loss: Tensor, norm: Tensor) -> bool:
-        """Returns whether the update may go ahead, as far as the host knows."""
+        """Returns whether the update is allowed, as far as the host knows."""
         fine = loss.isfinite() & norm.isfinite()
         if self.several:
             verdict = fine.to(torch.int32)
@@ -43,15 +43,15 @@ class Watch:
         return True
 
     def failed_at(self) -> int | None:
-        """Reads the step of the first bad update, where there was one."""
+        """Returns the step of the first non-finite update, or None."""
         step = int(self.first) if self.deferred else -1
         return None if step < 0 else step
 
 
 class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C interrupts at once.
+    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C interrupts immediately.
 
-    Launchers of several processes pass on what the terminal has sent already: there, repeats within ``patience``
+    Launchers of several processes repeat a signal that the terminal has already sent, so repeats within ``patience``
     seconds count as one.
     """
 
@@ -67,7 +67,7 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listens while the block runs; handlers that the caller has set are left alone."""
+        """Handles signals while the block runs; handlers that the caller has set stay active."""
         defaults = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
         taken = []
         if threading.current_thread() is threading.main_thread():

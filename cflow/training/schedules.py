@@ -1,4 +1,4 @@
-"""How the learning rate runs over training: a factor by step, with a linear warm-up."""
+"""Schedules of the learning rate: a factor for every step, with a linear warm-up."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ __all__ = ["Constant", "Cosine", "Polynomial"]
 @register("training.Constant")
 @dataclass(frozen=True)
 class Constant:
-    r"""Keeps the learning rate after a linear warm-up.
+    r"""Keeps the learning rate constant after a linear warm-up.
 
     .. math:: f(n) = \min(1, (n + 1) / w)
 
-    Called with the step (from 0) and the number of steps; returns the factor on ``lr``.
+    A schedule is called as ``schedule(step, steps)`` and returns the factor of ``lr``.
+
+    Args:
+        warmup: the number of steps :math:`w` of the linear warm-up; 0 for none.
 
     Raises:
         ValueError: if ``warmup`` is negative.
@@ -32,16 +35,17 @@ class Constant:
     def __post_init__(self) -> None:
         if self.warmup < 0:
             raise ValueError(
-                f"{type(self).__name__}(warmup={self.warmup}): a warm-up is a number of steps; pass 0 for none."
+                f"{type(self).__name__}(warmup={self.warmup}): this is negative; pass a number of steps, or 0."
             )
 
     def __call__(self, step: int, steps: int) -> float:
+        """Returns the factor of ``lr`` at ``step`` (the first is 0) of ``steps``."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         return self.decay(min(1.0, (step - self.warmup) / max(1, steps - self.warmup)))
 
     def decay(self, progress: float) -> float:
-        """Gives the factor after the warm-up; ``progress`` runs from 0 to 1."""
+        """Returns the factor after the warm-up; ``progress`` increases from 0 to 1."""
         return 1.0
 
 
@@ -51,6 +55,9 @@ class Cosine(Constant):
     r"""Lowers the learning rate along half a cosine, to the fraction ``final``.
 
     .. math:: f(p) = e + (1 - e) (1 + \cos \pi p) / 2, \qquad p = (n - w) / (N - w)
+
+    Args:
+        final: the factor :math:`e` at the last step, in [0, 1].
 
     Raises:
         ValueError: if ``warmup`` is negative or ``final`` outside [0, 1].
@@ -69,8 +76,7 @@ class Cosine(Constant):
         super().__post_init__()
         if not 0 <= self.final <= 1:
             raise ValueError(
-                f"{type(self).__name__}(final={self.final}): the last rate is a fraction of the first; "
-                f"pass a value in [0, 1]."
+                f"{type(self).__name__}(final={self.final}): this is not a fraction; pass a value in [0, 1]."
             )
 
     def decay(self, progress: float) -> float:
@@ -80,9 +86,13 @@ class Cosine(Constant):
 @register("training.Polynomial")
 @dataclass(frozen=True)
 class Polynomial(Constant):
-    r"""Lowers the learning rate along a power of what is left, to the fraction ``final``.
+    r"""Lowers the learning rate along a power of the remaining share of steps, to the fraction ``final``.
 
     .. math:: f(p) = e + (1 - e) (1 - p)^k, \qquad p = (n - w) / (N - w)
+
+    Args:
+        power: the power :math:`k`; 1 is a linear decay.
+        final: the factor :math:`e` at the last step, in [0, 1].
 
     Raises:
         ValueError: if ``warmup`` is negative, ``power`` not positive or ``final`` outside [0, 1].
@@ -98,11 +108,9 @@ class Polynomial(Constant):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.power > 0:
-            raise ValueError(f"Polynomial(power={self.power}): the rate would not fall; pass a positive power.")
+            raise ValueError(f"Polynomial(power={self.power}): a power must be positive; pass for instance 1.0.")
         if not 0 <= self.final <= 1:
-            raise ValueError(
-                f"Polynomial(final={self.final}): the last rate is a fraction of the first; pass a value in [0, 1]."
-            )
+            raise ValueError(f"Polynomial(final={self.final}): this is not a fraction; pass a value in [0, 1].")
 
     def decay(self, progress: float) -> float:
         return self.final + (1 - self.final) * (1 - progress) ** self.power

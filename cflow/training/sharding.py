@@ -1,4 +1,4 @@
-"""The module that is trained: one loss, replicated (DDP) or sharded (FSDP2) over processes, and plain again after."""
+"""The trained module: one loss, replicated (DDP) or sharded (FSDP2) over processes, and plain again afterwards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["MeanLoss", "Trained", "wants_sharding"]
 
 
 class MeanLoss(nn.Module):
-    """Flow and objective as one module whose forward is the mean loss: what is trained, wrapped and sharded.
+    """Flow and objective as one module whose forward returns the mean loss; this module is trained and sharded.
 
-    ``everywhere`` names the trainable parameters in the graph even where the loss did not use them, so that all
-    processes exchange the same gradients whichever branch each of them took.
+    With ``everywhere`` all trainable parameters are in the graph, also those that the loss did not use, so that all
+    processes exchange the same gradients even if they take different branches.
     """
 
     def __init__(self, flow: nn.Module, objective: Any, bf16: bool) -> None:
@@ -36,8 +36,8 @@ class MeanLoss(nn.Module):
             losses = self.objective.loss(self.flow, batch)
         if losses.dim() != 1:
             raise ValueError(
-                f"{type(self.objective).__name__}.loss gave shape {tuple(losses.shape)}: fit weighs items alike "
-                f"and needs one loss for each; return shape [B]."
+                f"{type(self.objective).__name__}.loss returned shape {tuple(losses.shape)}, not one loss for each "
+                f"item; return shape [B]."
             )
         loss = losses.float().mean() if losses.dtype in (torch.float16, torch.bfloat16) else losses.mean()
         if self.everywhere and torch.is_grad_enabled():
@@ -47,9 +47,9 @@ class MeanLoss(nn.Module):
 
 
 class _Everywhere(torch.autograd.Function):
-    """Passes a loss through and says to autograd that it depends on every parameter, with a gradient of zero.
+    """Returns a loss unchanged, but makes it depend on every parameter for autograd, with a gradient of zero.
 
-    DDP takes "no gradient" for zero; FSDP2 leaves out of its exchange what has none, so it is given zeros.
+    DDP treats "no gradient" as zero. FSDP2 omits parameters without a gradient from its exchange, so it gets zeros.
     """
 
     @staticmethod
@@ -67,13 +67,13 @@ class _Everywhere(torch.autograd.Function):
 
 
 class Trained:
-    """The module of a run as its processes hold it.
+    """The module of a run, distributed over its processes.
 
-    One process: as it is. Several: DDP by accelerate. Under ``accelerate launch --use_fsdp --fsdp_version 2``:
-    ``fully_shard`` on the whole module as one group. Its parameters are then gathered once per forward pass and kept
-    until the gradient is there, so that the number of network calls may differ between processes (solves); weights,
-    gradients, optimizer and average lie sharded between the steps. Parameters without dimensions cannot be sharded:
-    every process holds them.
+    With one process it is the plain module. With several accelerate wraps it with DDP. Under ``accelerate launch
+    --use_fsdp --fsdp_version 2`` it is ``fully_shard`` on the whole module as one group. Parameters are then gathered
+    once per forward pass and kept until the gradient is computed, so the number of function evaluations (NFE) may
+    differ between processes (solves). Between steps, weights, gradients, optimizer and average are sharded. Parameters
+    without dimensions cannot be sharded, so every process has them.
 
     FSDP2 has been run on the CPU (gloo), not on GPUs yet.
     """
@@ -81,7 +81,7 @@ class Trained:
     def __init__(self, loss: MeanLoss, accelerator: Any, processes: Processes) -> None:
         self.loss, self.accelerator, self.processes = loss, accelerator, processes
         self.module: nn.Module = loss
-        self.sharded = self._told = False
+        self.sharded = self._checked = False
         self._whole: list[tuple[nn.Module, str, nn.Parameter]] = []
         places = (
             {}
@@ -97,7 +97,7 @@ class Trained:
         self._seen: list[tuple[Tensor | None, int]] = [(None, 0)] * len(self._buffers)
 
     def shard(self, device: torch.device) -> None:
-        """Shards the parameters, those of the main process, over all processes."""
+        """Shards the parameters of the main process over all processes."""
         import torch.distributed as dist
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -113,16 +113,16 @@ class Trained:
         alone = {each for each in self.loss.parameters() if each.dim() == 0}
         mesh = init_device_mesh(device.type, (self.processes.world,))
         self.module = fully_shard(self.loss, mesh=mesh, ignored_params=alone)
-        with torch.no_grad():  # the whole parameters keep their identity for the end, not their memory
+        with torch.no_grad():  # the whole parameters stay the same objects, without their memory
             for _, _, whole in self._whole:
                 whole.data = whole.data.new_empty(0)
         self.loss.everywhere, self.sharded = "zeros", True
         self.share_buffers()
 
     def prepare(self, optimizer: torch.optim.Optimizer, placed: bool) -> torch.optim.Optimizer:
-        """Wraps the module for one process or DDP; ``placed`` leaves it on the device where it is."""
+        """Wraps the module for one process or DDP; with ``placed`` it stays on its device."""
         if self.processes.several:
-            # Buffers are shared after each step here: DDP does it before the next, too late for the average of them.
+            # Buffers are shared after each step here; DDP would do it before the next, too late for their average.
             names = [name for name, _ in self.loss.named_buffers(remove_duplicate=False)]
             nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.loss, names)
             self.loss.everywhere = "none"
@@ -130,16 +130,16 @@ class Trained:
             self.loss, optimizer, device_placement=[not placed, not placed]
         )
         self.share_buffers()
-        # The wrappers of step and backward serve fp16's loss scaling, not offered here, and cost half a millisecond.
+        # The wrappers of step and backward are for loss scaling of fp16, not supported here; they cost 0.5 ms.
         return optimizer.optimizer
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Lends every process the whole parameters: the flow samples and evaluates as a plain module."""
+        """Gives every process the whole parameters in this context, so the flow works like a plain module."""
         if not self.sharded:
             yield
             return
-        self.module.reshard()  # what a forward pass left gathered may be old
+        self.module.reshard()  # parameters gathered by a forward pass may be old
         self.module.unshard()
         try:
             yield
@@ -148,12 +148,12 @@ class Trained:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Computes gradients; with ``last`` those of all pieces are averaged over the processes."""
-        remarks = self.loss.everywhere == "none" and not self._told
-        with warnings.catch_warnings() if remarks else nullcontext():
-            if remarks:  # DDP remarks once on the strides of 1x1 convolutions, which cost a copy of a few kilobytes
+        first = self.loss.everywhere == "none" and not self._checked
+        with warnings.catch_warnings() if first else nullcontext():
+            if first:  # DDP warns once about strides of 1x1 convolutions, which cost a copy of a few kilobytes
                 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             loss.backward()
-        self._told = self._told or last
+        self._checked = self._checked or last
         if not (last and self.sharded):
             return
         import torch.distributed as dist
@@ -165,7 +165,7 @@ class Trained:
 
     @contextmanager
     def piece(self, last: bool) -> Iterator[None]:
-        """Surrounds forward and backward of one piece; gradients are exchanged with the last."""
+        """The context of forward and backward of one piece; gradients are exchanged with the last."""
         if self.sharded:
             self.module.set_requires_gradient_sync(last)
             self.module.set_reshard_after_backward(last)
@@ -175,7 +175,7 @@ class Trained:
                 yield
 
     def clip(self, parameters: list[Tensor], largest: float) -> Tensor:
-        """Scales gradients down to a norm and gives the norm before, the same on all processes."""
+        """Clips gradients to a norm and returns the norm before, the same on all processes."""
         if not self.sharded:
             return torch.nn.utils.clip_grad_norm_(parameters, largest)
         import torch.distributed as dist
@@ -190,13 +190,13 @@ class Trained:
         return norm
 
     def share_buffers(self) -> None:
-        """Gives every process the main one's values of the buffers that have changed (running statistics)."""
+        """Copies buffers that have changed (running statistics) from the main process to all processes."""
         if not self._buffers:
             return
         import torch.distributed as dist
 
         buffers = [part._buffers[name] for part, name in self._buffers]
-        # Batch norm writes its statistics without marking them as changed.
+        # Batch norm changes its statistics without a new version number.
         norm = nn.modules.batchnorm._NormBase
         changed = self.processes.maxima(
             *(
@@ -210,7 +210,7 @@ class Trained:
 
     @torch.no_grad()
     def make_plain(self) -> None:
-        """Gives the flow its whole parameters back, the very objects it had before."""
+        """Restores the whole parameters of the flow, in the same objects as before."""
         if not self.sharded:
             return
         self.module.reshard()
@@ -223,9 +223,9 @@ class Trained:
 
 
 def wants_sharding(accelerator: Any) -> bool:
-    """Returns whether the launcher asked for FSDP; raises for options of it that are not supported.
+    """Returns whether the launcher requested FSDP; raises for options of it that are not supported.
 
-    On the CPU accelerate itself falls back to DDP; here it shards as well.
+    On the CPU accelerate uses DDP instead; here FSDP works on the CPU too.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
         return False
@@ -245,5 +245,5 @@ def wants_sharding(accelerator: Any) -> bool:
         (wraps, "--fsdp_auto_wrap_policy", "pass NO_WRAP (fit shards flow and objective as one group)"),
     ):
         if asked:
-            raise ValueError(f"fit: accelerate was launched with {option}, which is not offered here; {instead}.")
+            raise ValueError(f"fit: accelerate was launched with {option}, which is not supported; {instead}.")
     return True

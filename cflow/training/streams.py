@@ -1,4 +1,4 @@
-"""Random streams by counter: the draws of a step depend on the seed and the step alone, never on what ran before."""
+"""Random streams by counter: the draws of a step depend only on the seed and the step, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 __all__ = ["EPOCH", "FORWARD", "LOADER", "PAIRS", "PREPARE", "VALIDATION", "generator_for", "seed_for", "stream"]
 
-# What a stream is for: two purposes never share draws, whatever their counters.
+# The purpose of a stream: two purposes never share draws, for any counters.
 EPOCH, PREPARE, FORWARD, LOADER, VALIDATION, PAIRS = range(6)
 
 
@@ -26,13 +26,13 @@ def seed_for(seed: int, *counters: int) -> int:
 
 
 def generator_for(device: torch.device | str, seed: int, *counters: int) -> torch.Generator:
-    """Builds a generator at the start of the stream that the counters name."""
+    """Returns a generator at the start of the stream of these counters."""
     return torch.Generator(device=device).manual_seed(seed_for(seed, *counters))
 
 
 @contextmanager
 def stream(device: torch.device, seed: int, *counters: int) -> Iterator[None]:
-    """Lends torch's default generators (dropout draws from them) another stream and gives them back untouched."""
+    """Sets torch's default generators (dropout draws from them) to a stream in this context, then restores them."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

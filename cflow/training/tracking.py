@@ -1,4 +1,4 @@
-"""What a run records: rows in memory, in history.csv, in TensorBoard and where else its user looks."""
+"""The history of a run: rows in memory, in history.csv, in TensorBoard and in other trackers."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "validation")
 
 
 class Boards:
-    """The trackers of accelerate that a run was given (``fit(log_with=...)``): each row goes to all of them."""
+    """The trackers of accelerate in a run (``fit(log_with=...)``); each receives every row."""
 
     def __init__(self, accelerator: Any, options: Options) -> None:
-        self.accelerator, self.options, self.begun = accelerator, options, False
+        self.accelerator, self.options, self.started = accelerator, options, False
 
     def begin(self) -> None:
-        """Opens a run on every board, named after the folder, with the options of ``fit``."""
+        """Starts a run on every tracker, with the name of the folder and the options of ``fit``."""
         if not self.options.log_with:
             return
         plain = lambda value: value if isinstance(value, str | int | float) else repr(value)
         config = {
             name: plain(value) for name, value in vars(self.options).items() if name not in ("log_with", "callbacks")
         }
-        self.begun = True
+        self.started = True
         self.accelerator.init_trackers("cflow" if self.options.out is None else self.options.out.name, config)
 
     def add(self, row: dict[str, Any]) -> None:
         """Sends a row."""
-        if self.begun:
+        if self.started:
             self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def close(self) -> None:
-        """Ends the runs on the boards. The processes live on, which accelerate's own end of training would not let."""
-        for each in self.accelerator.trackers if self.begun else ():
+        """Ends the runs on the trackers; unlike accelerate's own end of training, it does not end the processes."""
+        for each in self.accelerator.trackers if self.started else ():
             each.finish()
-        self.begun = False
+        self.started = False
 
 
 def check_boards(log_with: tuple, out: Path | None) -> None:
-    """Raises where a board is not known, not installed, or wants a folder that there is not."""
+    """Raises if a tracker is unknown, not installed, or needs a folder and there is none."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
     installed = sorted(str(each) for each in get_available_trackers())
@@ -59,27 +59,25 @@ def check_boards(log_with: tuple, out: Path | None) -> None:
         if each is None or isinstance(each, type):
             given = "None" if each is None else f"the class {each.__name__}"
             raise TypeError(
-                f"fit(log_with={given}): a tracker is a name or an accelerate.tracking.GeneralTracker; pass "
-                f"log_with='tensorboard' or such an object, or omit log_with for none."
+                f"fit(log_with={given}): pass a name such as 'tensorboard', an "
+                f"accelerate.tracking.GeneralTracker, or omit log_with."
             )
         if each not in installed:
             known = isinstance(each, str) and each in map(str, LOGGER_TYPE_TO_CLASS)
             what = f"its package is not installed; pip install {each}" if known else "accelerate has no such tracker"
             raise ValueError(
-                f"fit(log_with={each!r}): {what}. Trackers here: {', '.join(installed)}, or an "
-                f"accelerate.tracking.GeneralTracker of your own."
+                f"fit(log_with={each!r}): {what}. Available: {', '.join(installed)}, or a custom "
+                f"accelerate.tracking.GeneralTracker."
             )
         if LOGGER_TYPE_TO_CLASS[each].requires_logging_directory and out is None:
-            raise ValueError(
-                f"fit(log_with={each!r}, out=None): this tracker writes to a folder; pass out=... as well."
-            )
+            raise ValueError(f"fit(log_with={each!r}, out=None): this tracker writes to a folder; pass out=... too.")
 
 
 def check_callbacks(callbacks: Any) -> tuple:
-    """Gives the callbacks as a tuple; raises a TypeError unless each can be called with a step, a flow and a row."""
+    """Returns the callbacks as a tuple; raises a TypeError if one cannot be called with a step, a flow and a row."""
     if callable(callbacks) or not isinstance(callbacks, Iterable):
         name = getattr(callbacks, "__name__", repr(callbacks))
-        raise TypeError(f"fit(callbacks={name:.60}): several may be given, so this is a list; pass callbacks=[...].")
+        raise TypeError(f"fit(callbacks={name:.60}): this is not a list; pass callbacks=[...].")
     callbacks = tuple(callbacks)
     for each in callbacks:
         name = getattr(each, "__qualname__", repr(each))
@@ -93,24 +91,23 @@ def check_callbacks(callbacks: Any) -> tuple:
                 wrong = str(error)
         if wrong is not None:
             raise TypeError(
-                f"fit(callbacks=[{name:.60}]): {wrong}, and it is called as callback(step, flow, row) after every "
-                f"step; pass a function of these three."
+                f"fit(callbacks=[{name:.60}]): {wrong}; pass a function that is called as callback(step, flow, row)."
             )
     return callbacks
 
 
 def is_watched() -> bool:
-    """Says whether a person looks at what this process shows: in a terminal, or in a notebook."""
+    """Returns whether the output of this process is shown to a person, in a terminal or in a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
 
 
 class Tracker:
-    """Keeps the history of a run; writes it only where a folder is given.
+    """Keeps the history of a run, and writes it if there is a folder.
 
-    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds``, the names that the objective logs and, where
-    it was measured, ``validation`` (and ``validation_...`` of what is logged). Floats are written in full, so that a
-    resumed run reads back what it had.
+    Rows are dicts with the keys ``step, loss, grad_norm, lr, seconds``, the metrics of the objective and, after a
+    validation, ``validation`` (and ``validation_...`` for each metric). Floats are written with all digits, so a
+    resumed run reads the same values.
     """
 
     def __init__(self, out: Path | None, resumed_from: int, boards: Boards) -> None:
@@ -122,11 +119,11 @@ class Tracker:
             self.history = [row for row in _read(path) if row["step"] <= resumed_from]
 
     def begin(self, metric_names: Sequence[str] = ()) -> None:
-        """Opens the files, with columns for what the objective logs."""
+        """Opens the files, with a column for each metric of the objective."""
         self._boards.begin()
         if self._out is None:
             return
-        # TensorBoard takes a second to import: only runs that write pay for it.
+        # The import of TensorBoard takes a second, so only runs that write import it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +150,7 @@ class Tracker:
                 self._board.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
-        """Puts the rows on the disk, before a checkpoint relies on them."""
+        """Writes the rows to disk, before a checkpoint that needs them."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -168,10 +165,10 @@ class Tracker:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows that are whole: a kill may have cut the last one short.
+    """Reads the complete rows; the last one is incomplete if the run was killed.
 
     Raises:
-        ValueError: where the file holds something else.
+        ValueError: if the file is not a history.
     """
     number = lambda name, value: int(value) if name == "step" else float(value)
     try:
@@ -183,6 +180,5 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ValueError("a row without a step")
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(
-            f"fit(resume=True): {path} is damaged ({error}); mend that line, or delete the file: the run goes on "
-            f"without its earlier rows."
+            f"fit(resume=True): {path} is damaged ({error}); fix this line, or delete the file and lose its rows."
         ) from None

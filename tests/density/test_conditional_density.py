@@ -145,7 +145,7 @@ def test_bad_input_is_refused_with_what_to_do(line):
         model.predict_quantiles(X, 1.0)
     with pytest.raises(ValueError, match="q is not between 0 and 1"):
         model.predict_quantiles(X, [])
-    with pytest.raises(ValueError, match="this is not a probability"):
+    with pytest.raises(ValueError, match="pass a probability"):
         model.predict_interval(X, coverage=90)
     with pytest.raises(ValueError, match="2 latents or more"):
         model.predict(X, draws=1)

@@ -193,8 +193,8 @@ def test_names_of_features_are_kept_and_compared(moons):
         ({"batch_size": 2.5}, ValueError, "batch_size=2.5.*whole number"),
         ({"patience": True}, ValueError, "patience=True"),
         ({"check_every": -1}, ValueError, "check_every=-1"),
-        ({"validation_fraction": 1.0}, ValueError, r"number in \[0, 1\)"),
-        ({"lr": 0.0}, ValueError, "lr=0.0.*positive"),
+        ({"validation_fraction": 1.0}, ValueError, r"share of the rows in \[0, 1\)"),
+        ({"lr": 0.0}, ValueError, "lr=0.0.*pass lr > 0"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay=-1.0"),
         ({"random_state": -1}, ValueError, "random_state=-1"),
         ({"random_state": "seed"}, ValueError, "random_state='seed'"),
@@ -324,7 +324,7 @@ def test_hyper_parameters_of_another_kind_are_refused_by_name(options):
 
 def test_the_warning_of_scale_speaks_of_the_estimator():
     X = 1e4 * np.random.default_rng(0).normal(size=(200, 2))
-    with pytest.warns(UserWarning, match="lie far.*standardise=True") as seen:
+    with pytest.warns(UserWarning, match="are far from the draws.*standardise=True") as seen:
         FlowDensity("maf", standardise=False, max_steps=2).fit(X)
     assert seen[0].filename == __file__
 

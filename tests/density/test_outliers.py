@@ -148,5 +148,5 @@ def test_calibration_rows_without_a_density_are_the_lowest():
 
 @pytest.mark.parametrize("options", [{"contamination": "auto"}, {"calibration_fraction": None}])
 def test_shares_that_are_no_numbers_are_refused_by_name(options):
-    with pytest.raises(ValueError, match=rf"FlowOutlierDetector\({next(iter(options))}=.*pass a number"):
+    with pytest.raises(ValueError, match=rf"FlowOutlierDetector\({next(iter(options))}=.*pass a share"):
         FlowOutlierDetector(Identity(), **options).fit(np.zeros((50, 2)))

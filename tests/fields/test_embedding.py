@@ -58,5 +58,5 @@ def test_integers_hold_no_missing_condition():
 
 @pytest.mark.parametrize("classes", [2.5, "3", True, -1])
 def test_classes_are_counted(classes):
-    with pytest.raises(ValueError, match="a condition is a class label or a vector"):
+    with pytest.raises(ValueError, match="pass at most one of the two"):
         ContextEmbedding(4, classes=classes)

@@ -151,9 +151,9 @@ def test_batches_are_cut_by_the_rows_they_have_left():
     assert torch.equal(torch.cat([part["pair"][0] for part, _ in parts]), x)
     assert all(len(part["pair"][1]) == size and part["grid"].value is grid for part, size in parts)
     assert sum(share for _, share in pieces(batch, 14, 64)) == pytest.approx(1)
-    with pytest.raises(ValueError, match="holds no tensor with rows"):
+    with pytest.raises(ValueError, match="has no tensor with rows"):
         rows_of({"rate": 1.0}, 14)
-    with pytest.raises(ValueError, match=r"14 rows and holds a tensor of shape \[5\].*objectives.Shared"):
+    with pytest.raises(ValueError, match=r"14 rows, but a tensor of shape \[5\].*objectives.Shared"):
         cut({"grid": grid, "pair": (x, t)}, 14, 4)
 
 
@@ -189,7 +189,7 @@ def test_a_dataset_may_bring_collate():
         run = training.fit(small_flow(), SmallMatching(), dataset, steps=2, batch_size=10, log_every=1)
         assert run.steps == 2
     Words.collate = 3
-    with pytest.raises(TypeError, match=r"fit\(data=Words\): its collate is 3; it is a method"):
+    with pytest.raises(TypeError, match=r"fit\(data=Words\): its collate is 3; write a method collate"):
         training.fit(small_flow(), SmallMatching(), Words(), steps=2, batch_size=10)
 
 
@@ -199,7 +199,7 @@ def test_processes_across_read_the_batches_of_one():
     for _ in range(7):
         x = alone.fetch().x
         assert all(torch.equal(x, other.fetch().x) for other in others)
-    with pytest.raises(ValueError, match=r"across_processes=True\): every process must be able to read"):
+    with pytest.raises(ValueError, match=r"across_processes=True\): a loader has only the rows of its process"):
         batches_of(DataLoader(Noise(), 4), 4, 0, 0, 2, across=True)
 
 

@@ -98,7 +98,7 @@ def test_a_conditional_flow_under_guidance(generator):
     )
     exact = draw(RK4(50))
     assert (draw(solver) - exact).square().mean() < (draw(Euler(4)) - exact).square().mean()
-    with pytest.raises(ValueError, match="wants contexts"):
+    with pytest.raises(ValueError, match="needs contexts"):
         training.fit_bespoke(flow, 4, **SMALL)
     with pytest.raises(ValueError, match=r"context of shape \(3, 2\)"):
         training.fit_bespoke(flow, 4, context=torch.zeros(3, 2), **SMALL)
@@ -226,7 +226,7 @@ def test_numbers_that_make_no_solver_are_refused(arguments, message):
     [
         ({"steps": 0}, ValueError, "steps=0"),
         ({"iterations": 1.5}, ValueError, "iterations=1.5"),
-        ({"lr": 0.0}, ValueError, "positive number"),
+        ({"lr": 0.0}, ValueError, "learning rate is positive"),
         ({"context": torch.zeros(3)}, ValueError, "is unconditional"),
     ],
 )

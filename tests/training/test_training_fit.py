@@ -356,7 +356,7 @@ def test_pairs_are_split_and_only_their_data_end_is_transformed():
     training.fit(Shifted(), Reflow(), pairs, steps=1, batch_size=40, prefetch=0)
     assert (seen["x0"] == 0).all()
     assert (seen["x1"] == 0).all()
-    with pytest.raises(ValueError, match=r"shape \[N, 2, 2\] \(the objective takes items that hold a base"):
+    with pytest.raises(ValueError, match=r"shape \[N, 2, 2\] \(a base sample and a data sample per item"):
         training.fit(Shifted(), Reflow(), pairs[:, 0], steps=1, batch_size=40)
 
 

@@ -29,11 +29,11 @@ def poisoned(*rows):
         (torch.zeros(50), r"shape \(50,\)"),
         (torch.zeros(0, 2), "no rows"),
         (torch.zeros(5, 2), r"batch_size=8.* 5 rows; choose batch_size <= 5"),
-        (poisoned(7, 31), r"2 of 200 rows hold NaN or infinity \(rows \[7, 31\]\)"),
+        (poisoned(7, 31), r"2 of 200 rows have NaN or infinity \(rows \[7, 31\]\)"),
         ((torch.zeros(50, 2), torch.zeros(50, 3)), "unconditional"),
         (
             [torch.zeros(50, 2)] * 3,
-            "is x, .x,. or .x, context., and this has 3 parts; drop the rest",
+            "has 3 parts; pass x, .x,. or .x, context.",
         ),
         (torch.utils.data.TensorDataset(torch.zeros(50, 4)), r"shape \(8, 4\)"),
         (torch.utils.data.DataLoader(torch.zeros(50, 4), batch_size=8), r"shape \(8, 4\)"),
@@ -75,9 +75,9 @@ def test_other_types_are_refused(given):
         ({"workers": 0}, r"workers=0"),
         ({"prefetch": -1}, r"prefetch=-1"),
         ({"seed": -1}, r"seed=-1"),
-        ({"lr": 0.0}, r"fit\(lr=0.0\): a learning rate is positive; pass for instance lr=1e-3.$"),
+        ({"lr": 0.0}, r"fit\(lr=0.0\): a learning rate is positive; pass for instance 1e-3.$"),
         ({"clip": 0.0}, r"clip=0.0"),
-        ({"precision": "fp16"}, "choose 'no' or 'bf16'"),
+        ({"precision": "fp16"}, "pass 'no' or 'bf16'"),
         ({"resume": True}, "no folder to resume from"),
         ({"flow": small_flow().requires_grad_(False)}, "unfreeze"),
         ({"validation": torch.zeros(0, 2)}, r"fit\(validation=...\): there are no rows"),
@@ -94,7 +94,7 @@ def test_a_loss_per_batch_is_refused():
         def loss(self, flow, batch):
             return super().loss(flow, batch).mean()
 
-    with pytest.raises(ValueError, match=r"Averaged.loss gave shape \(\): .*return shape \[B\]"):
+    with pytest.raises(ValueError, match=r"Averaged.loss returned shape \(\), .*return shape \[B\]"):
         fit(data(), objective=Averaged())
 
 
@@ -197,14 +197,14 @@ def test_labels_beyond_the_classes_are_named_before_training():
     for wrong in (3, -1):  # 3 would mean "no condition" to the field
         labels = torch.zeros(100, dtype=torch.long)
         labels[7] = wrong
-        with pytest.raises(ValueError, match=r"1 of 100 labels are not among 0 to 2 \(rows \[7\]\)"):
+        with pytest.raises(ValueError, match=r"1 of 100 labels are not from 0 to 2 \(rows \[7\]\)"):
             training.fit(flow, FlowMatching(), (torch.randn(100, 2), labels), steps=1, batch_size=50)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": FlowMatching}, "is the class FlowMatching, not what is wanted"),
+        ({"objective": FlowMatching}, "is the class FlowMatching; pass an object"),
         ({"flow": torch.nn.Linear(2, 2)}, "pass an object such as cflow.ContinuousFlow"),
         ({"steps": 2.5}, "whole number, not a float"),
         ({"steps": "4"}, "whole number, not a str"),
@@ -242,12 +242,14 @@ def test_dictionaries_are_told_what_a_batch_is():
     data = {"image": torch.zeros(50, 2), "label": torch.zeros(50)}
     for given in (data, Named(), torch.utils.data.DataLoader(Named(), batch_size=10)):
         with pytest.raises(
-            TypeError, match="a dict with the keys 'image', 'label': a batch is x, or a pair.*collate_fn"
+            TypeError, match=r"is a dict with the keys 'image', 'label', not x or \(x, context\).*collate_fn"
         ):
             training.fit(small_flow(), SmallMatching(), given, steps=1, batch_size=10)
 
 
 def test_rows_that_a_base_cannot_draw_are_the_cause_that_is_named():
     flow = discrete.NormalizingFlow(discrete.LULinear(2), bases.Uniform(2, -1.0, 1.0))
-    with pytest.raises(FloatingPointError, match="a log-density of -inf: rows lie beyond what the flow can draw.*base"):
+    with pytest.raises(
+        FloatingPointError, match="a log-density of -inf: rows are outside the support of the flow.*base"
+    ):
         training.fit(flow, objectives.MaximumLikelihood(), 9 * torch.ones(20, 2), steps=1, batch_size=10)

@@ -1,4 +1,4 @@
-"""Data that lie far from what the base draws: one warning, and none where there is no reason."""
+"""Data far from the draws of the base: one warning, and none without a reason."""
 
 import warnings
 
@@ -44,7 +44,7 @@ def fit(flow, data, objective=None, steps=3, **options):
 def test_data_a_thousand_times_too_large_are_warned_of_once(how, threads, generator):
     x = 1000 * torch.randn(256, 2, generator=generator) + 5000
     data = {"tensor": x, "dataset": Rows(x), "loader": DataLoader(x, batch_size=64)}[how]
-    with pytest.warns(UserWarning, match=r"2 of 2 columns lie far.*Standardise\.fit\(x\)") as seen:
+    with pytest.warns(UserWarning, match=r"2 of 2 columns are far from.*Standardise\.fit\(x\)") as seen:
         fit(matching(2), data, objectives.FlowMatching(), prefetch=threads, steps=6)
     assert len(seen) == 1
 
@@ -52,7 +52,7 @@ def test_data_a_thousand_times_too_large_are_warned_of_once(how, threads, genera
 @pytest.mark.parametrize("scale", [1000.0, 1e-3])
 def test_the_remedy_is_silent(scale, generator):
     x = scale * torch.randn(256, 2, generator=generator)
-    with pytest.warns(UserWarning, match="lie far from what the base draws"):
+    with pytest.warns(UserWarning, match="are far from the draws of the base"):
         fit(flow_of(2), x)
     fit(flow_of(2).with_transform(bijections.Standardise.fit(x)), x)  # a warning is an error here
     fit(flow_of(2).with_transform(bijections.Standardise(2, learned=True)), x, steps=1)  # may learn to bring them there
@@ -61,7 +61,7 @@ def test_the_remedy_is_silent(scale, generator):
 def test_one_column_far_off_is_counted(generator):
     x = torch.randn(256, 3, generator=generator)
     x[:, 1] += 100
-    with pytest.warns(UserWarning, match=r"1 of 3 columns lie far.*means 99"):
+    with pytest.warns(UserWarning, match=r"1 of 3 columns are far from.*means 99"):
         fit(flow_of(3), x)
 
 
@@ -96,22 +96,22 @@ def test_bases_of_the_laws_of_the_data_are_not_warned_of(generator):
 
 def test_what_is_far_from_such_bases_is_warned_of(generator):
     cauchy = bases.StudentT(2, df=1.0)
-    with pytest.warns(UserWarning, match="2 of 2 columns lie far"):
+    with pytest.warns(UserWarning, match="2 of 2 columns are far from"):
         fit(flow_of(2, base=cauchy), 1000 * cauchy.sample((256,), generator=generator), steps=1)
     categories = torch.eye(12)[torch.randint(12, (500,), generator=generator)]
     flow = cflow.ContinuousFlow(fields.MLP(12), bases.Empirical(categories), path=paths.Linear())
-    with pytest.warns(UserWarning, match="12 of 12 columns lie far"):
+    with pytest.warns(UserWarning, match="12 of 12 columns are far from"):
         fit(flow, 1000 * categories, objectives.FlowMatching(), steps=1)
     wild = torch.randn(64, 2, generator=generator)
     wild[0] = 1e6
-    with pytest.warns(UserWarning, match="2 of 2 columns lie far"):
+    with pytest.warns(UserWarning, match="2 of 2 columns are far from"):
         fit(flow_of(2), wild, steps=1)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_the_warning_points_at_the_call_of_fit(threads, generator):
     x = 1000 * torch.randn(256, 2, generator=generator)
-    with pytest.warns(UserWarning, match="lie far") as seen:
+    with pytest.warns(UserWarning, match="are far from") as seen:
         training.fit(flow_of(2), objectives.MaximumLikelihood(), x, steps=1, batch_size=64, prefetch=threads)
     assert seen[0].filename == __file__
 

@@ -28,7 +28,7 @@ def test_sharding_is_what_the_launcher_says(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"FSDP_VERSION": "1"}, "--fsdp_version 1, which is not offered here; pass --fsdp_version 2"),
+        ({"FSDP_VERSION": "1"}, "--fsdp_version 1, which is not supported; pass --fsdp_version 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params true"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--fsdp_activation_checkpointing true"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "--fsdp_auto_wrap_policy.*NO_WRAP"),

@@ -63,9 +63,9 @@ def test_a_board_is_closed_however_the_run_ends():
 
 def test_the_boards_own_names(tmp_path):
     train(log_with="tensorboard", out=tmp_path / "run", steps=8)
-    assert len(list((tmp_path / "run").rglob("events*"))) > 1  # beside the one that fit always writes
+    assert len(list((tmp_path / "run").rglob("events*"))) > 1  # more than the one that fit always writes
     for name, message in (
-        ("wandbb", "accelerate has no such tracker. Trackers here: .*tensorboard"),
+        ("wandbb", "accelerate has no such tracker. Available: .*tensorboard"),
         ("tensorboard", r"out=None\): this tracker writes to a folder"),
         (3, "no such tracker"),
     ):
@@ -111,16 +111,16 @@ def test_a_callback_cannot_change_the_history(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"callbacks": print}, r"fit\(callbacks=print\): .* this is a list; pass callbacks=\[\.\.\.\]"),
-        ({"callbacks": 3}, r"fit\(callbacks=3\): .* this is a list"),
+        ({"callbacks": print}, r"fit\(callbacks=print\): this is not a list; pass callbacks=\[\.\.\.\]"),
+        ({"callbacks": 3}, r"fit\(callbacks=3\): this is not a list"),
         (
             {"callbacks": [lambda step, flow: None]},
-            r"too many positional .* callback\(step, flow, row\) after",
+            r"too many positional .* callback\(step, flow, row\)",
         ),
-        ({"callbacks": [lambda step, flow, row, more: None]}, "missing a required .* pass a function of these three"),
+        ({"callbacks": [lambda step, flow, row, more: None]}, "missing a required .* pass a function"),
         ({"callbacks": ["print"]}, "'print'.*it cannot be called"),
-        ({"log_with": None}, r"fit\(log_with=None\): .*omit log_with for none"),
-        ({"log_with": Board}, r"fit\(log_with=the class Board\): .*or such an object"),
+        ({"log_with": None}, r"fit\(log_with=None\): .*omit log_with"),
+        ({"log_with": Board}, r"fit\(log_with=the class Board\): .*accelerate.tracking.GeneralTracker"),
         ({"log_with": [Board(), None]}, r"fit\(log_with=None\)"),
     ],
 )

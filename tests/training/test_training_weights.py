@@ -79,7 +79,7 @@ def test_a_weighted_run_resumes_and_other_weights_are_refused(tmp_path):
     [torch.ones(199), torch.zeros(200), -torch.ones(200), torch.full((200,), float("nan")), torch.ones(200, 1)],
 )
 def test_weights_that_are_none_are_refused(weights):
-    with pytest.raises(ValueError, match=r"fit\(weights of shape .*pass one for each of the 200 rows"):
+    with pytest.raises(ValueError, match=r"fit\(weights of shape .*pass one weight for each of the 200 rows"):
         training.fit(small_flow(), SmallMatching(), data(), steps=2, batch_size=32, weights=weights)
 
 
@@ -94,5 +94,5 @@ def test_accumulation_tells_of_layers_that_look_at_the_batch(recwarn):
     training.fit(Regression(), Squares(), (torch.zeros(40, 2), torch.zeros(40, 3)), accumulate=2, **options)
     training.fit(small_flow(), SmallMatching(), data(), **options)
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"fit\(accumulate=2\): net.1 learns from the statistics of the batch"):
+    with pytest.warns(UserWarning, match=r"fit\(accumulate=2\): net.1 uses batch statistics"):
         training.fit(small_flow(), SmallMatching(), data(), accumulate=2, **options)

@@ -190,7 +190,7 @@ def stops(folder, rank):
     assert training.fit(small_flow(), SmallMatching(), loader, **fixed).steps == 12
 
     raises(ValueError, "start at most 1 processes", lambda: fit_on(data()[:1], batch_size=1))
-    raises(ValueError, "batch_size=20): a batch is drawn", lambda: fit_on(data()[:30], batch_size=20))
+    raises(ValueError, "batch_size=20): batches are drawn", lambda: fit_on(data()[:30], batch_size=20))
     raises(ValueError, "choose batch_size <= 15", lambda: fit_on(data()[:30], batch_size=20, across_processes=True))
     raises(ValueError, "data=loader, across_processes=True", lambda: fit_on(loader, across_processes=True))
 

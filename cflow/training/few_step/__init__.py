@@ -1,1 +1,1 @@
-"""From a trained flow to one of few steps: pairs that it joins, straightening, distillation, fitted solvers."""
+"""Few-step sampling of a trained flow: pairs of noise and sample, reflow, distillation, fitted solvers."""

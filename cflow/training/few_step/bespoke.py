@@ -1,4 +1,4 @@
-"""``fit_bespoke``: a solver of few steps for one trained flow, its times and coefficients learned."""
+"""``fit_bespoke``: learns times and coefficients of a few-step solver for one trained flow."""
 
 from __future__ import annotations
 
@@ -48,41 +48,41 @@ def fit_bespoke(
     reference: Solver | None = None,
     progress: bool | None = None,
 ) -> Bespoke:
-    r"""Fits a solver with ``steps`` calls of the network to a trained continuous flow.
+    r"""Fits a solver with ``steps`` function evaluations (NFE) to a trained continuous flow.
 
-    Base samples are carried to the data once by ``reference``; then the times and all weights of
+    The ``reference`` solver computes the ends of base samples once. Then Adam changes the times and all weights of
 
     .. math:: x_{n+1} = a_n x_0 + \sum_{j \le n} b_{nj} v_j
 
-    are moved by Adam to bring the last state to the same place, in the mean of the logarithm of each sample's mean
-    squared error (minus its PSNR). The fit begins with the generic solver of as many calls that does best (Euler,
-    midpoint, Heun, RK4, Adams-Bashforth, DPM-Solver++, UniPC, DEIS), is looked at on base samples of its own, and gives
-    the best it saw there: never worse than its beginning, on these, neither in that mean nor in the root mean square
-    error. The network's weights are not touched.
+    so that the last state agrees with these ends. The loss is the mean over samples of the logarithm of the mean
+    squared error (minus the PSNR). The fit starts from the best generic solver with as many evaluations (Euler,
+    midpoint, Heun, RK4, Adams-Bashforth, DPM-Solver++, UniPC, DEIS). It is validated on other base samples and returns
+    the best solver found there, which is never worse than the start in this loss and in the root mean square error.
+    The weights of the network do not change.
 
-    Cost: ``samples + validation`` reference solves, and ``iterations * batch_size * steps`` network calls forward and
-    backward: some seconds for a small network on a CPU core, minutes for a U-Net.
+    Cost: ``samples + validation`` reference solves, and ``iterations * batch_size * steps`` forward and backward
+    evaluations of the network: some seconds for a small network on a CPU core, minutes for a U-Net.
 
     Args:
-        flow: a :class:`cflow.ContinuousFlow`. Where its interval leaves a bit of [0, 1] out, the calls stay inside it
-            and the weights lead to the ends.
-        steps: calls of the network.
-        seed: seed of the base samples and of what context they get.
-        context: contexts ``[M, *context_shape]`` of a conditional flow, drawn with replacement: such as
-            ``torch.arange(10)`` for ten classes, or those of the training data.
+        flow: a :class:`cflow.ContinuousFlow`. If its interval is smaller than [0, 1], evaluations stay inside it, and
+            the weights lead to the ends.
+        steps: the number of function evaluations (NFE).
+        seed: the seed of the base samples and of their contexts.
+        context: contexts ``[M, *context_shape]`` of a conditional flow, drawn with replacement: ``torch.arange(10)``
+            for ten classes, for instance, or those of the training data.
         guidance: the guidance with which samples will be drawn; the solver is fitted to it.
-        samples: base samples fitted to.
-        validation: base samples looked at.
-        batch_size: samples per iteration, and carried at once.
+        samples: the number of base samples for the fit.
+        validation: the number of base samples for validation.
+        batch_size: samples per iteration and per reference solve.
         iterations: steps of Adam.
-        lr: its learning rate, in units of a step's length.
-        reference: a solver that is accurate; ``Dopri5(rtol=1e-5, atol=1e-5)`` unless given.
-        progress: whether to show progress bars. Default: in a terminal or a notebook.
+        lr: the learning rate of Adam, in units of the length of a step.
+        reference: an accurate solver. Default: ``Dopri5(rtol=1e-5, atol=1e-5)``.
+        progress: whether to show progress bars. Default: only in a terminal or a notebook.
 
     Raises:
         TypeError: for a flow without a velocity.
         ValueError: for a context that does not fit the flow, or counts below one.
-        FloatingPointError: where the reference fails on a sample.
+        FloatingPointError: if the reference fails on a sample.
 
     Source: Shaul et al., Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, 2024,
     arXiv:2403.01329, algorithm 2.
@@ -125,7 +125,7 @@ def fit_bespoke(
                 with torch.enable_grad():
                     x, target, given = pairs.some(batch_size, generator)
                     loss = _log_error(model(pairs.velocity, x, given), target).mean()
-                    # Only the coefficients': nothing is added to the gradients of the flow.
+                    # Only for the coefficients, so gradients of the flow do not change.
                     gradients = torch.autograd.grad(loss, list(model.parameters()))
                 for parameter, gradient in zip(model.parameters(), gradients):
                     parameter.grad = torch.nan_to_num(gradient)
@@ -142,7 +142,7 @@ def fit_bespoke(
 
 @dataclass
 class _Pairs:
-    """Base samples ``[N, *event]``, where they end, and their contexts."""
+    """Base samples ``[N, *event]``, their ends, and their contexts."""
 
     velocity: Any
     x0: Tensor
@@ -153,7 +153,7 @@ class _Pairs:
     @classmethod
     @torch.no_grad()
     def draw(cls, flow, count: int, context, guidance, batch: int, reference: Solver, generator, advance) -> _Pairs:
-        """Draws base samples and transports them to the data in batches; calls ``advance`` with their sizes."""
+        """Draws base samples and computes their ends in batches; calls ``advance`` with the batch sizes."""
         x0 = flow.cast(flow.base.sample((count,), generator=generator))
         given = None
         if context is not None:
@@ -173,13 +173,13 @@ class _Pairs:
         return cls(flow.velocity_field(guidance), x0, torch.cat(ends), given, batch)
 
     def some(self, count: int, generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gives some of the pairs with their contexts."""
+        """Returns random pairs with their contexts."""
         chosen = torch.randint(len(self.x0), (count,), generator=generator, device=generator.device)
         return self.x0[chosen], self.x1[chosen], None if self.context is None else self.context[chosen]
 
     @torch.no_grad()
     def error(self, solver: Bespoke) -> tuple[float, float]:
-        """Measures a solver on all pairs: the loss, infinite where a sample is not finite, and the root mean square."""
+        """Returns the loss of a solver on all pairs (infinite if one is not finite), and its root mean square error."""
         ends = []
         for index in range(0, len(self.x0), self.batch):
             here = None if self.context is None else self.context[index : index + self.batch]
@@ -191,7 +191,7 @@ class _Pairs:
 
 
 class _Coefficients(nn.Module):
-    """The numbers of a :class:`Bespoke` solver as parameters: their changes, step by step, in units of the steps."""
+    """The changes of the numbers of a :class:`Bespoke` solver, per step and in units of a step, as parameters."""
 
     def __init__(self, solver: Bespoke, inside: tuple[float, float]):
         super().__init__()
@@ -207,10 +207,10 @@ class _Coefficients(nn.Module):
         )
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gives the times, the weights of the start and those of the velocities."""
+        """Returns the times, the weights of the start and the weights of the velocities."""
         unit = (self.like.interval[1] - self.like.interval[0]) / len(self.like.times)
         times = (self.times_before + unit * self.times).clamp(*self.inside)
-        # A change made in one step stays in all that follow, as in a walk.
+        # A change in one step is kept in all later steps.
         starts = self.starts_before + unit * self.starts.cumsum(0)
         weights = self.weights_before + unit * (self.weights * self.triangle).cumsum(0)
         return times, starts, weights
@@ -224,7 +224,7 @@ class _Coefficients(nn.Module):
         return y
 
     def solver(self) -> Bespoke:
-        """Reads the numbers."""
+        """Returns the solver with the current numbers."""
         times, starts, weights = (each.detach().cpu().tolist() for each in self.numbers())
         rows_of = tuple(tuple(row[: n + 1]) for n, row in enumerate(weights))
         return Bespoke(tuple(times), tuple(starts), rows_of, self.like.interval)
@@ -243,14 +243,14 @@ def _bar(what: str, total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
 
 
 def _log_error(x: Tensor, target: Tensor) -> Tensor:
-    """Computes the logarithm of the mean squared error per sample, ``[B]``; minus the PSNR but for units."""
+    """Computes the logarithm of the mean squared error per sample, ``[B]``: minus the PSNR, in other units."""
     return torch.log(mean_rows((x - target).square()) + 1e-20)
 
 
 class _Shown:
-    """Stands for a flow whose velocities are unit vectors, so that states show their weights."""
+    """Replaces a flow by one whose velocities are unit vectors, so states show their weights."""
 
-    trained_by = ()  # nothing is known of its training, so no solver is refused for it
+    trained_by = ()  # no record of training, so every solver is allowed
 
     def __init__(self, flow, calls: int):
         self.path, self.interval, self.solver, self.divergence = flow.path, flow.interval, flow.solver, flow.divergence
@@ -268,7 +268,7 @@ class _Shown:
 
 
 def _written(flow, solver: Solver, calls: int) -> Bespoke | None:
-    """Writes what sampling by a solver does, crossed ends included; None if it takes more calls, or fails."""
+    """Returns a solver in the form of :class:`Bespoke`, or None if it needs another number of evaluations or fails."""
     shown = _Shown(flow, calls)
     try:
         end = transport(shown, shown.unit[:1], 0.0, 1.0, None, None, solver=solver).y[0]
@@ -283,7 +283,7 @@ def _written(flow, solver: Solver, calls: int) -> Bespoke | None:
 
 
 def _generic(flow, steps: int) -> list[Bespoke]:
-    """Lists the generic solvers of as many calls; where an end is crossed on its own, they have fewer steps."""
+    """Returns the generic solvers with as many evaluations; closed-form steps at an end leave them fewer steps."""
     written = []
     for count in dict.fromkeys(range(steps, max(0, steps - 3), -1)):
         solvers = [Euler(count), AdamsBashforth(count), AdamsBashforth(count, order=3)]
@@ -293,8 +293,8 @@ def _generic(flow, steps: int) -> list[Bespoke]:
         written += [each for each in (_written(flow, solver, steps) for solver in solvers) if each is not None]
     if not written:
         raise ValueError(
-            f"fit_bespoke(steps={steps}): on {flow.path!r} no generic solver takes so few calls, and a fit starts "
-            f"from one; pass two steps more."
+            f"fit_bespoke(steps={steps}): no generic solver has so few evaluations on {flow.path!r}; pass two steps "
+            f"more."
         )
     return written
 
@@ -302,24 +302,23 @@ def _generic(flow, steps: int) -> list[Bespoke]:
 def _check(flow, context, lr: float, **counts: int) -> None:
     if not callable(getattr(flow, "velocity_field", None)):
         raise TypeError(
-            f"fit_bespoke(flow={type(flow).__name__}): a solver is fitted to a velocity, and this flow has none; pass "
-            f"a cflow.ContinuousFlow."
+            f"fit_bespoke(flow={type(flow).__name__}): this flow has no velocity; pass a cflow.ContinuousFlow."
         )
     for name, count in counts.items():
-        check_integer("fit_bespoke", name, count, 1, "this is counted; pass an integer of at least 1.")
+        check_integer("fit_bespoke", name, count, 1, "pass an integer of 1 or more.")
     if not 0 < lr < math.inf:
-        raise ValueError(f"fit_bespoke(lr={lr}): a learning rate is a positive number; 2e-2 is the default.")
+        raise ValueError(f"fit_bespoke(lr={lr}): a learning rate is positive; pass for instance 2e-2.")
     if (flow.context_shape is None) != (context is None):
-        wanted = "is unconditional" if flow.context_shape is None else f"wants contexts of {tuple(flow.context_shape)}"
+        wanted = "is unconditional" if flow.context_shape is None else f"needs contexts of {tuple(flow.context_shape)}"
         given = None if context is None else tuple(torch.as_tensor(context).shape)
         raise ValueError(
-            f"fit_bespoke(context={given}): the flow {wanted}; pass context=None for an unconditional flow, and the "
-            f"contexts that samples will have, [M, *context_shape], for a conditional one."
+            f"fit_bespoke(context={given}): the flow {wanted}; pass contexts [M, *context_shape] for a "
+            f"conditional flow only."
         )
     if context is not None:
         shape = tuple(torch.as_tensor(context).shape)
         if not shape or not shape[0] or shape[1:] != tuple(flow.context_shape):
             raise ValueError(
-                f"fit_bespoke(context of shape {shape}): the flow's contexts are {tuple(flow.context_shape)}; pass "
-                f"[M, *context_shape] with one row or more."
+                f"fit_bespoke(context of shape {shape}): context_shape is {tuple(flow.context_shape)}; pass one row or "
+                f"more, [M, *context_shape]."
             )

@@ -1,4 +1,4 @@
-"""Pairs of noise and sample that a trained flow joins, on disk: what reflow and distillation learn from."""
+"""Pairs of noise and sample of a trained flow, on disk, for reflow and distillation."""
 
 from __future__ import annotations
 
@@ -32,33 +32,36 @@ SHARD = 4096
 
 
 class Pairs:
-    """Pairs ``(noise, sample, context)`` that :func:`generate_pairs` wrote, read from their folder.
+    """Reads pairs ``(noise, sample, context)`` that :func:`generate_pairs` wrote.
 
-    Both halves are in model space: what the flow's transforms make of data, so that nothing is rounded between rounds.
+    Noise and sample are in model space, after the flow's transforms, so that no rounding occurs between rounds.
+
+    Args:
+        folder: the folder of the pairs.
 
     Attributes:
-        x: ``[N, 2, *event]``, as ``fit`` takes given pairs.
+        x: ``[N, 2, *event]``, the form in which ``fit`` takes given pairs.
         context: ``[N, *context_shape]``, or None.
-        note: how they were made: seed, solver, guidance, flow.
+        note: how the pairs were made: seed, solver, guidance, flow.
 
     Raises:
-        FileNotFoundError: where the folder holds no pairs.
-        ValueError: where shards are missing (the generation was not finished) or damaged; the file is named.
+        FileNotFoundError: if the folder has no pairs.
+        ValueError: if files are missing (the generation is not complete) or damaged; the message lists the file.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         if not (self.folder / NOTE).is_file():
             raise FileNotFoundError(
-                f"Pairs({str(folder)!r}): no pairs there ({NOTE} is missing); write them by training.generate_pairs."
+                f"Pairs({str(folder)!r}): no pairs there ({NOTE} is missing); write them with training.generate_pairs."
             )
-        again = "call training.generate_pairs again to make what is missing or damaged anew"
+        again = "call training.generate_pairs again to write missing or damaged files"
         try:
             self.note = read_json(self.folder / NOTE)
             count = _count(self.note, self.folder / NOTE)
         except ValueError as error:
             raise ValueError(f"Pairs({str(folder)!r}): {error} Then {again}.".replace(". Then", ";")) from None
-        # A note may ask for any number of shards: no more are looked for than there can be.
+        # A damaged note may ask for any number of shards, so the search is limited.
         there = len(list(self.folder.glob("pairs-*.safetensors")))
         missing = next((i for i in range(min(count, there + 1)) if not _file(self.folder, i).is_file()), None)
         if missing is not None:
@@ -71,7 +74,7 @@ class Pairs:
             for index, part in enumerate(parts):
                 if _kind(part) != _kind(parts[0]):
                     raise ValueError(
-                        f"{_file(self.folder, index)} is damaged: its tensors are not those of the others."
+                        f"{_file(self.folder, index)} is damaged: its tensors differ from those of the others."
                     )
         except ValueError as error:
             raise ValueError(f"Pairs({str(folder)!r}): {error} Then {again}.".replace(". Then", ";")) from None
@@ -99,41 +102,41 @@ def generate_pairs(
     shard: int | None = None,
     progress: bool | None = None,
 ) -> Pairs:
-    r"""Writes pairs of noise and the sample that a flow carries it to, shard by shard.
+    r"""Writes pairs of noise and the sample to which a flow maps it, file by file.
 
-    .. math:: x_0 \sim p_0, \quad x_1 = X_{0,1}(x_0; c); \qquad \text{with data: } x_1 = \text{data}, \quad
-        x_0 = X_{1,0}(x_1; c)
+    .. math:: x_0 \sim p_0, \quad x_1 = X_{0,1}(x_0; c); \qquad \text{with data: } x_1 = \text{data},
+        \quad x_0 = X_{1,0}(x_1; c)
 
-    Every shard draws from a stream of its own, named by the seed and its number. So a run that was interrupted goes on
-    with the shards that are missing, under ``accelerate launch`` every process makes its part of the same shards, and
-    each pair can be made again from what is written beside it. A shard is written whole or not at all, with a checksum;
-    one that is damaged is named in a warning and drawn anew.
+    The pairs of a file (a shard) are drawn from a separate random stream, which depends on the seed and the number of
+    the file. So an interrupted run continues with the missing files, every process of ``accelerate launch`` writes its
+    part of the same files, and each pair can be reproduced from the note in the folder. A file is written completely or
+    not at all, with a checksum. A damaged file is reported in a warning and drawn again.
 
     Args:
         flow: a trained :class:`cflow.ContinuousFlow`.
-        num: how many pairs.
-        out: their folder; it may hold the beginning of the same set.
-        solver, guidance: as for ``flow.sample``; guidance is thus distilled into the pairs.
-        context: contexts ``[M, *context_shape]`` of a conditional flow, taken in turn; of a class-conditional one,
-            every class in turn unless given. With ``data``, one for each.
-        data: real samples ``[num, *event]`` to carry back to noise, as they are measured: pairs with a true half.
-        seed: of the noise.
-        batch_size: pairs carried at once.
-        shard: pairs per file; 4096 unless given.
-        progress: whether to show a bar; unless given, where a person watches: in a terminal or a notebook.
+        num: the number of pairs.
+        out: the folder of the pairs; it may have a part of the same set.
+        solver, guidance: as for ``flow.sample``; the pairs include the guidance, so it is distilled.
+        context: contexts ``[M, *context_shape]`` of a conditional flow, which are used in turn. With ``data``, one for
+            each sample. Default for class labels: every class in turn.
+        data: real samples ``[num, *event]`` in their original units; the pairs are these samples and their noise.
+        seed: the seed of the noise.
+        batch_size: pairs per solve.
+        shard: pairs per file. Default: 4096.
+        progress: whether to show a progress bar. Default: only in a terminal or a notebook.
 
-    Shapes: each file ``pairs-00000.safetensors`` holds ``x0``, ``x1 [n, *event]`` in model space and ``context``.
+    Shapes: each file ``pairs-00000.safetensors`` has ``x0``, ``x1 [n, *event]`` in model space and ``context``.
 
     Cost: one solve per pair.
 
     Raises:
         TypeError: for a flow without a velocity.
         ValueError: for contexts or data that do not fit, for a folder with pairs of another flow, seed or solver, and
-            for one in which another process is at work.
-        FloatingPointError: where a solve fails.
+            for a folder to which another process is writing.
+        FloatingPointError: if a solve fails.
 
-    Source: Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003; pairs with a true half after Kim et al.,
-    Simple ReFlow, 2024, arXiv:2410.07815.
+    Source: Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003; for pairs with real samples Kim et al., Simple
+    ReFlow, 2024, arXiv:2410.07815.
 
     Example:
         >>> import cflow, tempfile
@@ -144,12 +147,10 @@ def generate_pairs(
         torch.Size([10, 2, 2])
     """
     if not hasattr(flow, "velocity"):
-        raise TypeError(
-            f"generate_pairs({type(flow).__name__}): pairs are joined by a velocity; pass a ContinuousFlow."
-        )
+        raise TypeError(f"generate_pairs({type(flow).__name__}): this flow has no velocity; pass a ContinuousFlow.")
     shard = SHARD if shard is None else shard
     if min(num, batch_size, shard) < 1:
-        raise ValueError(f"generate_pairs(num={num}, batch_size={batch_size}, shard={shard}): all are at least 1.")
+        raise ValueError(f"generate_pairs(num={num}, batch_size={batch_size}, shard={shard}): pass 1 or more for each.")
     progress = is_watched() if progress is None else progress
     context = _contexts(flow, context, num, data)
     if data is not None and len(data) != num:
@@ -189,7 +190,7 @@ def generate_pairs(
 
 @torch.no_grad()
 def _shard(flow, count, context, data, seed, index, batch_size, solver, guidance) -> dict[str, Tensor]:
-    """Makes one file's pairs; draws depend on the seed and the number of the shard alone."""
+    """Computes the pairs of one file; draws depend only on the seed and the number of the shard."""
     device = flow.device
     generator = generator_for(device, seed, PAIRS, index)
     start, end = (0.0, 1.0) if data is None else (1.0, 0.0)
@@ -220,7 +221,7 @@ def _contexts(flow, context: Tensor | None, num: int, data: Tensor | None) -> Te
         known = "unconditional" if flow.context_shape is None else "conditional"
         raise ValueError(
             f"generate_pairs(context={'None' if context is None else '...'}): the flow is {known}; pass contexts "
-            f"[M, *context_shape] for a conditional flow, and none for another."
+            f"[M, *context_shape] for a conditional flow only."
         )
     if context is not None:
         context = torch.as_tensor(context)
@@ -234,10 +235,10 @@ def _contexts(flow, context: Tensor | None, num: int, data: Tensor | None) -> Te
 
 
 def _count(note: dict[str, Any], file: Path) -> int:
-    """Gives the number of shards that a note speaks of."""
+    """Returns the number of shards in a note."""
     num, shard = note.get("num"), note.get("shard")
     if note.get("format") != FORMAT or not (is_integer(num) and is_integer(shard) and min(num, shard) > 0):
-        raise ValueError(f"{file} describes no pairs of the format {FORMAT!r}.")
+        raise ValueError(f"{file} does not describe pairs of the format {FORMAT!r}.")
     return -(-num // shard)
 
 
@@ -246,28 +247,28 @@ def _file(folder: Path, index: int) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises where a folder holds something that is no part of a set of pairs."""
+    """Raises if a folder has files that do not belong to a set of pairs."""
     ours = lambda name: is_part(name) or is_claim(name) or name == NOTE or fullmatch(r"pairs-\d+\.safetensors", name)
     if folder.is_dir() and not all(ours(each.name) for each in folder.iterdir()):
-        raise ValueError(f"generate_pairs(out={str(folder)!r}): the folder holds something else; choose another one.")
+        raise ValueError(f"generate_pairs(out={str(folder)!r}): the folder has other files; choose another one.")
 
 
 def _claim(folder: Path, note: dict[str, Any]) -> None:
-    """Writes what the folder is for, or sees that it was for the same."""
+    """Writes the note of the folder, or checks that the existing one is the same."""
     file = folder / NOTE
     try:
         before = read_json(file)
     except FileNotFoundError:
         before = {}
     except ValueError as error:
-        warnings.warn(f"generate_pairs: {error} It is written anew.", stacklevel=2)
+        warnings.warn(f"generate_pairs: {error} It is written again.", stacklevel=2)
         before = {}
-    if not before:  # the shards say whose they are
+    if not before:  # the shards show to which set they belong
         for shard in sorted(folder.glob("pairs-*.safetensors")):
             if _set_of(shard) not in (None, _digest_of(note)):
                 raise ValueError(
-                    f"generate_pairs(out={str(folder)!r}): {shard.name} there belongs to another set of pairs, whose "
-                    f"{NOTE} is lost; choose another folder, or remove it."
+                    f"generate_pairs(out={str(folder)!r}): {shard.name} there belongs to another set of pairs "
+                    f"without {NOTE}; choose another folder, or remove it."
                 )
         write_json(file, note)
         return
@@ -277,19 +278,19 @@ def _claim(folder: Path, note: dict[str, Any]) -> None:
             place = place.replace(".made of", "")
             raise ValueError(
                 f"generate_pairs(out={str(folder)!r}): the pairs there were made with another {name} ({place} was "
-                f"{then!s:.80} and is {now!s:.80}); choose another folder, or remove it."
+                f"{then!s:.80}, now {now!s:.80}); choose another folder, or remove it."
             )
 
 
 def _set_of(shard: Path) -> str | None:
-    """Reads which set a shard belongs to; None where it is damaged."""
+    """Returns the set to which a shard belongs; None if the shard is damaged."""
     with suppress(ValueError):
         return read_tensors(shard)[1].get("set")
     return None
 
 
 def _read(folder: Path, index: int, note: dict[str, Any]) -> dict[str, Tensor]:
-    """Reads a shard of a set; raises a ValueError that names the file where it is damaged, or another one."""
+    """Reads a shard of a set; raises a ValueError if the file is damaged or belongs to another set."""
     file = _file(folder, index)
     tensors, own = read_tensors(file)
     size = min(note["shard"], note["num"] - index * note["shard"])
@@ -297,34 +298,34 @@ def _read(folder: Path, index: int, note: dict[str, Any]) -> dict[str, Tensor]:
     fits = set(tensors) == names and all(each.dim() > 0 and len(each) == size for each in tensors.values())
     fits = fits and _kind(tensors)["x0"] == _kind(tensors)["x1"]
     if own != {"shard": index, "set": _digest_of(note)} or not fits:
-        raise ValueError(f"{file} is no part of this set of pairs: it was made for another one, or another place.")
+        raise ValueError(f"{file} is from another set of pairs, or from another position in this one.")
     return tensors
 
 
 def _kind(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Gives what all shards of a set have in common: shapes of single items, and dtypes."""
+    """Returns the shapes of single items and the dtypes, which are equal for all shards of a set."""
     return {name: (each.shape[1:], each.dtype) for name, each in tensors.items()}
 
 
 def _is_whole(folder: Path, index: int, note: dict[str, Any]) -> bool:
-    """Says whether a shard is there; one that is damaged is named, and will be drawn anew."""
+    """Returns whether a shard is complete; a damaged one is reported in a warning and drawn again."""
     try:
         _read(folder, index, note)
     except FileNotFoundError:
         return False
     except ValueError as error:
-        warnings.warn(f"generate_pairs: {error} It is drawn anew.", stacklevel=2)
+        warnings.warn(f"generate_pairs: {error} It is drawn again.", stacklevel=2)
         return False
     return True
 
 
 def _made_of(part: Any, without: str = "") -> Any:
-    """Describes a part by what it is made of, ``without`` one argument, and by the values of its state."""
-    said = outline(part)
-    if without and isinstance(said, dict):
-        said = {name: {key: each for key, each in parts.items() if key != without} for name, parts in said.items()}
+    """Describes a part by its arguments, ``without`` one of them, and by a digest of its state."""
+    found = outline(part)
+    if without and isinstance(found, dict):
+        found = {name: {key: each for key, each in parts.items() if key != without} for name, parts in found.items()}
     state = part.state_dict() if isinstance(part, torch.nn.Module) else {}
-    return {"made of": said, "names": list(state), "values": _digest(state.values())} if state else said
+    return {"made of": found, "names": list(state), "values": _digest(state.values())} if state else found
 
 
 def _digest_of(note: dict[str, Any]) -> str:
@@ -332,7 +333,7 @@ def _digest_of(note: dict[str, Any]) -> str:
 
 
 def _digest(tensors) -> str | None:
-    """Gives a fingerprint of tensors; None of none."""
+    """Computes a digest of tensors; None if there are none."""
     digest, some = hashlib.sha256(), False
     for each in tensors:
         if each is not None:

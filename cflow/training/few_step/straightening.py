@@ -1,4 +1,4 @@
-"""From a flow and its pairs to a straighter flow, or to one of few steps."""
+"""Reflow and distillation: a straighter flow, or one of few steps, from the pairs of a flow."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ __all__ = ["distill", "reflow"]
 def reflow(
     flow: Any, pairs: Pairs | Sequence[Pairs], *, objective: Reflow | None = None, steps: int = 5000, **options: Any
 ) -> Any:
-    """Trains a straighter flow on the pairs that a flow has joined; it starts from that flow's weights.
+    """Trains a straighter flow on pairs of a flow, from the weights of this flow.
 
-    Repeated (pairs of the new flow, and again), every round keeps the ends' distributions, up to its own error, and
-    costs that do not grow.
+    It can be repeated with pairs of the new flow. Every round keeps the distributions at both ends, up to its own
+    error, and does not increase transport costs.
 
     Args:
-        flow: the flow that made the pairs; it stays as it is.
-        pairs: what :func:`generate_pairs` wrote; several sets are put together (forward and backward ones, say).
-        objective: ``objectives.Reflow()`` unless given.
-        steps: optimizer steps.
-        options: the rest of :func:`fit`'s: ``batch_size``, ``lr``, ``out``, ``resume``, ``seed`` and so on.
+        flow: the flow that made the pairs; it does not change.
+        pairs: the pairs of :func:`generate_pairs`; several sets are joined (such as pairs from noise and from data).
+        objective: the objective. Default: ``objectives.Reflow()``.
+        steps: the number of optimizer steps.
+        options: more arguments of :func:`fit`: ``batch_size``, ``lr``, ``out``, ``resume``, ``seed`` and so on.
 
     Returns:
-        A :class:`cflow.ContinuousFlow` on ``paths.Linear()`` with the same base, transforms and solver (in the place of
-        ``FlowMap``, whose whole steps are not what is trained, ``Dopri5``). It predicts what the flow does, velocities
-        or ``x1``.
+        A :class:`cflow.ContinuousFlow` on ``paths.Linear()`` with the same base, transforms, prediction (velocity or
+        ``x1``) and solver. ``FlowMap``, which does not fit this training, is replaced by ``Dopri5``.
 
     Raises:
-        TypeError: for pairs that are no :class:`Pairs`, or another objective.
-        ValueError: for a flow that predicts noise or a score, where the pairs are not of the flow's shape, and as
+        TypeError: for pairs that are not :class:`Pairs`, or another objective.
+        ValueError: for a flow that predicts noise or a score, if the pairs do not have the flow's shape, and as
             :func:`fit`.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003.
@@ -57,8 +56,8 @@ def reflow(
     objective = Reflow() if objective is None else objective
     if not isinstance(objective, Reflow) or isinstance(objective, Distillation):
         raise TypeError(
-            f"reflow(objective={type(objective).__name__}(...)): straight lines are learned by objectives.Reflow; for "
-            f"steps that lead to the end, call training.distill."
+            f"reflow(objective={type(objective).__name__}(...)): pass an objectives.Reflow; for few steps, call "
+            f"training.distill."
         )
     return _learn(flow, pairs, objective, steps, options, "reflow")
 
@@ -72,26 +71,26 @@ def distill(
     steps: int = 5000,
     **options: Any,
 ) -> Any:
-    """Trains a flow to reach the ends of its pairs in so many Euler steps; it starts from the flow's weights.
+    """Trains a flow to reach the ends of its pairs in few Euler steps, from the weights of this flow.
 
-    Best after :func:`reflow`, on the straight flow's own pairs.
+    It works best after :func:`reflow`, on pairs of the straight flow.
 
     Args:
-        flow: the flow that made the pairs; it stays as it is.
-        pairs: see :func:`reflow`; None where the objective has a teacher that makes them online.
-        evaluations: how many steps the new flow is sampled with; the objective's, or 1, unless given.
-        objective: ``objectives.Distillation(evaluations)`` unless given.
-        steps: optimizer steps.
-        options: the rest of :func:`fit`'s; ``context``, contexts ``[N, *context_shape]`` to draw with, where there is a
-            teacher and the flow is conditional.
+        flow: the flow that made the pairs; it does not change.
+        pairs: as in :func:`reflow`; None if the objective has a teacher that makes them during training.
+        evaluations: the number of Euler steps of the new flow. Default: that of the objective, or 1.
+        objective: the objective. Default: ``objectives.Distillation(evaluations)``.
+        steps: the number of optimizer steps.
+        options: more arguments of :func:`fit`, and for a conditional flow with a teacher ``context``, the contexts
+            ``[N, *context_shape]`` for its draws.
 
     Returns:
-        A :class:`cflow.ContinuousFlow` whose solver is ``Euler(steps=evaluations)``. Its samples have no density: it is
-        no longer the flow of its velocity.
+        A :class:`cflow.ContinuousFlow` with the solver ``Euler(steps=evaluations)``. Its samples have no density, since
+        they no longer follow its velocity exactly.
 
     Raises:
-        TypeError: for pairs that are no :class:`Pairs`, or another objective.
-        ValueError: where pairs and teacher are both missing, or both given, or the objective is for another number of
+        TypeError: for pairs that are not :class:`Pairs`, or another objective.
+        ValueError: if there are neither pairs nor a teacher, or both, or the objective has another number of
             evaluations; and as :func:`reflow`.
 
     Source: Liu, Gong and Liu, Flow Straight and Fast, 2022, arXiv:2209.03003, section 2.3.
@@ -108,18 +107,18 @@ def distill(
     objective = Distillation(1 if evaluations is None else evaluations) if objective is None else objective
     if not isinstance(objective, Distillation):
         raise TypeError(
-            f"distill(objective={type(objective).__name__}(...)): steps are learned by objectives.Distillation; for "
-            f"straight lines, call training.reflow."
+            f"distill(objective={type(objective).__name__}(...)): pass an objectives.Distillation; for straight paths, "
+            f"call training.reflow."
         )
     if evaluations not in (None, objective.evaluations):
         raise ValueError(
-            f"distill(evaluations={evaluations}, objective=Distillation({objective.evaluations})): the two disagree on "
-            f"the number of steps; leave one out."
+            f"distill(evaluations={evaluations}, objective=Distillation({objective.evaluations})): these differ; omit "
+            f"evaluations."
         )
     if (pairs is None) == (objective.teacher is None):
         raise ValueError(
-            f"distill(pairs={'None' if pairs is None else '...'}): a sample to reach comes from pairs or from a "
-            f"teacher; pass pairs, or objective=Distillation({objective.evaluations}, teacher=flow), and not both."
+            f"distill(pairs={'None' if pairs is None else '...'}): pass either pairs or "
+            f"objective=Distillation({objective.evaluations}, teacher=flow), not both."
         )
     student = _learn(flow, pairs, objective, steps, options, "distill")
     student.solver = Euler(steps=objective.evaluations)
@@ -130,9 +129,8 @@ def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
     predicts = "velocity" if flow.path is None else flow.path.predict
     if predicts not in ("velocity", "x1") or (flow.path is not None and not flow.path.affine):
         raise ValueError(
-            f"{name}: the flow is on {flow.path!r}, and few steps start at t = 0, where its prediction gives no "
-            f"velocity; train a new flow of velocities on the pairs: training.fit(new, objectives."
-            f"{type(objective).__name__}(), pairs.x), or (pairs.x, pairs.context)."
+            f"{name}: the flow is on {flow.path!r}, whose prediction has no velocity at t = 0; train a new flow of "
+            f"velocities on the pairs: training.fit(new, objectives.{type(objective).__name__}(), pairs.x)."
         )
     student = copy.deepcopy(flow)
     if student.path is None:
@@ -151,17 +149,17 @@ def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
 
 
 def _joined(sets: list[Pairs], flow, name: str):
-    """Puts sets of pairs together, as data of ``fit``."""
+    """Joins sets of pairs to data for ``fit``."""
     for each in sets:
         if not isinstance(each, Pairs):
             raise TypeError(
-                f"{name}(pairs={type(each).__name__}): pairs are read from their folder; pass what "
-                f"training.generate_pairs returned, training.Pairs(folder), or a list of these."
+                f"{name}(pairs={type(each).__name__}): pass the Pairs of training.generate_pairs, "
+                f"training.Pairs(folder), or a list of these."
             )
         if each.x.shape[2:] != flow.model_shape or (each.context is None) != (flow.context_shape is None):
             raise ValueError(
-                f"{name}(pairs={each!r}): the flow's events are {tuple(flow.model_shape)} inside and its context "
-                f"{flow.context_shape}; pass pairs that this flow, or one of the same shapes, has made."
+                f"{name}(pairs={each!r}): the flow's events are {tuple(flow.model_shape)} in model space and its "
+                f"context_shape is {flow.context_shape}; pass pairs of these shapes."
             )
     x = torch.cat([each.x for each in sets])
     return x if sets[0].context is None else (x, torch.cat([each.context for each in sets]))
