@@ -210,7 +210,7 @@ def test_a_note_of_any_size_takes_no_memory(tmp_path):
         ({"num": "many"}, "pairs.json does not describe pairs"),
         ({"shard": 0}, "pairs.json does not describe pairs"),
         ({"format": "cflow pairs 1"}, "pairs.json does not describe pairs"),
-        ({"seed": 1}, "no part of this set"),
+        ({"seed": 1}, "from another set of pairs"),
     ):
         write_json(tmp_path / "pairs.json", note | change)
         with pytest.raises(ValueError, match=message):
