@@ -1,29 +1,28 @@
-"""Solvers of differential equations: one contract, one loop per kind of grid, a tableau per method.
+"""Solvers of differential equations: one contract, one loop per kind of grid, one tableau per method.
 
-==================  =======  ==============================  ========================================
-name                order    calls of the field              step
-==================  =======  ==============================  ========================================
-``Euler``           1        1 per step                      fixed grid
-``Midpoint``        2        2 per step                      fixed grid
-``Heun``            2        2 per step                      fixed grid
-``Ralston``         2        2 per step                      fixed grid
-``RK4``             4        4 per step                      fixed grid
-``Bosh3``           3        2 + 3 per attempt               error control per sample, or for the batch
-``Dopri5``          5        2 + 6 per attempt               the same
-``Tsit5``           5        2 + 6 per attempt               the same
-``Dopri8``          8        2 + 13 per attempt              the same
-``AdamsBashforth``  2, 3, 4  1 per step                      fixed grid, earlier slopes used again
-``DPMSolverPP2M``   2        1 per step                      the same, on an affine path
-``UniPC``           3, 4     1 per step                      the same, corrected
-``DEIS``            2, 3     1 per step                      the same
-``Bespoke``         fitted   1 per step                      learned for one flow
-``FlowMap``         learned  1 per step                      fixed grid, a field of two times
-``Picard``          1        1 per window and round          Euler's grid, many steps at once
-``EulerMaruyama``   1, weak  1 per step                      fixed grid, noise of a chosen strength
-``StochasticHeun``  2, weak  2 per step                      fixed grid, noise of a chosen strength
-``CudaGraph``       another solver's, without noise          replayed from a CUDA graph
-``Wrapper``         another solver's                         the same, for solvers around solvers
-==================  =======  ==============================  ========================================
+| name               | order    | evaluations of the field | steps                                      |
+|--------------------|----------|--------------------------|--------------------------------------------|
+| ``Euler``          | 1        | 1 per step               | fixed grid                                 |
+| ``Midpoint``       | 2        | 2 per step               | fixed grid                                 |
+| ``Heun``           | 2        | 2 per step               | fixed grid                                 |
+| ``Ralston``        | 2        | 2 per step               | fixed grid                                 |
+| ``RK4``            | 4        | 4 per step               | fixed grid                                 |
+| ``Bosh3``          | 3        | 2 + 3 per attempt        | error control, per sample or for the batch |
+| ``Dopri5``         | 5        | 2 + 6 per attempt        | the same                                   |
+| ``Tsit5``          | 5        | 2 + 6 per attempt        | the same                                   |
+| ``Dopri8``         | 8        | 2 + 13 per attempt       | the same                                   |
+| ``AdamsBashforth`` | 2, 3, 4  | 1 per step               | fixed grid, uses earlier slopes again      |
+| ``DPMSolverPP2M``  | 2        | 1 per step               | the same, on an affine path                |
+| ``UniPC``          | 3, 4     | 1 per step               | the same, with a corrector                 |
+| ``DEIS``           | 2, 3     | 1 per step               | the same                                   |
+| ``Bespoke``        | fitted   | 1 per step               | fitted to one flow                         |
+| ``FlowMap``        | learned  | 1 per step               | fixed grid, a field of two times           |
+| ``Picard``         | 1        | 1 per window and round   | Euler's grid, many steps at once           |
+| ``EulerMaruyama``  | 1 (weak) | 1 per step               | fixed grid, noise of a chosen strength     |
+| ``StochasticHeun`` | 2 (weak) | 2 per step               | fixed grid, noise of a chosen strength     |
+
+Two more are built around another solver: ``CudaGraph`` replays its solves from a CUDA graph (without noise), and
+``Wrapper`` is the base of solvers that change only a part of it.
 """
 
 from cflow.solvers.adaptive.controllers import PID

@@ -1,4 +1,4 @@
-"""Solvers by name, for the command line, recipes and other libraries' conventions."""
+"""Solvers by name, for the command line, recipes and the conventions of other libraries."""
 
 from __future__ import annotations
 
@@ -40,8 +40,12 @@ METHODS: dict[str, type[Solver]] = {
 def by_name(name: str, **options: Any) -> Solver:
     """Builds a solver from its name and its constructor's options.
 
+    Args:
+        name: a key of ``METHODS``, such as ``"dopri5"``.
+        options: arguments of the solver's constructor.
+
     Raises:
-        ValueError: if there is no such solver or the solver has no such option; the error lists the valid ones.
+        ValueError: if there is no such solver, or the solver has no such option; the message lists the valid ones.
 
     Example:
         >>> by_name("euler", steps=8)
@@ -64,6 +68,6 @@ def by_name(name: str, **options: Any) -> Solver:
 
 
 def _closest(word: str, known) -> str:
-    """Asks whether the closest known word was meant."""
+    """Returns the end of a message that suggests the closest known word."""
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."

@@ -1,4 +1,4 @@
-"""What every solver does with a solve's arguments before the first step, and how it calls the function."""
+"""The checked arguments of a solve, and how a solver evaluates the function."""
 
 from __future__ import annotations
 
@@ -18,18 +18,27 @@ __all__ = ["Problem"]
 
 
 class Problem:
-    """Holds a solve's checked arguments, and calls ``f`` on the flat list of the state's tensors, counting the calls.
+    """Holds the checked arguments of a solve, and evaluates ``f`` on the flat list of the state's tensors.
 
-    What :meth:`cflow.solvers.Solver.solve` was given is here under the same names; ``like`` is ``y0`` as it was given,
-    ``y0`` the list of its tensors (in float32 where they are narrower), ``tolerances`` the quadratures' by name. What a
-    method needs besides: ``batch``, ``device``, the ``dtype`` of time, and :meth:`solution` or :meth:`nothing`, which
-    put the result together.
+    :meth:`finished` and :meth:`nothing` build the result.
+
+    Args:
+        solver: the solver that solves the problem.
+
+    The other arguments are those of :meth:`cflow.solvers.Solver.solve`.
 
     Attributes:
-        f: the function; a solver may put another one in its place before the first call.
-        t0, t1: the ends, two Python numbers; ``at``: the output times between them, or None.
-        owner: the solver's name, for messages.
-        calls, rows: how often ``f`` was called so far, and on how many rows.
+        f: the function; a solver may replace it before the first evaluation.
+        like: the state as given; the result has its structure.
+        y0: the tensors of the state in a list, in float32 at least.
+        t0, t1: the ends, two Python numbers.
+        at: the output times, or None.
+        args, params, path, generator: as given.
+        tolerances: maps the name of each quadrature to its tolerance, or to None.
+        batch, device, dtype: the number of samples, their device, and the dtype of time.
+        owner: the name of the solver, for messages.
+        gradient: the gradient mode of the solver.
+        calls, rows: the number of evaluations of ``f`` so far, and of rows in them.
     """
 
     def __init__(
@@ -40,9 +49,8 @@ class Problem:
         self.owner, self.gradient = type(solver).__name__, solver.gradient
         if manifold is not None:
             raise ValueError(
-                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver adds tangents to points as in "
-                f"flat space and would leave the manifold; pass a geodesic solver, or manifold=None to integrate in "
-                f"the ambient space."
+                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver would leave the manifold; use a "
+                f"geodesic solver, or manifold=None for the ambient space."
             )
         self.f, self.like, self.args, self.params = f, y0, tuple(args), params
         self.path, self.generator = path, generator
@@ -52,8 +60,8 @@ class Problem:
         for name, bound in self.tolerances.items():
             if bound is not None and not (hasattr(bound, "rtol") and hasattr(bound, "atol")):
                 raise TypeError(
-                    f"{self.owner}.solve(quadratures={{{name!r}: {bound!r}}}): a bound is an object; pass "
-                    f"Tolerance(1e-5, 1e-5), say, or None to leave the integral out of step control."
+                    f"{self.owner}.solve(quadratures={{{name!r}: {bound!r}}}): expected a tolerance; pass "
+                    f"Tolerance(1e-5, 1e-5), or None to leave the integral out of step control."
                 )
         parts = split(y0, y0)
         self._check(parts)
@@ -70,30 +78,30 @@ class Problem:
     def _check(self, parts: list[Tensor]) -> None:
         """Raises unless the state and every tensor of ``args`` are rows of one batch."""
         if not parts:
-            raise ValueError(f"{self.owner}.solve: the state holds no tensor; pass at least one.")
+            raise ValueError(f"{self.owner}.solve: the state has no tensors; pass at least one.")
         for part in parts:
             if not part.dtype.is_floating_point:
                 raise ValueError(
-                    f"{self.owner}.solve: a state of dtype {part.dtype} has no real derivative; pass floating point "
-                    f"tensors (a complex state as its real and imaginary parts)."
+                    f"{self.owner}.solve: a state of dtype {part.dtype} has no real derivative; pass floating-point "
+                    f"tensors (for a complex state, its real and imaginary parts)."
                 )
         arguments = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
         for name, tensors in (("y0", parts), ("args", arguments)):
             for tensor in tensors:
                 if tensor.dim() == 0 or parts[0].dim() == 0 or tensor.shape[0] != parts[0].shape[0]:
                     raise ValueError(
-                        f"{self.owner}.solve: a tensor of shape {list(tensor.shape)} in {name} beside a state of shape "
-                        f"{list(parts[0].shape)}: the first dimension of every tensor is the batch; expand it, or, if "
-                        f"it is shared by the samples, let f hold it."
+                        f"{self.owner}.solve: a tensor of shape {list(tensor.shape)} in {name} and a state of shape "
+                        f"{list(parts[0].shape)} differ in the batch, their first dimension; expand it, or keep it "
+                        f"inside f."
                     )
 
     def __call__(
         self, t: Tensor, parts: list[Tensor], args: tuple | None = None, integrals: bool = True
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Evaluates ``f`` at times ``[B]``: the derivative of each part, and the integrands in the order of names.
+        """Evaluates ``f`` at times ``t [B]`` and the state ``parts``: the derivative of each part, and the integrands.
 
-        Where no integral counts at a stage (``integrals=False``), an ``f`` that computes its derivative for less by a
-        method ``alone`` is called by that, and the integrands are None.
+        The integrands follow the order of ``tolerances``. ``args`` replaces the arguments of the solve. With
+        ``integrals=False`` the integrands are None, and ``f.alone`` is called if ``f`` has this cheaper method.
         """
         if self.converts:
             parts_shown = [part.to(shown) for part, shown in zip(parts, self.shown)]
@@ -120,13 +128,13 @@ class Problem:
 
     @property
     def plain(self) -> bool:
-        """Whether the state is one tensor, kept in its own dtype, and nothing is integrated beside it."""
+        """Whether the state is one tensor in its own dtype, without quadratures."""
         return self.single and not self.converts and not self.tolerances
 
     def slope(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Gives ``f`` of a plain state: what calling does, with less around it; the first call is checked.
+        """Returns ``f`` for a plain state, with less overhead than calling the problem; the first result is checked.
 
-        The caller adds to ``calls`` and ``rows`` what it makes of it, but for the first.
+        The caller adds its evaluations to ``calls`` and ``rows``, except for the first one.
         """
         f, args, dtype, first = self.f, self.args, self.dtype, [True]
 
@@ -144,22 +152,22 @@ class Problem:
             if slope.shape != part.shape:
                 raise ValueError(
                     f"{self.owner}.solve: f returned a derivative of shape {list(slope.shape)} for a state of shape "
-                    f"{list(part.shape)}; a derivative has the shape of what it moves, so return that shape."
+                    f"{list(part.shape)}; return the shape of the state."
                 )
 
     def _integrands(self, result: Any, t: Tensor) -> tuple[Any, list[Tensor]]:
-        """Parts what ``f`` returned into the derivative and the named integrands, in the names' order."""
+        """Splits the result of ``f`` into the derivative and the integrands, in the order of the names."""
         names = list(self.tolerances)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
             raise ValueError(
                 f"{self.owner}.solve(quadratures={names}): f returned a {type(result).__name__} without integrands; "
-                f"return (dy, {{name: value}}) with exactly these names."
+                f"return (dy, {{name: value}}) with these names."
             )
         slopes, values = result
         if values.keys() != self.tolerances.keys():
             raise ValueError(
                 f"{self.owner}.solve(quadratures={names}): f returned the integrands {sorted(map(str, values))}; "
-                f"return exactly the names asked for."
+                f"return exactly these names."
             )
         integrands = []
         for name in names:
@@ -167,29 +175,29 @@ class Problem:
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"{self.owner}.solve: f returned the integrand {name!r} as a {type(value).__name__}; return a "
-                    f"tensor with one value or one vector per sample, [B] or [B, k]."
+                    f"tensor [B] or [B, k]."
                 )
             if value.dim() not in (1, 2) or value.shape[0] != t.shape[0]:
                 raise ValueError(
                     f"{self.owner}.solve: f returned the integrand {name!r} of shape {list(value.shape)} for a batch "
-                    f"of {t.shape[0]}; return one value or one vector per sample, [B] or [B, k]."
+                    f"of {t.shape[0]}; return [B] or [B, k]."
                 )
             integrands.append(value.to(torch.promote_types(value.dtype, self.dtype)))
         return slopes, integrands
 
     def status(self, parts: list[Tensor], integrals: Sequence[Tensor], status: Tensor | None = None) -> Tensor:
-        """Marks samples whose result is not finite and that are not marked otherwise, without reading them."""
+        """Returns ``status`` with ``NON_FINITE`` for samples with ``parts`` or ``integrals`` that are not finite."""
         finite = torch.stack([torch.isfinite(per_row(value)).all(1) for value in (*parts, *integrals)]).all(0)
         if status is None:
             status = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
         return torch.where((status == Status.SUCCESS) & ~finite, int(Status.NON_FINITE), status)
 
     def restore(self, parts: list[Tensor]) -> Any:
-        """Puts parts back into the structure and the dtypes of ``y0``."""
+        """Returns ``parts`` in the structure and the dtypes of the given state."""
         return join([part.to(shown) for part, shown in zip(parts, self.shown)], self.like)
 
     def solution(self, parts, integrals, stats: Stats, status: Tensor, outputs: Sequence[list[Tensor]]) -> Solution:
-        """Builds the solution from the parts at the end and at the output times."""
+        """Builds the solution from ``parts``, ``integrals``, ``stats``, ``status`` and the stored ``outputs``."""
         trajectory = None if self.at is None else self.restore(stack(outputs, parts))
         names = dict(zip(self.tolerances, integrals))
         return Solution(self.restore(parts), names, stats, status, trajectory)
@@ -201,16 +209,18 @@ class Problem:
         steps: int = 1,
         outputs: Sequence[list[Tensor]] = (),
     ) -> Solution:
-        """Builds the solution of a method that took the same number of steps for all samples, none of them twice.
+        """Builds the solution of a method that took the same number of ``steps`` for all samples and rejected none.
+
+        ``parts`` and ``integrals`` are those at the end; ``outputs`` lists the parts at each output time.
 
         Raises:
-            ValueError: where integrals or states at output times are missing that the problem asks for.
+            ValueError: if integrals or states at output times are missing that the problem requires.
         """
         for asked, given, name in ((self.tolerances, integrals, "quadratures"), (self.at or (), outputs, "at")):
             if len(asked) != len(given):
                 raise ValueError(
-                    f"{self.owner}.solve({name}={list(asked)}): the solver gave {len(given)} of {len(asked)}; its "
-                    f"_solve must compute all, or its _check refuse them."
+                    f"{self.owner}.solve({name}={list(asked)}): the solver returned {len(given)} of {len(asked)}; "
+                    f"compute all in _solve, or refuse them in _check."
                 )
         taken = torch.full((self.batch,), steps, dtype=torch.int64, device=self.device)
         reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
@@ -218,7 +228,7 @@ class Problem:
         return self.solution(parts, integrals, stats, self.status(parts, integrals), outputs)
 
     def nothing(self) -> Solution:
-        """Builds the solution of an interval of no length or an empty batch: no call of ``f``, integrals of zero."""
+        """Builds the solution for an empty interval or batch: no evaluation of ``f``, integrals of zero."""
         zeros = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
         reached = torch.full((self.batch,), self.t1, dtype=self.dtype, device=self.device)
         stats = Stats(0, 0, zeros, zeros.clone(), zeros.clone(), reached)
@@ -233,13 +243,13 @@ def _time(owner: str, name: str, value: float | Tensor) -> float:
     if isinstance(value, Tensor):
         if value.dim() != 0 or (value.requires_grad and torch.is_grad_enabled()):
             raise ValueError(
-                f"{owner}.solve({name}=tensor of shape {list(value.shape)}, requires_grad={value.requires_grad}): the "
-                f"ends of the interval are shared by the batch and constants of the solve; pass a Python float (for "
-                f"ends that vary or are learned, scale the field by the interval's length)."
+                f"{owner}.solve({name}=tensor of shape {list(value.shape)}, requires_grad={value.requires_grad}): "
+                f"{name} is one constant for the batch; pass a float (for learned ends, scale the field by the "
+                f"interval's length)."
             )
         value = value.item()
     if not math.isfinite(value):
-        raise ValueError(f"{owner}.solve({name}={value}): an infinite interval cannot be stepped over; pass a number.")
+        raise ValueError(f"{owner}.solve({name}={value}): the interval must be finite; pass a finite number.")
     return float(value)
 
 
@@ -247,13 +257,13 @@ def _outputs(owner: str, at: Sequence[float] | Tensor, t0: float, t1: float) -> 
     """Reads the output times and checks that they lie in the interval and follow its direction."""
     times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
     if isinstance(at, Tensor) and at.is_floating_point():
-        # An end in the tensor's own precision is the end.
+        # The tensor may contain an end rounded to its dtype: use the exact end.
         ends = dict(zip(torch.tensor([t0, t1], dtype=at.dtype).tolist(), (t0, t1)))
         times = [ends.get(t, t) for t in times]
     forward = [t if t1 >= t0 else -t for t in (t0, *times, t1)]
     if any(not later >= earlier for earlier, later in itertools.pairwise(forward)):
         raise ValueError(
-            f"{owner}.solve(at={times}): from t0={t0} to t1={t1} the state passes only times between the two, in that "
-            f"order; sort the times in the direction of integration and keep them inside."
+            f"{owner}.solve(at={times}): output times lie between t0={t0} and t1={t1} in the direction of integration; "
+            f"sort them, and drop those outside."
         )
     return times

@@ -1,4 +1,4 @@
-"""What a solve returns: the state at the end, integrals along the way, what it cost and how it went per sample."""
+"""The result of a solve: the state at the end, integrals, the cost, and a status per sample."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ __all__ = ["Solution", "Stats", "Status", "Tolerance"]
 
 
 class Status(IntEnum):
-    """Says how a solve ended for one sample."""
+    """Lists how a solve can end for one sample."""
 
     SUCCESS = 0
     MAX_STEPS = 1
-    """The step limit was reached; the sample is left where it was."""
+    """The step limit was reached; the sample stays at its last state."""
     NON_FINITE = 2
-    """The field or the state left the finite numbers; an adaptive solver leaves the sample at its last good state."""
+    """The field or the state was not finite; an adaptive solver keeps the last accepted state of the sample."""
     STEP_TOO_SMALL = 3
-    """The tolerance asked for steps below what the time's dtype can resolve: a stiff field or a singularity."""
+    """The tolerance required steps that the dtype of time cannot resolve: a stiff field or a singularity."""
 
 
 @register("solvers.Tolerance")
 @dataclass(frozen=True)
 class Tolerance:
     r"""Bounds the local error of a quadrature, :math:`|e| \le \text{atol} + \text{rtol} \cdot |q|`.
+
+    Args:
+        rtol: relative tolerance.
+        atol: absolute tolerance, in the unit of the quadrature.
 
     Raises:
         ValueError: if a tolerance is negative or both are zero.
@@ -52,19 +56,22 @@ def check_tolerances(owner: str, rtol: float, atol: float) -> None:
     """Raises unless both tolerances are finite, none is negative and one is positive."""
     if not (math.isfinite(rtol) and math.isfinite(atol) and min(rtol, atol) >= 0 and max(rtol, atol) > 0):
         raise ValueError(
-            f"{owner}(rtol={rtol}, atol={atol}): an error cannot be held below a negative, infinite or zero bound; "
-            f"pass finite tolerances of which at least one is positive."
+            f"{owner}(rtol={rtol}, atol={atol}): tolerances are finite and not negative; pass at least one that is "
+            f"positive."
         )
 
 
 @dataclass
 class Stats:
-    """Counts what a solve cost.
+    """Counts the cost of a solve.
 
-    Shapes: ``steps``, ``accepted`` and ``rejected`` are int64 ``[B]`` (attempts, and how they ended), ``reached``
-    ``[B]`` is the time up to which each sample was integrated. ``nfe`` is the number of calls of the field and
-    ``evaluations`` the number of rows over all calls: a solver that drops finished samples evaluates fewer than
-    ``nfe * B``.
+    Attributes:
+        nfe: number of function evaluations (NFE), each on a batch.
+        evaluations: number of rows over all evaluations. A solver that drops finished samples has fewer than
+            ``nfe * B``.
+        steps: attempted steps of each sample, int64 ``[B]``.
+        accepted, rejected: how many of these were accepted and rejected, int64 ``[B]``.
+        reached: the time up to which each sample was integrated, ``[B]``.
     """
 
     nfe: int
@@ -82,10 +89,21 @@ class Stats:
 
 @dataclass
 class Solution:
-    """Carries the result of a solve.
+    """Holds the result of a solve.
 
-    Shapes: ``y`` as ``y0``; ``quadratures`` maps each name to ``[B]`` or ``[B, k]``; ``status`` int64 ``[B]`` holds
-    :class:`Status` values; ``trajectory`` is like ``y`` with one more leading dimension of ``len(at)``, or None.
+    Attributes:
+        y: the state at the end, with the structure of ``y0``.
+        quadratures: maps the name of each integral to its value, ``[B]`` or ``[B, k]``.
+        stats: the cost, a :class:`Stats`.
+        status: the :class:`Status` of each sample, int64 ``[B]``.
+        trajectory: the states at the times ``at``, like ``y`` with one more leading dimension of ``len(at)``; None
+            without ``at``.
+
+    Example:
+        >>> from cflow import solvers
+        >>> solution = solvers.Heun(10).solve(lambda t, y: -y, torch.ones(2, 1), 0.0, 1.0)
+        >>> solution.success, solution.stats.nfe
+        (tensor([True, True]), 20)
     """
 
     y: Any
@@ -103,14 +121,14 @@ class Solution:
 
     @property
     def success(self) -> Tensor:
-        """Says for each sample whether it was integrated to the end, as a boolean ``[B]``."""
+        """Whether each sample was integrated to the end, boolean ``[B]``."""
         return self.status == Status.SUCCESS
 
     def require_success(self) -> Solution:
-        """Returns itself when every sample succeeded; reads the statuses from the device once.
+        """Returns itself if every sample succeeded; reads the statuses from the device once.
 
         Raises:
-            RuntimeError: naming the first sample that failed, how and where.
+            RuntimeError: with the first sample that failed, its status and its time.
         """
         failed = torch.nonzero(self.status != Status.SUCCESS).flatten().tolist()
         if failed:
@@ -118,7 +136,7 @@ class Solution:
             raise RuntimeError(
                 f"{len(failed)} of {self.status.shape[0]} samples were not integrated to the end: sample {first} ended "
                 f"with {Status(int(self.status[first])).name} at t = {float(self.stats.reached[first]):.6g} after "
-                f"{int(self.stats.steps[first])} steps; loosen the tolerances, raise the step limit, or look at the "
+                f"{int(self.stats.steps[first])} steps; loosen the tolerances, raise the step limit, or check the "
                 f"field there."
             )
         return self

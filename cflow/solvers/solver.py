@@ -1,46 +1,44 @@
-"""The contract of a solver: what it is called with, what it says about itself, and what a new one has to write."""
+"""The contract of a solver: its arguments, its attributes, and the methods that a new solver defines."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from cflow.solvers.gradients.modes import Gradient
 from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Tolerance
-
-if TYPE_CHECKING:
-    from cflow.solvers.gradients.modes import Gradient
 
 __all__ = ["Solver", "check_is_solver"]
 
 
 class Solver(ABC):
-    """Integrates ``dy/dt = f(t, y, *args)`` from ``t0`` to ``t1``, sample by sample of a batch.
+    """Integrates ``dy/dt = f(t, y, *args)`` from ``t0`` to ``t1``, for every sample of a batch.
 
-    A method writes :meth:`_solve`, which computes the solution of a :class:`Problem`, and :meth:`_check` where it
-    refuses something. :meth:`solve` is final: it reads and checks what all solvers are given. What others need to know
-    of a solver is said by the attributes and methods below, never by its class, so that a solver around another one
-    (:class:`Wrapper`, or any object that forwards attributes) is used as the one inside.
+    A new solver defines :meth:`_solve`, which computes the solution of a :class:`Problem`, and :meth:`_check` if it
+    refuses some problems. :meth:`solve` is final: it reads and checks the arguments for every solver. Other code reads
+    the attributes and methods below and never asks for the class. So a solver around another one (:class:`Wrapper`, or
+    any object that forwards attributes) can replace the inner solver.
 
     Attributes:
-        gradient: how gradients pass through a solve, an option object; None where there is no choice, and training
-            through the solver is refused.
-        needs_score: whether ``f`` gives a pair ``(velocity, score)``, as an SDE with the marginals of a flow needs. No
-            integrals are defined along its paths.
-        takes_whole_steps: whether ``f`` is called for the average velocity of a whole step, ``f(t, y, *args, s=...)``.
-            No closed form stands in for such a step.
-        fitted_times: the times of all calls of ``f``, where they were fitted to one flow; such a solver goes over all
-            of its interval or not at all. None otherwise.
-        step_tolerance: the tolerance by which steps are accepted; integrals that count, such as a log-determinant, are
-            held to it as well. None without error control: such a solve fails by numbers that are not finite alone.
-        shares_steps: whether samples of a batch take common steps, so that a result depends on the others.
-        why_no_graph: why no CUDA graph or traced program can hold the solve, or for a solver with error control some
-            of its attempts (see :meth:`attempts`); None where one can.
+        gradient: how gradients pass through a solve, an option object. None: there is no choice, and training through
+            the solver is refused.
+        needs_score: whether ``f`` must return a pair ``(velocity, score)``, for an SDE with the marginals of a flow.
+            Such a solver computes no integrals.
+        takes_whole_steps: whether ``f`` is evaluated for the average velocity over a step, ``f(t, y, *args, s=...)``.
+            No closed form replaces such a step.
+        fitted_times: the times of all evaluations of ``f``, if they were fitted to one flow. Such a solver integrates
+            over its whole interval or not at all. None: not fitted.
+        step_tolerance: the tolerance for accepting steps. Integrals that must be accurate, such as a log-determinant,
+            are held to it too. None: no error control, and a solve fails only if numbers are not finite.
+        shares_steps: whether all samples of a batch take the same steps, so that a result depends on the other samples.
+        why_no_graph: the reason why a CUDA graph or a traced program cannot hold the solve (with error control: some of
+            its attempts, see :meth:`attempts`). None: it can.
 
     Example:
         >>> class Leapfrog(Solver):  # y'' = -y, in one state of positions and speeds
@@ -63,14 +61,14 @@ class Solver(ABC):
     fitted_times: tuple[float, ...] | None = None
     step_tolerance: Tolerance | None = None
     shares_steps: bool = False
-    why_no_graph: str | None = "whether it looks at values between its steps is not known"
+    why_no_graph: str | None = "it may read values between its steps"
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         if "solve" in vars(cls):
             raise TypeError(
-                f"class {cls.__name__}: it defines solve(), which reads and checks the arguments in the same way for "
-                f"every solver; define _solve(self, problem) -> Solution instead, and _check(self, problem) to refuse."
+                f"class {cls.__name__} defines solve(), which is final; define _solve(self, problem) and _check(self, "
+                f"problem)."
             )
 
     def __repr__(self) -> str:
@@ -100,27 +98,27 @@ class Solver(ABC):
         """Solves the initial value problem; ``t1 < t0`` integrates backward.
 
         Args:
-            f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` when ``quadratures`` names integrals to keep beside
-                the state (``f.alone(t, y, *args) -> dy``, where there is such a method, is called where no integral
-                counts: at stages without weight, and where a state is computed again). ``t`` is a ``[B]`` tensor in the
-                state's real dtype (float32 at least). What it returns is read again later: it must not be written into
-                (clone what a CUDA graph returns).
-            y0: a tensor, or a nested tuple, list or dict of tensors, all with the same first dimension ``B``.
-                States in half precision are kept in float32 between evaluations, shown to ``f`` and returned in theirs.
-            t0, t1: the two ends; where they are equal, nothing is evaluated and ``y0`` is returned.
-            args: more arguments of ``f``. The first dimension of every tensor in them is the batch, whose rows a
-                solver may drop; whatever varies with the sample goes here, never through a closure.
-            params: tensors to which gradients must flow besides ``y0`` and ``args``. Solvers that backpropagate
-                through their own operations find them by themselves.
-            quadratures: maps each integral that ``f`` returns to the tolerance with which it joins step acceptance, or
-                to None to leave it out. Each value is ``[B]`` or ``[B, k]``.
-            manifold: where the state lives, for solvers that step along geodesics.
-            path: the schedule, for solvers that are fitted to one.
+            f: ``f(t, y, *args) -> dy``, or ``(dy, {name: value})`` if ``quadratures`` lists integrals. ``t`` is a
+                ``[B]`` tensor in the real dtype of the state (float32 at least). The tensors that ``f`` returns are
+                read again later, so they must not be overwritten (clone the output of a CUDA graph). If ``f`` has a
+                method ``f.alone(t, y, *args) -> dy``, it is called where no integral counts: at stages without weight,
+                and where a state is computed again.
+            y0: a tensor, or a nested tuple, list or dict of tensors, all with the same first dimension ``B``. A state
+                in half precision is kept in float32 between evaluations; ``f`` and the result have the dtype of ``y0``.
+            t0, t1: the two ends. If they are equal, ``f`` is not evaluated and ``y0`` is returned.
+            args: more arguments of ``f``. The first dimension of every tensor in them is the batch, and a solver may
+                drop rows. So pass what varies with the sample here, never through a closure.
+            params: tensors that receive gradients besides ``y0`` and ``args``. Solvers that backpropagate through their
+                own operations do not need it.
+            quadratures: maps the name of each integral that ``f`` returns to the tolerance with which it takes part in
+                step control, or to None to leave it out. Each value is ``[B]`` or ``[B, k]``.
+            manifold: the manifold of the state, for solvers that step along geodesics.
+            path: the schedule, for solvers that depend on one.
             generator: source of noise, for solvers that draw.
-            at: times, in the direction of integration, at which the state is kept in ``Solution.trajectory``.
+            at: times, in the direction of integration, at which the state is stored in ``Solution.trajectory``.
 
         Raises:
-            ValueError: if an argument cannot be honoured.
+            ValueError: if the solver does not support an argument.
         """
         problem = Problem(
             self, f, y0, t0, t1, args=args, params=params, quadratures=quadratures, manifold=manifold, path=path,
@@ -132,45 +130,45 @@ class Solver(ABC):
         solution = self._solve(problem)
         if not isinstance(solution, Solution):
             raise TypeError(
-                f"{type(self).__name__}._solve returned a {type(solution).__name__}: a solve ends in a Solution with "
-                f"statistics and a status per sample; return problem.finished(parts, steps=...)."
+                f"{type(self).__name__}._solve returned a {type(solution).__name__}, not a Solution; return "
+                f"problem.finished(parts, steps=...)."
             )
         return solution
 
     @abstractmethod
     def _solve(self, problem: Problem) -> Solution:
-        """Computes the solution of a problem whose interval has a length."""
+        """Computes the solution of a problem with ``t0 != t1``."""
 
     def _check(self, problem: Problem) -> None:  # noqa: B027 (most solvers refuse nothing)
-        """Raises where the solver cannot honour a problem, also one whose interval has no length."""
+        """Raises if the solver does not support a problem; called for ``t0 == t1`` too."""
 
     def nodes(self, t0: float, t1: float) -> list[float] | None:
-        """Gives the times from ``t0`` to ``t1``, both included, between which it steps; None without a fixed grid."""
+        """Returns the times of the steps from ``t0`` to ``t1``, both included; None without a fixed grid."""
         return None
 
     def on(self, nodes: Sequence[float]) -> Solver:
-        """Gives the same solver on a grid of other times, which increase or decrease; the ends of a solve are added.
+        """Returns the same solver on another grid: times ``nodes`` that increase or decrease; a solve adds its ends.
 
         Raises:
-            ValueError: where the solver has no fixed grid (:meth:`nodes` gives None).
+            ValueError: if the solver has no fixed grid (:meth:`nodes` returns None).
         """
         raise ValueError(
-            f"{type(self).__name__}.on(...): this solver lays no grid beforehand, so it cannot be put on another one; "
-            f"take a solver such as Heun(grid=(0.0, 0.3, 1.0))."
+            f"{type(self).__name__}.on(...): this solver has no fixed grid; use one that has, such as Heun(grid=(0.0, "
+            f"0.3, 1.0))."
         )
 
     def attempts(self, problem: Problem) -> Any:
-        """Begins a solve that CUDA graphs hold by attempts: see :class:`cflow.solvers.adaptive.attempts.Attempts`.
+        """Starts a solve of ``problem`` whose attempts a CUDA graph can hold: see ``cflow.solvers.adaptive.attempts``.
 
-        It is called for solvers that have a ``step_tolerance`` and whose ``why_no_graph`` is None.
+        It is called only for solvers with a ``step_tolerance`` and without a ``why_no_graph``.
         """
         raise ValueError(
-            f"{type(self).__name__}.attempts(...): this solver does not say how a CUDA graph holds its attempts; take "
-            f"a solver on a fixed grid such as Heun, or an adaptive one such as Dopri5."
+            f"{type(self).__name__}.attempts(...): this solver defines no attempts for a CUDA graph; use one such as "
+            f"Heun or Dopri5."
         )
 
     def for_tracing(self) -> Solver:
-        """Gives the same solver for ``torch.export``: what is computed on the host is kept from the first solve on."""
+        """Returns the same solver for ``torch.export``: it keeps the numbers that its first solve makes on the host."""
         return self
 
 
@@ -178,10 +176,10 @@ CONTRACT = (*(name for name in vars(Solver) if not name.startswith("_")), "_chec
 
 
 def check_is_solver(what: str, value: Any) -> None:
-    """Raises unless an object derives from :class:`Solver`, or forwards all that a solver says of itself.
+    """Raises unless an object derives from :class:`Solver`, or forwards all its attributes and methods.
 
     Raises:
-        TypeError: naming the first attribute that is missing.
+        TypeError: with the first attribute that is missing.
     """
     if isinstance(value, Solver):
         return
@@ -189,11 +187,11 @@ def check_is_solver(what: str, value: Any) -> None:
     if missing is not None or isinstance(value, type):
         if isinstance(value, str):
             raise TypeError(
-                f"{what}={value!r} is a name, and options are objects, since they have options of their own; pass "
-                f"solvers.Heun(steps=20), solvers.Dopri5(rtol=1e-5), or solvers.by_name({value!r}, ...)."
+                f"{what}={value!r}: a solver is an object, not a name; pass solvers.Heun(steps=20), or "
+                f"solvers.by_name({value!r}, ...)."
             )
-        why = "" if isinstance(value, type) or not hasattr(value, "solve") else f", which has no {missing!r}"
+        why = "" if isinstance(value, type) or not hasattr(value, "solve") else f" without {missing!r}"
         raise TypeError(
-            f"{what}={value!r} is a {type(value).__name__}{why}; options are objects, such as solvers.Heun(steps=20), "
-            f"and a solver of your own derives from solvers.Solver, or from solvers.Wrapper around another."
+            f"{what}={value!r}: a {type(value).__name__}{why} is not a solver; pass one such as "
+            f"solvers.Heun(steps=20), or derive your class from solvers.Solver."
         )

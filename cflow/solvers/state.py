@@ -1,4 +1,4 @@
-"""States of nested tuples and dicts, as the flat lists of tensors that solvers work on."""
+"""Nested states (tuples, lists and dicts) as the flat lists of tensors that solvers use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["gather", "join", "like_rows", "per_row", "split", "stack", "tensors_
 
 
 def split(tree: Any, like: Any, name: str = "the state") -> list[Tensor]:
-    """Lists the tensors of ``tree``, which has the structure of ``like``; dicts are matched by key, not by order.
+    """Lists the tensors of ``tree``, which must have the structure of ``like``; dicts are matched by key, not order.
 
     Raises:
         TypeError: if the structures differ.
@@ -22,7 +22,7 @@ def split(tree: Any, like: Any, name: str = "the state") -> list[Tensor]:
         if not isinstance(tree, Tensor):
             raise TypeError(
                 f"{name} has a {type(tree).__name__} where the state has a tensor of shape {list(like.shape)}; "
-                f"the derivative has the state's structure, and integrals that go with it are named in quadratures=."
+                f"return the structure of the state, and list integrals in quadratures=."
             )
         return [tree]
     if isinstance(like, dict):
@@ -38,7 +38,7 @@ def split(tree: Any, like: Any, name: str = "the state") -> list[Tensor]:
             raise TypeError(f"{name} has {found} where the state has {len(like)} entries; return as many tensors.")
         return [part for entry, other in zip(tree, like) for part in split(entry, other, name)]
     raise TypeError(
-        f"{name} holds a {type(like).__name__}; a state is a tensor, or a nested tuple, list or dict of tensors."
+        f"{name} contains a {type(like).__name__}; pass a tensor, or a nested tuple, list or dict of tensors."
     )
 
 
@@ -57,14 +57,14 @@ def _join(parts, like):
 
 
 def stack(outputs: list[list[Tensor]], parts: list[Tensor]) -> list[Tensor]:
-    """Stacks the saved states along a new leading dimension, part by part."""
+    """Stacks the stored states along a new leading dimension, part by part."""
     if not outputs:
         return [part.new_empty((0, *part.shape)) for part in parts]
     return [torch.stack(saved) for saved in zip(*outputs)]
 
 
 def on_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Applies a function to every tensor of a nested structure and leaves everything else as it is."""
+    """Applies a function to every tensor of a nested structure; everything else stays unchanged."""
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
@@ -74,12 +74,12 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def gather(tree: Any, rows: Tensor) -> Any:
-    """Takes rows of every tensor in a nested structure."""
+    """Selects rows of every tensor in a nested structure."""
     return on_tensors(lambda tensor: tensor.index_select(0, rows), tree)
 
 
 def per_row(tensor: Tensor) -> Tensor:
-    """Flattens everything but the batch, ``[B, *event]`` to ``[B, n]``; a ``[B]`` tensor becomes ``[B, 1]``."""
+    """Flattens all dimensions except the batch, ``[B, *event]`` to ``[B, n]``; a ``[B]`` tensor becomes ``[B, 1]``."""
     return tensor.flatten(1) if tensor.dim() > 1 else tensor.unsqueeze(1)
 
 

@@ -17,10 +17,10 @@ __all__ = [
 
 
 class Combination(NamedTuple):
-    r"""Writes :math:`\sum_j w_j k_j` as :math:`w_l (k_l + \sum_{j \ne l} (w_j / w_l) k_j)`.
+    r"""Stores :math:`\sum_j w_j k_j` as :math:`w_l (k_l + \sum_{j \ne l} (w_j / w_l) k_j)`.
 
-    The bracket costs one fused multiply-add per further slope and the factor :math:`w_l h` rides on the last addition
-    to the state, so a stage of n slopes is n kernels, and only one of them rounds at the size of the state.
+    The bracket costs one fused multiply-add per further slope, and the last addition to the state applies the factor
+    :math:`w_l h`. So a stage with n slopes takes n kernels, and only one of them rounds at the size of the state.
     """
 
     lead: int
@@ -45,12 +45,12 @@ class Combination(NamedTuple):
 
 
 def stages_of(slopes: list[list[Tensor]], part: int) -> list[Tensor]:
-    """Gives the tensors of one part of the state, stage by stage, from a list of parts per stage."""
+    """Returns the tensors of one part of the state, stage by stage, from a list of parts per stage."""
     return [parts[part] for parts in slopes]
 
 
 def _combination(weights: tuple[Fraction, ...]) -> Combination | None:
-    """Builds the combination of the nonzero weights; None when all are zero."""
+    """Builds the combination of the nonzero weights; None if all are zero."""
     used = [(index, weight) for index, weight in enumerate(weights) if weight]
     if not used:
         return None
@@ -64,18 +64,28 @@ class Tableau:
 
     .. math:: k_i = f\Big(t + c_i h,\; y + h \sum_{j<i} a_{ij} k_j\Big), \qquad y^+ = y + h \sum_i b_i k_i
 
-    ``a`` has one row per stage (row i has i entries), ``error`` the weights :math:`b_i - \hat b_i` of the embedded
-    method of order ``embedded_order``, so that :math:`h \sum_i e_i k_i` estimates the local error. ``dense`` holds per
-    stage the coefficients of :math:`\theta, \theta^2, \ldots` of a weight with which
+    The continuous extension, if there is one, computes states inside a step:
 
     .. math:: y(t + \theta h) \approx y + h \sum_i b_i(\theta) k_i, \qquad b_i(1) = b_i
 
-    is a continuous extension of order ``dense_order``. ``rounded`` marks a method that its authors published in
-    decimals or in fractions that are close to the exact solution only: its conditions hold to 1e-15.
+    Args:
+        name: the name of the method.
+        a: one row per stage; row i has i entries.
+        b: the weights of the step.
+        c: the stage times in a step of length one.
+        order: the order of the method.
+        error: the weights :math:`e_i = b_i - \hat b_i` of the local error estimate :math:`h \sum_i e_i k_i`; None
+            without an embedded method.
+        embedded_order: the order of the embedded method.
+        dense: for each stage, the coefficients of :math:`\theta, \theta^2, \ldots` in :math:`b_i(\theta)`; None without
+            an extension.
+        dense_order: the order of the extension.
+        rounded: whether the published coefficients are decimals or rounded fractions, so that the order conditions hold
+            only to 1e-15.
 
     Raises:
-        ValueError: if the sizes do not fit, a row of ``a`` does not sum to its ``c``, ``b`` does not sum to one, or the
-            continuous extension does not end at the step.
+        ValueError: if the sizes do not match, a row of ``a`` does not sum to its ``c``, ``b`` does not sum to one, or
+            the continuous extension does not end at the step.
 
     Source: Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, chapter II.
 
@@ -100,17 +110,16 @@ class Tableau:
         if not len(self.a) == len(self.b) == len(self.c) or any(len(row) != i for i, row in enumerate(self.a)):
             raise ValueError(
                 f"Tableau({self.name!r}): {len(self.a)} rows of lengths {[len(row) for row in self.a]} with "
-                f"{len(self.b)} weights and {len(self.c)} nodes do not make an explicit method; row i has i entries."
+                f"{len(self.b)} weights and {len(self.c)} nodes are not an explicit method; row i must have i entries."
             )
         if any(abs(sum(row) - node) > slack for row, node in zip(self.a, self.c)) or abs(sum(self.b) - 1) > slack:
             raise ValueError(
-                f"Tableau({self.name!r}): rows that do not sum to their nodes, or weights that do not sum to 1, "
-                f"make an inconsistent method; check the coefficients against the source."
+                f"Tableau({self.name!r}): a row does not sum to its node, or the weights do not sum to 1; check the "
+                f"coefficients against the source."
             )
         if (self.error is None) != (self.embedded_order is None) or (self.error and len(self.error) != len(self.b)):
             raise ValueError(
-                f"Tableau({self.name!r}): an embedded method needs its order and one error weight per stage; "
-                f"give both error and embedded_order, or neither."
+                f"Tableau({self.name!r}): pass both error (one weight per stage) and embedded_order, or neither."
             )
         if (self.dense is None) != (self.dense_order is None) or (
             self.dense
@@ -120,49 +129,49 @@ class Tableau:
             )
         ):
             raise ValueError(
-                f"Tableau({self.name!r}): a continuous extension has one polynomial per stage, which is the weight of "
-                f"the step at its end, and an order; give both dense and dense_order, or neither."
+                f"Tableau({self.name!r}): pass both dense (one polynomial per stage, equal to b at 1) and dense_order, "
+                f"or neither."
             )
 
     @cached_property
     def fsal(self) -> bool:
-        """Says whether the last stage of a step is the first of the next one."""
+        """Whether the last stage of a step is the first stage of the next one."""
         return len(self.a) > 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0 and self.c[-1] == 1
 
     @cached_property
     def stages(self) -> tuple[Combination | None, ...]:
-        """Gives how each stage's argument is combined from the slopes before it; None at the step's start."""
+        """The combination of earlier slopes for each stage; None at the start of the step."""
         return tuple(_combination(row) for row in self.a)
 
     @cached_property
     def step(self) -> Combination:
-        """Gives how the step is combined from the slopes."""
+        """The combination of the slopes for the step."""
         return _combination(self.b)
 
     @cached_property
     def estimate(self) -> Combination | None:
-        """Gives how the error estimate is combined from the slopes; None without an embedded method."""
+        """The combination of the slopes for the error estimate; None without an embedded method."""
         return _combination(self.error) if self.error else None
 
     @cached_property
     def table(self) -> tuple[list[float], ...]:
-        """Gives the rows of ``a`` as floats, filled up with zeros to the number of stages, then ``b``."""
+        """The rows of ``a`` as floats, padded with zeros to the number of stages, then ``b``."""
         size = len(self.b)
         return tuple([*map(float, row), *[0.0] * (size - len(row))] for row in (*self.a, self.b))
 
     @cached_property
     def errors(self) -> list[float]:
-        """Gives the weights of the error estimate as floats."""
+        """The weights of the error estimate as floats."""
         return [float(weight) for weight in self.error]
 
     @cached_property
     def extension(self) -> list[list[float]]:
-        """Gives the polynomials of the continuous extension as floats."""
+        """The polynomials of the continuous extension as floats."""
         return [[float(coefficient) for coefficient in row] for row in self.dense]
 
     @cached_property
     def nodes(self) -> tuple[float, ...]:
-        """Gives the stage times within a step of length one."""
+        """The stage times in a step of length one, as floats."""
         return tuple(float(node) for node in self.c)
 
 
@@ -177,7 +186,7 @@ def _rows(*texts: str) -> tuple[tuple[Fraction, ...], ...]:
 
 
 def _product(*factors: tuple) -> list[Fraction]:
-    """Multiplies polynomials, given by their coefficients from the constant on."""
+    """Multiplies polynomials, given by their coefficients in increasing order."""
     result = [Fraction(1)]
     for factor in factors:
         terms = [Fraction(0)] * (len(result) + len(factor) - 1)
@@ -189,15 +198,15 @@ def _product(*factors: tuple) -> list[Fraction]:
 
 
 def _dense(*polynomials: list[Fraction]) -> tuple[tuple[Fraction, ...], ...]:
-    """Drops the constants, which are zero, and fills up to one degree."""
+    """Drops the constant terms, which are zero, and pads all polynomials to one degree."""
     degree = max(map(len, polynomials))
     return tuple((*each[1:], *[Fraction(0)] * (degree - len(each))) for each in polynomials)
 
 
 def _hermite(b: tuple[Fraction, ...], bulge: tuple[Fraction, ...] | None = None):
-    """Joins the ends of a step by the cubic with the slopes there, plus ``bulge`` times the square of ``u (1 - u)``.
+    """Returns the cubic through the ends of a step with the slopes there, plus ``bulge`` times ``(u (1 - u))^2``.
 
-    The first and the last stage have to be the slopes at the ends.
+    The first and the last stage must be the slopes at the ends.
     """
     polynomials = []
     for stage, weight in enumerate(b):
@@ -243,7 +252,7 @@ THREE_EIGHTHS = Tableau(
     order=4,
 )
 
-# Bogacki and Shampine, A 3(2) pair of Runge-Kutta formulas, 1989; between the ends the Hermite cubic.
+# Bogacki and Shampine, A 3(2) pair of Runge-Kutta formulas, 1989; the continuous extension is the Hermite cubic.
 BOSH3 = Tableau(
     "bosh3",
     a=_rows("", "1/2", "0 3/4", "2/9 1/3 4/9"),
@@ -328,7 +337,7 @@ _DOPRI8_WEIGHTS = _fractions(
     "14005451/335480064 0 0 0 0 -59238493/1068277825 181606767/758867731 561292985/797845732 -1041891430/1371343529 "
     "760417239/1151165299 118820643/751138087 -528747749/2220607170 1/4"
 )
-# Prince and Dormand, High order embedded Runge-Kutta formulae, 1981: RK8(7)13M, of which no extension is given.
+# Prince and Dormand, High order embedded Runge-Kutta formulae, 1981: RK8(7)13M, published without an extension.
 DOPRI8 = Tableau(
     "dopri8",
     a=_rows(

@@ -1,4 +1,4 @@
-"""Numbers computed on the host, as tensors on the device: uploaded anew for every solve, or once for a captured one."""
+"""Numbers computed on the host, as tensors on the device: copied for every solve, or once for a captured solve."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _kept: ContextVar[dict[tuple, Tensor] | None] = ContextVar("uploads that are kep
 
 
 def upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Gives numbers, or nested sequences of them, as a tensor that is never written into.
+    """Returns numbers, or nested sequences of them, as a tensor that must not be overwritten.
 
-    A copy from the host cannot be part of a CUDA graph; within :func:`keeping_uploads` it is made only once.
+    A CUDA graph cannot hold a copy from the host; within :func:`keeping_uploads` each copy is made only once.
     """
     table = _kept.get()
     if table is None:
@@ -31,7 +31,7 @@ def upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @contextlib.contextmanager
 def keeping_uploads(table: dict[tuple, Tensor]) -> Iterator[None]:
-    """Keeps what is uploaded inside in ``table``, and takes from there what is uploaded again."""
+    """Stores the uploaded tensors in ``table``, and uses them again for equal numbers."""
     token = _kept.set(table)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A solver around a solver: whatever it does not change is forwarded to the one inside."""
+"""A solver around another solver: it forwards everything that it does not change."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["Wrapper"]
 
 
 def _forwarded(name: str) -> property:
-    """Makes an attribute that is read from the solver inside."""
-    return property(lambda self: getattr(self.solver, name), doc=f"The ``{name}`` of the solver inside.")
+    """Makes an attribute that is read from the inner solver."""
+    return property(lambda self: getattr(self.solver, name), doc=f"The ``{name}`` of the inner solver.")
 
 
 @register("solvers.Wrapper")
 @dataclass(frozen=True, repr=False)
 class Wrapper(Solver):
-    """Solves by another solver; a subclass changes what goes in or comes out, and is otherwise used as that one.
+    """Solves with another solver; a subclass changes the input or the output.
 
-    Everything that a solver says of itself (see :class:`Solver`) is forwarded here, in one place. ``on`` puts the inner
-    solver on another grid and gives a wrapper of the same kind around it, made by :meth:`around`: a shallow copy, so
-    what both are to share is kept in a list, a dict or another object.
+    All attributes and methods of :class:`Solver` are forwarded to the inner solver. ``on`` returns a wrapper of the
+    same kind around the inner solver on another grid. It is a shallow copy, made by :meth:`around`; to share data
+    between the two, keep it in a list, a dict or another object.
 
     Args:
-        solver: the solver inside, or an object that forwards all that one says of itself.
+        solver: the inner solver, or an object that forwards all attributes and methods of one.
 
     Raises:
         TypeError: if ``solver`` is not a solver.
@@ -63,25 +63,25 @@ class Wrapper(Solver):
         check_is_solver(f"{type(self).__name__}: solver", self.solver)
 
     def around(self, solver: Solver) -> Self:
-        """Gives the same wrapper around another solver."""
+        """Returns the same wrapper around another ``solver``."""
         other = copy.copy(self)
         object.__setattr__(other, "solver", solver)
         return other
 
     def nodes(self, t0: float, t1: float) -> list[float] | None:
-        """Gives the grid of the solver inside."""
+        """Returns the grid of the inner solver from ``t0`` to ``t1``."""
         return self.solver.nodes(t0, t1)
 
     def on(self, nodes: Sequence[float]) -> Self:
-        """Gives the same wrapper around the inner solver on a grid of other times."""
+        """Returns the same wrapper around the inner solver on a grid of other times, ``nodes``."""
         return self.around(self.solver.on(nodes))
 
     def attempts(self, problem: Problem) -> Any:
-        """Begins the inner solver's attempts."""
+        """Starts the inner solver's attempts for ``problem``."""
         return self.solver.attempts(problem)
 
     def for_tracing(self) -> Self:
-        """Gives the same wrapper around the inner solver's form for tracing."""
+        """Returns the same wrapper around the inner solver's version for tracing."""
         return self.around(self.solver.for_tracing())
 
     def _check(self, problem: Problem) -> None:

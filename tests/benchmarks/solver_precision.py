@@ -101,7 +101,7 @@ def draw(rows, picture):
                 color=colours[method.lower()], label=name,
             )  # fmt: skip
         axis.set_title(problem)
-        axis.set_xlabel("calls of the field")
+        axis.set_xlabel("function evaluations (NFE)")
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0].set_ylabel("largest error at the end")
     axes[0].legend(fontsize=7)

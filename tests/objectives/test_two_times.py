@@ -258,7 +258,7 @@ def test_what_cannot_be_is_refused(generator):
         objectives.MeanFlow()(predicts, x)
     with pytest.raises(ValueError, match="power of two"):
         objectives.Shortcut(steps=12)
-    with pytest.raises(ValueError, match="reads one time"):
+    with pytest.raises(ValueError, match="has one time"):
         flow.sample((2,), solver=solvers.FlowMap(steps=1))
     double = cflow.ContinuousFlow(field, bases.Normal(2), path=paths.Linear())
     with pytest.raises(ValueError, match="log-determinant"):

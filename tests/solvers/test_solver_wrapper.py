@@ -189,7 +189,7 @@ def test_graphs_hold_what_is_behind_a_wrapper(kind, predict, machine, generator)
             assert equal(bare, outcome(flow, graph, x, 0.0, 1.0))
         assert graph.captures == 1
     for refused in (EulerMaruyama(3), Picard(4), CudaGraph(Euler(2)), TorchDiffEq("dopri5")):
-        with pytest.raises(ValueError, match="take that solver itself"):
+        with pytest.raises(ValueError, match="use it without CudaGraph"):
             CudaGraph(kind(refused))
 
 
@@ -258,19 +258,19 @@ def test_on_keeps_what_a_wrapper_holds():
 @pytest.mark.parametrize("kind", [Passing, Duck])
 def test_a_wrapper_is_written_in_the_form_of_fitted_solvers(kind):
     assert Bespoke.of(kind(Heun(2))) == Bespoke.of(Heun(2))
-    with pytest.raises(ValueError, match="lays no grid, so it has no weights"):
+    with pytest.raises(ValueError, match="has no fixed grid; pass one"):
         Bespoke.of(kind(Dopri5()))
 
 
 @pytest.mark.parametrize("solver", [Dopri5(), INSIDE, TorchDiffEq("dopri5")], ids=repr)
 def test_a_solver_without_a_grid_cannot_be_put_on_one(solver):
     assert solver.nodes(0.0, 1.0) is None
-    with pytest.raises(ValueError, match="lays no grid"):
+    with pytest.raises(ValueError, match="has no fixed grid"):
         solver.on([0.0, 0.5])
 
 
 def test_solve_is_final():
-    with pytest.raises(TypeError, match=r"class Own: it defines solve\(\).*define _solve\(self, problem\)"):
+    with pytest.raises(TypeError, match=r"class Own defines solve\(\).*define _solve\(self, problem\)"):
 
         class Own(Solver):
             def solve(self, f, y0, t0, t1):
@@ -283,7 +283,7 @@ def test_what_is_no_solver_is_named():
             return None
 
     flow = flow_on(paths.Linear())
-    for wrong, message in ((Alone(), "has no 'gradient'"), (Heun, "options are objects"), ("heun", "is a name")):
+    for wrong, message in ((Alone(), "without 'gradient' is"), (Heun, "not a solver"), ("heun", "not a name")):
         with pytest.raises(TypeError, match=message):
             flow.transport(torch.zeros(1, 2), 0.0, 1.0, solver=wrong)
         with pytest.raises(TypeError, match=message):
@@ -311,7 +311,7 @@ def test_a_solver_of_ones_own_needs_one_method():
 
 def test_a_window_is_refused_where_it_is_longer_than_the_grid_whatever_the_number_of_steps():
     for steps in (1, 2):
-        with pytest.raises(ValueError, match=rf"no more than all \({steps}\)"):
+        with pytest.raises(ValueError, match=rf"between 2 and {steps} steps"):
             Picard(steps, window=16)
     flow, x = flow_on(paths.Linear("x1")), torch.ones(3, 2)
     with torch.no_grad():  # fewer steps than the window are left between the ends that are crossed
@@ -322,7 +322,7 @@ def test_a_window_is_refused_where_it_is_longer_than_the_grid_whatever_the_numbe
 def test_odeint_knows_its_methods_by_name():
     for method in ("euler", "heun3", "rk4", "dopri5"):
         assert odeint(lambda t, y: -y, torch.ones(1), [0.0, 0.5, 1.0], method=method).shape == (3, 1)
-    with pytest.raises(ValueError, match="no such method"):
+    with pytest.raises(ValueError, match="unknown method"):
         odeint(lambda t, y: -y, torch.ones(1), [0.0, 1.0], method="flow_map")
 
 

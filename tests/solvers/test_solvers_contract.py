@@ -61,10 +61,10 @@ def test_a_solver_that_leaves_out_what_is_asked_for_is_named():
 
     field = lambda t, y: -y
     assert Hasty().solve(field, torch.ones(2, 1), 0.0, 1.0).y.shape == (2, 1)
-    with pytest.raises(ValueError, match=r"Hasty.solve\(at=\[0.5\]\): the solver gave 0 of 1"):
+    with pytest.raises(ValueError, match=r"Hasty.solve\(at=\[0.5\]\): the solver returned 0 of 1"):
         Hasty().solve(field, torch.ones(2, 1), 0.0, 1.0, at=[0.5])
     integrand = lambda t, y: (-y, {"q": y[:, 0]})
-    with pytest.raises(ValueError, match=r"quadratures=\['q'\]\): the solver gave 0 of 1.*its _check refuse"):
+    with pytest.raises(ValueError, match=r"quadratures=\['q'\]\): the solver returned 0 of 1.*refuse them in _check"):
         Hasty().solve(integrand, torch.ones(2, 1), 0.0, 1.0, quadratures={"q": None})
 
 
@@ -73,5 +73,5 @@ def test_a_solver_that_returns_no_solution_is_told_what_one_is():
         def _solve(self, problem):
             return problem.y0[0]
 
-    with pytest.raises(TypeError, match=r"Bare._solve returned a Tensor: .*return problem.finished"):
+    with pytest.raises(TypeError, match=r"Bare._solve returned a Tensor, not a Solution; return problem.finished"):
         Bare().solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0)

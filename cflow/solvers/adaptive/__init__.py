@@ -1,1 +1,1 @@
-"""Methods that choose their steps by an error, for each sample of a batch or for all of it together."""
+"""Methods that choose their steps by an error estimate, per sample or for the whole batch."""

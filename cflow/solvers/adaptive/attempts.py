@@ -1,4 +1,4 @@
-"""The loop of adaptive solves on tensors that stay where they are, a few attempts at a time, as CUDA graphs hold it."""
+"""The loop of adaptive solves for CUDA graphs: a few attempts at a time, on tensors that keep their memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Attempts"]
 
 
 class Attempts(PerSample):
-    """The loop of :class:`PerSample` on tensors that stay where they are: no row is dropped, nothing read in between.
+    """The loop of :class:`PerSample` on tensors that keep their memory: no row is dropped, and no value is read.
 
-    A step for the whole batch is a step per sample with one error: the rows' own, put together over those that are
-    still on their way. Where it cannot be made short enough, the rows whose own error is the cause are given up.
+    With common steps, all rows have the same error, which combines the errors of the rows that have not ended. If the
+    step cannot be made short enough, the rows whose own error is the cause are ended.
 
     Attributes:
-        every: attempts made by one call of :meth:`several`.
-        limit: attempts after which a sample is given up.
-        going: which rows are on their way, ``[B]``, written by every call.
+        every: the number of attempts in one call of :meth:`several`.
+        limit: the number of attempts after which a sample is ended.
+        going: which rows have not ended, ``[B]``; every call overwrites it.
     """
 
     def __init__(self, solver, problem: Problem):
@@ -33,15 +33,15 @@ class Attempts(PerSample):
         self.joint, self.looks, self.limit = solver.shares_steps, False, solver.max_steps
         self.every = min(solver.check_every or 4, self.limit)
         self.end = upload(problem.t1, problem.dtype, problem.device)
-        # Several of these may be one tensor, or the input, and all are written into.
+        # Several of these may be the same tensor, or the input, and all are overwritten.
         copies = {each.name: on_tensors(torch.clone, getattr(self.rows, each.name)) for each in fields(Rows)}
         self.rows = Rows(**copies)
         self.going = self.rows.h != 0
 
     def several(self) -> None:
-        """Makes attempts and writes what became of the rows in their place."""
+        """Makes attempts and overwrites the rows with the result."""
         self.problem.calls = 0
-        self.stages = self._stages()  # whose buffers then belong to the graph
+        self.stages = self._stages()  # its buffers then belong to the graph
         rows, going = self.rows, self.going
         for _ in range(self.every):
             rows, going = self._unseen(rows, going, self.end, False)
@@ -50,14 +50,14 @@ class Attempts(PerSample):
                 mine.copy_(new)
 
     def rest(self) -> tuple[Rows, int]:
-        """Makes the attempts that are left one by one, as without a graph; gives the rows and the number of calls."""
+        """Makes the remaining attempts one by one, without a graph; returns the rows and the number of evaluations."""
         self.problem.calls = 0
         self.stages = self._stages()
         rows, _, _ = self._attempts(replace(self.rows), self.going, self.end, False)
         return rows, self.problem.calls
 
     def collected(self, rows: Rows, nfe: int) -> Solution:
-        """Builds the solution; raises for samples that failed where the solver does."""
+        """Builds the solution; raises for failed samples if the solver does."""
         rejected, evaluations = rows.steps - rows.accepted, nfe * self.problem.batch
         stats = Stats(nfe, evaluations, rows.steps, rows.accepted, rejected, rows.t)
         solution = self.trajectory.solution(None, rows.y, rows.q, rows.passed, stats, rows.status)
@@ -72,7 +72,7 @@ class Attempts(PerSample):
             mean = torch.linalg.vector_norm(torch.where(going, each, 0.0)) / count
             own = each if own is None else torch.maximum(own, each)
             shared = mean if shared is None else torch.maximum(shared, mean)
-        # A row at rest is judged by itself, so that it stays where it is.
+        # A row that has ended is judged by its own error, so that it does not move.
         return torch.where(going, shared, own).to(rows.t.dtype), own.to(rows.t.dtype)
 
     def _try(self, rows: Rows, going: Tensor, end: Tensor) -> Tried:

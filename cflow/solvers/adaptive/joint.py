@@ -1,4 +1,4 @@
-"""The loop in which a batch takes its steps together, with one error for all."""
+"""The loop in which a batch takes common steps, with one error for all samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Joint"]
 
 
 class Joint:
-    """One solve with one step for all: time, step and control are numbers on the host; one read per attempt."""
+    """One solve with common steps: time, step and control are numbers on the host; one host read per attempt."""
 
     def __init__(self, solver, problem: Problem, bounds, tape: Tape | None):
         self.solver, self.problem, self.bounds, self.tape = solver, problem, bounds, tape
@@ -29,7 +29,7 @@ class Joint:
         self.graph = torch.is_grad_enabled() and tape is None
         self.trajectory = Trajectory(problem, solver.tableau, self.graph)
         self.dense = bool(solver.tableau.dense)
-        self.rows: Tensor | None = None  # those still on their way, when some have been left behind
+        self.rows: Tensor | None = None  # the remaining rows, if some have been ended
         self.args, self.attempts, self.accepted, self.passed = problem.args, 0, 0, 0
         self.t, self.ceiling, self.errors = problem.t0, solver.controller.grow, [1.0, 1.0]
         zeros = torch.zeros(problem.batch, dtype=torch.int64, device=problem.device)
@@ -41,7 +41,7 @@ class Joint:
         return Stages(self.solver.tableau, self.problem, self.bounds, self.graph)
 
     def solution(self) -> Solution:
-        """Goes to the end, by way of the output times where the method has no extension."""
+        """Integrates to the end; without a continuous extension it stops at the output times."""
         problem, inner = self.problem, self.trajectory.inner
         self.y = self.full = problem.y0
         t = torch.full((problem.batch,), problem.t0, dtype=problem.dtype, device=problem.device)
@@ -61,7 +61,7 @@ class Joint:
         return self.trajectory.solution(self.tape, self.full, self.full_q, self.left, stats, self.status)
 
     def _advance_to(self, end: float) -> None:
-        """Steps to ``end``, or until nothing is left that goes on."""
+        """Steps to ``end``, or until no row remains."""
         solver, uncut = self.solver, self.h
         while self.t != end and len(self.y[0]):
             if self.attempts >= solver.max_steps:
@@ -74,7 +74,7 @@ class Joint:
             self.h = max(proposed, uncut) if last and accepted else proposed
 
     def _attempt(self, t_new: float) -> tuple[bool, float]:
-        """Tries a step to ``t_new``; returns whether it was accepted, and how long the next one shall be."""
+        """Attempts a step to ``t_new``; returns whether it was accepted, and the length of the next one."""
         solver, control, unit, tableau = self.solver, self.solver.controller, self.solver.unit, self.solver.tableau
         step = t_new - self.t
         nodes = [*(t_new if node == 1 else self.t + node * step for node in tableau.nodes), t_new]
@@ -104,7 +104,7 @@ class Joint:
         return accept, max(proposed, self.shortest)
 
     def _moved(self, tried, times, step: float, t_new: float) -> None:
-        """Takes an attempt over, after the output times in it."""
+        """Accepts an attempt, after storing the states at the output times inside it."""
         record = None
         if self.tape is not None:
             record = Step(self.solver.tableau, self.y, list(times), step, self.rows)
@@ -119,7 +119,7 @@ class Joint:
         self.y, self.k, self.q, self.g, self.t = tried.y, tried.k, tried.q, tried.g, t_new
 
     def _drop(self, tried: Attempt, step: Tensor) -> None:
-        """Leaves behind the rows that cannot go on: those whose own error is too large, or not finite."""
+        """Ends the rows that cannot continue: those whose own error is too large, or not finite."""
         with torch.no_grad():
             ratio = self.stages.ratio(tried, self.y, self.q, step.expand(len(self.y[0])), self.solver.unit)
         good = torch.nonzero(ratio <= self.solver.unit).flatten()
@@ -127,7 +127,7 @@ class Joint:
         self._leave(good, cause)
 
     def _leave(self, good: Tensor | None, status: Tensor | int | None) -> None:
-        """Puts all rows back with what became of them, and goes on with ``good``, places among them, or none."""
+        """Puts all rows back with their results, and continues with the rows ``good`` (indices), or with none."""
         rows = slice(None) if self.rows is None else self.rows
         whole = self.trajectory.places if self.rows is None else self.rows
         put = lambda full, mine: [mine_ if self.rows is None else full_.index_copy(0, whole, mine_)

@@ -1,4 +1,4 @@
-"""Embedded Runge-Kutta methods that choose their steps: the options, the first step, and the methods."""
+"""Embedded Runge-Kutta methods with adaptive steps: the options, the first step, and the methods."""
 
 from __future__ import annotations
 
@@ -30,54 +30,60 @@ __all__ = ["Adaptive", "Bosh3", "Dopri5", "Dopri8", "Tsit5"]
 
 @dataclass(frozen=True, repr=False)
 class Adaptive(Solver):
-    r"""Integrates with an embedded Runge-Kutta method, every sample at its own pace; a subclass names its tableau.
+    r"""Integrates with an embedded Runge-Kutta method and its own steps for every sample; a subclass sets its tableau.
 
-    A step of a sample is accepted when the root mean square of its error over its own state,
+    A step of a sample is accepted if the root mean square of its error over its own state,
 
     .. math:: \Big(\tfrac1n \sum_i \big(e_i / (\text{atol} + \text{rtol} \max(|y_i|, |y^+_i|))\big)^2\Big)^{1/2},
 
-    is at most one; of several parts, and of the quadratures that carry a tolerance, the largest counts. So a sample
-    takes the same steps alone and in a batch. ``per_sample=False`` takes one step for all, with the mean over the
-    batch as well: fewer operations a step, and more steps where samples differ. The last step ends exactly at the end
-    and ``f`` is never called outside the interval. Step sizes are constants of the gradient.
+    is at most one. Of several parts, and of quadratures with a tolerance, the largest counts. So a sample takes the
+    same steps alone and in a batch. ``per_sample=False`` takes common steps, with the mean over the batch too: fewer
+    operations per step, and more steps if samples differ. The last step ends exactly at the end, and ``f`` is never
+    evaluated outside the interval. Gradients treat step sizes as constants.
 
-    States at output times come from the method's continuous extension, which lengthens no solve (its order is one less
-    than the method's at most); where a method has none, steps are cut to land on them.
+    States at output times come from the continuous extension of the method, which adds no steps (its order is lower
+    than that of the method by one at most). If a method has none, steps are cut to end at output times.
 
-    A sample fails by itself and stays at its last good state (of what is held to a tolerance): ``NON_FINITE``,
-    ``STEP_TOO_SMALL`` or ``MAX_STEPS`` (attempts, counted per sample) in ``Solution.status``; the others finish. With
-    ``per_sample=False`` all go on while the step can be made smaller, then those whose own error is the cause are left
-    behind.
+    A failed sample does not stop the others. It stays at its last accepted state, and ``Solution.status`` is
+    ``NON_FINITE``, ``STEP_TOO_SMALL`` or ``MAX_STEPS`` (attempts, counted per sample). With ``per_sample=False`` all
+    samples continue as long as the step can be made smaller; then the samples whose own error is the cause are ended.
 
     Args:
-        rtol, atol: the tolerances.
-        max_steps: attempts after which a sample is given up.
-        first_step: the length of the first step; chosen from the field unless given (one call more).
-        per_sample: a step per sample, or one for the batch.
+        rtol, atol: relative and absolute tolerance.
+        max_steps: number of attempts after which a sample is ended.
+        first_step: length of the first step. Default: computed from the field, with one more evaluation.
+        per_sample: whether every sample has its own steps; if not, the batch has common steps.
         controller: how errors set the steps.
-        dt_min, dt_max: bounds of a step's length. The last step, and steps that land on an output time, may be shorter,
-            and up to a hundredth longer.
-        on_dt_min: what happens to a sample whose error asks for less than ``dt_min``: ``"stop"`` ends it with
-            ``STEP_TOO_SMALL``, ``"accept"`` takes steps of ``dt_min`` whatever their error (not beyond finite numbers).
-        parts: tolerances of parts of the state, by key of a dict or place in a tuple; None leaves a part out of step
-            control, parts that are not named are held to ``rtol`` and ``atol``.
-        on_failure: ``"return"`` leaves failures to ``Solution.status``; ``"raise"`` raises for the first.
+        dt_min, dt_max: bounds of the length of a step. The last step, and steps that end at an output time, may be
+            shorter, and up to 1 % longer.
+        on_dt_min: what happens to a sample whose error requires less than ``dt_min``: ``"stop"`` ends it with
+            ``STEP_TOO_SMALL``, ``"accept"`` takes steps of ``dt_min`` with any finite error.
+        parts: tolerances of parts of the state, by key of a dict or index in a tuple. None leaves a part out of step
+            control; parts that are not listed have ``rtol`` and ``atol``.
+        on_failure: ``"return"`` reports failures in ``Solution.status``; ``"raise"`` raises for the first one.
         gradient: how gradients pass through the solve: ``Backprop()`` or ``Checkpointed()``.
-        check_every: attempts between two looks at which samples go on, each of which waits for an accelerator; by
-            default every one on a CPU and every fourth elsewhere. Samples that have finished rest until then. With
-            gradients, and for output times, every attempt is looked at whatever is asked.
+        check_every: number of attempts between two checks of which samples have ended. Each check waits for an
+            accelerator; samples that have ended do not move in between. Default: 1 on a CPU, 4 on other devices. With
+            gradients or output times it is always 1.
 
-    Cost: one call of ``f`` per stage and attempt (the last stage serves the next step where the tableau allows), one
-    or two to start; an attempt that leaves the finite numbers is made twice where gradients are on. At most one host
-    read per attempt, a few more for a joint start, failures, and outputs on the tape of ``Checkpointed``. Besides
-    ``f``, an attempt of :class:`Dopri5` takes some 45 operations per sample and 20 for the batch. When fewer than half
-    of the rows are still on their way, the others are dropped from the batch.
+    Cost: one evaluation of ``f`` per stage and attempt (the last stage may serve the next step), and one or two at the
+    start. With gradients, an attempt that is not finite is made twice. There is at most one host read per attempt, and
+    a few more for the start of common steps, failures, and outputs with ``Checkpointed``. Besides ``f``, an attempt of
+    :class:`Dopri5` takes about 45 operations with steps per sample and 20 with common steps. When fewer than half of
+    the rows remain, the others are dropped from the batch.
 
     Raises:
         ValueError: if a tolerance is negative or both are zero, or another option is out of its range.
         RuntimeError: for a failure, with ``on_failure="raise"``.
 
     Source: Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, chapter II.4.
+
+    Example:
+        >>> from cflow import solvers
+        >>> y0 = torch.tensor([[0.1], [2.0]])  # of y' = y^2, the second solution is infinite at t = 0.5
+        >>> solution = solvers.Tsit5().solve(lambda t, y: y.square(), y0, 0.0, 1.0)
+        >>> [solvers.Status(status).name for status in solution.status.tolist()]
+        ['SUCCESS', 'STEP_TOO_SMALL']
     """
 
     rtol: float = 1e-5
@@ -104,35 +110,32 @@ class Adaptive(Solver):
             if value is None and option == "check_every":
                 continue
             if not is_integer(value, 1):
-                raise ValueError(f"{name}({option}={value!r}): steps are counted; pass an integer of at least 1.")
+                raise ValueError(f"{name}({option}={value!r}): steps are whole; pass an integer of at least 1.")
         for option in ("first_step", "dt_min", "dt_max"):
             value = getattr(self, option)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(
-                    f"{name}({option}={value}): a step has a positive length (its sign follows the interval's "
-                    f"direction); pass a positive number, or None to leave it to the solver."
+                    f"{name}({option}={value}): a step length is positive, also backward in time; pass a positive "
+                    f"number, or None."
                 )
         if None not in (self.dt_min, self.dt_max) and self.dt_min > self.dt_max:
-            raise ValueError(
-                f"{name}(dt_min={self.dt_min}, dt_max={self.dt_max}): no step is longer than the one and shorter than "
-                f"the other; swap them."
-            )
+            raise ValueError(f"{name}(dt_min={self.dt_min}, dt_max={self.dt_max}): dt_min exceeds dt_max; swap them.")
         for option, choices in (("on_dt_min", ("stop", "accept")), ("on_failure", ("return", "raise"))):
             if getattr(self, option) not in choices:
                 raise ValueError(
-                    f"{name}({option}={getattr(self, option)!r}): there is no such policy; pass "
+                    f"{name}({option}={getattr(self, option)!r}): unknown value; pass "
                     f"{' or '.join(map(repr, choices))}."
                 )
         bounds = () if self.parts is None else self.parts.items()
         for key, bound in bounds:
             if bound is not None and not isinstance(bound, Tolerance):
                 raise TypeError(
-                    f"{name}(parts={{{key!r}: {bound!r}}}): a bound is an object; pass Tolerance(1e-3, 1e-3), say, or "
-                    f"None to leave the part out of step control."
+                    f"{name}(parts={{{key!r}: {bound!r}}}): expected a tolerance; pass Tolerance(1e-3, 1e-3), or None "
+                    f"to leave the part out of step control."
                 )
         if not isinstance(self.controller, PID):
             raise TypeError(
-                f"{name}(controller={self.controller!r}): options are objects; pass solvers.PID(0.4, 0.3), say."
+                f"{name}(controller={self.controller!r}): expected a controller; pass solvers.PID(0.4, 0.3)."
             )
         check_gradient(name, self.gradient, {"equation": NO_ADJOINT})
 
@@ -140,16 +143,16 @@ class Adaptive(Solver):
 
     @property
     def step_tolerance(self) -> Tolerance:
-        """The tolerance by which steps are accepted."""
+        """The tolerance for accepting steps."""
         return Tolerance(self.rtol, self.atol)
 
     @property
     def shares_steps(self) -> bool:
-        """Whether the batch takes one step for all."""
+        """Whether all samples take the same steps."""
         return not self.per_sample
 
     def attempts(self, problem: Problem) -> Attempts:
-        """Begins a solve by attempts on tensors that stay where they are."""
+        """Starts a solve of ``problem`` by attempts on tensors that keep their memory."""
         self.check_interval(problem)
         return Attempts(self, problem)
 
@@ -169,19 +172,19 @@ class Adaptive(Solver):
 
     @staticmethod
     def check_interval(problem: Problem) -> None:
-        """Raises where the time's dtype cannot distinguish the two ends."""
+        """Raises if the dtype of time cannot distinguish the two ends of ``problem``."""
         if abs(problem.t1 - problem.t0) < torch.finfo(problem.dtype).eps / 2 * max(abs(problem.t0), abs(problem.t1)):
             raise ValueError(
-                f"{problem.owner}.solve(t0={problem.t0}, t1={problem.t1}): the two are one number in {problem.dtype}, "
-                f"the dtype of the state and so of time; shift the time towards zero, or pass a float64 state."
+                f"{problem.owner}.solve(t0={problem.t0}, t1={problem.t1}): the two are equal in {problem.dtype}, the "
+                f"dtype of time; shift the time towards zero, or pass a float64 state."
             )
 
     def bounds(self, problem: Problem) -> list[Tolerance | None]:
-        """Lists the bound of every part of the state, then of every quadrature."""
+        """Lists the tolerance of every part of the state of ``problem``, then of every quadrature."""
         return [*self._bounds(problem), *problem.tolerances.values()]
 
     def _bounds(self, problem: Problem) -> list[Tolerance | None]:
-        """Lists the bound of every part of the state."""
+        """Lists the tolerance of every part of the state."""
         own, state = Tolerance(self.rtol, self.atol), problem.like
         if self.parts is None:
             return [own] * len(problem.y0)
@@ -189,38 +192,39 @@ class Adaptive(Solver):
         unknown = [key for key in self.parts if key not in entries]
         if unknown:
             raise ValueError(
-                f"{problem.owner}(parts={dict(self.parts)}): the state has no part {unknown[0]!r}; name some of "
-                f"{list(entries)}" + ("." if entries else " (a single tensor has no parts: use rtol and atol).")
+                f"{problem.owner}(parts={dict(self.parts)}): the state has no part {unknown[0]!r}; "
+                + (f"choose from {list(entries)}." if entries else "it is one tensor, so use rtol and atol.")
             )
         bounds = [self.parts.get(key, own) for key, entry in entries.items() for _ in split(entry, entry)]
         if not any(bounds) and not any(problem.tolerances.values()):
             raise ValueError(
-                f"{problem.owner}(parts={dict(self.parts)}): every part is left out of step control, so nothing sets "
-                f"the steps; give one of them a Tolerance."
+                f"{problem.owner}(parts={dict(self.parts)}): no part has a tolerance, so the steps are undefined; pass "
+                f"at least one."
             )
         return bounds
 
     @property
     def unit(self) -> float:
-        """The relative error that is just accepted, where the safety of steps is folded into errors."""
+        """The relative error that is just accepted, if errors include the safety factor."""
         return self.controller.safety ** (-(self.tableau.embedded_order + 1) / self.controller.integral)
 
     def shortest(self, problem: Problem) -> float:
-        """Gives the length below which no step is made: ``dt_min``, or the shortest that the time's dtype resolves."""
+        """Returns the shortest step for ``problem``: ``dt_min``, or the shortest that the dtype of time resolves."""
         resolved = (
             4 * torch.finfo(problem.dtype).eps * max(abs(problem.t0), abs(problem.t1), abs(problem.t1 - problem.t0))
         )
         return max(resolved, self.dt_min or 0.0)
 
     def longest(self, problem: Problem) -> float:
-        """Gives the length above which no step is made."""
+        """Returns the longest step for ``problem``."""
         return min(abs(problem.t1 - problem.t0), max(self.dt_max or math.inf, self.shortest(problem)))
 
     @torch.no_grad()
     def begin(self, problem: Problem, bounds: list[Tolerance | None], k: list[Tensor]) -> Tensor:
-        """Chooses first steps ``[B]`` (positive), from the sizes of y, y' and y'' as Hairer, Norsett and Wanner (II.4).
+        """Computes first steps ``[B]`` (positive) from the sizes of y, y' and y'' (Hairer, Norsett and Wanner, II.4).
 
-        For the whole batch the sizes are means over it, so that all are alike.
+        ``bounds`` are those of :meth:`bounds`, and ``k`` is the slope at the start of ``problem``. For common steps the
+        sizes are means over the batch, so that all first steps are equal.
         """
         t = torch.full((problem.batch,), problem.t0, dtype=problem.dtype, device=problem.device)
         if self.first_step is not None:
@@ -236,7 +240,7 @@ class Adaptive(Solver):
         h = torch.where(torch.isfinite(h), h, 0.0)
         signed = h if problem.t1 > problem.t0 else -h
         probe = [torch.addcmul(part, like_rows(signed, part).to(part.dtype), dy) for part, dy in zip(problem.y0, k)]
-        # Rounding may carry t + h past the end, where f must not be called.
+        # Rounding may move t + h past the end, where f must not be evaluated.
         low, high = sorted((problem.t0, problem.t1))
         bounds_of_t = upload([low, high], t.dtype, t.device)
         later, _ = problem(torch.minimum(torch.maximum(t + signed, bounds_of_t[0]), bounds_of_t[1]), probe)
@@ -263,7 +267,7 @@ class Adaptive(Solver):
 class Bosh3(Adaptive):
     r"""Integrates with the method of Bogacki and Shampine, order 3 with an embedded order 2; see :class:`Adaptive`.
 
-    Cost: ``2 + 3 * attempts`` calls of ``f``. For loose tolerances, 1e-2 to 1e-3.
+    Cost: ``2 + 3 * attempts`` evaluations of ``f``. For loose tolerances, 1e-2 to 1e-3.
 
     Source: A 3(2) pair of Runge-Kutta formulas, Bogacki and Shampine, 1989, Applied Mathematics Letters 2(4).
 
@@ -281,7 +285,7 @@ class Bosh3(Adaptive):
 class Dopri5(Adaptive):
     r"""Integrates with the method of Dormand and Prince, order 5 with an embedded order 4; see :class:`Adaptive`.
 
-    Cost: ``2 + 6 * attempts`` calls of ``f``, one less when ``first_step`` is given.
+    Cost: ``2 + 6 * attempts`` evaluations of ``f``, one fewer with ``first_step``.
 
     Source: A family of embedded Runge-Kutta formulae, Dormand and Prince, 1980,
     Journal of Computational and Applied Mathematics 6(1).
@@ -304,8 +308,8 @@ class Dopri5(Adaptive):
 class Tsit5(Adaptive):
     r"""Integrates with the method of Tsitouras, order 5 with an embedded order 4; see :class:`Adaptive`.
 
-    Cost: ``2 + 6 * attempts`` calls of ``f``. Its error is a little smaller than that of :class:`Dopri5` at equal cost
-    on many problems.
+    Cost: ``2 + 6 * attempts`` evaluations of ``f``. On many problems its error is a little smaller than that of
+    :class:`Dopri5` at equal cost.
 
     Source: Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption, Tsitouras, 2011,
     Computers and Mathematics with Applications 62(2).
@@ -324,8 +328,8 @@ class Tsit5(Adaptive):
 class Dopri8(Adaptive):
     r"""Integrates with the method of Prince and Dormand, order 8 with an embedded order 7; see :class:`Adaptive`.
 
-    Cost: ``2 + 13 * attempts`` calls of ``f``. For tight tolerances, 1e-8 and below, in float64. It has no continuous
-    extension: steps are cut to land on output times.
+    Cost: ``2 + 13 * attempts`` evaluations of ``f``. For tight tolerances, 1e-8 and below, in float64. It has no
+    continuous extension: steps are cut to end at output times.
 
     Source: High order embedded Runge-Kutta formulae, Prince and Dormand, 1981,
     Journal of Computational and Applied Mathematics 7(1).

@@ -1,4 +1,4 @@
-"""States at output times of adaptive solves: by a method's continuous extension, sample by sample."""
+"""States of adaptive solves at output times, from the continuous extension of the method, per sample."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Trajectory"]
 
 
 class Trajectory:
-    """Keeps the states at the output times strictly inside the interval, as samples pass them.
+    """Stores the states at the output times strictly inside the interval, as samples pass them.
 
-    ``inner`` lists these times, ``first`` is the place of the first one among all.
+    ``inner`` lists these times; ``first`` is the index of the first one among all output times.
     """
 
     def __init__(self, problem: Problem, tableau: Tableau, graph: bool):
@@ -28,13 +28,13 @@ class Trajectory:
         self.first = sum(t == problem.t0 for t in at)
         self.places = torch.arange(problem.batch, device=problem.device)
         self.times = upload(self.inner, problem.dtype, problem.device)
-        self.polynomials: Tensor | None = None  # of the continuous extension, once they are needed
+        self.polynomials: Tensor | None = None  # of the continuous extension, computed at first use
         self.pieces: list[tuple[Tensor, list[Tensor]]] = []
-        size = (len(self.inner) + 1) * problem.batch  # the last stretch takes what is masked
+        size = (len(self.inner) + 1) * problem.batch  # the last block receives masked values
         self.kept = [] if graph else [part.new_zeros((size, *part.shape[1:])) for part in problem.y0 if self.inner]
 
     def weights(self, theta: float | Tensor) -> list[float] | Tensor:
-        r"""Gives the weights :math:`b_i(\theta)` of the continuous extension: one per stage, or ``[stages, b]``."""
+        r"""Computes the weights :math:`b_i(\theta)` of the continuous extension: one per stage, or ``[stages, b]``."""
         table = self.tableau.extension
         if not isinstance(theta, Tensor):
             return [sum(c * theta**power for power, c in enumerate(row, 1)) for row in table]
@@ -46,7 +46,7 @@ class Trajectory:
         return weights * theta
 
     def store(self, slot: int | Tensor, rows: Tensor | None, parts: list[Tensor], mask: Tensor | None = None) -> None:
-        """Keeps states of some rows (None: all) at the inner time ``slot``, a number or one per row, where ``mask``."""
+        """Stores states of some rows (None: all) at the inner time ``slot``, one number or one per row, if ``mask``."""
         places = self.places if rows is None else rows
         if mask is not None:
             slot = torch.where(mask, slot, len(self.inner))
@@ -58,7 +58,7 @@ class Trajectory:
                 kept.index_copy_(0, flat, part)
 
     def states(self) -> list[list[Tensor]]:
-        """Gives what was kept, by inner time; zeros where a sample has not come that far."""
+        """Returns the stored states by inner time; zeros for a sample that has not reached it."""
         kept = self.kept
         if self.graph and self.inner:
             flat = torch.cat([each for each, _ in self.pieces]) if self.pieces else self.places[:0]
@@ -71,7 +71,7 @@ class Trajectory:
         return [[part[slot] for part in stretches] for slot in range(len(self.inner))]
 
     def whole(self, inner: list[list[Tensor]], passed: Tensor, y: list[Tensor]) -> list[list[Tensor]]:
-        """Adds what is known at the ends; a sample that stopped before a time (``passed [B]``) shows its last state."""
+        """Adds the states at the ends; a sample that stopped before a time (``passed [B]``) gets its last state."""
         at = self.problem.at or []
         inner = [
             [torch.where(like_rows(passed > slot, part), part, last) for part, last in zip(states, y)]
@@ -81,7 +81,7 @@ class Trajectory:
         return [self.problem.y0] * self.first + inner + [y] * last
 
     def solution(self, tape: Tape | None, y, q, passed: Tensor, stats: Stats, status: Tensor) -> Solution:
-        """Builds the solution of an adaptive solve, joined to the graph by the tape where there is one."""
+        """Builds the solution of an adaptive solve; the tape, if there is one, connects it to the graph."""
         outputs = self.states()
         with torch.set_grad_enabled(self.graph or tape is not None):
             if tape is not None:

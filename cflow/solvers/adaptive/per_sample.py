@@ -1,4 +1,4 @@
-"""The loop in which every sample of a batch takes steps of its own."""
+"""The loop in which every sample of a batch has its own steps."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ __all__ = ["PerSample"]
 
 @dataclass
 class Rows:
-    """Carries what is known of each sample: all of it is gathered, and put back, together."""
+    """Holds the state of the loop for each sample; all fields are gathered, and put back, together."""
 
     y: list[Tensor]
     k: list[Tensor]
     g: list[Tensor]
     q: list[Tensor]
     t: Tensor
-    h: Tensor  # the next step, with the sign of time; zero for a sample at rest
+    h: Tensor  # the next step, with the sign of time; zero for a sample that has ended
     steps: Tensor
     accepted: Tensor
     status: Tensor
     ceiling: Tensor  # how much the next step may grow
-    errors: list[Tensor]  # of the steps before the last one, for controllers that look back
-    uncut: Tensor  # the step that was cut to land on the last stop
-    passed: Tensor  # output times passed
+    errors: list[Tensor]  # of the steps before the last one, for controllers that use them
+    uncut: Tensor  # the step, before it was cut to end at the last stop
+    passed: Tensor  # the number of output times passed
 
     def take(self, rows: Tensor) -> Rows:
-        """Takes the given rows of everything."""
+        """Returns the given rows of every field."""
         return Rows(**{field.name: gather(getattr(self, field.name), rows) for field in fields(self)})
 
     def put(self, rows: Tensor, other: Rows) -> Rows:
-        """Replaces the given rows of everything by another's."""
+        """Returns a copy in which the given rows of every field come from ``other``."""
 
         def copy(mine, theirs):
             if isinstance(mine, list):
@@ -56,24 +56,24 @@ class Rows:
 
 @dataclass
 class Tried:
-    """Holds one attempt at a step of every sample, and what was made of it."""
+    """Holds one attempted step of every sample, and the decision about it."""
 
     attempt: Attempt
     times: list[Tensor]
     t_new: Tensor
     step: Tensor
-    ratio: Tensor  # the error by which the step was judged, over what is allowed
-    own: Tensor  # the row's own, where rows are judged together
+    ratio: Tensor  # the error that decides about the step, divided by the allowed error
+    own: Tensor  # the same for the error of the row alone
     accept: Tensor
     proposed: Tensor
     stuck: Tensor
-    good: Tensor  # accepted, of samples on their way
-    going: Tensor  # on their way after it
-    crossed: Tensor | None = None  # how many output times an accepted step passes
+    good: Tensor  # accepted, of samples that had not ended
+    going: Tensor  # not ended after the attempt
+    crossed: Tensor | None = None  # the number of output times that an accepted step passes
 
 
 class PerSample:
-    """One solve, a step per sample."""
+    """One solve with steps per sample."""
 
     def __init__(self, solver, problem: Problem, bounds, tape: Tape | None):
         self.solver, self.problem, self.bounds, self.tape = solver, problem, bounds, tape
@@ -88,9 +88,9 @@ class PerSample:
             fine = status == Status.SUCCESS
             h = solver.begin(problem, bounds, k) * fine
         zeros = torch.zeros_like(status)
-        # What a graph is built of by plain operations must not be written into.
+        # Tensors that autograd records must not be overwritten.
         self.graph = torch.is_grad_enabled() and tape is None
-        # Control is never differentiated; entering torch's mode costs as much as an operation.
+        # Step control is never differentiated. Entering no_grad costs as much as an operation: only where needed.
         self.quiet = torch.no_grad if self.graph else nullcontext
         self.rows = Rows(
             problem.y0, k, g, [torch.zeros_like(value) for value in g], t, h if self.forward else -h, zeros,
@@ -107,8 +107,8 @@ class PerSample:
         self.every = solver.check_every or (1 if problem.device.type == "cpu" else 4)
         if self.graph or tape is not None or self.trajectory.inner:
             self.every = 1
-        self.looks = self.every == 1  # after each attempt
-        # Samples wait for each other where steps are cut: their attempts are counted one by one.
+        self.looks = self.every == 1  # reads after each attempt
+        # Samples wait for each other if steps are cut, so their attempts are counted one by one.
         self.waits = bool(self.trajectory.inner) and not self.dense
         self.stages = self._stages()
 
@@ -116,7 +116,7 @@ class PerSample:
         return Stages(self.tableau, self.problem, self.bounds, self.graph)
 
     def solution(self) -> Solution:
-        """Goes to the end, by way of the output times where the method has no extension."""
+        """Integrates to the end; without a continuous extension it stops at the output times."""
         problem, inner = self.problem, self.trajectory.inner
         for stop in [*([] if self.dense else dict.fromkeys(inner)), problem.t1]:
             self._advance_to(upload(stop, problem.dtype, problem.device), stop != problem.t1)
@@ -127,7 +127,7 @@ class PerSample:
         return self.trajectory.solution(self.tape, rows.y, rows.q, rows.passed, stats, rows.status)
 
     def _stopped(self, slots: list[int]) -> None:
-        """Keeps the states at an output time that all samples have reached, and takes the uncut steps up again."""
+        """Stores the states at an output time that all samples have reached, and restores the uncut steps."""
         rows = self.rows
         fine = rows.status == Status.SUCCESS
         rows.h = torch.where(fine, rows.uncut, 0.0)
@@ -138,7 +138,7 @@ class PerSample:
                 self.tape.mark(slot, self.tableau, rows.y, rows.t)
 
     def _advance_to(self, end: Tensor, stop: bool) -> None:
-        """Steps every sample that has not failed to ``end``, dropping the finished ones along the way."""
+        """Steps every sample that has not failed to ``end``, and drops finished samples on the way."""
         full, rows = self.rows, self.rows
         self.index, self.args = None, self.problem.args
         going = rows.h != 0
@@ -146,11 +146,11 @@ class PerSample:
         count = self.count = int(going.sum()) if read else self.problem.batch
         failed = self.tape is not None and count < self.problem.batch
         while count:
-            # A failed sample's field may be infinite: walked through at rest, it would spoil gradients that all share.
+            # The field of a failed sample may be infinite: evaluated again, it would make shared gradients NaN.
             if count < len(rows.t) / 2 or failed:
                 failed = False
                 full = rows if self.index is None else full.put(self.index, rows)
-                # The count is known, so a sort finds the rows that go on without another read.
+                # The count is known, so a sort finds the remaining rows without another read.
                 chosen = torch.argsort(going.to(torch.uint8), descending=True, stable=True)[:count]
                 self.index = chosen if self.index is None else self.index[chosen]
                 rows, going = full.take(self.index), going[chosen]
@@ -159,7 +159,7 @@ class PerSample:
         self.rows = rows if self.index is None else full.put(self.index, rows)
 
     def _attempts(self, rows: Rows, going: Tensor, end: Tensor, stop: bool) -> tuple[Rows, Tensor, int]:
-        """Tries a step of every sample, or several between two looks; gives rows, which go on, and how many."""
+        """Attempts steps until the next host read; returns the rows, which of them have not ended, and how many."""
         before, failed = going, 0
         if self.looks:
             tried = self._try(rows, going, end)
@@ -183,18 +183,18 @@ class PerSample:
                 count = int(going.sum()) if self.waits else 0
             rows.h = rows.h * going
         if self.looks and count != self.count and not self.waits:
-            # All that are on their way have made the same number of attempts: it is noted when they leave.
+            # All remaining samples have made the same number of attempts: it is recorded when they end.
             rows.steps = torch.where(before > going, self.attempts, rows.steps)
         self.count = count
         return rows, going, count
 
     def _unseen(self, rows: Rows, going: Tensor, end: Tensor, stop: bool) -> tuple[Rows, Tensor]:
-        """Tries a step of every sample without a look at what became of it: nothing is read."""
+        """Attempts a step of every sample without reading the result on the host."""
         tried = self._try(rows, going, end)
         return self._give_up(self._take(rows, going, tried, None, stop), tried.going, tried)
 
     def _give_up(self, rows: Rows, going: Tensor, tried: Tried) -> tuple[Rows, Tensor]:
-        """Takes the samples out whose steps cannot be made short enough, and says why."""
+        """Ends the samples whose steps cannot be made short enough, and sets their status."""
         cause = torch.where(tried.own.isfinite(), int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
         rows.status = torch.where(tried.stuck, cause, rows.status)
         going = going & ~tried.stuck
@@ -202,12 +202,12 @@ class PerSample:
         return rows, going
 
     def _try(self, rows: Rows, going: Tensor, end: Tensor) -> Tried:
-        """Tries one step of every sample."""
+        """Attempts one step of every sample."""
         with self.quiet():
             ahead = torch.add(rows.t, rows.h, alpha=STRETCH)
             last = ahead >= end if self.forward else ahead <= end
-            t_new = torch.where(last, end, rows.t + rows.h)  # a row at rest stays where it is
-            step = t_new - rows.t  # what the clock really moves, rounding included
+            t_new = torch.where(last, end, rows.t + rows.h)  # a row that has ended does not move
+            step = t_new - rows.t  # the actual change of time, including rounding
             times = self._times(rows.t, step, t_new)
         attempt = self.stages.step(rows.y, rows.k, rows.q, rows.g, times, step, self.args)
         with self.quiet():
@@ -217,12 +217,12 @@ class PerSample:
             return Tried(attempt, times, t_new, step, ratio, own, accept, proposed, stuck & on, good, on)
 
     def _ratios(self, attempt: Attempt, rows: Rows, going: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the error by which each row's step is judged, and its own, which is the same here."""
+        """Returns the error that decides about each row's step, and the row's own error; here they are equal."""
         ratio = self.stages.ratio(attempt, rows.y, rows.q, step, self.solver.unit)
         return ratio, ratio
 
     def _judge(self, rows: Rows, step: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Says which steps are good, how long the next ones shall be, and which cannot be made short enough."""
+        """Decides which steps are accepted, how long the next ones are, and which cannot be made short enough."""
         solver = self.solver
         accept = ratio <= solver.unit
         factor = ratio ** self.exponents[0]
@@ -235,7 +235,7 @@ class PerSample:
         if solver.dt_min is None:
             short = proposed <= self.shortest if self.forward else proposed >= -self.shortest
             return accept, proposed, short > accept
-        # A step may shrink to the shortest, and is given up, or taken as it is, when that is not short enough.
+        # A step may shrink to the shortest one. If that is not short enough, it is accepted as is, or the sample ends.
         floor = step.abs() <= self.shortest * STRETCH
         if solver.on_dt_min == "accept":
             accept = accept | (floor & ratio.isfinite())
@@ -248,7 +248,7 @@ class PerSample:
         return [*(t_new if node == 1 else time for node, time in zip(self.tableau.nodes, inner)), t_new]
 
     def _look(self, rows: Rows, before: Tensor, tried: Tried) -> list[int]:
-        """Reads at once: how many go on, are stuck, are accepted, left the finite numbers; and outputs passed."""
+        """Reads at once how many samples continue, are stuck, accepted and not finite; and outputs passed."""
         with self.quiet():
             asked = [tried.going, tried.stuck]
             if self.graph or self.tape is not None:
@@ -262,10 +262,10 @@ class PerSample:
             return counts.tolist()
 
     def _take(self, rows: Rows, before: Tensor, tried: Tried, looked: list[int] | None, stop: bool) -> Rows:
-        """Gives the rows after an attempt: moved where it was good, as they were elsewhere."""
+        """Returns the rows after an attempt: moved if it was accepted, unchanged if not."""
         accept, attempt = tried.accept, tried.attempt
         if self.graph and looked[3]:
-            # Infinities would reach the gradient through torch.where as 0 * inf: again with those rows at rest.
+            # Through torch.where, infinities would reach the gradient as 0 * inf: repeat without moving those rows.
             away = before & ~tried.ratio.isfinite()
             t_new, step = torch.where(away, rows.t, tried.t_new), torch.where(away, 0.0, tried.step)
             times = self._times(rows.t, step, t_new)
@@ -311,7 +311,7 @@ class PerSample:
             )  # fmt: skip
 
     def _interpolate(self, rows: Rows, attempt: Attempt, tried: Tried, most: int, record: Step | None) -> None:
-        """Keeps the states at the output times that the step passes, of which no sample has more than ``most``."""
+        """Stores the states at the output times that the step passes; no sample passes more than ``most``."""
         times = self.trajectory.times
         for number in range(most):
             slot = rows.passed + number

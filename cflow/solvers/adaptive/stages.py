@@ -1,4 +1,4 @@
-"""One Runge-Kutta step with an error estimate, whatever its length: what all adaptive loops share."""
+"""One Runge-Kutta step with an error estimate; all adaptive loops use it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cflow.solvers.uploads import upload
 
 __all__ = ["STRETCH", "Attempt", "Stages"]
 
-STRETCH = 1.01  # a step that would leave a hundredth of itself for the next one goes to the end at once
+STRETCH = 1.01  # a step is extended to the end if less than 1 % of it would remain for the next step
 
 
 @dataclass
 class Attempt:
-    """Holds what a step gave, good or not.
+    """Holds the result of a step, accepted or not.
 
-    ``moves`` lists per part of the state the slopes times the step, stage by stage; ``k`` and ``g`` are slope and
-    integrands at the end.
+    ``moves`` has the slopes times the step, by part of the state and stage; ``k`` and ``g`` are slope and integrands at
+    the end.
     """
 
     y: list[Tensor]
@@ -36,27 +36,27 @@ class Attempt:
 
 
 class Stages:
-    """Takes steps of a problem.
+    """Computes steps of a problem.
 
-    Slopes are kept multiplied by the step, in one contiguous buffer per part of the state, so that a stage is two
-    operations whatever its number of slopes: a product into the buffer, and the state plus the buffer times a row of
-    the tableau. Where a graph is wanted, which such a buffer would cut, or under autocast, which would round the
-    product, stages are sums of scaled slopes instead. TF32 never rounds it: torch turns it off around products of a
-    matrix and a vector (``NoTF32Guard`` in ``at::cuda::blas::gemv``), since they gain nothing by it.
+    Slopes are stored multiplied by the step, in one contiguous buffer per part of the state. So a stage takes two
+    operations for any number of slopes: a product into the buffer, and the state plus the buffer times a row of the
+    tableau. Such a buffer would cut a graph, and autocast would round the product, so in these two cases stages are
+    sums of scaled slopes. TF32 never rounds the product: torch turns it off for products of a matrix and a vector
+    (``NoTF32Guard`` in ``at::cuda::blas::gemv``), where it brings no gain.
     """
 
     def __init__(self, tableau: Tableau, problem: Problem, bounds: list[Tolerance | None], graph: bool):
         self.tableau, self.problem, self.bounds = tableau, problem, bounds
         dual = torch.autograd.forward_ad._current_level >= 0
         self.sums = graph or dual or torch.is_autocast_enabled(problem.device.type)
-        # Stages at which an integral counts: for itself, for its error, and as the first one of the next step.
+        # Stages at which an integral counts: in its value, in its error, or as the first stage of the next step.
         last = len(tableau.a) - 1
         self.counting = tableau.step.stages | tableau.estimate.stages | ({last} if tableau.fsal else set())
         self.buffers: list[_Buffer] = []
         self.constants: dict[tuple, Tensor] = {}
 
     def step(self, y, k, q, g, times, h: Tensor, args) -> Attempt:
-        """Steps rows from ``y`` with slope ``k`` over ``h`` (one number, or ``[b]``); ``times [b]`` are the stages'."""
+        """Steps rows from ``y`` with slope ``k`` over ``h``, a number or ``[b]``; ``times [b]`` are the stage times."""
         tableau, problem = self.tableau, self.problem
         widths = [like_rows(h, part).to(part.dtype) if h.dim() else h for part in y]
         integrands, last = [g], len(tableau.a) - 1
@@ -86,9 +86,9 @@ class Stages:
         return Attempt(z, k, q, g, moves, integrands)
 
     def ratio(self, attempt: Attempt, y: list[Tensor], q: list[Tensor], h: Tensor, unit: float) -> Tensor:
-        """Computes the largest error over what is allowed, times ``unit``: per row ``[b]`` where ``h`` is, or one.
+        """Computes the largest error over the allowed error, times ``unit``; ``[b]`` if ``h`` is, else one number.
 
-        The error of a part or integral is the root mean square over its entries; those without a bound do not count.
+        The error of a part or an integral is the root mean square over its entries; those without a bound do not count.
         """
         largest = None
         for found in self.ratios(attempt, y, q, h, unit):
@@ -96,7 +96,7 @@ class Stages:
         return largest if largest.dtype is self.problem.dtype else largest.to(self.problem.dtype)
 
     def ratios(self, attempt: Attempt, y: list[Tensor], q: list[Tensor], h: Tensor, unit: float) -> Iterator[Tensor]:
-        """Computes what :meth:`ratio` is the largest of: one for each part and integral with a bound."""
+        """Computes the ratios of which :meth:`ratio` is the largest: one for each part and integral with a bound."""
         each = h.dim() > 0
         for index, (bound, old, new) in enumerate(zip(self.bounds, [*y, *q], [*attempt.y, *attempt.q])):
             if bound is None:
@@ -113,7 +113,7 @@ class Stages:
             yield torch.linalg.vector_norm(per_row(relative), dim=1) if each else torch.linalg.vector_norm(relative)
 
     def interpolate(self, y: list[Tensor], attempt: Attempt, weights: list[float] | Tensor) -> list[Tensor]:
-        """Gives the state inside a step: ``y + sum_j w_j h k_j``; ``weights`` per stage, or ``[stages, b]``."""
+        """Computes the state inside a step, ``y + sum_j w_j h k_j``; ``weights`` per stage, or ``[stages, b]``."""
         states = []
         for index, part in enumerate(y):
             for stage, weight in enumerate(weights):
@@ -126,7 +126,7 @@ class Stages:
         return states
 
     def _point(self, y: list[Tensor], moves: list, stage: int) -> list[Tensor]:
-        """Gives the state at a stage; at one past the last, the end of the step."""
+        """Computes the state at a stage; one past the last stage is the end of the step."""
         if not self.sums:
             return [
                 torch.addmv(each.start, each.slopes[stage], each.rows[stage]).view_as(part)
@@ -140,7 +140,7 @@ class Stages:
         return weights.bracket(stages_of(values, index)) * weights.weight
 
     def _allowed(self, old: Tensor, new: Tensor, bound: Tolerance, factor: float) -> Tensor:
-        """Computes the error allowed for each entry, times ``factor``; never zero, so that zero may rest at zero."""
+        """Computes the error allowed for each entry, times ``factor``; never zero, so that a zero state is accepted."""
         floor = max(factor * bound.atol, torch.finfo(old.dtype).tiny)
         key = (old.dtype, floor)
         if key not in self.constants:
@@ -149,14 +149,14 @@ class Stages:
 
 
 class _Buffer:
-    """Holds the scaled slopes of a part of the state, and the views of them that the stages take."""
+    """Holds the scaled slopes of a part of the state, and the views of them that the stages use."""
 
     def __init__(self, tableau: Tableau, part: Tensor):
         count = len(tableau.a)
         whole = part.new_empty((count, *part.shape))
         weights = upload([*tableau.table, tableau.errors], part.dtype, part.device)
         self.shape, self.stages, self.flat = part.shape, whole.unbind(0), whole.view(count, -1).T
-        # Stage i sees the slopes before it; the end of the step sees all.
+        # Stage i uses the slopes before it; the end of the step uses all.
         counts = [min(stage, count) for stage in range(count + 1)]
         self.slopes = [self.flat[:, :seen] for seen in counts]
         self.rows = [weights[stage, :seen] for stage, seen in enumerate(counts)]

@@ -1,1 +1,1 @@
-"""Solves that CUDA graphs hold and replay."""
+"""Solves that are captured in CUDA graphs and replayed."""

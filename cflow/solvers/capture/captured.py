@@ -1,4 +1,4 @@
-"""Solves as functions on tensors that stay where they are, as a graph holds them: a whole grid, or some attempts."""
+"""Solves on tensors that keep their memory, as a CUDA graph needs: a whole grid, or some attempts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cflow.solvers.state import on_tensors, tensors_of
 __all__ = ["Captured", "CapturedGrid", "CapturedSteps"]
 
 Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
-"""Captures a function: gives what it returned, tensors that each replay writes anew, and the replay."""
+"""Captures a function: returns its result, whose tensors each replay overwrites, and the replay."""
 
 
 class Captured(ABC):
-    """A solve with inputs of its own, into which each call copies."""
+    """A solve with its own input tensors, into which each call copies."""
 
     def __init__(self, y0: Any, args: tuple):
         self.y0, self.args = on_tensors(torch.clone, (y0, args))
         self.inputs = tensors_of((self.y0, self.args))
 
     def __call__(self, y0: Any, args: tuple) -> Solution:
-        """Solves from ``y0``; the next call writes over the tensors of the solution."""
+        """Solves from ``y0``; the next call overwrites the tensors of the solution."""
         for mine, given in zip(self.inputs, tensors_of((y0, args))):
             mine.copy_(given)
         return self._replayed()
@@ -50,14 +50,14 @@ class CapturedGrid(Captured):
 
 
 class CapturedSteps(Captured):
-    """An adaptive solve in two graphs: the beginning, and some attempts of all rows, replayed until all have ended."""
+    """An adaptive solve in two graphs: the start, and some attempts of all rows, replayed until all have ended."""
 
     def __init__(self, record: Record, solver, f, y0, t0, t1, args, **options):
         super().__init__(y0, args)
         begin = lambda: solver.attempts(Problem(solver, f, self.y0, t0, t1, args=self.args, **options))
         self.loop, self.begin = record(begin)
         self.begin_calls = self.loop.problem.calls
-        self.begin()  # capturing computes nothing, and the warm-up of the attempts begins somewhere
+        self.begin()  # capturing computes nothing, and the warm-up of the attempts needs a start
         _, self.attempts = record(self.loop.several)
         self.calls = self.loop.problem.calls
 
@@ -72,7 +72,7 @@ class CapturedSteps(Captured):
             if not bool(loop.going.any()):
                 break
         else:
-            # What is left of the limit is less than a graph holds.
+            # Fewer attempts remain than the graph holds.
             rows, calls = loop.rest()
             nfe += calls
         return loop.collected(rows, nfe)

@@ -1,1 +1,1 @@
-"""How gradients pass through a solve: the modes, the exact adjoint of discrete steps, whose gradients are wanted."""
+"""How gradients pass through a solve: the modes, the exact adjoint of its steps, and the search for parameters."""

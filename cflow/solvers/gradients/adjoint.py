@@ -1,4 +1,4 @@
-"""The exact adjoint of a solve: the records of its steps, and the walk back through them."""
+"""The exact adjoint of a solve: the records of its steps, and the backward pass through them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ __all__ = ["Output", "Step", "Tape"]
 
 @dataclass
 class Output:
-    """Records that an output time lies inside a step: ``out[slot][rows] += mask * (y + h * sum_j w_j k_j)``.
+    """Records an output time inside a step: ``out[slot][rows] += mask * (y + h * sum_j w_j k_j)``.
 
-    ``weights`` holds one number, or one ``[b]`` tensor, per stage; None stands for the end of the step, whose weights
-    are the tableau's ``b``. Where all are zero the output is the step's start. ``mask [b]`` says for which rows of the
-    step it holds; None: for all.
+    ``weights`` has one number, or one ``[b]`` tensor, per stage. None is the end of the step, with the weights ``b`` of
+    the tableau. If all are zero, the output is the start of the step. ``mask [b]`` selects rows of the step; None: all.
     """
 
     slot: int
@@ -34,12 +33,12 @@ class Output:
 
 @dataclass
 class Step:
-    """Records one step of some rows of the batch: all that is needed to take it again.
+    """Records one step of some rows of the batch: all that is needed to compute it again.
 
-    Shapes: ``y`` lists the parts of the state at the step's start, ``[b, ...]`` each; ``times`` the stage times that
-    ``f`` saw, ``[b]`` each; ``h`` is one number for all rows, or ``[b]`` and zero where a row rests (rejected, finished
-    or failed), which then passes its cotangent through unchanged; ``rows [b]`` are the places of the rows in the whole
-    batch, each once, None when they are all of it in order.
+    Shapes: ``y`` lists the parts of the state at the start of the step, ``[b, ...]`` each; ``times`` the stage times,
+    ``[b]`` each. ``h`` is one number for all rows, or ``[b]``. It is zero for a row that does not move (rejected,
+    finished or failed), whose cotangent passes through unchanged. ``rows [b]`` are the indices of the rows in the whole
+    batch, each once; None: the whole batch in order.
     """
 
     tableau: Tableau
@@ -51,7 +50,7 @@ class Step:
 
 
 class Tape:
-    """Keeps the steps of a solve that runs without a graph, and joins its results to the graph afterwards."""
+    """Stores the steps of a solve that runs without a graph, and connects its results to the graph afterwards."""
 
     def __init__(self, problem: Problem):
         self.problem, self.steps = problem, []
@@ -61,15 +60,15 @@ class Tape:
         self.params = wanted_parameters(problem)
 
     def mark(self, slot: int, tableau: Tableau, y: list[Tensor], t: Tensor, rows: Tensor | None = None) -> None:
-        """Records that an output is the state between two steps: as a step of no length."""
+        """Records that an output is the state between two steps, as a step of length zero."""
         none = [0.0] * len(tableau.b)
         self.steps.append(Step(tableau, y, [t] * len(none), 0.0, rows, [Output(slot, none)]))
 
     def attach(
         self, parts: list[Tensor], integrals: list[Tensor], outputs: list[list[Tensor]]
     ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
-        """Gives the results of the solve, ``outputs`` by slot, as functions of the state, ``args`` and parameters."""
-        # Copies of weights that autocast made without a graph must not be met by a call that wants one.
+        """Returns the results of the solve, ``outputs`` by slot, as functions of the state, ``args`` and parameters."""
+        # Autocast may have cached copies of weights without a graph: an evaluation with a graph must not use them.
         torch.clear_autocast_cache()
         inputs = [*self.problem.y0, *(leaf for leaf, wanted in zip(self.leaves, self.wanted) if wanted), *self.params]
         if not any(tensor.requires_grad for tensor in inputs):
@@ -92,21 +91,21 @@ class Tape:
 
 
 class _Adjoint(torch.autograd.Function):
-    """Gives the results of a solve a gradient: the reverse walk through its steps."""
+    """Connects the results of a solve to autograd; the backward pass goes through its steps in reverse."""
 
     @staticmethod
     def forward(ctx, tape: Tape, results: list[Tensor], *inputs: Tensor):
         problem, steps = tape.problem, tape.steps
         ctx.set_materialize_grads(False)
         constants = [leaf for leaf, wanted in zip(tape.leaves, tape.wanted) if isinstance(leaf, Tensor) and not wanted]
-        # Saved in torch's way, tensors are checked for changes in place, can be moved by hooks, and go after use.
+        # save_for_backward checks for changes in place, lets hooks move tensors, and frees them after use.
         ctx.save_for_backward(*inputs, *constants, *(part for step in steps for part in step.y))
         ctx.steps = [replace(step, y=[]) for step in steps]
         ctx.problem, ctx.structure, ctx.wanted = problem, tape.structure, tape.wanted
         ctx.fixed = [None if isinstance(leaf, Tensor) else leaf for leaf in tape.leaves]
         ctx.tensors = [isinstance(leaf, Tensor) for leaf in tape.leaves]
         ctx.count, ctx.autocast = len(inputs), autocast_state(problem.device.type)
-        # An alias, since a state may be a result and the start of a step: the graph must not hold its own results.
+        # Aliases, since a state may be a result and the start of a step: the graph must not hold its own results.
         return tuple(result.detach() for result in results)
 
     @staticmethod
@@ -120,18 +119,18 @@ class _Adjoint(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Raises when a gradient is differentiated again, also where it would come out as a constant silently."""
+    """Raises if a gradient is differentiated again, also where it would silently be a constant."""
 
     @staticmethod
     def forward(ctx, gradient, *inputs):
-        # Hung on what the solve depends on, whatever of it a second derivative is taken by.
+        # Depends on all inputs of the solve, so that a second derivative with respect to any of them arrives here.
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx, *cotangents):
         raise RuntimeError(
-            "a second derivative was asked of a solve with gradient=Checkpointed(): its gradient is once "
-            "differentiable, since the graph of its steps is not kept; solve with gradient=Backprop() for this."
+            "second derivative of a solve with gradient=Checkpointed(): it is once differentiable, as its graph is not "
+            "kept; solve with gradient=Backprop()."
         )
 
 
@@ -165,7 +164,7 @@ class _Walk:
         self.param_sums: list[Tensor | None] = [None] * len(self.params)
 
     def back(self) -> list[Tensor | None]:
-        """Gives the gradients of the state, of the arguments and of the parameters."""
+        """Returns the gradients of the state, of the arguments and of the parameters."""
         while self.steps:
             self._step(self.steps.pop())
         settle = lambda total, like: total if total is None else total.to(like.dtype)
@@ -177,7 +176,7 @@ class _Walk:
         ]
 
     def _step(self, step: Step) -> None:
-        """Carries the cotangents from the end of a step to its start."""
+        """Propagates the cotangents from the end of a step to its start."""
         outputs = [output for output in step.outputs if any(part is not None for part in self.outputs[output.slot])]
         self.live |= bool(outputs)
         if not self.live:
@@ -187,9 +186,9 @@ class _Walk:
         args = self.leaves if rows is None else gather(self.leaves, rows)
         *a, b = step.tableau.table
         lead = [take(part) for part in self.parts]
-        # Terms through which the slopes reach the results: each is a list of cotangents, and a weight per stage.
+        # Terms by which the slopes affect the results: each is a list of cotangents, and a weight per stage.
         terms: list[tuple[list[Tensor], Sequence[float | Tensor]]] = []
-        if isinstance(h, Tensor) or h:  # a step of no length only marks an output
+        if isinstance(h, Tensor) or h:  # a step of length zero only marks an output
             terms.append((lead, b))
         direct = list(lead)
         for output in outputs:
@@ -220,7 +219,7 @@ class _Walk:
             self.parts = [part.index_copy(0, rows, new) for part, new in zip(self.parts, direct)]
 
     def _reached(self, output: Output, like: list[Tensor], take: Callable) -> list[Tensor]:
-        """Gives the cotangents of an output for the rows of a step, zero where it is not theirs."""
+        """Returns the cotangents of an output for the rows of a step; zero for other rows."""
         reached = []
         for cotangent, part in zip(self.outputs[output.slot], like):
             cotangent = torch.zeros_like(part) if cotangent is None else take(cotangent)
@@ -230,7 +229,7 @@ class _Walk:
         return reached
 
     def _stages(self, step: Step, used: set[int], args: list, rest: Tensor | None) -> dict[int, list[Tensor]]:
-        """Computes the state at each stage that counts; the slopes serve later stages only and go at once."""
+        """Computes the state at each stage that counts; slopes serve later stages only and are freed at once."""
         args = pytree.tree_unflatten(args, self.structure)
         states, slopes = {}, []
         for stage, combination in enumerate(step.tableau.stages[: max(used, default=-1) + 1]):
@@ -252,7 +251,7 @@ class _Walk:
         return states
 
     def _pull(self, t, state, args, rows, slopes, integrands) -> list[Tensor]:
-        """Takes the product of cotangents with the Jacobian of ``f`` at one stage; sums what is not the state's."""
+        """Multiplies cotangents by the Jacobian of ``f`` at one stage; sums gradients of arguments and parameters."""
         with torch.enable_grad():
             state = [part.detach().requires_grad_() for part in state]
             free = [leaf.detach().requires_grad_() if wanted else leaf for leaf, wanted in zip(args, self.wanted)]
@@ -283,7 +282,7 @@ def _is_zero(weight: float | Tensor) -> bool:
 
 
 def _total(pairs: list[tuple[Tensor, float | Tensor]], h: float | Tensor, rest: Tensor | None) -> Tensor:
-    """Computes ``h * sum_j w_j v_j``; zero where a row rests, whatever the values are there."""
+    """Computes ``h * sum_j w_j v_j``; zero for a row that does not move, for any values."""
     total = None
     for value, weight in pairs:
         if _is_zero(weight):
@@ -302,17 +301,17 @@ def _total(pairs: list[tuple[Tensor, float | Tensor]], h: float | Tensor, rest: 
 
 
 def _still(value: Tensor, rest: Tensor | None) -> Tensor:
-    """Sets the rows at rest to zero."""
+    """Sets the rows that do not move to zero."""
     return value if rest is None else torch.where(like_rows(rest, value), 0.0, value)
 
 
 def _added(total: Tensor | None, gradient: Tensor | None, rows: Tensor | None, batch: int) -> Tensor | None:
-    """Adds a gradient to its sum, in float32 at least; the rows of a batch to their places."""
+    """Adds a gradient to its sum, in float32 at least; rows of the batch are added at their indices."""
     if gradient is None:
         return total
     wide = torch.promote_types(gradient.dtype, torch.float32)
     if rows is None:
-        # A gradient may be the cotangent itself or a parameter's view: the first one must not be added to in place.
+        # The first gradient may be the cotangent itself or a view of a parameter: copy it before adding in place.
         return gradient.to(wide, copy=True) if total is None else total.add_(gradient)
     if total is None:
         total = gradient.new_zeros((batch, *gradient.shape[1:]), dtype=wide)

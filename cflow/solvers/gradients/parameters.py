@@ -1,4 +1,4 @@
-"""Which tensors a function depends on: found by looking through what it refers to, and through its graph."""
+"""The tensors that a function depends on, found in the objects that it refers to and in its graph."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ Plain = bool | int | float | complex | str | bytes | None
 
 
 def parameters_of(f: Any) -> tuple[Tensor, ...]:
-    """Finds the tensors that require gradients and that a function refers to.
+    """Returns the tensors that require gradients and that a function refers to.
 
-    Looks through modules, bound methods, partial functions, closures, defaults, the globals that a function names, and
-    the attributes of callable objects and dataclasses; not through what is imported or reached in another way.
+    Searches modules, bound methods, partial functions, closures, defaults, the globals that a function uses, and the
+    attributes of callable objects and dataclasses. It does not search imported functions, or objects reached in another
+    way.
     """
     return tuple(tensor for tensor in held_by(f)[0] if tensor.requires_grad)
 
 
 def held_by(f: Any) -> tuple[list[Tensor], list[Plain]]:
-    """Finds all tensors, each once, and all plain values that a function refers to: a module's mode is one.
+    """Returns all tensors, each once, and all plain values that a function refers to (a module's mode is one).
 
-    Looks where :func:`parameters_of` does, in the same order each time.
+    Searches like :func:`parameters_of`, always in the same order.
     """
     tensors: list[Tensor] = []
     plain: list[Plain] = []
@@ -47,7 +48,7 @@ def _search(thing: Any, tensors: list[Tensor], plain: list[Plain], seen: set[int
     if isinstance(thing, Tensor):
         tensors.append(thing)
         return
-    # What torch.compile wraps around a function or module changes as it compiles.
+    # The wrapper of torch.compile changes as it compiles: search the original.
     original = getattr(thing, "_torchdynamo_orig_callable", None) or getattr(thing, "_orig_mod", None)
     if original is not None:
         _search(original, tensors, plain, seen)
@@ -66,11 +67,11 @@ def _search(thing: Any, tensors: list[Tensor], plain: list[Plain], seen: set[int
         inside += [thing.__self__, thing.__func__]
     elif hasattr(thing, "__code__"):
         for cell in thing.__closure__ or ():
-            with contextlib.suppress(ValueError):  # a cell that is not filled yet
+            with contextlib.suppress(ValueError):  # an empty cell
                 inside.append(cell.cell_contents)
         inside += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
         named = [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
-        # Functions of other files are a library's, as a rule, and lead far away.
+        # Functions of other files usually belong to a library: they are not searched.
         inside += [each for each in named if getattr(each, "__globals__", thing.__globals__) is thing.__globals__]
     elif is_dataclass(thing) and not isinstance(thing, type):
         inside += [getattr(thing, each.name) for each in fields(thing)]
@@ -81,15 +82,15 @@ def _search(thing: Any, tensors: list[Tensor], plain: list[Plain], seen: set[int
 
 
 def wanted_parameters(problem: Problem) -> list[Tensor]:
-    """Lists the parameters that require gradients, each once; those that ``f`` refers to unless some were given."""
+    """Lists the parameters that require gradients, each once: ``params``, or those that ``f`` refers to."""
     params = parameters_of(problem.f) if problem.params is None else problem.params
     params = list({id(each): each for each in params if each.requires_grad}.values())
     for each in params:
         if each.grad_fn is not None and _reaches(each, params):
             raise ValueError(
-                f"{problem.owner}.solve(gradient={problem.gradient!r}): a tensor of shape {list(each.shape)} among "
-                f"params, or in f's closure, was computed from another one, whose gradient would be counted twice; "
-                f"pass params=(...) without one of the two."
+                f"{problem.owner}.solve(gradient={problem.gradient!r}): a tensor of shape {list(each.shape)} that f "
+                f"uses is computed from another one, so a gradient is counted twice; pass params=(...) without one of "
+                f"the two."
             )
     return params
 
@@ -97,7 +98,7 @@ def wanted_parameters(problem: Problem) -> list[Tensor]:
 def refuse_strangers(problem: Problem, values: Sequence[Tensor], known: Sequence[Tensor]) -> None:
     """Raises if the graph of some values reaches a tensor that requires a gradient and is not known.
 
-    Its gradient would be lost silently.
+    Otherwise its gradient would be lost without notice.
     """
     values = [value for value in values if value.requires_grad]
     leaves = {id(tensor) for tensor in known}
@@ -108,15 +109,13 @@ def refuse_strangers(problem: Problem, values: Sequence[Tensor], known: Sequence
             break
     if stranger is not None:
         raise RuntimeError(
-            f"{problem.owner}.solve(gradient={problem.gradient!r}): f depends on a tensor of shape "
-            f"{list(stranger.shape)} that requires a gradient and is neither in args nor among params, so its gradient "
-            f"would be lost; pass params=(...) with every such tensor, hand on what varies with the sample through "
-            f"args=, or freeze it with requires_grad_(False)."
+            f"{problem.owner}.solve(gradient={problem.gradient!r}): f uses a tensor of shape {list(stranger.shape)} "
+            f"that requires a gradient but is not in args or params; add it there, or call requires_grad_(False)."
         )
 
 
 def _reaches(tensor: Tensor, others: list[Tensor]) -> bool:
-    """Says whether a tensor was computed from one of some others."""
+    """Returns whether a tensor was computed from one of some others."""
     ends = {id(other) for other in others if other.grad_fn is None}
     ends |= {other.grad_fn for other in others if other is not tensor and other.grad_fn is not None}
     return any(
@@ -126,7 +125,7 @@ def _reaches(tensor: Tensor, others: list[Tensor]) -> bool:
 
 
 def _nodes(roots: list, stops: set) -> Iterator[Any]:
-    """Walks a graph from its roots, without the nodes to stop at and what is behind them."""
+    """Yields the nodes of a graph from its roots, without the nodes to stop at and those behind them."""
     todo, seen = list(roots), {None, *stops}
     while todo:
         node = todo.pop()

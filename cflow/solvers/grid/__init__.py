@@ -1,1 +1,1 @@
-"""Methods on a grid that is laid before the first step: no error control, no host reads."""
+"""Methods on a grid that is fixed before the first step: no error control, no host reads."""

@@ -1,4 +1,4 @@
-"""A solver whose times and coefficients were fitted to one flow."""
+"""A solver with times and coefficients that were fitted to one flow."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ __all__ = ["Bespoke"]
 @register("solvers.Bespoke")
 @dataclass(frozen=True)
 class Bespoke(Solver):
-    r"""Samples by a non-stationary solver: every step has weights of its own for the start and for all velocities.
+    r"""Samples with a non-stationary solver: every step has its own weights for the start and for all velocities.
 
     .. math:: x_{n+1} = a_n x_0 + \sum_{j \le n} b_{nj} v_j, \qquad v_j = f(t_j, x_j)
 
-    Every explicit Runge-Kutta and multistep method with as many calls is of this form (:meth:`of` writes one in it), so
-    that coefficients fitted to a flow, as ``training.fit_bespoke`` does, are never worse there than the best of these.
-    States on the way mean nothing by themselves; the solver goes forward over the interval that it was fitted to, and
-    only there. Its calls may stay inside a shorter one, where the velocity of a flow is well conditioned, and the last
-    weights still lead to the end. Keep it for one flow, or save it with a flow as its ``solver``.
+    Every explicit Runge-Kutta and multistep method with as many evaluations has this form (:meth:`of` converts it). So
+    coefficients that ``training.fit_bespoke`` fits to a flow are never worse for it than the best of these methods.
+    Intermediate states have no meaning. The solver goes forward over the interval of its fit, and only
+    there. Its evaluations may stay inside a shorter interval, where the velocity of a flow is well conditioned; the
+    last weights still lead to the end. Use it for one flow, or save it with a flow as its ``solver``.
 
-    Cost: ``len(times)`` calls of ``f``, one fused multiply-add per weight; start and velocities are kept; nothing is
-    read from the device.
+    Cost: ``len(times)`` evaluations of ``f``, one fused multiply-add per weight; start and velocities are kept; nothing
+    is read from the device.
 
     Args:
-        times: the times of the calls, in the interval.
+        times: the times of the evaluations, in the interval.
         starts: the weights a of the start.
         weights: the weights b; row n has n + 1 entries.
-        interval: from where to where it goes.
-        error: root mean square error of what it was fitted to, on samples of their own; None where it was not measured.
-        error_before: that of the generic solver which the fit began with.
+        interval: start and end of the integration.
+        error: root mean square error on samples that were not used for the fit; None if it was not measured.
+        error_before: the same for the generic solver from which the fit started.
 
     Raises:
-        ValueError: if the sizes do not fit or a number is not finite; when solving, for another interval (a backward
-            one included), for output times inside it and for quadratures.
+        ValueError: if the sizes do not match or a number is not finite; when solving, for another interval (also a
+            backward one), for output times inside it and for quadratures.
 
     Source: Shaul et al., Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, 2024,
     arXiv:2403.01329, equation 9.
@@ -77,34 +77,30 @@ class Bespoke(Solver):
         sizes = [len(row) for row in weights]
         if not times or len(starts) != len(times) or sizes != list(range(1, len(times) + 1)):
             raise ValueError(
-                f"Bespoke: {len(times)} times, {len(starts)} weights of the start and rows of {sizes} weights; n times "
-                f"go with n weights of the start and rows of 1 to n weights (training.fit_bespoke makes them)."
+                f"Bespoke: {len(times)} times, {len(starts)} starts and rows of {sizes} weights; pass n times, n "
+                f"starts and rows of 1 to n weights."
             )
         if len(interval) != 2 or not interval[0] < interval[1]:
-            raise ValueError(
-                f"Bespoke(interval={interval}): it goes forward from one time to another; pass (0.0, 1.0)."
-            )
+            raise ValueError(f"Bespoke(interval={interval}): expected two increasing times; pass (0.0, 1.0).")
         numbers = [*times, *starts, *(value for row in weights for value in row)]
         if not all(map(math.isfinite, numbers)) or not interval[0] <= min(times) <= max(times) <= interval[1]:
             raise ValueError(
-                f"Bespoke(times={times}): the times lie in the interval {interval} and all weights are finite; fit the "
-                f"solver again, with a smaller lr."
+                f"Bespoke(times={times}): times lie in {interval} and weights are finite; fit it again, with a smaller "
+                f"lr."
             )
 
     @classmethod
     def of(cls, solver: Solver, *, path=None, interval: Sequence[float] = (0.0, 1.0)) -> Bespoke:
-        """Writes a solver with a fixed grid in this form.
+        """Converts a ``solver`` with a fixed grid to this form.
 
-        It is run on velocities that are unit vectors, so that each state shows its weights.
+        It solves over ``interval``, with the schedule ``path``, for velocities that are unit vectors, so that each
+        state shows its weights.
 
         Raises:
-            ValueError: for a solver that lays no grid.
+            ValueError: for a solver without a fixed grid.
         """
         if solver.nodes(*interval) is None:
-            raise ValueError(
-                f"Bespoke.of({solver!r}): this solver lays no grid, so it has no weights to write down; pass a method "
-                f"on a fixed grid, such as Heun(steps=4)."
-            )
+            raise ValueError(f"Bespoke.of({solver!r}): this solver has no fixed grid; pass one such as Heun(steps=4).")
         calls = solver.solve(lambda t, y: 0 * y, torch.ones(1, 1, dtype=torch.float64), *interval, path=path).stats.nfe
         unit = torch.eye(calls + 1, dtype=torch.float64)
         rows: list[list[float]] = []
@@ -128,29 +124,28 @@ class Bespoke(Solver):
 
     @property
     def fitted_times(self) -> tuple[float, ...]:
-        """The times of the calls."""
+        """The times of the evaluations."""
         return self.times
 
     def _check(self, problem: Problem) -> None:
         if problem.tolerances:
             raise ValueError(
-                f"Bespoke.solve(quadratures={sorted(problem.tolerances)}): the fitted weights are right for samples "
-                f"alone, not for integrals along the way; take Dopri5 or Heun for these (flow.sample needs none)."
+                f"Bespoke.solve(quadratures={sorted(problem.tolerances)}): the fitted weights are not valid for "
+                f"integrals; use Dopri5 or Heun."
             )
 
     def _solve(self, problem: Problem) -> Solution:
-        """Goes once over the interval; gradients flow through every operation."""
+        """Integrates once over the interval; gradients flow through every operation."""
         if (problem.t0, problem.t1) != self.interval:
             raise ValueError(
                 f"Bespoke.solve(t0={problem.t0}, t1={problem.t1}): this solver was fitted from {self.interval[0]} to "
-                f"{self.interval[1]}, and its weights mean nothing between other times or backward; take another "
-                f"solver for this, such as Heun or Dopri5."
+                f"{self.interval[1]} only; use another one, such as Heun or Dopri5."
             )
         between = [t for t in problem.at or () if t not in self.interval]
         if between:
             raise ValueError(
-                f"Bespoke.solve(at={between}): its states on the way are no points of the trajectory; ask for the ends "
-                f"alone, or take Heun or Dopri5."
+                f"Bespoke.solve(at={between}): intermediate states are not on the trajectory; omit them, or use Heun "
+                f"or Dopri5."
             )
         times = upload(self.times, problem.dtype, problem.device)
         times = times.unsqueeze(1).expand(-1, problem.batch).unbind(0)
@@ -166,7 +161,7 @@ class Bespoke(Solver):
         return problem.finished(y, steps=len(self.times), outputs=outputs.kept)
 
     def write(self, path: str | os.PathLike) -> Path:
-        """Writes the solver to a JSON file, for :meth:`read` and ``cflow sample --solver``."""
+        """Writes the solver to the JSON file ``path``, for :meth:`read` and ``cflow sample --solver``."""
         path = Path(path)
         with written(path) as part:
             part.write_text(json.dumps({"solver": "bespoke", **configuration(self)}, indent=1) + "\n")
@@ -174,7 +169,7 @@ class Bespoke(Solver):
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Bespoke:
-        """Reads what :meth:`write` wrote.
+        """Reads a solver from the file ``path``, as :meth:`write` writes it.
 
         Raises:
             ValueError: if the file is something else or damaged.
@@ -182,9 +177,10 @@ class Bespoke(Solver):
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
             if document.pop("solver") != "bespoke":
-                raise ValueError("it names another solver")
+                raise ValueError("it is another solver")
             return cls(**document)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"Bespoke.read({str(path)!r}): the file holds no fitted solver ({error}); make one by `cflow bespoke`."
+                f"Bespoke.read({str(path)!r}): the file is not a fitted solver ({error}); make one with `cflow "
+                f"bespoke`."
             ) from error

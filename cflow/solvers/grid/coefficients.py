@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["Frame", "LogSNR", "Noise", "Plain", "Row", "adams_weights", "multistep_rows"]
 
-_APART = 0.25  # a known slope that is nearer than this part of the step says more about rounding than about the trend
+_APART = 0.25  # a slope closer than this fraction of the step shows rounding more than the trend
 _POINTS, _MASSES = (values / 2 for values in numpy.polynomial.legendre.leggauss(32))
 _POINTS = _POINTS + 0.5  # Gauss-Legendre on [0, 1]
 _MASSES = _MASSES * _POINTS ** numpy.arange(4)[:, None]  # for integrands times a power
@@ -21,7 +21,7 @@ Weights = dict[int, float]
 
 
 class Row(NamedTuple):
-    r"""Combines what is known at node n: :math:`c\,x_n + e\,v_n + \sum_{j<n} w_j d_j`."""
+    r"""Combines the known values at node n: :math:`c\,x_n + e\,v_n + \sum_{j<n} w_j d_j`."""
 
     state: float
     velocity: float
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Says what happens at a node: the row that gives the next state, and the row that gives what is shown there."""
+    """Holds the row that computes the next state, and the row that computes the output at the node (None: x_n)."""
 
     advance: Row
     shown: Row | None
@@ -38,14 +38,14 @@ class Step(NamedTuple):
 
 
 class Frame(ABC):
-    r"""Says in which variable and for which slope d a multistep method is a polynomial extrapolation.
+    r"""Defines the variable z and the slope d that a multistep method extrapolates with a polynomial.
 
     .. math:: x_e = \frac{s_e}{s_n} x_n + g\, d_n + \sum_j w_j (d_j - d_n), \qquad
               \sum_j w_j u_j^k = M_k = s_e \int_n^e u^k \, dm, \quad u = \frac{z - z_n}{z_e - z_n}
 
-    The first two terms solve the equation for a constant slope. They are written in the state and the velocity,
-    :math:`c\,x_n + e\,v_n`, which is finite where s vanishes and d says nothing about v. The weights of the differences
-    make the step exact for polynomials of z.
+    The first two terms solve the equation for a constant slope. They are expressed by the state and the velocity,
+    :math:`c\,x_n + e\,v_n`, which is finite also where s is zero and d does not determine v. The weights of the
+    differences make the step exact for polynomials of z.
     """
 
     z: Sequence[float]
@@ -59,18 +59,18 @@ class Frame(ABC):
 
     @abstractmethod
     def gain(self, n: int, e: int) -> float:
-        """Gives g, the weight of a constant slope."""
+        """Returns g, the weight of a constant slope."""
 
     @abstractmethod
     def first(self, n: int, e: int) -> tuple[float, float]:
-        """Gives the weights of x_n and v_n in the step for a constant slope."""
+        """Returns the weights of x_n and v_n in the step for a constant slope."""
 
     @abstractmethod
     def moments(self, n: int, e: int, count: int) -> list[float]:
-        """Gives the moments of u to the powers 1 to ``count``."""
+        """Returns the moments of u for the powers 1 to ``count``."""
 
     def anchored(self, n: int) -> bool:
-        """Says whether a step can be taken again from a node once more is known."""
+        """Returns whether a step from a node can be computed again when more slopes are known."""
         return self.usable[n] and self.scale[n] > 0 and math.isfinite(self.z[n])
 
     def behind(self, n: int, e: int, count: int, without: int | None) -> list[int]:
@@ -88,7 +88,7 @@ class Frame(ABC):
         return chosen
 
     def weights(self, n: int, e: int, nodes: list[int]) -> Weights:
-        """Solves for the weights of all slopes in excess of the step for a constant one."""
+        """Solves for the weights of all slopes, in addition to the step for a constant slope."""
         if not nodes:
             return {}
         start, length = self.z[n], self.z[e] - self.z[n]
@@ -98,7 +98,7 @@ class Frame(ABC):
 
 
 class Plain(Frame):
-    """Extrapolates the velocity itself in time: Adams-Bashforth."""
+    """Extrapolates the velocity in time: Adams-Bashforth."""
 
     def __init__(self, nodes: Sequence[float]):
         count = len(nodes)
@@ -115,7 +115,7 @@ class Plain(Frame):
 
 
 class _OnPath(Frame):
-    """Reads a schedule at the nodes; with a constant slope both expected ends stay where they are."""
+    """Reads a schedule at the nodes; with a constant slope the expected data and base sample are constant."""
 
     def __init__(self, nodes: Sequence[float], path):
         self.nodes, self.path = nodes, path
@@ -124,7 +124,7 @@ class _OnPath(Frame):
         self.alpha, self.sigma, self.d_alpha, self.d_sigma = map(read, ("alpha", "sigma", "d_alpha", "d_sigma"))
         values = zip(self.alpha, self.sigma, self.d_alpha, self.d_sigma)
         self.determinant = [alpha * d_sigma - sigma * d_alpha for alpha, sigma, d_alpha, d_sigma in values]
-        # Where the path stands still, as at the start of a polynomial one, a velocity does not distinguish the ends.
+        # Where the path does not move, as at the start of a polynomial one, the velocity does not determine d.
         margin = getattr(path, "margin", 1e-3)
         self.usable = [math.isfinite(value) and abs(value) >= margin for value in self.determinant]
 
@@ -141,10 +141,10 @@ class _OnPath(Frame):
 
 
 class LogSNR(_OnPath):
-    r"""Extrapolates the expected data in :math:`\lambda = \log(\alpha / \sigma)`, exponential in the rest.
+    r"""Extrapolates the expected data in :math:`\lambda = \log(\alpha / \sigma)`; the rest is solved exactly.
 
-    ``halves`` says what half of which function replaces the first moment where there is no other: ``"bh2"`` is
-    :math:`e^h - 1` and ``"bh1"`` is h in the notation of UniPC, both of the order of the exact one.
+    If only the first moment is needed, half of a function replaces it: ``halves="bh2"`` is :math:`e^h - 1` and
+    ``"bh1"`` is h in the notation of UniPC, both with the order of the exact moment.
     """
 
     def __init__(self, nodes, path, halves: str = "bh2"):
@@ -160,16 +160,16 @@ class LogSNR(_OnPath):
         h = self.z[e] - self.z[n]
         if count == 1:
             return [0.5 * (self.gain(n, e) if self.halves == "bh2" else self.alpha[e] * h)]
-        # By parts, with e^(-h (1 - u)) = e^(lambda - lambda_e): nothing is divided by a small h.
+        # By parts, with e^(-h (1 - u)) = e^(lambda - lambda_e): no division by a small h.
         integrals = (_MASSES[:count] @ numpy.exp(h * (_POINTS - 1))).tolist()
         return [self.alpha[e] * (1 - k * integral) for k, integral in enumerate(integrals, 1)]
 
 
 class Noise(_OnPath):
-    r"""Extrapolates the expected base sample in time, exponential in the rest; the measure is :math:`d(\sigma/\alpha)`.
+    r"""Extrapolates the expected base sample in time, with the measure :math:`d(\sigma/\alpha)`.
 
-    Its integrals are taken by parts, which leaves :math:`\sigma/\alpha` itself, and are finite where a step ends at
-    :math:`\alpha = 0`.
+    The integrals are computed by parts, which leaves :math:`\sigma/\alpha` itself. They are finite also for a step that
+    ends at :math:`\alpha = 0`.
     """
 
     def __init__(self, nodes, path):
@@ -187,14 +187,14 @@ class Noise(_OnPath):
         return self.sigma[e] - self.alpha[e] * self.sigma[n] / self.alpha[n]
 
     def moments(self, n, e, count):
-        # A step that is taken again from further back spans several intervals of the grid.
+        # A step that is computed again from an earlier node spans several intervals of the grid.
         within = self._within[n] if e == n + 1 else self._ratio(self.z[n] + (self.z[e] - self.z[n]) * _POINTS)
         integrals = (_MASSES[:count] @ within).tolist()
         return [self.sigma[e] - self.alpha[e] * k * integral for k, integral in enumerate(integrals, 1)]
 
 
 def _vandermonde(u: list[float], moments: list[float]) -> list[float]:
-    r"""Solves :math:`\sum_j w_j u_j^k = m_k`, k from 0 (Björck and Pereyra, 1970): fewer operations than one array."""
+    r"""Solves :math:`\sum_j w_j u_j^k = m_k`, k from 0 (Björck and Pereyra, 1970): cheaper than one array."""
     w, count = list(moments), len(u)
     for k in range(count - 1):
         for i in range(count - 1, k, -1):
@@ -212,17 +212,17 @@ def _log(value: float) -> float:
 
 
 def multistep_rows(frame: Frame, order: int, *, corrected: bool = False) -> list[Step]:
-    """Computes the rows of a walk: ``order`` slopes in each step, and one more in its correction where asked.
+    """Computes the rows of all steps: ``order`` slopes in each step, and one more in its correction if ``corrected``.
 
-    A correction takes the last step again with the slope at its end, and rides on the next step: the field sees the
-    uncorrected states. Without ``corrected`` it is used to start. The slope at node 1 stems from a first-order step; so
-    a walk of order 3 takes that step again, and one of order 4 leaves that slope out from node 3 on, where it takes
-    all steps so far again. This keeps the order without another call of the field.
+    A correction computes the last step again with the slope at its end, as a part of the next step; the field is
+    evaluated at the uncorrected states. Without ``corrected`` it is used only at the start. The slope at node 1 comes
+    from a step of order 1. So order 3 computes that step again. Order 4 omits that slope from node 3 on, where it
+    computes all steps so far again. This keeps the order without another function evaluation.
     """
     count, reached = len(frame.z) - 1, order + corrected
     steps: list[Step] = []
     last: Weights = {}  # of the step to node n
-    total: Weights = {}  # of all steps to node n, where it may be needed
+    total: Weights = {}  # of all steps to node n, if it may be needed
     for n in range(count):
         without = 1 if reached >= 4 and n >= 3 else None
         change: Weights = {}
@@ -249,13 +249,13 @@ def multistep_rows(frame: Frame, order: int, *, corrected: bool = False) -> list
 
 
 def _spread(frame: Frame) -> bool:
-    """Says whether nodes 0, 2 and 3 carry a parabola that does not magnify the rounding of their slopes."""
+    """Returns whether a parabola through nodes 0, 2 and 3 does not magnify the rounding of their slopes."""
     apart = min(abs(frame.z[2] - frame.z[0]), abs(frame.z[3] - frame.z[2]))
     return all(frame.usable[1:4]) and apart >= 0.5 * _APART * abs(frame.z[3] - frame.z[0])
 
 
 def _row(frame: Frame, n: int, first: tuple[float, float], weights: Weights) -> Row:
-    """Writes the slope of node n in the state and the velocity there."""
+    """Expresses the slope of node n by the state and the velocity there."""
     own, (state, velocity) = weights.get(n, 0.0), frame.slopes[n]
     history = tuple((j, value) for j, value in weights.items() if j != n and value)
     return Row(first[0] + own * state, first[1] + own * velocity, history)
@@ -266,10 +266,10 @@ def _difference(new: Weights, old: Weights) -> Weights:
 
 
 def adams_weights(nodes: Sequence[float], order: int) -> list[float]:
-    """Computes the weight of each node but the last in an integral over all: exact for polynomials below ``order``.
+    """Computes the weights of all nodes but the last in an integral; exact for polynomials of degree below ``order``.
 
-    Each interval is integrated by the polynomial through the ``order`` values nearest to it (Adams-Moulton); after the
-    last value it is extrapolated (Adams-Bashforth).
+    Each interval is integrated with the polynomial through the ``order`` nearest values (Adams-Moulton); after the last
+    value it is extrapolated (Adams-Bashforth).
     """
     frame, totals = Plain(nodes), [0.0] * (len(nodes) - 1)
     for n in range(len(totals)):

@@ -1,7 +1,6 @@
-"""Runge-Kutta methods on a grid laid before the first step: no error control, no host reads."""
+"""Runge-Kutta methods on a grid that is fixed before the first step: no error control, no host reads."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here: subclasses in other modules inherit the fields, and tools read their types.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -27,23 +26,39 @@ __all__ = ["RK4", "Euler", "FixedGrid", "Heun", "Midpoint", "Ralston"]
 
 @dataclass(frozen=True, repr=False)
 class FixedGrid(Solver):
-    r"""Integrates with a Runge-Kutta method on a fixed grid; a subclass names its tableau.
+    r"""Integrates with a Runge-Kutta method on a fixed grid; a subclass sets its tableau.
 
-    Either ``steps`` equal steps, or as many as make ``nfe`` calls of ``f``, or a ``grid`` of absolute times: its nodes
-    strictly inside the interval are used, the ends are added, and it is walked backward when time runs backward, so one
-    grid serves ``[0, 1]``, ``[1, 0]`` and ``[0, 0.999]`` alike. Output times that are not on the grid become nodes of
-    it (a node within a millionth of the interval is moved there), so that they are hit exactly.
+    Output times that are not on the grid become nodes of it (a node within a millionth of the interval is moved there),
+    so that they are reached exactly.
 
-    Cost: ``steps`` times the number of stages calls of ``f``; one fused multiply-add per slope; nothing is read from
-    the device. A sample whose result is not finite ends with status ``NON_FINITE``. What the gradient costs is up to
-    ``gradient``: :class:`~cflow.solvers.Backprop` or :class:`~cflow.solvers.Checkpointed`.
+    Args:
+        steps: number of equal steps. Pass exactly one of ``steps``, ``nfe`` and ``grid``.
+        grid: increasing times. Those strictly inside the interval are used, and the ends are added. Backward in time
+            they are used in reverse, so one grid serves ``[0, 1]``, ``[1, 0]`` and ``[0, 0.999]``.
+        nfe: number of function evaluations (NFE) of the solve, a multiple of those per step.
+        gradient: how gradients pass through the solve: :class:`Backprop` or :class:`Checkpointed`.
+
+    Cost: one evaluation of ``f`` per stage and step, one fused multiply-add per slope; nothing is read from the device.
+    A sample whose result is not finite ends with status ``NON_FINITE``.
 
     Raises:
         ValueError: unless exactly one of ``steps``, ``nfe`` and ``grid`` is given, ``steps >= 1``, ``nfe`` is a
-            multiple of the calls per step, and ``grid`` increases.
-        TypeError: if ``gradient`` is not an option object.
+            multiple of the evaluations per step, and ``grid`` increases.
+        TypeError: if ``gradient`` is not a gradient mode.
 
     Source: Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, chapter II.1.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> third = Fraction(1, 3)
+        >>> class Heun3(FixedGrid):
+        ...     tableau = Tableau(
+        ...         "heun3", a=((), (third,), (0, 2 * third)), b=(Fraction(1, 4), 0, Fraction(3, 4)),
+        ...         c=(0, third, 2 * third), order=3,
+        ...     )
+        >>> solution = Heun3(10).solve(lambda t, y: -y, torch.ones(1, 1), 0.0, 1.0, at=[0.5])
+        >>> solution.y.item(), solution.trajectory.shape, solution.stats.nfe
+        (0.36786..., torch.Size([1, 1, 1]), 30)
     """
 
     steps: int | None = None
@@ -52,48 +67,47 @@ class FixedGrid(Solver):
     gradient: Gradient = field(default=Backprop(), kw_only=True, repr=False)
 
     tableau: ClassVar[Tableau]
-    refused_gradients: ClassVar[Mapping[str, str]] = {"equation": NO_ADJOINT}  # why, by what a mode goes through
+    refused_gradients: ClassVar[Mapping[str, str]] = {"equation": NO_ADJOINT}  # ``Gradient.through``: reason
     why_no_graph = None
 
     def __post_init__(self):
         name = type(self).__name__
         if [self.steps, self.grid, self.nfe].count(None) != 2:
             raise ValueError(
-                f"{name}(steps={self.steps}, nfe={self.nfe}, grid={self.grid}): a fixed-grid solver is laid out by one "
-                f"of the three; pass the number of steps, {name}(steps=20), of calls of the field, {name}(nfe=20), or "
-                f"the times between them, {name}(grid=(0.0, 0.3, 1.0))."
+                f"{name}(steps={self.steps}, nfe={self.nfe}, grid={self.grid}): pass exactly one of the three, such as "
+                f"{name}(steps=20), {name}(nfe=20) or {name}(grid=(0.0, 0.3, 1.0))."
             )
         check_gradient(name, self.gradient, self.refused_gradients)
         for what, value in (("steps", self.steps), ("nfe", self.nfe)):
             if value is not None and not is_integer(value, 1):
-                calls = "steps" if what == "steps" else "calls of the field"
-                raise ValueError(f"{name}({what}={value!r}): {calls} are counted; pass an integer of at least 1.")
+                calls = "steps" if what == "steps" else "function evaluations"
+                raise ValueError(f"{name}({what}={value!r}): {calls} are whole; pass an integer of at least 1.")
         if self.nfe is not None:
             calls = self.calls_per_step()
             if self.nfe % calls:
                 below, above = self.nfe - self.nfe % calls, self.nfe - self.nfe % calls + calls
                 raise ValueError(
-                    f"{name}(nfe={self.nfe}): a step makes {calls} calls of the field, so their number is a multiple "
-                    f"of {calls}; pass nfe={f'{below} or {above}' if below else above}."
+                    f"{name}(nfe={self.nfe}): a step takes {calls} function evaluations; pass "
+                    f"nfe={f'{below} or {above}' if below else above}."
                 )
         if self.grid is None:
             return
         grid = tuple(float(t) for t in self.grid)
         if not all(map(math.isfinite, grid)) or any(not later > earlier for earlier, later in itertools.pairwise(grid)):
             raise ValueError(
-                f"{name}(grid={grid}): the nodes of a grid are finite and increase (it is walked backward by itself "
-                f"when time runs backward); sort them and drop duplicates."
+                f"{name}(grid={grid}): times are finite and increase, also for backward solves; sort them and drop "
+                f"duplicates."
             )
         object.__setattr__(self, "grid", grid)
 
     @classmethod
     def calls_per_step(cls) -> int:
-        """Counts the calls of ``f`` in a step: the stages that count for the result; one without a tableau."""
+        """Returns the evaluations of ``f`` per step: the stages that the result depends on; 1 without a tableau."""
         tableau = getattr(cls, "tableau", None)
         return 1 if tableau is None else 1 + max([tableau.step.lead, *(index for index, _ in tableau.step.rest)])
 
     def nodes(self, t0: float, t1: float) -> list[float]:
-        """Lays the grid from ``t0`` to ``t1``, both included, in float64 on the host."""
+        """Returns the grid from ``t0`` to ``t1``, both included, in float64 on the host."""
         if self.grid is None:
             steps = self.steps if self.nfe is None else self.nfe // self.calls_per_step()
             return [t0 + (t1 - t0) * (step / steps) for step in range(steps)] + [t1]
@@ -101,16 +115,16 @@ class FixedGrid(Solver):
         return [t0, *(inside if t0 < t1 else reversed(inside)), t1]
 
     def on(self, nodes: Sequence[float]) -> Self:
-        """Gives the same solver on a grid of other times."""
+        """Returns the same solver on a grid of other times, ``nodes``."""
         return replace(self, steps=None, nfe=None, grid=tuple(sorted(set(nodes))))
 
     def layout(self, problem: Problem) -> list[float]:
-        """Lays the grid of a problem, through its output times."""
+        """Returns the grid of ``problem``, with its output times as nodes."""
         nodes = self.nodes(problem.t0, problem.t1)
         return through(nodes, problem.at) if problem.at else nodes
 
     def _solve(self, problem: Problem) -> Solution:
-        """Walks the grid from ``t0`` to ``t1``; gradients flow as ``gradient`` says."""
+        """Steps over the grid from ``t0`` to ``t1``; ``gradient`` sets how gradients flow."""
         nodes = self.layout(problem)
         tape = self.gradient.begin(problem)
         outputs = Outputs(problem.at)
@@ -125,8 +139,8 @@ class FixedGrid(Solver):
             y, integrals, outputs.kept = tape.attach(y, integrals, outputs.kept)
         return problem.finished(y, integrals, len(nodes) - 1, outputs.kept)
 
-    def _plain(self, problem: Problem, nodes, times, outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
-        """Walks a state of one tensor without integrals: in a small network's step, little else is left to save."""
+    def _plain(self, problem: Problem, nodes, times, outputs: "Outputs") -> tuple[list[Tensor], list[Tensor]]:
+        """Steps a state of one tensor without integrals, with little overhead for small networks."""
         (y,), slope, end, keeps = problem.y0, problem.slope(), self.tableau.step, bool(outputs.times)
         later, calls = self.tableau.stages[1 : self.calls_per_step()], len(times)
         lengths, times = [stop - start for start, stop in itertools.pairwise(nodes)], iter(times)
@@ -145,8 +159,8 @@ class FixedGrid(Solver):
         problem.rows += (calls - 1) * problem.batch
         return [y], []
 
-    def _walk(self, problem: Problem, nodes, times, outputs: Outputs, tape) -> tuple[list[Tensor], list[Tensor]]:
-        """Walks a state of several parts, with integrals, on a tape where there is one."""
+    def _walk(self, problem: Problem, nodes, times, outputs: "Outputs", tape) -> tuple[list[Tensor], list[Tensor]]:
+        """Steps a state of several parts, with integrals, on a tape if there is one."""
         y, integrals, used = problem.y0, [], self.calls_per_step()
         stages, step = self.tableau.stages[:used], self.tableau.step
         counting = step.stages
@@ -170,13 +184,13 @@ class FixedGrid(Solver):
 
 
 class Outputs:
-    """Keeps the state at the output times, which are nodes of the grid."""
+    """Stores the state at the output times, which are nodes of the grid."""
 
     def __init__(self, times: list[float] | None):
         self.times, self.kept = times or [], []
 
     def keep(self, t: float, y: list[Tensor]) -> range:
-        """Keeps the state if ``t`` is an output time; gives the places it took."""
+        """Stores the state if ``t`` is an output time; returns the slots that it fills."""
         first = len(self.kept)
         while len(self.kept) < len(self.times) and self.times[len(self.kept)] == t:
             self.kept.append(y)
@@ -189,7 +203,7 @@ def _advance(y: list[Tensor], slopes: list[list[Tensor]], weights: Combination, 
 
 
 def through(nodes: list[float], at: list[float]) -> list[float]:
-    """Makes every output time a node: moves a node that is next to one, adds the others."""
+    """Makes every output time a node: moves a node that is close to it, or adds one."""
     t0, t1 = nodes[0], nodes[-1]
     near = 1e-6 * abs(t1 - t0)
     wanted = [t for t in dict.fromkeys(at) if t not in (t0, t1)]
@@ -211,7 +225,7 @@ def _stage_times(problem: Problem, nodes: list[float], fractions: tuple[float, .
 @register("solvers.Euler")
 @dataclass(frozen=True, repr=False)
 class Euler(FixedGrid):
-    r"""Integrates with Euler's method, order 1, one call of ``f`` per step.
+    r"""Integrates with Euler's method, order 1, one evaluation of ``f`` per step.
 
     .. math:: y^+ = y + h f(t, y)
 
@@ -227,7 +241,7 @@ class Euler(FixedGrid):
 @register("solvers.Midpoint")
 @dataclass(frozen=True, repr=False)
 class Midpoint(FixedGrid):
-    r"""Integrates with the explicit midpoint method, order 2, two calls of ``f`` per step.
+    r"""Integrates with the explicit midpoint method, order 2, two evaluations of ``f`` per step.
 
     .. math:: y^+ = y + h f(t + h/2, y + (h/2) f(t, y))
 
@@ -242,7 +256,7 @@ class Midpoint(FixedGrid):
 @register("solvers.Heun")
 @dataclass(frozen=True, repr=False)
 class Heun(FixedGrid):
-    r"""Integrates with Heun's method (the explicit trapezoidal rule), order 2, two calls of ``f`` per step.
+    r"""Integrates with Heun's method (the explicit trapezoidal rule), order 2, two evaluations of ``f`` per step.
 
     .. math:: y^+ = y + \tfrac h2 \big(f(t, y) + f(t + h, y + h f(t, y))\big)
 
@@ -257,7 +271,7 @@ class Heun(FixedGrid):
 @register("solvers.Ralston")
 @dataclass(frozen=True, repr=False)
 class Ralston(FixedGrid):
-    r"""Integrates with Ralston's method, of the smallest error bound at order 2; two calls of ``f`` per step.
+    r"""Integrates with Ralston's method, order 2 with the smallest error bound, two evaluations of ``f`` per step.
 
     .. math:: y^+ = y + \tfrac h4 \big(f(t, y) + 3 f(t + \tfrac23 h, y + \tfrac23 h f(t, y))\big)
 
@@ -274,7 +288,7 @@ class Ralston(FixedGrid):
 @register("solvers.RK4")
 @dataclass(frozen=True, repr=False)
 class RK4(FixedGrid):
-    r"""Integrates with the classical Runge-Kutta method, order 4, four calls of ``f`` per step.
+    r"""Integrates with the classical Runge-Kutta method, order 4, four evaluations of ``f`` per step.
 
     .. math:: y^+ = y + \tfrac h6 (k_1 + 2 k_2 + 2 k_3 + k_4)
 

@@ -1,4 +1,4 @@
-"""Whole steps by a field of two times."""
+"""Whole steps with a field of two times."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["FlowMap"]
 @register("solvers.FlowMap")
 @dataclass(frozen=True, repr=False)
 class FlowMap(FixedGrid):
-    r"""Walks a grid by average velocities, each of which the field gives for a whole step.
+    r"""Integrates on a grid with average velocities, which a field of two times computes for whole steps.
 
     .. math:: y^+ = y + (s - t)\, u(t, y, s)
 
-    As good with one step as the field has learned it (:class:`cflow.objectives.MeanFlow`,
-    :class:`~cflow.objectives.Shortcut`, :class:`~cflow.objectives.LagrangianSelfDistillation`); more steps cost as many
-    calls and divide what is left. Steps lead from the base to the data, as they were trained.
+    The accuracy of one step depends on the training of the field (:class:`cflow.objectives.MeanFlow`,
+    :class:`cflow.objectives.Shortcut`, :class:`cflow.objectives.LagrangianSelfDistillation`); more steps reduce the
+    error. Steps go from the base to the data, as in training.
 
-    Cost: one call of ``f`` per step; nothing is read from the device.
+    Cost: one evaluation of ``f`` per step; nothing is read from the device.
 
     Raises:
-        ValueError: for a field of one time, integrals (a step says nothing of what lies within it), backward time, and
-            the gradient ``Checkpointed``; and as :class:`FixedGrid`.
+        ValueError: for a field of one time, quadratures (a whole step has no integrals), backward time, and the
+            gradient ``Checkpointed``; and as :class:`FixedGrid`.
 
     Source: Boffi et al., Flow Map Matching, 2024, arXiv:2406.07507.
 
@@ -51,24 +51,24 @@ class FlowMap(FixedGrid):
     tableau: ClassVar[Tableau] = tableaus.EULER
 
     takes_whole_steps = True
-    refused_gradients = dict.fromkeys(("steps", "equation"), "few steps need no checkpoints; leave it at Backprop().")
+    refused_gradients = dict.fromkeys(("steps", "equation"), "few steps need no checkpoints; pass Backprop().")
 
     def _check(self, problem: Problem) -> None:
         t0, t1 = problem.t0, problem.t1
         if problem.tolerances:
             raise ValueError(
-                f"FlowMap.solve(quadratures={list(problem.tolerances)}): a whole step says nothing of what lies within "
-                f"it, a log-determinant least of all; ask for densities with an ODE solver such as Dopri5()."
+                f"FlowMap.solve(quadratures={list(problem.tolerances)}): a whole step has no integrals, such as a "
+                f"log-determinant; use an ODE solver such as Dopri5()."
             )
-        if not getattr(problem.f, "two_times", False):  # any callable may be solved
+        if not getattr(problem.f, "two_times", False):  # ``f`` may be any callable
             raise ValueError(
-                "FlowMap.solve: the field reads one time and gives a velocity, not the average over a step; solve with "
-                "Euler(steps=...) or Heun(steps=...), or train a field of two times (objectives.MeanFlow, say)."
+                "FlowMap.solve: the field has one time and returns no average over a step; use Heun(steps=...), or "
+                "train a field of two times (objectives.MeanFlow)."
             )
         if t1 < t0:
             raise ValueError(
-                f"FlowMap.solve(t0={t0}, t1={t1}): average velocities are learned for steps towards the data; go back "
-                f"with an ODE solver such as Dopri5()."
+                f"FlowMap.solve(t0={t0}, t1={t1}): a flow map goes towards the data only; use an ODE solver such as "
+                f"Dopri5()."
             )
 
     def _solve(self, problem: Problem) -> Solution:
@@ -77,7 +77,7 @@ class FlowMap(FixedGrid):
 
 
 class _Steps:
-    """Asks a field of two times for one step of a grid after the other."""
+    """Evaluates a field of two times for one step of a grid after the other."""
 
     def __init__(self, f: Callable, nodes: list[float]):
         self.f, self.nodes, self.ends = f, nodes, None

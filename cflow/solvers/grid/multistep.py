@@ -1,4 +1,4 @@
-"""Multistep methods on a fixed grid: one call of the field per step, the slopes of earlier steps used again."""
+"""Multistep methods on a fixed grid: one function evaluation (NFE) per step; earlier slopes are used again."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ __all__ = ["DEIS", "AdamsBashforth", "DPMSolverPP2M", "Multistep", "UniPC"]
 
 @dataclass(frozen=True, repr=False)
 class Multistep(FixedGrid):
-    r"""Walks a fixed grid with one call of ``f`` per step; a subclass gives the coefficients.
+    r"""Integrates on a fixed grid with one evaluation of ``f`` per step; a subclass computes the coefficients.
 
     .. math:: d_n = p_n x_n + r_n v_n, \qquad x_{n+1} = c_n x_n + e_n v_n + \sum_{j<n} w_{nj} d_j
 
-    where ``d`` is what the velocity v says about the expected data or base sample, on an affine path. The coefficients
-    are computed on the host in float64 before the first step. The grid is laid as in :class:`FixedGrid`, may be uneven
-    and run either way; a node that follows another by less than a quarter of the next step is not extrapolated from.
+    where ``d`` is the velocity v itself or, on an affine path, the expected data or base sample that follows from v.
+    The coefficients are computed on the host in float64 before the first step. The grid is that of :class:`FixedGrid`.
+    It may be uneven and run in both directions; a node is not used for extrapolation if it follows another by less than
+    a quarter of the next step.
 
-    A quadrature is integrated by Adams' weights of the method's order through its values at the nodes, whatever the
-    method does with the state.
+    A quadrature is integrated with Adams weights of the method's order through its values at the nodes, for
+    every method of the state.
 
-    Cost: ``steps`` calls of ``f``, about ``order + 2`` fused multiply-adds per step, ``order - 1`` kept slopes; nothing
-    is read from the device. Gradients pass through the graph of all operations (``gradient=Backprop()`` alone).
+    Cost: ``steps`` evaluations of ``f``, about ``order + 2`` fused multiply-adds per step, ``order - 1`` kept slopes;
+    nothing is read from the device. Gradients pass through the graph of all operations (only ``gradient=Backprop()``).
     """
 
     refused_gradients = dict.fromkeys(
         ("steps", "equation"),
-        "other modes take a step again from the state that it began with, and here it depends on the slopes of earlier "
-        "steps too; pass gradient=Backprop(), or take a Runge-Kutta method such as Heun.",
+        "it also depends on earlier slopes, which other modes do not keep; pass gradient=Backprop(), or use a "
+        "Runge-Kutta method such as Heun.",
     )
-    _plans: ClassVar[dict[tuple[float, ...], list[Step]] | None] = None  # those kept for a tracer, by nodes
+    _plans: ClassVar[dict[tuple[float, ...], list[Step]] | None] = None  # kept for a tracer, by nodes
 
     @abstractmethod
     def plan(self, nodes: list[float], path) -> list[Step]:
-        """Computes the coefficients of every step."""
+        """Computes the coefficients of every step between the times ``nodes``; some methods read ``path``."""
 
     def for_tracing(self) -> Self:
-        """Gives the same solver with a memory of its coefficients: a trace has no numbers to compute them from."""
+        """Returns the same solver with stored coefficients: a trace has no numbers to compute them from."""
         other = copy.copy(self)
         object.__setattr__(other, "_plans", {})
         return other
 
     def _planned(self, nodes: list[float], path) -> list[Step]:
-        """Gives the coefficients of every step, from the memory where there is one."""
+        """Returns the coefficients of every step, from the stored ones if they are kept."""
         if self._plans is None:
             return self.plan(nodes, path)
         if tuple(nodes) not in self._plans:
@@ -63,7 +64,7 @@ class Multistep(FixedGrid):
         return self._plans[tuple(nodes)]
 
     def _solve(self, problem: Problem) -> Solution:
-        """Walks the grid; gradients flow through every operation."""
+        """Steps over the grid; gradients flow through every operation."""
         nodes = self.layout(problem)
         plan = self._planned(nodes, problem.path)
         times = upload(nodes[:-1], problem.dtype, problem.device)
@@ -87,38 +88,36 @@ class Multistep(FixedGrid):
         return problem.finished(y, integrals, len(nodes) - 1, outputs.kept)
 
     def _accuracy(self) -> int:
-        """Gives the order of the quadratures."""
+        """Returns the order of the quadratures."""
         return getattr(self, "order", 2)
 
     def _check_order(self, orders: tuple[int, ...]) -> None:
         name, order = type(self).__name__, self.order
         if isinstance(order, bool) or order not in orders:
             raise ValueError(
-                f"{name}(order={order!r}): this method has coefficients of the orders {', '.join(map(str, orders))}; "
-                f"choose one of them (2 is a good start)."
+                f"{name}(order={order!r}): this method has the orders {', '.join(map(str, orders))}; choose one of "
+                f"them."
             )
 
 
 class _OnAffinePath(Multistep):
-    """A multistep method that reads the schedule of an affine path."""
+    """A multistep method that uses the schedule of an affine path."""
 
     def _check(self, problem):
         name, path = type(self).__name__, problem.path
         if path is None:
             raise ValueError(
-                f"{name}.solve(path=None): its coefficients come from the weights alpha and sigma of an affine path, "
-                f"and none was given; build the flow with path=paths.Linear() (or the path that it was trained on), "
-                f"or take AdamsBashforth, which needs none."
+                f"{name}.solve(path=None): it needs an affine path; build the flow with path=paths.Linear() (or the "
+                f"path of its training), or use AdamsBashforth."
             )
         if not all(callable(getattr(path, each, None)) for each in ("alpha", "sigma", "d_alpha", "d_sigma")):
             raise ValueError(
-                f"{name}.solve(path={path!r}): a point on this path is not a weighted sum of a base and a data sample "
-                f"alone, so a velocity does not give these; take AdamsBashforth, Heun or Dopri5."
+                f"{name}.solve(path={path!r}): this path is not affine; use AdamsBashforth, Heun or Dopri5."
             )
         outside = [t for t in (problem.t0, problem.t1) if not 0 <= t <= 1]
         if outside:
             raise ValueError(
-                f"{name}.solve(t0={problem.t0}, t1={problem.t1}): the path has no weights at {outside[0]}; keep both "
+                f"{name}.solve(t0={problem.t0}, t1={problem.t1}): the path is not defined at {outside[0]}; keep both "
                 f"times in [0, 1]."
             )
 
@@ -130,7 +129,7 @@ def _apply(row: Row, y: list[Tensor], v: list[Tensor], slopes: dict[int, list[Te
     moved = y if row.state == 1 else [part * row.state for part in y]
     if not terms:
         return moved
-    # As in a Runge-Kutta step, the bracket of slopes is summed first: one rounding at the size of the state.
+    # As in a Runge-Kutta step, the slopes are summed first, so that only one sum rounds at the size of the state.
     (lead, weight), *rest = terms
     result = []
     for index, part in enumerate(moved):
@@ -161,13 +160,16 @@ def _last_uses(plan: list[Step]) -> list[int]:
 @register("solvers.AdamsBashforth")
 @dataclass(frozen=True, repr=False)
 class AdamsBashforth(Multistep):
-    r"""Integrates with an Adams-Bashforth method of order 2 to 4 on any grid, one call of ``f`` per step.
+    r"""Integrates with an Adams-Bashforth method of order 2 to 4 on any grid, one evaluation of ``f`` per step.
 
     .. math:: x_{n+1} = x_n + \int_{t_n}^{t_{n+1}} P(t) \, dt, \qquad P(t_{n-j}) = v_{n-j}, \quad j < \text{order}
 
-    With equal steps of order 2, :math:`x_{n+1} = x_n + h (\tfrac32 v_n - \tfrac12 v_{n-1})`. It begins with lower
-    orders; orders 3 and 4 correct the first steps once later velocities are known, so that no call is added and the
-    order is kept. It needs no path.
+    With equal steps of order 2, :math:`x_{n+1} = x_n + h (\tfrac32 v_n - \tfrac12 v_{n-1})`. It starts with lower
+    orders. Orders 3 and 4 correct the first steps as soon as later velocities are known, which keeps the order without
+    more evaluations. It needs no path.
+
+    Args:
+        order: 2, 3 or 4.
 
     Raises:
         ValueError: for another order, and as :class:`FixedGrid` does.
@@ -194,15 +196,15 @@ class AdamsBashforth(Multistep):
 @register("solvers.DPMSolverPP2M")
 @dataclass(frozen=True, repr=False)
 class DPMSolverPP2M(_OnAffinePath):
-    r"""Samples with DPM-Solver++(2M): order 2, one call of ``f`` per step.
+    r"""Samples with DPM-Solver++(2M): order 2, one evaluation of ``f`` per step.
 
     .. math:: x_{n+1} = \frac{\sigma_{n+1}}{\sigma_n} x_n + \alpha_{n+1} (1 - e^{-h_n})
               \Big(d_n + \frac{h_n}{2 h_{n-1}} (d_n - d_{n-1})\Big), \qquad h_n = \lambda_{n+1} - \lambda_n
 
-    with the expected data d, which the velocity gives on any affine path whatever the network predicts, and
-    :math:`\lambda = \log(\alpha/\sigma)`. It is exact where d is constant. A step to or from an end where
-    :math:`\lambda` is infinite is of order 1 (DDIM's, which has a limit there), as is the step after such a start; on
-    grids with equal steps in t up to these ends the error falls as :math:`h^2 \log(1/h)`.
+    with the expected data d, which follow from the velocity on any affine path (for every kind of prediction), and
+    :math:`\lambda = \log(\alpha/\sigma)`. It is exact if d is constant. A step to or from an end where :math:`\lambda`
+    is infinite has order 1 (it is the DDIM step, which has a limit there), and so has the step after such a start. On
+    grids with equal steps in t up to these ends, the error decreases as :math:`h^2 \log(1/h)`.
 
     Raises:
         ValueError: without an affine path, for times outside [0, 1], and as :class:`FixedGrid` does.
@@ -224,18 +226,18 @@ class DPMSolverPP2M(_OnAffinePath):
 @register("solvers.UniPC")
 @dataclass(frozen=True, repr=False)
 class UniPC(_OnAffinePath):
-    r"""Samples with the predictor-corrector UniPC in the expected data d: one call of ``f`` per step.
+    r"""Samples with the predictor-corrector UniPC in the expected data d: one evaluation of ``f`` per step.
 
-    The predictor extrapolates d from ``order`` nodes by a polynomial of :math:`\lambda = \log(\alpha/\sigma)` and
-    integrates it exactly against the rest of the equation; with order 2 and ``variant="bh2"`` it is DPM-Solver++(2M).
-    The corrector takes the step again with the d found at its end, and rides on the next step. So it costs no call, and
-    the error falls with one order more: ``order + 1``. States kept at output times are corrected, the last one is not.
-    Steps to and from an end where :math:`\lambda` is infinite are of order 1, as in :class:`DPMSolverPP2M`, which
-    bounds the order there to 2.
+    The predictor extrapolates d from ``order`` nodes with a polynomial in :math:`\lambda = \log(\alpha/\sigma)`, and
+    integrates it exactly together with the rest of the equation. With order 2 and ``variant="bh2"`` it is
+    DPM-Solver++(2M). The corrector computes the step again with the d found at its end, as a part of the next step. So
+    it needs no more evaluations, and the order of the error is one higher, ``order + 1``. States stored at output times
+    are corrected; the last state is not. Steps to and from an end where :math:`\lambda` is infinite have order 1, as in
+    :class:`DPMSolverPP2M`, which limits the order there to 2.
 
     Args:
-        order: 2 or 3.
-        variant: by what a single difference of d is weighted: half of :math:`e^h - 1` (``"bh2"``) or of h (``"bh1"``).
+        order: number of nodes for the extrapolation, 2 or 3.
+        variant: weight of a single difference of d: half of :math:`e^h - 1` (``"bh2"``) or of h (``"bh1"``).
 
     Raises:
         ValueError: for another order or variant, without an affine path, for times outside [0, 1], and as
@@ -260,9 +262,7 @@ class UniPC(_OnAffinePath):
         super().__post_init__()
         self._check_order((2, 3))
         if self.variant not in ("bh1", "bh2"):
-            raise ValueError(
-                f"UniPC(variant={self.variant!r}): there are two variants, 'bh1' and 'bh2'; take the latter."
-            )
+            raise ValueError(f"UniPC(variant={self.variant!r}): unknown variant; pass 'bh1' or 'bh2'.")
 
     def plan(self, nodes, path):
         return multistep_rows(LogSNR(nodes, path, self.variant), self.order, corrected=True)
@@ -274,18 +274,20 @@ class UniPC(_OnAffinePath):
 @register("solvers.DEIS")
 @dataclass(frozen=True, repr=False)
 class DEIS(_OnAffinePath):
-    r"""Samples with tAB-DEIS, an exponential Adams-Bashforth method in the expected base sample d: one call per step.
+    r"""Samples with tAB-DEIS, an exponential Adams-Bashforth method in the expected base sample d.
+
+    It takes one evaluation of ``f`` per step.
 
     .. math:: x_{n+1} = \frac{\alpha_{n+1}}{\alpha_n} x_n
               + \alpha_{n+1} \int_{t_n}^{t_{n+1}} P(t) \, d\Big(\frac{\sigma}{\alpha}\Big), \qquad
               P(t_{n-j}) = d_{n-j}, \quad j < \text{order}
 
-    The integrals are taken by parts with 32 Gauss-Legendre points. It is exact where d is constant. The step from an
-    end where :math:`\alpha = 0` is of order 1 (DDIM's); on equal steps from there the error falls as
+    The integrals are computed by parts with 32 Gauss-Legendre points. It is exact if d is constant. The step from an
+    end where :math:`\alpha = 0` has order 1 (it is the DDIM step); with equal steps from there the error decreases as
     :math:`h^2 \log(1/h)`.
 
     Args:
-        order: number of nodes extrapolated from, 2 or 3 (the paper's tAB1 and tAB2).
+        order: number of nodes for the extrapolation, 2 or 3 (tAB1 and tAB2 in the paper).
 
     Raises:
         ValueError: for another order, without an affine path, for times outside [0, 1], and as :class:`FixedGrid` does.

@@ -1,4 +1,4 @@
-"""Parallel in time: many steps of a grid at once, corrected until they agree with the walk."""
+"""Parallel in time: many steps of a grid at once, repeated until they agree with the sequential result."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["Picard"]
 @register("solvers.Picard")
 @dataclass(frozen=True, repr=False)
 class Picard(FixedGrid):
-    r"""Walks Euler's grid in parallel: a window of steps is evaluated at once and iterated to a fixed point.
+    r"""Integrates on Euler's grid in parallel: evaluates a window of steps at once and iterates to a fixed point.
 
     .. math:: x_{n+j}^{(k+1)} = x_n + \sum_{i < j} h_{n+i} \, f(t_{n+i}, x_{n+i}^{(k)}), \qquad 1 \le j \le w
 
-    After each round the window moves on to the first state that changed by more than ``tolerance``, per entry in the
-    root mean square, in some sample of the batch: the slopes up to it are known, so a round is one step at least. With
-    ``tolerance=0`` the result is that of ``Euler`` on the same grid, up to rounding (batched products of matrices may
-    round otherwise); the difference falls with the tolerance.
+    After each round the window moves to the first state that changed by more than ``tolerance`` (root mean square per
+    entry) in some sample of the batch. The slopes before that state are known, so each round advances by at least one
+    step. With ``tolerance=0`` the result is that of ``Euler`` on the same grid, up to rounding (batched matrix products
+    may round differently); the difference decreases with the tolerance.
 
-    It is for small batches on a device that is idle while it steps: a round costs one call of ``f`` with ``window``
-    times the rows and one host read. ``stats.nfe`` counts the rounds, which come one after the other, and
-    ``stats.evaluations`` the rows: more than Euler's. Where the batch fills the device already, Euler is faster. A
-    sample that is not finite is not waited for. Gradients pass through the graph of the rounds; take Euler to train.
+    It is for small batches on a device that is not busy: a round costs one evaluation of ``f`` with ``window`` times
+    the rows, and one host read. ``stats.nfe`` counts the rounds, which are sequential, and ``stats.evaluations`` the
+    rows, more than Euler's. If the batch already fills the device, Euler is faster. A sample that is not finite does
+    not delay the others. Gradients pass through the graph of the rounds; use Euler to train.
 
     Args:
-        steps, nfe, grid: as in :class:`FixedGrid`; ``nfe`` counts the steps, at most as many rounds are needed.
-        window: w, the number of steps evaluated at once, 2 or more; 16, or the whole of a shorter grid, unless given.
-        tolerance: change of a state below which it counts as final, in its own units.
+        steps, nfe, grid: as in :class:`FixedGrid`; ``nfe`` counts the steps, which is the largest number of rounds.
+        window: w, the number of steps evaluated at once, 2 or more. Default: 16, or all steps of a shorter grid.
+        tolerance: change of a state below which it is final, in the unit of the state.
 
     Raises:
         ValueError: if the window is less than 2 or longer than the grid's ``steps``, the tolerance is negative,
@@ -59,10 +59,10 @@ class Picard(FixedGrid):
     window: int | None = None
     tolerance: float = 1e-3
 
-    why_no_graph = "it reads on the host, after each round, how far it has come"
+    why_no_graph = "it reads its progress on the host after each round"
     refused_gradients = dict.fromkeys(
         ("steps", "equation"),
-        "the rounds are not steps that could be taken again; pass gradient=Backprop(), or take Euler.",
+        "its rounds cannot be computed again as steps; pass gradient=Backprop(), or use Euler.",
     )
 
     def __post_init__(self):
@@ -72,19 +72,17 @@ class Picard(FixedGrid):
         if self.window is not None and (not is_integer(window, 2) or window > steps):
             advice = f"pass window={min(16, steps)}, or " if steps > 1 else ""
             raise ValueError(
-                f"Picard(window={window!r}): a window holds at least 2 steps of the grid and no more than all "
-                f"({steps}); {advice}take Euler to go one by one."
+                f"Picard(window={window!r}): a window has between 2 and {steps} steps; {advice}use Euler to take one "
+                f"at a time."
             )
         if not 0 <= self.tolerance < math.inf:
-            raise ValueError(
-                f"Picard(tolerance={self.tolerance}): states agree up to a distance of zero or more; pass 1e-3, say."
-            )
+            raise ValueError(f"Picard(tolerance={self.tolerance}): a tolerance is finite and not negative; pass 1e-3.")
 
     def _check(self, problem: Problem) -> None:
         if problem.tolerances:
             raise ValueError(
-                f"Picard.solve(quadratures={sorted(problem.tolerances)}): integrals would need the final slopes, which "
-                f"are not evaluated again; take Euler, or Dopri5 for a log-density."
+                f"Picard.solve(quadratures={sorted(problem.tolerances)}): it does not evaluate the final slopes; use "
+                f"Euler, or Dopri5 for a log-density."
             )
 
     def _solve(self, problem: Problem) -> Solution:
@@ -120,7 +118,7 @@ class Picard(FixedGrid):
                 squares = per_row((after - before).detach().flatten(0, 1)).square().mean(1)
                 change = torch.maximum(change, squares.reshape(width, batch).sqrt().to(problem.dtype))
                 states.append(after)
-            # A state is final where all states before it are: its slopes have been taken there.
+            # A state is final if all states before it are: their slopes were evaluated there.
             settled = (change > self.tolerance).any(1).logical_not().cumprod(0).sum()
             done = min(int(settled) + 1, width)
             for index in range(done):
@@ -131,11 +129,11 @@ class Picard(FixedGrid):
             if position == count:
                 break
             width = min(window, count - position)
-            # What enters the window is guessed to be where the last of it stands.
+            # States that enter the window start at its last state.
             guess = [_slide(each[done:], each[-1], width) for each in states]
         return problem.finished(start, steps=count, outputs=outputs.kept)
 
 
 def _slide(kept: Tensor, last: Tensor, width: int) -> Tensor:
-    """Fills a window up with its last state."""
+    """Fills the end of a window with its last state."""
     return torch.cat((kept, last.unsqueeze(0).expand(width - len(kept), *last.shape)))

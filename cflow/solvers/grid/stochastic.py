@@ -1,4 +1,4 @@
-"""Stochastic solvers: from a velocity and a score to an SDE with the same marginals, on a grid laid beforehand."""
+"""Stochastic solvers: SDEs with the marginals of a flow, from its velocity and score, on a fixed grid."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ __all__ = ["EulerMaruyama", "Fading", "StochasticGrid", "StochasticHeun"]
 @register("solvers.Fading")
 @dataclass(frozen=True)
 class Fading:
-    r"""Lets the diffusion fade towards the data.
+    r"""Computes a diffusion that decreases to zero at the data.
 
     .. math:: g_t = s \, (1 - t)^p
 
-    With ``power=0.5`` on the linear path this is the choice :math:`g_t^2 \propto \sigma_t`, which keeps the drift's
-    correction bounded where the score of the data is as steep as :math:`1 / \sigma_t`.
+    With ``power=0.5`` on the linear path this is :math:`g_t^2 \propto \sigma_t`, so the correction of the drift stays
+    bounded where the score grows as :math:`1 / \sigma_t`.
+
+    Args:
+        scale: s, the diffusion at t = 0.
+        power: p, the exponent of the decrease.
 
     Raises:
         ValueError: if the scale is negative or the power not positive.
@@ -48,36 +52,37 @@ class Fading:
     def __post_init__(self):
         if not (0 <= self.scale < math.inf and 0 < self.power < math.inf):
             raise ValueError(
-                f"Fading(scale={self.scale}, power={self.power}): the scale is zero or more and the power positive; "
-                f"pass for example Fading(1.0, power=0.5)."
+                f"Fading(scale={self.scale}, power={self.power}): needs scale >= 0 and power > 0, both finite; pass "
+                f"Fading(1.0, power=0.5)."
             )
 
     def __call__(self, t: float) -> float:
+        """Returns the diffusion at time ``t``."""
         return self.scale * max(0.0, 1 - t) ** self.power
 
 
 @dataclass(frozen=True, repr=False)
 class StochasticGrid(FixedGrid):
-    r"""Integrates an SDE with the marginals of a flow, whatever its diffusion.
+    r"""Integrates an SDE that has the marginals of a flow, for any diffusion.
 
     .. math:: dx = \bigl[v_t(x) + \tfrac12 g_t^2 \, s_t(x)\bigr] dt + g_t \, dW
 
-    has the same marginals for every :math:`g_t`, as :math:`g = 0` (the ODE) has, where :math:`s_t = \nabla \log p_t`.
-    So the diffusion is chosen when sampling: noise corrects errors of the network on the way and costs steps.
-    Backward in time, the correction keeps its sign against the direction: the marginals are again the same.
+    has the same marginals for every :math:`g_t`, where :math:`s_t = \nabla \log p_t`; :math:`g = 0` is the ODE. So the
+    diffusion can be chosen when sampling: noise corrects errors of the network on the way, and needs more steps.
+    Backward in time the correction has the opposite sign, so that the marginals are again the same.
 
-    ``f(t, y, *args)`` gives the pair ``(v, s)``, each like ``y``, from one call of the network. The grid is laid as in
-    :class:`FixedGrid`. A flow makes a last step that ends next to the data (or, backward, next to the base of a bridge)
-    by the ODE, since all noise added there would stay in the samples. Data narrower than the noise of a step keep about
-    half of that of the step before: of data with deviation 0.02, a bridge with ``sigma = 1`` makes 0.14 in 20 steps and
-    0.07 in 100; a diffusion that fades makes less.
+    ``f(t, y, *args)`` returns the pair ``(v, s)``, each shaped like ``y``, from one evaluation of the network. The grid
+    is that of :class:`FixedGrid`. A flow makes a last step that ends next to the data (or, backward, next to the base
+    of a bridge) with the ODE, since all noise added there would stay in the samples. If the data are narrower than the
+    noise of a step, about half of the noise of the step before remains: for data with standard deviation 0.02, a bridge
+    with ``sigma = 1`` returns 0.14 in 20 steps and 0.07 in 100; a diffusion that decreases returns less.
 
     Args:
         steps, nfe, grid: as in :class:`FixedGrid`.
-        gradient: ``Backprop()`` alone.
-        diffusion: ``g``, a number, or a function of the time; ``Fading(1.0)`` unless given. A number is what a
-            Schroedinger bridge takes (its sigma). On affine paths, whose scores grow as ``1 / sigma_t``, it needs steps
-            shorter than ``(sigma_t / g)^2``, while the default stays stable.
+        gradient: only ``Backprop()``.
+        diffusion: ``g``, a number or a function of time. Default: ``Fading(1.0)``. A Schroedinger bridge needs a number
+            (its sigma). On affine paths, whose scores grow as ``1 / sigma_t``, a number needs steps shorter than
+            ``(sigma_t / g)^2``; the default is stable.
 
     Raises:
         ValueError: if the diffusion is negative, infinite or NaN, quadratures are asked for, or ``gradient`` is another
@@ -86,15 +91,19 @@ class StochasticGrid(FixedGrid):
 
     Source: Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2020,
     arXiv:2011.13456; Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, section 2.
+
+    Example:
+        >>> EulerMaruyama(50, diffusion=lambda t: 1 - t).strength(0.75)
+        0.25
     """
 
     diffusion: float | Callable[[float], float] = Fading()
 
     needs_score = True
-    why_no_graph = "it draws noise at every step, from a generator that the call names, and a graph would not see which"
+    why_no_graph = "it draws noise from the generator of the call, which a graph cannot read"
     refused_gradients = dict.fromkeys(
         ("steps", "equation"),
-        "taking a step again would need its noise again, which is not kept; pass gradient=Backprop(), or take an ODE "
+        "the noise of a step is not kept, so it cannot be computed again; pass gradient=Backprop(), or use an ODE "
         "solver.",
     )
 
@@ -105,17 +114,17 @@ class StochasticGrid(FixedGrid):
             callable(self.diffusion) or (isinstance(self.diffusion, int | float) and 0 <= self.diffusion < math.inf)
         ):
             raise ValueError(
-                f"{name}(diffusion={self.diffusion!r}): the diffusion is a finite number of zero or more, or a "
-                f"function of the time; pass 1.0 or solvers.Fading(1.0), say."
+                f"{name}(diffusion={self.diffusion!r}): expected a finite number >= 0 or a function of time; pass 1.0 "
+                f"or solvers.Fading(1.0)."
             )
 
     def strength(self, t: float) -> float:
-        """Gives the diffusion at a time."""
+        """Returns the diffusion at time ``t``."""
         value = float(self.diffusion(t) if callable(self.diffusion) else self.diffusion)
         if not 0 <= value < math.inf:
             raise ValueError(
-                f"{type(self).__name__}(diffusion={self.diffusion!r}): it gives {value} at t = {t:.6g}, and noise has "
-                f"a finite width of zero or more; bound it there."
+                f"{type(self).__name__}(diffusion={self.diffusion!r}): it returned {value} at t = {t:.6g}; return a "
+                f"finite number >= 0."
             )
         return value
 
@@ -123,11 +132,11 @@ class StochasticGrid(FixedGrid):
         if problem.tolerances:
             raise ValueError(
                 f"{type(self).__name__}.solve(quadratures={sorted(problem.tolerances)}): integrals along a random path "
-                f"are not those of the flow; take an ODE solver for them."
+                f"are not those of the flow; use an ODE solver."
             )
 
     def _solve(self, problem: Problem) -> Solution:
-        """Walks the grid; gradients flow through every operation. One draw of noise per step."""
+        """Steps over the grid; gradients flow through every operation. Draws noise once per step."""
         f, y0, generator = problem.f, problem.like, problem.generator
         scores: list[list[Tensor]] = []
 
@@ -135,15 +144,15 @@ class StochasticGrid(FixedGrid):
             answer = f(t, y, *rest)
             if not isinstance(answer, tuple | list) or len(answer) != 2:
                 raise TypeError(
-                    f"{type(self).__name__}.solve: f returned a {type(answer).__name__}; a stochastic solver needs the "
-                    f"pair (velocity, score), each shaped like the state."
+                    f"{type(self).__name__}.solve: f returned a {type(answer).__name__}; return the pair (velocity, "
+                    f"score), each shaped like the state."
                 )
             score = split(answer[1], y0, "the score that f returned")
             for part, like in zip(score, split(y, y0)):
                 if part.shape != like.shape:
                     raise ValueError(
                         f"{type(self).__name__}.solve: f returned a score of shape {list(part.shape)} for a state of "
-                        f"shape {list(like.shape)}; a score has the shape of the state."
+                        f"shape {list(like.shape)}; return the shape of the state."
                     )
             scores.append(score)
             return answer[0]
@@ -175,13 +184,13 @@ class StochasticGrid(FixedGrid):
 
     @abstractmethod
     def _step(self, node: int, h: float, y: list[Tensor], g: list[float], drift, noise) -> list[Tensor]:
-        """Steps from node ``node`` to the next, ``h`` later."""
+        """Steps from node ``node`` to the next one, over ``h``."""
 
 
 @register("solvers.EulerMaruyama")
 @dataclass(frozen=True, repr=False)
 class EulerMaruyama(StochasticGrid):
-    r"""Integrates an SDE by the Euler-Maruyama method: weak order 1, one call of ``f`` per step.
+    r"""Integrates an SDE with the Euler-Maruyama method: weak order 1, one evaluation of ``f`` per step.
 
     .. math:: y^+ = y + h \, a(t, y) + g_t \sqrt{h} \, \xi, \qquad a = v + \tfrac12 g_t^2 s
 
@@ -201,13 +210,13 @@ class EulerMaruyama(StochasticGrid):
 @register("solvers.StochasticHeun")
 @dataclass(frozen=True, repr=False)
 class StochasticHeun(StochasticGrid):
-    r"""Integrates an SDE by Heun's method for additive noise: weak order 2, two calls of ``f`` per step.
+    r"""Integrates an SDE with Heun's method for additive noise: weak order 2, two evaluations of ``f`` per step.
 
     .. math:: \tilde y = y + h \, a(t, y) + \Delta, \quad
               y^+ = y + \tfrac h2 \bigl(a(t, y) + a(t + h, \tilde y)\bigr) + \Delta, \quad
               \Delta = \sqrt{h (g_t^2 + g_{t+h}^2) / 2} \, \xi
 
-    Both stages see the same noise; adding it before the first one, as samplers for diffusion models do, gives order 1.
+    Both stages use the same noise. Adding it before the first stage, as samplers for diffusion models do, has order 1.
 
     Source: Kloeden and Platen, Numerical Solution of Stochastic Differential Equations, 1992, section 15.1.
 
@@ -219,7 +228,7 @@ class StochasticHeun(StochasticGrid):
 
     @classmethod
     def calls_per_step(cls) -> int:
-        """Counts the calls of ``f`` in a step."""
+        """Returns the evaluations of ``f`` per step."""
         return 2
 
     def _step(self, node, h, y, g, drift, noise):

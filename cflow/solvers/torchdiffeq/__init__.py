@@ -1,1 +1,1 @@
-"""The library torchdiffeq: its methods behind the contract of a solver, and its call answered by our solvers."""
+"""The library torchdiffeq: its methods as solvers, and its functions computed by our solvers."""

@@ -1,4 +1,4 @@
-"""The methods of torchdiffeq behind the contract of a solver: its long tail, and its continuous adjoint."""
+"""The methods of torchdiffeq as solvers: its less common methods, and its continuous adjoint."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ FIXED = ("euler", "explicit_adams", "fixed_adams", "heun2", "heun3", "implicit_a
 METHODS = (*ADAPTIVE, *FIXED, "scipy_solver")
 
 _NO_STEPS = (
-    "the exact gradient takes every step again, and torchdiffeq keeps no record of them; pass ContinuousAdjoint() or "
-    "Backprop(), or take a solver of our own, such as Dopri8(gradient=Checkpointed())."
+    "torchdiffeq keeps no record of its steps; pass ContinuousAdjoint() or Backprop(), or use a solver of cflow such "
+    "as "
+    "Dopri8(gradient=Checkpointed())."
 )
 _CONTROL = ("dfactor", "dtype", "first_step", "ifactor", "jump_t", "max_num_steps", "max_step", "min_step", "norm",
             "safety", "step_t")  # fmt: skip
@@ -38,32 +39,32 @@ _GRID = ("grid_constructor", "perturb", "step_size")
 @register("solvers.TorchDiffEq")
 @dataclass(frozen=True, repr=False)
 class TorchDiffEq(Solver):
-    r"""Integrates with a method of torchdiffeq, made to end exactly at the end and to stay inside the interval.
+    r"""Integrates with a method of torchdiffeq that ends exactly at the end and stays inside the interval.
 
-    torchdiffeq itself steps past the last time and interpolates back, with a polynomial of order four whatever the
-    method. Here steps are cut to land on the end and on every output time, so that states are those of the method; the
-    one evaluation that torchdiffeq makes to choose its first step is moved into the interval. Methods: ``dopri8``,
-    ``dopri5``, ``bosh3``, ``fehlberg2``, ``adaptive_heun`` choose one step for the whole batch; ``euler``,
-    ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule), ``explicit_adams``, ``implicit_adams`` walk a grid, laid
-    by ``options={"step_size": h}`` or ``{"grid_constructor": g}``; ``scipy_solver`` calls ``scipy.integrate.solve_ivp``
-    with ``options={"solver": "LSODA"}`` on the host.
+    torchdiffeq itself steps past the last time and interpolates back, with a polynomial of order four for every method.
+    Here steps are cut to end at the last time and at every output time, so that states have the accuracy of the method.
+    The evaluation with which torchdiffeq chooses its first step is moved into the interval.
 
-    Quadratures are parts of the state here and walk through the stages. Methods with error control hold them to
-    their own tolerance and leave those without one out of step control.
+    Quadratures are parts of the state here and are included in the stages. Methods with error control hold them to
+    their own tolerance; those without one do not affect the steps.
 
     Args:
-        method: the name.
+        method: ``dopri8``, ``dopri5``, ``bosh3``, ``fehlberg2`` and ``adaptive_heun`` have error control, with common
+            steps for the batch. ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule),
+            ``explicit_adams``, ``implicit_adams`` and ``fixed_adams`` use a grid, set by ``options={"step_size": h}``
+            or ``{"grid_constructor": g}``. ``scipy_solver`` calls ``scipy.integrate.solve_ivp`` on the host, with
+            ``options={"solver": "LSODA"}`` for example.
         rtol, atol: tolerances, as for our own solvers; torchdiffeq's own defaults are 1e-7 and 1e-9.
-        gradient: ``Backprop()`` or ``ContinuousAdjoint()``. ``Checkpointed()`` needs solvers of our own.
-        options: torchdiffeq's options for the method, all checked.
+        gradient: ``Backprop()`` or ``ContinuousAdjoint()``; ``Checkpointed()`` is not available.
+        options: torchdiffeq's options for the method; all are checked.
 
-    Cost: as torchdiffeq: some 18 host reads a step, and one call of ``f`` more where there are quadratures.
-    ``Solution.stats`` has the calls of ``f`` and, but for ``scipy_solver``, the steps.
+    Cost: that of torchdiffeq: about 18 host reads per step, and one more evaluation of ``f`` for quadratures.
+    ``Solution.stats`` has the evaluations of ``f`` and, except for ``scipy_solver``, the steps.
 
     Raises:
-        ValueError: if the method or an option is not known, a grid is missing, the method cannot honour the gradient
-            mode, or (``scipy_solver``) a quadrature asks for a tolerance of its own.
-        RuntimeError: if the solve fails: one sample that is not finite fails the batch, since its steps are common.
+        ValueError: if the method or an option is unknown, a grid is missing, the method does not support the gradient
+            mode, or (``scipy_solver``) a quadrature has its own tolerance.
+        RuntimeError: if the solve fails. One sample that is not finite fails the batch, since its steps are common.
 
     Source: Chen, torchdiffeq, 2018, https://github.com/rtqichen/torchdiffeq.
 
@@ -95,8 +96,8 @@ class TorchDiffEq(Solver):
         back = mode.method if mode.through == "equation" else None
         if back is not None and (back not in METHODS or (back in FIXED and self.method not in FIXED)):
             raise ValueError(
-                f"TorchDiffEq({self.method!r}, gradient={mode!r}): the adjoint cannot be solved by {back!r}, which "
-                f"{'has no grid' if back in METHODS else 'is not known'}; choose from "
+                f"TorchDiffEq({self.method!r}, gradient={mode!r}): the method of the adjoint, {back!r}, "
+                f"{'has no grid' if back in METHODS else 'is unknown'}; choose from "
                 f"{', '.join(METHODS if self.method in FIXED else (*ADAPTIVE, 'scipy_solver'))}."
             )
 
@@ -117,15 +118,15 @@ class TorchDiffEq(Solver):
             )
         if self.method in FIXED and ("step_size" in options) == ("grid_constructor" in options):
             raise ValueError(
-                f"TorchDiffEq({self.method!r}, options={options}): a method without error control walks a grid; pass "
-                f"options={{'step_size': 0.05}} or a 'grid_constructor', one of the two."
+                f"TorchDiffEq({self.method!r}, options={options}): this method needs a grid; pass either "
+                f"options={{'step_size': 0.05}} or a 'grid_constructor'."
             )
 
     shares_steps = True
 
     @property
     def step_tolerance(self) -> Tolerance | None:
-        """The tolerance by which steps are accepted; None for the methods that walk a grid."""
+        """The tolerance for accepting steps; None for methods on a grid."""
         return None if self.method in FIXED else Tolerance(self.rtol, self.atol)
 
     def _solve(self, problem: Problem) -> Solution:
@@ -136,7 +137,7 @@ class TorchDiffEq(Solver):
         times = list(dict.fromkeys([problem.t0, *(problem.at or ()), problem.t1]))
         results = run.integrate(times)
         parts, integrals = run.at(results, -1)
-        # scipy interpolates at the start too.
+        # scipy interpolates at the start too, so the given state is used.
         outputs = [problem.y0 if t == problem.t0 else run.at(results, times.index(t))[0] for t in problem.at or ()]
         count = lambda number: torch.full((problem.batch,), number, dtype=torch.int64, device=problem.device)
         reached = torch.full((problem.batch,), problem.t1, dtype=problem.dtype, device=problem.device)
@@ -146,7 +147,7 @@ class TorchDiffEq(Solver):
 
 
 class _Run:
-    """One call of torchdiffeq: the state as a tuple of parts, integrals, and arguments that want a gradient."""
+    """One call of torchdiffeq: the state as a tuple of parts, integrals, and arguments that require a gradient."""
 
     def __init__(self, solver: TorchDiffEq, problem: Problem):
         self.solver, self.problem = solver, problem
@@ -158,8 +159,8 @@ class _Run:
         self.leaves, self.wanted = leaves, wanted
         self.params = wanted_parameters(problem) if self.continuous else []
         self.integrals = self._begin()
-        # An argument that stands still in the state gets its gradient from the adjoint as the start of the state does;
-        # as a parameter of the adjoint it would be differentiated through what it was computed from as well.
+        # Arguments are constant parts of the state, so the adjoint computes their gradients like that of the start.
+        # As parameters of the adjoint they would also be differentiated through what they were computed from.
         still = [leaf for leaf, want in zip(leaves, wanted) if want]
         self.start = (*problem.y0, *self.integrals, *still)
         differentiable = any(tensor.requires_grad for tensor in (*self.start, *self.params))
@@ -168,9 +169,8 @@ class _Run:
             inputs = (*problem.y0, *self.params, *(leaf for leaf in leaves if isinstance(leaf, Tensor)))
             if any(tensor.requires_grad for tensor in inputs):
                 raise ValueError(
-                    "TorchDiffEq('scipy_solver', gradient=Backprop()): scipy leaves torch, so nothing can be "
-                    "differentiated on the way; pass gradient=ContinuousAdjoint() (solvers.odeint_adjoint), or solve "
-                    "under torch.no_grad()."
+                    "TorchDiffEq('scipy_solver', gradient=Backprop()): scipy cannot be differentiated; pass "
+                    "gradient=ContinuousAdjoint(), or solve under torch.no_grad()."
                 )
         self.adjoint = self.continuous and differentiable
         low, high = sorted((problem.t0, problem.t1))
@@ -178,7 +178,7 @@ class _Run:
         self.autocast = autocast_state(problem.device.type)
 
     def _begin(self) -> list[Tensor]:
-        """Gives integrals of zero, in the shapes of the integrands, which one call of ``f`` gives."""
+        """Returns integrals of zero in the shapes of the integrands, found with one evaluation of ``f``."""
         problem = self.problem
         if not problem.tolerances:
             return []
@@ -204,7 +204,7 @@ class _Run:
             still = [torch.zeros_like(part) for part in state[count + integrals :]]
             if self.continuous and torch.is_grad_enabled():
                 refuse_strangers(problem, (*slopes, *integrands), [*state, *self.params])
-                # The adjoint differentiates what comes back, also where nothing depends on the state.
+                # The adjoint differentiates the result even if it does not depend on the state.
                 slopes = [slope + 0 * part for slope, part in zip(slopes, moving)]
             return (*slopes, *integrands, *still)
 
@@ -219,7 +219,7 @@ class _Run:
         setattr(self, kind, getattr(self, kind) + 1)
 
     def integrate(self, times: list[float]) -> tuple[Tensor, ...]:
-        """Calls torchdiffeq; gives each part at every time, ``[len(times), ...]``."""
+        """Calls torchdiffeq; returns each part at every time, ``[len(times), ...]``."""
         import torchdiffeq
 
         solver, problem = self.solver, self.problem
@@ -232,7 +232,7 @@ class _Run:
             else:
                 mode = solver.gradient
                 back = solver.method if mode.method is None else mode.method
-                # torchdiffeq turns the time of the forward solve around where it decreases, but not these options.
+                # torchdiffeq reverses a decreasing time for the forward solve, but not for these options.
                 options = self.options(back, times, 1.0 if problem.t1 > problem.t0 else -1.0)
                 options.pop("norm", None)
                 results = torchdiffeq.odeint_adjoint(
@@ -245,26 +245,25 @@ class _Run:
         except AssertionError as failure:
             raise RuntimeError(
                 f"{problem.owner}({solver.method!r}).solve from t0={problem.t0:.6g} to t1={problem.t1:.6g}: "
-                f"torchdiffeq gave up ({str(failure)[:200]}); loosen the tolerances, look at the field, or take a "
-                f"solver of our own, which ends such samples with a status and finishes the others."
+                f"torchdiffeq failed ({str(failure)[:200]}); loosen the tolerances, or use a solver of cflow, which "
+                f"returns a status per sample."
             ) from failure
-        if results[0].shape[0] != len(times):  # what scipy reports as failed comes back short
+        if results[0].shape[0] != len(times):  # a failed solve of scipy returns fewer times
             raise RuntimeError(
                 f"{problem.owner}({solver.method!r}).solve: scipy reached only {results[0].shape[0]} of the "
-                f"{len(times)} times from t0={problem.t0:.6g} to t1={problem.t1:.6g}; loosen the tolerances, or look "
-                f"at the field."
+                f"{len(times)} times from t0={problem.t0:.6g} to t1={problem.t1:.6g}; loosen the tolerances."
             )
         self.calls, self.rows = problem.calls, problem.rows
         return results
 
     def at(self, results: tuple[Tensor, ...], index: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Gives the parts and the integrals at one of the times."""
+        """Returns the parts and the integrals at one of the times."""
         count = len(self.problem.y0)
         values = [result[index].to(like.dtype) for result, like in zip(results, self.start)]
         return values[:count], values[count : count + len(self.integrals)]
 
     def tolerances(self) -> tuple[Any, Any]:
-        """Gives the tolerances, one per part where quadratures have their own."""
+        """Returns the tolerances, one per part if quadratures have their own."""
         solver, own = self.solver, list(self.problem.tolerances.values())
         shared = Tolerance(solver.rtol, solver.atol)
         if solver.method in ADAPTIVE and (own or any(self.wanted)):
@@ -274,13 +273,13 @@ class _Run:
         foreign = [name for name, each in self.problem.tolerances.items() if each not in (None, shared)]
         if solver.method == "scipy_solver" and foreign:
             raise ValueError(
-                f"TorchDiffEq('scipy_solver').solve(quadratures={self.problem.tolerances}): scipy holds all of the "
-                f"state to rtol={solver.rtol} and atol={solver.atol}, {foreign[0]!r} too; pass these, or None."
+                f"TorchDiffEq('scipy_solver').solve(quadratures={self.problem.tolerances}): scipy has only "
+                f"rtol={solver.rtol} and atol={solver.atol}; pass these for {foreign[0]!r}, or None."
             )
         return solver.rtol, solver.atol
 
     def options(self, method: str, times: list[float], sign: float) -> dict[str, Any]:
-        """Gives torchdiffeq's options for a solve by a method, in a time that runs with a sign."""
+        """Returns torchdiffeq's options for a solve with a method; ``sign`` is -1 for a reversed time."""
         given = dict(self.solver.options or {})
         tensor = lambda values: sign * torch.tensor(values, dtype=torch.float64, device=self.problem.device)
         if method in FIXED:
@@ -296,8 +295,8 @@ class _Run:
         read = lambda name: {float(value) for value in torch.as_tensor(given.pop(name, ())).flatten().tolist()}
         jumps, stops = read("jump_t"), read("step_t")
         norm = given.pop("norm", None)
-        # Times of the two lists are passed in order, and one that is met by chance blocks those behind it: the end has
-        # a list of its own where there are others.
+        # torchdiffeq goes through each list in order, and a time that a step meets by chance blocks those after it:
+        # the ends are in the other list if one list has times.
         stops = (stops | set(times[1:-1])) - jumps
         if stops:
             jumps |= {times[-1], times[0]}
@@ -308,7 +307,7 @@ class _Run:
         return given
 
     def _grid(self, times: list[float], tensor: Callable) -> Callable:
-        """Builds torchdiffeq's constructor of a grid through all times, for any stretch between two of them."""
+        """Builds torchdiffeq's grid constructor: a grid through all times, for any interval between two of them."""
         given = self.solver.options
         if "step_size" in given:
             length = times[-1] - times[0]
@@ -335,9 +334,9 @@ class _Run:
         return grid
 
     def _norm(self, given: Callable | None) -> Callable:
-        """Builds the norm of an error over the tolerance: of the parts and of the integrals that have a tolerance."""
+        """Builds the norm of the error over the tolerance, for the parts and for the integrals with a tolerance."""
         count = len(self.problem.y0)
-        # Arguments stand still: they have no error, and their gradients feed back into nothing.
+        # Arguments are constant: they have no error, and the solve does not depend on their gradients.
         held = [count + index for index, each in enumerate(self.problem.tolerances.values()) if each is not None]
         size = lambda value: value.square().mean().sqrt()
 
@@ -348,7 +347,7 @@ class _Run:
             else:
                 sizes = [given(parts[0] if self.problem.single else tuple(parts[:count]))]
             worst = max([*sizes, *(size(parts[index]) for index in held)])
-            # Steps are constants of the gradient: torchdiffeq's first one follows from this norm of the state.
+            # Gradients treat steps as constants, but torchdiffeq computes its first step from this norm of the state.
             return worst.detach() if isinstance(worst, Tensor) else worst
 
         return norm

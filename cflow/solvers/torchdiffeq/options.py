@@ -1,4 +1,4 @@
-"""The methods and options of torchdiffeq's call, as solvers."""
+"""The methods and options of torchdiffeq's functions, as solvers."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ _OWN = {*_CONTROLLED, *_GRIDDED}
 _FOREIGN = tuple(name for name in adapter.METHODS if name not in _OWN)
 _CONTROL = {"first_step": "first_step", "min_step": "dt_min", "max_step": "dt_max", "max_num_steps": "max_steps"}
 _FACTORS = {"safety": "safety", "ifactor": "grow", "dfactor": "shrink"}
-# What torchdiffeq takes where an option is not given; given, it says nothing new.
+# The defaults of torchdiffeq: an option with such a value is ignored.
 _DEFAULTS = {"first_step": (None,), "min_step": (None, 0), "max_step": (None, math.inf), "step_t": (None,),
              "jump_t": (None,), "step_size": (None,), "grid_constructor": (None,), "perturb": (False,)}  # fmt: skip
 
 
 def is_foreign(owner: str, method: str) -> bool:
-    """Returns whether a method is torchdiffeq's own; raises where there is none of the name."""
+    """Returns whether a method is torchdiffeq's own; raises for an unknown name."""
     if method not in _OWN and method not in _FOREIGN:
         raise ValueError(
-            f"{owner}(method={method!r}): there is no such method; choose from {', '.join(sorted([*_OWN, *_FOREIGN]))}."
+            f"{owner}(method={method!r}): unknown method; choose from {', '.join(sorted([*_OWN, *_FOREIGN]))}."
         )
     return method in _FOREIGN
 
 
 def resolve(owner, method, rtol, atol, options, gradient, f, y0, times) -> Solver:
-    """Builds the solver that a method and its options name."""
-    options = {name: value for name, value in dict(options or {}).items() if not _says_nothing(name, value)}
+    """Builds the solver for a method and its options."""
+    options = {name: value for name, value in dict(options or {}).items() if not _is_default(name, value)}
     if is_foreign(owner, method):
         if method in adapter.FIXED and not options.keys() & {"step_size", "grid_constructor"}:
             options["grid_constructor"] = lambda f, y0, t: t
@@ -76,7 +76,7 @@ def resolve(owner, method, rtol, atol, options, gradient, f, y0, times) -> Solve
     if method in _GRIDDED:
         return _GRIDDED[method](grid=_grid(owner, options, f, y0, times), gradient=gradient)
     read = lambda names: {names[k]: _number(owner, k, v) for k, v in options.items() if k in names}
-    # torchdiffeq knows no limit, and takes a step that cannot be shorter whatever its error.
+    # torchdiffeq has no limit on steps, and accepts a step that cannot be shorter with any error.
     settings = {"max_steps": 2**31 - 1, "on_dt_min": "accept"} | read(_CONTROL)
     settings["max_steps"] = int(settings["max_steps"])
     shared, parts = _tolerances(owner, rtol, atol, y0)
@@ -85,13 +85,13 @@ def resolve(owner, method, rtol, atol, options, gradient, f, y0, times) -> Solve
     )
 
 
-def _says_nothing(name: str, value: Any) -> bool:
-    """Returns whether an option has the value that torchdiffeq takes without it."""
+def _is_default(name: str, value: Any) -> bool:
+    """Returns whether an option has torchdiffeq's default value."""
     return any(value is each or (each is not None and value == each) for each in _DEFAULTS.get(name, ()))
 
 
 def _tolerances(owner: str, rtol, atol, y0) -> tuple[Tolerance, dict[int, Tolerance] | None]:
-    """Reads the tolerances, and those of each tensor where a tuple of them is given for a tuple of tensors."""
+    """Reads the tolerances, and those of each tensor if a tuple of them is given for a tuple of tensors."""
     several = {"rtol": rtol, "atol": atol}
     several = {name: value for name, value in several.items() if isinstance(value, tuple | list)}
     if not several:
@@ -100,8 +100,8 @@ def _tolerances(owner: str, rtol, atol, y0) -> tuple[Tolerance, dict[int, Tolera
     for name, value in several.items():
         if len(value) != count:
             raise ValueError(
-                f"{owner}({name}={value!r}): a tuple of tolerances has one for each tensor of a tuple y0, and y0 has "
-                f"{'no parts' if count is None else f'{count} tensors'}; pass one number, or as many as tensors."
+                f"{owner}({name}={value!r}): expected one tolerance per tensor, but y0 "
+                f"{'is not a tuple' if count is None else f'has {count} tensors'}; pass one number, or one per tensor."
             )
     each = lambda name, value, i: _number(owner, name, value[i] if isinstance(value, tuple | list) else value)
     parts = {i: Tolerance(each("rtol", rtol, i), each("atol", atol, i)) for i in range(count)}
@@ -109,27 +109,25 @@ def _tolerances(owner: str, rtol, atol, y0) -> tuple[Tolerance, dict[int, Tolera
 
 
 def _number(owner: str, name: str, value: Any) -> float:
-    """Reads a number, which may be a tensor of one entry."""
+    """Reads a number, which may be a tensor with one entry."""
     if not isinstance(value, int | float) and getattr(value, "ndim", 1):
-        raise ValueError(f"{owner}({name}={value!r}): one {name} holds for each tensor of the state; pass a number.")
+        raise ValueError(f"{owner}({name}={value!r}): expected one {name} per tensor of the state; pass a number.")
     return float(value)
 
 
 def _grid(owner: str, options: dict[str, Any], f: Callable, y0, times: list[float]) -> tuple[float, ...]:
-    """Lays the grid that the options ask for, or through the times alone."""
+    """Returns the grid that the options set, or the times without options."""
     if len(options) == 2:
-        raise ValueError(
-            f"{owner}(options={options}): a grid is laid by step_size or by grid_constructor; pass one of the two."
-        )
+        raise ValueError(f"{owner}(options={options}): pass either step_size or grid_constructor.")
     first, last = times[0], times[-1]
     if "step_size" in options:
         size = float(options["step_size"])
         if not 0 < size < math.inf:
             raise ValueError(
-                f"{owner}(options={{'step_size': {size}}}): a step has a positive length (its sign follows the "
-                f"direction of t); pass a positive number."
+                f"{owner}(options={{'step_size': {size}}}): a step length is positive for both directions of t; pass a "
+                f"positive number."
             )
-        # A remainder of rounding is no step: 0.3 / 0.1 is a little less than 3 in binary.
+        # Rounding must not add a step: 0.3 / 0.1 is a little less than 3 in binary.
         steps = math.ceil(abs(last - first) / size - 1e-9)
         nodes = [first + math.copysign(size, last - first) * step for step in range(1, steps)]
     elif "grid_constructor" in options:

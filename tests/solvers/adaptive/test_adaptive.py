@@ -262,9 +262,9 @@ def test_configuration_rebuilds_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rtol": -1.0}, "finite tolerances"),
-        ({"rtol": 0.0, "atol": 0.0}, "finite tolerances"),
-        ({"atol": float("nan")}, "finite tolerances"),
+        ({"rtol": -1.0}, "tolerances are finite"),
+        ({"rtol": 0.0, "atol": 0.0}, "tolerances are finite"),
+        ({"atol": float("nan")}, "tolerances are finite"),
         ({"max_steps": 0}, "at least 1"),
         ({"first_step": 0.0}, "positive"),
     ],
@@ -275,5 +275,5 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_bad_tolerances_of_quadratures_are_refused():
-    with pytest.raises(ValueError, match="finite tolerances"):
+    with pytest.raises(ValueError, match="tolerances are finite"):
         Tolerance(rtol=0.0, atol=0.0)

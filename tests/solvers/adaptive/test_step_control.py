@@ -143,11 +143,11 @@ def test_parts_have_tolerances_of_their_own(float64, per_sample):
         gap = (solution.y["x"][0, 0] - math.cos(2.0)).abs().item()
         assert gap < (1e-7 if name == "tight" else 1e-3)
     assert max(steps["free"], steps["loose"]) < steps["tight"] < steps["held"]
-    with pytest.raises(ValueError, match=r"no part 'y'; name some of \['rough', 'x'\]"):
+    with pytest.raises(ValueError, match=r"no part 'y'; choose from \['rough', 'x'\]"):
         Dopri5(parts={"y": None}).solve(field, y0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="every part is left out"):
+    with pytest.raises(ValueError, match="no part has a tolerance"):
         Dopri5(parts={"x": None, "rough": None}).solve(field, y0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="a single tensor has no parts"):
+    with pytest.raises(ValueError, match="it is one tensor, so use rtol"):
         Dopri5(parts={"x": None}).solve(oscillator, y0["x"], 0.0, 1.0)
 
 
@@ -235,11 +235,11 @@ def test_an_attempt_keeps_to_its_budget_of_operations(per_sample, budget):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dt_min": -1.0}, "positive length"),
-        ({"dt_max": 0.0}, "positive length"),
+        ({"dt_min": -1.0}, "step length is positive"),
+        ({"dt_max": 0.0}, "step length is positive"),
         ({"dt_min": 0.2, "dt_max": 0.1}, "swap them"),
-        ({"on_dt_min": "ignore"}, "no such policy; pass 'stop' or 'accept'"),
-        ({"on_failure": "warn"}, "no such policy"),
+        ({"on_dt_min": "ignore"}, "unknown value; pass 'stop' or 'accept'"),
+        ({"on_failure": "warn"}, "unknown value; pass"),
         ({"check_every": 0}, "at least 1"),
     ],
 )
@@ -249,11 +249,11 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def test_objects_are_wanted_for_options():
-    with pytest.raises(TypeError, match=r"pass solvers\.PID\(0\.4, 0\.3\), say"):
+    with pytest.raises(TypeError, match=r"pass solvers\.PID\(0\.4, 0\.3\)"):
         Dopri5(controller="pi")
     with pytest.raises(TypeError, match=r"pass solvers\.Backprop\(\) or solvers\.Checkpointed\(\)"):
         Dopri5(gradient="checkpointed")
-    for options, message in (({"integral": 0.0}, "without an integral"), ({"grow": 0.5}, "by one above")):
+    for options, message in (({"integral": 0.0}, "integral > 0"), ({"grow": 0.5}, "1 < grow")):
         with pytest.raises(ValueError, match=message):
             PID(**options)
     assert issubclass(Tsit5, Adaptive)
@@ -322,7 +322,7 @@ def test_steps_are_never_shorter_than_the_clock_can_tell(per_sample):
     assert tiny.success.all()
     far = Dopri5(dt_max=1e-3, max_steps=200, per_sample=per_sample).solve(decay, torch.ones(1, 1), 1e5, 1e5 + 0.5)
     assert far.success.all()
-    with pytest.raises(ValueError, match=r"are one number in torch\.float32"):
+    with pytest.raises(ValueError, match=r"are equal in torch\.float32"):
         Dopri5(per_sample=per_sample).solve(decay, torch.ones(1, 1), 1e6, 1e6 + 0.01)
 
 

@@ -180,9 +180,9 @@ def test_a_divergence_inside_the_field():
 def test_modes_that_a_solver_does_not_have_are_refused():
     with pytest.raises(TypeError, match=r"pass solvers.Backprop\(\) or solvers.Checkpointed\(\)"):
         Euler(3, gradient=Checkpointed)
-    with pytest.raises(TypeError, match="option object"):
+    with pytest.raises(TypeError, match="expected a gradient mode"):
         Euler(3, gradient="checkpointed")
-    with pytest.raises(ValueError, match="needs its noise again|need its noise again"):
+    with pytest.raises(ValueError, match="noise of a step is not kept"):
         EulerMaruyama(3, gradient=Checkpointed())
     with pytest.raises(ValueError, match="no continuous adjoint.*TorchDiffEq"):
         Euler(3, gradient=ContinuousAdjoint())

@@ -390,12 +390,12 @@ ONE = torch.ones(2, 3)
 def test_what_the_path_does_not_give_is_refused(solver):
     with pytest.raises(ValueError, match=r"path=None.*build the flow with path="):
         solver.solve(lambda t, y: -y, ONE, 0.0, 1.0)
-    with pytest.raises(ValueError, match="not a weighted sum"):
+    with pytest.raises(ValueError, match="this path is not affine"):
         solver.solve(lambda t, y: -y, ONE, 0.0, 1.0, path=paths.BrownianBridge())
-    with pytest.raises(ValueError, match="no weights at 1.5"):
+    with pytest.raises(ValueError, match="not defined at 1.5"):
         solver.solve(lambda t, y: -y, ONE, 0.0, 1.5, path=paths.Linear())
     flow = cflow.ContinuousFlow(cflow.fields.MLP(2), bases.Normal(2))
-    with pytest.raises(ValueError, match="AdamsBashforth, which needs none"):
+    with pytest.raises(ValueError, match="or use AdamsBashforth"):
         flow.sample((2,), solver=solver)
 
 
@@ -405,7 +405,7 @@ def test_what_the_path_does_not_give_is_refused(solver):
         (lambda: AdamsBashforth(4, order=5), "orders 2, 3, 4"),
         (lambda: UniPC(4, order=4), "orders 2, 3"),
         (lambda: UniPC(4, order=True), "orders 2, 3"),
-        (lambda: UniPC(4, variant="b2"), "two variants"),
+        (lambda: UniPC(4, variant="b2"), "unknown variant"),
         (lambda: DEIS(4, order=1), "orders 2, 3"),
         (lambda: DEIS(0), "at least 1"),
         (lambda: AdamsBashforth(4, gradient=solvers.Checkpointed()), r"Backprop\(\)"),

@@ -135,7 +135,7 @@ def test_quadratures_are_held_to_their_own_tolerance():
     assert errors[2] < 1e-8 < errors[0]
     backward = TorchDiffEq("dopri5").solve(f, start(), 1.0, 0.0, quadratures={"fast": Tolerance(), "pair": None})
     assert abs(backward.quadratures["fast"][0] + exact) < 1e-4
-    with pytest.raises(ValueError, match="scipy holds all of the state"):
+    with pytest.raises(ValueError, match="scipy has only rtol"):
         make("scipy_solver").solve(f, start(), 0.0, 1.0, quadratures={"fast": Tolerance(1e-3), "pair": None})
     make("scipy_solver").solve(f, start(), 0.0, 1.0, quadratures={"fast": None, "pair": None})
 
@@ -149,11 +149,11 @@ def test_nothing_to_integrate():
 
 def test_failures_say_what_happened():
     blow_up = lambda t, y: y * y
-    with pytest.raises(RuntimeError, match="gave up .*loosen the tolerances"):
+    with pytest.raises(RuntimeError, match="torchdiffeq failed .*loosen the tolerances"):
         make("dopri5").solve(blow_up, start() + 2, 0.0, 2.0)
     with pytest.raises(RuntimeError, match="max_num_steps"):
         make("dopri5", max_num_steps=2).solve(lambda t, y: -60 * y, start(), 0.0, 5.0)
-    with pytest.raises(RuntimeError, match="gave up"):
+    with pytest.raises(RuntimeError, match="torchdiffeq failed"):
         make("dopri5").solve(lambda t, y: y * torch.nan, start(), 0.0, 1.0)
     solution = make("euler").solve(lambda t, y: torch.where(y > 1, torch.inf, -y), start(), 0.0, 1.0)
     assert solution.status.tolist() == [Status.SUCCESS, Status.SUCCESS, Status.NON_FINITE]
@@ -245,11 +245,11 @@ def test_a_gradient_that_would_be_lost_raises():
     f = lambda t, y: net(t, y, 0.0) + hidden(t, y, 0.0)
     solver = TorchDiffEq("dopri5", gradient=ContinuousAdjoint())
     y = solver.solve(f, start(), 0.0, 1.0, params=tuple(net.parameters())).y
-    with pytest.raises(RuntimeError, match=r"ContinuousAdjoint.* would be lost; pass params="):
+    with pytest.raises(RuntimeError, match=r"ContinuousAdjoint.* not in args or params"):
         y.sum().backward()
-    with pytest.raises(RuntimeError, match="would be lost"):
+    with pytest.raises(RuntimeError, match="not in args or params"):
         solver.solve(f, start(), 0.0, 1.0, params=())
-    with pytest.raises(ValueError, match="scipy leaves torch"):
+    with pytest.raises(ValueError, match="scipy cannot be differentiated"):
         TorchDiffEq("scipy_solver").solve(f, start(), 0.0, 1.0)
     with torch.no_grad():
         TorchDiffEq("scipy_solver").solve(f, start(), 0.0, 1.0)
@@ -275,12 +275,12 @@ def test_autocast_holds_in_the_adjoint():
         (lambda: TorchDiffEq("dopri7"), ValueError, "no such method; choose from .*dopri8"),
         (lambda: TorchDiffEq("dopri8", rtol=-1.0), ValueError, "tolerances"),
         (lambda: TorchDiffEq("dopri8", options={"max_steps": 3}), ValueError, "no option 'max_steps'; it takes"),
-        (lambda: TorchDiffEq("euler"), ValueError, "walks a grid; pass"),
-        (lambda: TorchDiffEq("euler", options={"step_size": 0.1, "grid_constructor": 1}), ValueError, "one of the two"),
+        (lambda: TorchDiffEq("euler"), ValueError, "needs a grid; pass"),
+        (lambda: TorchDiffEq("euler", options={"step_size": 0.1, "grid_constructor": 1}), ValueError, "pass either"),
         (lambda: TorchDiffEq("dopri8", gradient=Checkpointed()), ValueError, "Dopri8.gradient=Checkpointed"),
-        (lambda: TorchDiffEq("dopri8", gradient="adjoint"), TypeError, "option object"),
+        (lambda: TorchDiffEq("dopri8", gradient="adjoint"), TypeError, "expected a gradient mode"),
         (lambda: TorchDiffEq("dopri8", gradient=ContinuousAdjoint(method="euler")), ValueError, "has no grid"),
-        (lambda: TorchDiffEq("dopri8", gradient=ContinuousAdjoint(method="x")), ValueError, "is not known"),
+        (lambda: TorchDiffEq("dopri8", gradient=ContinuousAdjoint(method="x")), ValueError, "is unknown"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(build, error, message):
