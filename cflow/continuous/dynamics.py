@@ -101,7 +101,7 @@ def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: D
     if per_probe and (divergence.count == 0 or "jacobian" in names):
         raise ValueError(
             f"flow.transport(quadratures={asked}): 'ladj_probes' needs a divergence with probes, not {divergence!r}, "
-            f"and excludes 'jacobian'; pass divergence=Hutchinson(probes=8)."
+            f"and no 'jacobian'; pass divergence=Hutchinson(probes=8)."
         )
     if "jacobian" in names and not divergence.frobenius:
         raise ValueError(

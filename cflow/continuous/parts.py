@@ -17,7 +17,7 @@ def check_parts(flow: Any) -> None:
     if not isinstance(flow.field, nn.Module) or hasattr(flow.field, "log_prob"):
         raise TypeError(
             f"ContinuousFlow(field={type(flow.field).__name__}, base={type(flow.base).__name__}): pass first the "
-            f"network, a torch.nn.Module called as field(t, x, context), then the base."
+            f"network, called as field(t, x, context), then the base."
         )
     if isinstance(flow.path, type) or not (flow.path is None or callable(getattr(flow.path, "velocity", None))):
         raise TypeError(
@@ -45,6 +45,6 @@ def check_parts(flow: Any) -> None:
     affine = flow.path is not None and flow.path.affine
     if affine and flow.path.predict == "score" and not getattr(flow.base, "is_standard", False):
         raise ValueError(
-            f"ContinuousFlow(path={flow.path!r}): predicting a score needs a standard normal base, not "
+            f"ContinuousFlow(path={flow.path!r}): a score needs a standard normal base, not "
             f"{type(flow.base).__name__}; use bases.Normal(event_shape), or predict='velocity'."
         )

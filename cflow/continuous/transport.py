@@ -25,8 +25,8 @@ def transport(
     """Moves ``x [B, *event]`` from ``t0`` to ``t1``; see :meth:`cflow.ContinuousFlow.transport`."""
     if not x.is_floating_point():
         raise TypeError(
-            f"flow: x has dtype {x.dtype}, and a continuous flow needs floating numbers; pass x.float(), or add "
-            f"bijections.Dequantise by flow.with_transform."
+            f"flow: x has dtype {x.dtype}, and needs floating numbers; pass x.float(), or add bijections.Dequantise by "
+            f"flow.with_transform."
         )
     names = _names(ladj, quadratures)
     t0, t1, at = _times(t0, t1, at)
@@ -47,8 +47,8 @@ def transport(
         if not is_functorch_wrapped_tensor(x):
             raise
         raise RuntimeError(
-            "flow: this solver or divergence does not work under torch.func (vmap, grad, jacrev); pass the whole batch "
-            "at once, and use torch.autograd.grad(flow.log_prob(x).sum(), x)."
+            "flow: this solver or divergence does not work under torch.func; pass the whole batch at once, and use "
+            "torch.autograd.grad(flow.log_prob(x).sum(), x)."
         ) from error
     for name, value in solution.quadratures.items():
         if name == "ladj_probes" and value.dim() == 1:  # no step was taken, so the number of probes is not known

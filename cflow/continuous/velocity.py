@@ -145,8 +145,8 @@ class VelocityAndScore:
         paired = [entry.coupling for entry in flow.trained_by if not entry.independent]
         if paired:
             raise ValueError(
-                f"flow.{method}: the score on {path!r} needs independent couplings, and the flow was trained with "
-                f"{paired[-1]}; train with couplings.Independent(), or by objectives.BridgeMatching."
+                f"flow.{method}: the score on {path!r} needs couplings.Independent(), and the flow was trained with "
+                f"{paired[-1]}; train with it, or by objectives.BridgeMatching."
             )
         if not getattr(base, "is_gaussian", False):
             raise ValueError(

@@ -80,13 +80,12 @@ class ConditionalOT:
     def __post_init__(self):
         if self.weight is not None and not self.weight >= 0:
             raise ValueError(
-                f"ConditionalOT(weight={self.weight}): the weight is not negative; pass a number from 0 to inf (exact "
+                f"ConditionalOT(weight={self.weight}): the weight is not negative; pass a number, inf (exact "
                 f"agreement), or None to compute it."
             )
         if not 0 < self.candidates <= 1:
             raise ValueError(
-                f"ConditionalOT(candidates={self.candidates}): the share of pairs is in (0, 1]; pass a value such as "
-                f"0.05."
+                f"ConditionalOT(candidates={self.candidates}): the share of pairs is in (0, 1]; pass 0.05."
             )
         if self.method not in METHODS:
             raise ValueError(

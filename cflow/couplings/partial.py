@@ -64,9 +64,7 @@ class Partial:
 
     def __post_init__(self):
         if not 0 < self.mass <= 1:
-            raise ValueError(
-                f"Partial(mass={self.mass}): the share of the rows is in (0, 1]; pass a value such as 0.9."
-            )
+            raise ValueError(f"Partial(mass={self.mass}): the share of the rows is in (0, 1]; pass 0.9.")
 
     def __call__(
         self, x0: Tensor, x1: Tensor, context: Context = None, generator: torch.Generator | None = None

@@ -21,8 +21,8 @@ class HutchPlusPlus(Sketched):
     r"""Computes the divergence exactly on a subspace where the Jacobian is large, and by probes on its complement.
 
     .. math:: \operatorname{tr} A \approx \operatorname{tr}(Q^\top A Q)
-              + \frac1g \sum_{i=1}^g \epsilon_i^\top (I - Q Q^\top) A (I - Q Q^\top) \epsilon_i, \qquad
-              A = J^\top, \quad Q = \operatorname{orth}(A \Omega)
+              + \frac1g \sum_{i=1}^g \epsilon_i^\top (I - Q Q^\top) A (I - Q Q^\top) \epsilon_i,
+              \qquad A = J^\top, \quad Q = \operatorname{orth}(A \Omega)
 
     where :math:`\Omega` has ``products // 3`` Gaussian columns, drawn once per solve like the :math:`g` Rademacher
     probes. There is no bias for any J, and no error if J has a rank of at most ``products // 3``, or if

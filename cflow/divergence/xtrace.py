@@ -21,8 +21,8 @@ class XTrace(Sketched):
     r"""Estimates the divergence with every test vector in both roles: in the sketch, and as a probe for the rest.
 
     .. math:: \operatorname{tr} A \approx \frac1k \sum_{i=1}^k \Bigl[ \operatorname{tr}(Q_i^\top A Q_i)
-              + (D - k + 1) \frac{r_i^\top A r_i}{\|r_i\|^2} \Bigr], \quad
-              r_i = (I - Q_i Q_i^\top) \omega_i, \quad A = J^\top
+              + (D - k + 1) \frac{r_i^\top A r_i}{\|r_i\|^2} \Bigr],
+              \quad r_i = (I - Q_i Q_i^\top) \omega_i, \quad A = J^\top
 
     with :math:`k` = ``products / 2`` Gaussian vectors, drawn once per solve, and :math:`Q_i` an orthonormal basis of
     the products with all but the i-th, computed for all i from one QR decomposition. There is no bias for any J, and no

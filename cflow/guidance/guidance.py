@@ -103,8 +103,8 @@ def _conditional(guidance, field) -> Guided:
     """Wraps a conditional field; raises for an unconditional one."""
     if as_field(field).context_shape is None:
         raise ValueError(
-            f"{type(guidance).__name__}(field): this field is unconditional (context_shape is None); use a field with "
-            f"a context, or AutoGuidance."
+            f"{type(guidance).__name__}(field): this field is unconditional; use a field with a context, or "
+            f"AutoGuidance."
         )
     return Guided(guidance, field)
 
@@ -185,8 +185,7 @@ class ClassifierFree(Guidance):
         _check_scale(self)
         if len(self.interval) != 2 or not self.interval[0] < self.interval[1]:
             raise ValueError(
-                f"ClassifierFree(interval={self.interval}): the interval is two increasing times; pass a pair such as "
-                f"(0.1, 0.9)."
+                f"ClassifierFree(interval={self.interval}): the interval is two increasing times; pass (0.1, 0.9)."
             )
 
     def __call__(self, field) -> Guided:
@@ -224,8 +223,8 @@ class ClassifierFree(Guidance):
 class CFGZeroStar(Guidance):
     r"""Extrapolates from the best multiple of the velocity without the condition; the velocity is zero at first.
 
-    .. math:: v = s u + w (c - s u), \qquad s = \frac{\langle c, u \rangle}{\lVert u \rVert^2}, \qquad
-        v = 0 \text{ for } t < t_0
+    .. math:: v = s u + w (c - s u), \qquad s = \frac{\langle c, u \rangle}{\lVert u \rVert^2},
+        \qquad v = 0 \text{ for } t < t_0
 
     The multiple ``s``, one per sample, corrects an undertrained ``u``. Near the noise the learned velocity is worse
     than none, so the sample does not move there. The velocity is discontinuous at ``zero_until``: prefer solvers with
@@ -258,9 +257,7 @@ class CFGZeroStar(Guidance):
     def __post_init__(self):
         _check_scale(self)
         if not 0 <= self.zero_until < 1:
-            raise ValueError(
-                f"CFGZeroStar(zero_until={self.zero_until}): the time is in [0, 1); pass a value such as 0.04."
-            )
+            raise ValueError(f"CFGZeroStar(zero_until={self.zero_until}): the time is in [0, 1); pass 0.04.")
 
     def __call__(self, field) -> Guided:
         """Returns ``field`` under this guidance."""
@@ -333,8 +330,8 @@ class AutoGuidance(Guidance, nn.Module):
         guided, weak, name = as_field(field), as_field(self.weak()), type(self.weak_field).__name__
         if guided.converts and not weak.converts and self.weak() is self.weak_field:
             raise ValueError(
-                f"AutoGuidance(weak_field={name}): the guided flow converts its prediction to a velocity, and a field "
-                f"does not; pass the weak flow itself."
+                f"AutoGuidance(weak_field={name}): a field does not convert its prediction to a velocity; pass the "
+                f"weak flow itself."
             )
         if weak.outputs not in (..., 1):
             raise ValueError(
@@ -344,14 +341,13 @@ class AutoGuidance(Guidance, nn.Module):
         alike = weak.event_shape == guided.event_shape or ... in (weak.event_shape, guided.event_shape)
         if not alike or weak.context_shape not in (None, ..., guided.context_shape):
             raise ValueError(
-                f"AutoGuidance(weak_field)(field): the weak field has event_shape={weak.event_shape} and "
+                f"AutoGuidance: the weak field has event_shape={weak.event_shape} and "
                 f"context_shape={weak.context_shape}, the field {guided.event_shape} and {guided.context_shape}; pass "
-                f"a weak field of the same shapes, or an unconditional one."
+                f"one with equal shapes, or an unconditional one."
             )
         if guided.two_times and not weak.two_times:
             raise ValueError(
-                f"AutoGuidance(weak_field={name})(field): the field has two times and the weak one has one; pass a "
-                f"weak flow with two times."
+                f"AutoGuidance(weak_field={name})(field): the weak field has one time; pass a weak flow with two times."
             )
         return Guided(self, field)
 

@@ -156,7 +156,7 @@ class Objective(nn.Module):
         learned = [name for name, each in flow.transform.named_parameters() if each.requires_grad]
         if learned:
             raise ValueError(
-                f"{type(self).__name__}: this loss cannot train the flow's transform (transform.{learned[0]}); freeze "
+                f"{type(self).__name__}: this loss cannot train transform.{learned[0]} of the flow; freeze "
                 f"it by flow.transform.requires_grad_(False), or use MaximumLikelihood."
             )
 

@@ -28,8 +28,8 @@ class Coefficients(NamedTuple):
 class AffinePath(VelocityPath):
     r"""Connects base and data by a schedule.
 
-    .. math:: x_t = \alpha_t x_1 + \sigma_t x_0, \qquad
-              v_t = \dot\alpha_t \, \mathbb E[x_1 | x_t] + \dot\sigma_t \, \mathbb E[x_0 | x_t]
+    .. math:: x_t = \alpha_t x_1 + \sigma_t x_0,
+              \qquad v_t = \dot\alpha_t \, \mathbb E[x_1 | x_t] + \dot\sigma_t \, \mathbb E[x_0 | x_t]
 
     with :math:`\alpha` increasing to 1 and :math:`\sigma` decreasing from 1. A subclass implements ``alpha``,
     ``sigma``, ``d_alpha`` and ``d_sigma``, and may implement ``time_at``. The network predicts one of

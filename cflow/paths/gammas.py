@@ -158,9 +158,7 @@ class SigmoidGamma(Gamma):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.steepness < math.inf:
-            raise ValueError(
-                f"SigmoidGamma(steepness={self.steepness}): the slope is positive; pass a value such as 10.0."
-            )
+            raise ValueError(f"SigmoidGamma(steepness={self.steepness}): the slope is positive; pass 10.0.")
 
     def _steps(self, t: Tensor) -> tuple[Tensor, Tensor]:
         u = self.steepness * (torch.minimum(t, 1 - t) - 0.5)

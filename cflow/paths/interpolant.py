@@ -30,8 +30,8 @@ class Interpolant(VelocityPath):
     :math:`u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0`, the marginal velocity and the score are
 
     .. math:: v_t(x) = \mathbb E[u_t | x] + \dot\gamma_t \mathbb E[z | x]
-                     = \mathbb E[u_t | x] - \tfrac12 (\gamma_t^2)^{\boldsymbol\cdot} \, s_t(x), \qquad
-              s_t(x) = \nabla \log p_t(x) = -\mathbb E[z | x] / \gamma_t
+                     = \mathbb E[u_t | x] - \tfrac12 (\gamma_t^2)^{\boldsymbol\cdot} \, s_t(x),
+              \qquad s_t(x) = \nabla \log p_t(x) = -\mathbb E[z | x] / \gamma_t
 
     One network learns both, with two outputs ``[B, 2, *event]`` (``fields.MLP(2, outputs=2)``):
 

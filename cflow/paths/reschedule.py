@@ -21,8 +21,7 @@ class Rescheduled(FieldWrapper):
     trained path has the ratio :math:`\alpha'_t / \sigma'_t`,
 
     .. math:: x'_t = c \, x_\tau, \quad c = \sqrt{\frac{\alpha_t'^2 + \sigma_t'^2}{\alpha_\tau^2 + \sigma_\tau^2}},
-    \quad
-              \mathbb E'[x_1 | x'_t] = \mathbb E[x_1 | x_\tau],
+              \quad \mathbb E'[x_1 | x'_t] = \mathbb E[x_1 | x_\tau],
 
     so the field at :math:`(\tau, x'_t / c)` determines the expected ends, which are converted to ``path``'s prediction.
     The only divisions by a weight that vanishes at an end are those of the trained prediction, and the field is not

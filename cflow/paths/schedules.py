@@ -153,8 +153,8 @@ class Cosine(AffinePath):
 class VariancePreserving(AffinePath):
     r"""Follows the variance-preserving diffusion backwards, from noise to data.
 
-    .. math:: \alpha_t = e^{-L(1 - t)}, \quad \sigma_t = \sqrt{1 - e^{-2 L(1 - t)}}, \quad
-              L(s) = \tfrac14 s^2 (\beta_{\max} - \beta_{\min}) + \tfrac12 s \beta_{\min}
+    .. math:: \alpha_t = e^{-L(1 - t)}, \quad \sigma_t = \sqrt{1 - e^{-2 L(1 - t)}},
+              \quad L(s) = \tfrac14 s^2 (\beta_{\max} - \beta_{\min}) + \tfrac12 s \beta_{\min}
 
     For the defaults, the path starts at ``alpha(0) = 0.0066``, not at zero: a small rest of the data remains at the
     base, as in diffusion models. For single points the velocity is infinite at ``t = 1``, so every solve ends with the

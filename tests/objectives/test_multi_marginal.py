@@ -177,7 +177,7 @@ def test_couplings_may_drop_rows_of_straight_segments_but_not_of_chains(generato
     gaps = torch.tensor(TIMES).diff()[segment][:, None]
     expected = (x[batch.context, segment + 1] - x[batch.context, segment]) / gaps
     assert torch.allclose(batch.target, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="drops rows.*interpolation='linear'"):
+    with pytest.raises(ValueError, match="one to one; .*interpolation='linear'"):
         objectives.MultiMarginal(TIMES, Some(), interpolation="spline").prepare(None, x, labels, generator)
 
 

@@ -244,7 +244,7 @@ def test_what_cannot_be_is_refused(generator):
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2), path=paths.Linear())
     x = torch.randn(8, 2, generator=generator)
     for method in METHODS:
-        with pytest.raises(ValueError, match=r"reads one time.*fields.two_times"):
+        with pytest.raises(ValueError, match=r"has one time.*fields.two_times"):
             method()(flow, x)
         with pytest.raises(ValueError, match="share=0"):
             method(share=0.0)

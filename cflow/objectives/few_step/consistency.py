@@ -22,8 +22,8 @@ class ConsistencyFlowMatching(FlowMatching):
     r"""Trains a velocity that is constant along a path, so that one step from any point ends at the same place.
 
     .. math:: L = \frac1D \bigl\| f(t, x_t) - \operatorname{sg} f(r, x_r) \bigr\|^2 +
-        \frac{\alpha}{D} \bigl\| v(t, x_t) - \operatorname{sg} v(r, x_r) \bigr\|^2, \qquad
-        f(t, x) = x + (e - t)\, v(t, x), \quad r = t + \delta
+        \frac{\alpha}{D} \bigl\| v(t, x_t) - \operatorname{sg} v(r, x_r) \bigr\|^2,
+        \qquad f(t, x) = x + (e - t)\, v(t, x), \quad r = t + \delta
 
     where e is the end of the segment that contains t; at the end of the last segment, f is replaced by the data. Both
     points are on the path of one pair. The terms with sg use the present weights, without gradients.

@@ -20,8 +20,8 @@ __all__ = ["LagrangianSelfDistillation"]
 class LagrangianSelfDistillation(TwoTimes):
     r"""Trains average velocities so that the end of a step moves with the velocity there.
 
-    .. math:: \partial_s X_{t,s}(x) = \operatorname{sg}\bigl( u(s, X_{t,s}(x), s) \bigr), \qquad
-        X_{t,s}(x) = x + (s - t)\, u(t, x, s)
+    .. math:: \partial_s X_{t,s}(x) = \operatorname{sg}\bigl( u(s, X_{t,s}(x), s) \bigr),
+        \qquad X_{t,s}(x) = x + (s - t)\, u(t, x, s)
 
     The derivative is with respect to ``s`` alone and does not contain the velocity of a single pair. So, in contrast to
     :class:`MeanFlow`, the noise of single pairs does not enter the derivative.

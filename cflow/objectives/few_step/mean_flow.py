@@ -20,8 +20,8 @@ __all__ = ["MeanFlow"]
 class MeanFlow(TwoTimes):
     r"""Trains average velocities by the differential equation that they satisfy along the flow.
 
-    .. math:: u(t, x, s) = v(t, x) + (s - t) \Bigl( \partial_t u + v \cdot \nabla_x u \Bigr), \qquad
-        L = \bigl\| u_\theta - \operatorname{sg}(\cdot) \bigr\|^2 / D
+    .. math:: u(t, x, s) = v(t, x) + (s - t) \Bigl( \partial_t u + v \cdot \nabla_x u \Bigr),
+        \qquad L = \bigl\| u_\theta - \operatorname{sg}(\cdot) \bigr\|^2 / D
 
     The derivative is one product in forward mode, computed together with the network's value and without gradients. It
     works with attention: the networks of this package then use plain attention, which has a forward mode.

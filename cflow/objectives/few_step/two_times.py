@@ -73,7 +73,7 @@ class TwoTimes(FlowMatching):
         super().__init__(coupling, times, weight, condition_dropout)
         name = type(self).__name__
         if not 0 < share <= 1:
-            raise ValueError(f"{name}(share={share}): the share is in (0, 1]; pass a value such as 0.25.")
+            raise ValueError(f"{name}(share={share}): the share is in (0, 1]; pass 0.25.")
         if guidance != 1 and not condition_dropout:
             raise ValueError(
                 f"{name}(guidance={guidance}): guidance needs a velocity without condition; pass condition_dropout=0.1 "
@@ -138,7 +138,7 @@ class TwoTimes(FlowMatching):
         self._check_velocity(path)
         if not as_field(flow.field).two_times:
             raise ValueError(
-                f"{name}: {type(flow.field).__name__} has one time, and an average velocity needs two; build it with "
-                f"two_times=True, or use fields.two_times(flow.field)."
+                f"{name}: {type(flow.field).__name__} has one time; build it with two_times=True, or use "
+                f"fields.two_times(flow.field)."
             )
         return path

@@ -141,7 +141,7 @@ class FFJORD(MaximumLikelihood):
                     f"FFJORD({name}={value}): the weight is finite and not negative; pass 0.01, or 0 to omit the term."
                 )
         if not 0 <= self.steer < 1:
-            raise ValueError(f"FFJORD(steer={self.steer}): steer is in [0, 1); pass a value such as 0.25.")
+            raise ValueError(f"FFJORD(steer={self.steer}): steer is in [0, 1); pass 0.25.")
         if self.jacobian > 0 and not self.divergence.frobenius:
             raise ValueError(
                 f"FFJORD(divergence={self.divergence!r}, jacobian={self.jacobian}): this divergence does not compute "
@@ -154,8 +154,8 @@ class FFJORD(MaximumLikelihood):
             )
         if self.solver.needs_score:
             raise ValueError(
-                f"FFJORD(solver={self.solver!r}): this solver simulates an SDE, and a log-density needs the ODE; pass "
-                f"one such as solvers.Dopri5()."
+                f"FFJORD(solver={self.solver!r}): this solver simulates an SDE; pass an ODE solver such as "
+                f"solvers.Dopri5()."
             )
 
     @property

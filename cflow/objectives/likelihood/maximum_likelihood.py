@@ -108,7 +108,7 @@ class MaximumLikelihood(Objective):
         if flow.trained_by and flow.trained_by[-1].teaches == "steps":
             raise ValueError(
                 f"{type(self).__name__}: a flow trained to few steps ({flow.trained_by[-1].objective}) has no density; "
-                f"call flow.record(objective) first, to train it as a flow again."
+                f"call flow.record(objective) first to train it again."
             )
         if flow.likelihood == "none":
             raise ValueError(

@@ -20,8 +20,8 @@ class BridgeMatching(FlowMatching):
     r"""Regresses a network on a path that adds noise: between any two distributions, under any coupling.
 
     .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi, z} \; \bigl\{ \| f^{1}_\theta(t, x_t) - u_t \|^2 +
-              \| \gamma_t f^{2}_\theta(t, x_t) + z \|^2 \bigr\} / 2D, \qquad
-              u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0
+              \| \gamma_t f^{2}_\theta(t, x_t) + z \|^2 \bigr\} / 2D,
+              \qquad u_t = \dot\alpha_t x_1 + \dot\sigma_t x_0
 
     for a path that predicts the score; see :class:`cflow.paths.Interpolant` for other predictions. The minimisers
     determine the velocity and the score of the path's marginals, and so an ODE and SDEs with any diffusion that have

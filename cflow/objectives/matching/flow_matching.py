@@ -42,8 +42,8 @@ class MatchingBatch:
 class FlowMatching(Objective):
     r"""Regresses the field on the path between paired base and data samples.
 
-    .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi} \; w(t) \, \| f_\theta(t, x_t, c) - \mathrm{target}(x_0, x_1, t) \|^2 /
-    D
+    .. math:: \mathbb E_{t, (x_0, x_1) \sim \pi} \; w(t) \,
+              \| f_\theta(t, x_t, c) - \mathrm{target}(x_0, x_1, t) \|^2 / D
 
     The minimiser determines the marginal velocity of the path under the coupling :math:`\pi`, for every prediction type
     (``flow.path.predict``). With ``couplings.OptimalTransport()`` this is OT-CFM; with the linear path and

@@ -123,7 +123,7 @@ class MultiMarginal(Objective):
         if x.dim() < 2 or x.shape[1] != self.samples_per_item:
             raise ValueError(
                 f"MultiMarginal(x of shape {list(x.shape)}): {self.samples_per_item} times need as many samples per "
-                f"item; pass a tensor [B, {self.samples_per_item}, *event], such as items of data.Snapshots."
+                f"item; pass a tensor [B, {self.samples_per_item}, *event]."
             )
         count = len(x)
         context = on_tensors(lambda each: each.repeat_interleave(self.samples_per_item, 0), context)
@@ -154,8 +154,8 @@ class MultiMarginal(Objective):
         path = getattr(flow, "path", None)
         if path is not None:
             raise ValueError(
-                f"MultiMarginal: the flow has the path {type(path).__name__}(predict={path.predict!r}), and a flow "
-                f"through {self.samples_per_item} snapshots follows none; build it with path=None."
+                f"MultiMarginal: the flow has the path {type(path).__name__}(predict={path.predict!r}), and this "
+                f"objective needs none; build it with path=None."
             )
         error = flow.predict(batch.t, batch.xt, batch.context) - batch.target
         loss = mean_rows(error.square())
@@ -172,8 +172,8 @@ class MultiMarginal(Objective):
             start, stop, _ = self.coupling(x[:, k], chain[0], context, generator=generator)
             if stop is not chain[0] and not torch.equal(stop, chain[0]):
                 raise ValueError(
-                    f"MultiMarginal(coupling={self.coupling!r}, interpolation='spline'): splines need pairs one to "
-                    f"one; use couplings.OptimalTransport(), or interpolation='linear'."
+                    f"MultiMarginal(coupling={self.coupling!r}): splines need pairs one to one; use "
+                    f"couplings.OptimalTransport(), or interpolation='linear'."
                 )
             chain.insert(0, start)
         return torch.stack(chain, 1)
@@ -208,8 +208,8 @@ def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
     times = tuple(float(each) for each in times)
     if len(times) < 2 or not all(a < b for a, b in itertools.pairwise(times)):
         raise ValueError(
-            f"MultiMarginal(times={times}): at least two increasing times are needed; sort the snapshots by time, and "
-            f"merge those of one time."
+            f"MultiMarginal(times={times}): at least two increasing times are needed; sort the snapshots, and merge "
+            f"those of one time."
         )
     if times[0] != 0 or times[-1] != 1:
         raise ValueError(

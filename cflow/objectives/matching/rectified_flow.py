@@ -77,6 +77,6 @@ class RectifiedFlow(FlowMatching):
         if not path.straight or path.predict not in ("velocity", "x1"):
             raise ValueError(
                 f"{type(self).__name__}: the flow needs paths.Linear() with 'velocity' or 'x1', not {path!r}; convert "
-                f"it, without training, by flow.with_path(paths.Linear())."
+                f"it by flow.with_path(paths.Linear())."
             )
         return path

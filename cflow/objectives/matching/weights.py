@@ -25,8 +25,8 @@ def _check_affine(weight, path: VelocityPath) -> None:
 class VelocityWeight:
     r"""Computes the weight for which the error of any prediction is the error of the velocity that follows from it.
 
-    .. math:: w_{x_1} = (\dot\alpha - \alpha \dot\sigma / \sigma)^2, \quad w_{x_0} = (\dot\sigma - \sigma \dot\alpha /
-    \alpha)^2
+    .. math:: w_{x_1} = (\dot\alpha - \alpha \dot\sigma / \sigma)^2, \quad w_{x_0} = (\dot\sigma - \sigma \dot\alpha
+              / \alpha)^2
 
     Args:
         maximum: the upper bound of the weight, which otherwise diverges at the end where the conversion divides by
@@ -67,8 +67,7 @@ class MinSNR:
     r"""Computes the capped signal-to-noise ratio as the weight of an ``x1`` error, and equivalents for other errors.
 
     .. math:: w_{x_1} = \min(\mathrm{SNR}_t, \gamma), \quad w_{x_0} = \min(\mathrm{SNR}_t, \gamma) / \mathrm{SNR}_t,
-    \quad
-              \mathrm{SNR}_t = \alpha_t^2 / \sigma_t^2
+              \quad \mathrm{SNR}_t = \alpha_t^2 / \sigma_t^2
 
     For velocities the weight is divided by ``(d_alpha sigma - alpha d_sigma)^2 / sigma^2``, the factor between squared
     errors of the velocity and of ``x1``.

@@ -75,8 +75,11 @@ class AlphaDivergence(_Weighted):
 
     Source: Li and Turner, Rényi Divergence Variational Inference, 2016, arXiv:1602.02311 (the bound); Tucker et al.,
     Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2018, arXiv:1810.04152, whose identity
-    :math:`\mathbb E\, v_k \nabla_\theta \log q(x_k) = \mathbb E\, \frac{\partial v_k}{\partial x_k} \frac{\partial
-    x_k}{\partial \theta}` yields the gradient for every alpha.
+
+    .. math:: \mathbb E\, v_k \nabla_\theta \log q(x_k) = \mathbb E\, \frac{\partial v_k}{\partial x_k} \frac{
+              \partial x_k}{\partial \theta}
+
+    yields the gradient for every alpha.
 
     Example:
         >>> from cflow import discrete
@@ -112,8 +115,8 @@ class DoublyReparameterised(AlphaDivergence):
     r"""Minimises the negative importance-weighted bound of K samples (IWAE), with the doubly reparameterised gradient.
 
     .. math:: L = - \mathbb E_{x_{1:K} \sim q} \log \frac1K \sum_k \frac{\tilde p(x_k)}{q_\theta(x_k)}, \qquad
-              \nabla_\theta L = - \mathbb E \sum_k v_k^2 \, \frac{\partial \log w_k}{\partial x_k} \frac{\partial
-              x_k}{\partial \theta}
+              \nabla_\theta L = - \mathbb E \sum_k v_k^2 \, \frac{\partial \log w_k}{\partial x_k} \frac{
+              \partial x_k}{\partial \theta}
 
     with weights :math:`v` that sum to one. It approaches minus the log-evidence as K grows, for every q. The
     signal-to-noise ratio of the plain reparameterised gradient then vanishes; that of this gradient does not. This is
@@ -138,8 +141,8 @@ class ForwardKL(_Weighted):
     r"""Minimises the forward Kullback-Leibler divergence with self-normalised importance weights.
 
     .. math:: L = \mathrm{KL}(p \,\|\, q_\theta) \approx \sum_k v_k \log (K v_k), \qquad
-              \nabla_\theta L \approx - \sum_k v_k \nabla_\theta \log q_\theta(x_k), \qquad
-              v_k \propto \frac{\tilde p(x_k)}{q_\theta(x_k)}, \quad x_{1:K} \sim q_\theta
+              \nabla_\theta L \approx - \sum_k v_k \nabla_\theta \log q_\theta(x_k),
+              \qquad v_k \propto \frac{\tilde p(x_k)}{q_\theta(x_k)}, \quad x_{1:K} \sim q_\theta
 
     with weights that sum to one over the K samples of an item. It prefers to cover all of the target's mass. The
     samples are fixed, so the target needs no gradient: a simulator or a black box can be used.
@@ -184,8 +187,8 @@ class ForwardKL(_Weighted):
         z, context = self.accept(flow, batch)
         if any(each.requires_grad for each in self.parameters()):
             raise ValueError(
-                "ForwardKL: log_joint has parameters that require a gradient, which this objective cannot train; "
-                "freeze them, or use DoublyReparameterised(log_joint)."
+                "ForwardKL cannot train the parameters of log_joint; freeze them, or use "
+                "DoublyReparameterised(log_joint)."
             )
         with evaluating(flow):
             with torch.set_grad_enabled(self.path and torch.is_grad_enabled()):

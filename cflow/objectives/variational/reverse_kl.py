@@ -77,10 +77,7 @@ class Variational(Objective):
         if not is_integer(samples):
             raise TypeError(f"{type(self).__name__}(samples={samples!r}): this is a whole number; pass 8.")
         if samples < self.least:
-            raise ValueError(
-                f"{type(self).__name__}(samples={samples}): an item needs at least {self.least}; pass a value such as "
-                f"8."
-            )
+            raise ValueError(f"{type(self).__name__}(samples={samples}): an item needs at least {self.least}; pass 8.")
         self.log_joint, self.samples = log_joint, samples
 
     def prepare(self, base: nn.Module, x: Tensor, context: Tensor | None = None, generator=None) -> LatentBatch:
@@ -91,7 +88,7 @@ class Variational(Objective):
         if any(each.requires_grad for each in base.parameters()):
             raise ValueError(
                 f"{type(self).__name__}: the flow's base ({type(base).__name__}) is trainable, and gets no gradient "
-                f"here; freeze it, and add a layer such as discrete.Elementwise(discrete.Affine(), features)."
+                f"here; freeze it, and add discrete.Elementwise(discrete.Affine(), features)."
             )
         return LatentBatch(base.sample((len(x), self.samples), generator=generator), context)
 
@@ -107,7 +104,7 @@ class Variational(Objective):
         if len(counts) != 1:
             given = f"{sorted(counts)} items are given" if counts else "the number of items is not given"
             raise ValueError(
-                f"{type(self).__name__}()(flow, ...): {given}; pass a number, objective(flow, 64), or contexts, "
+                f"{type(self).__name__}()(flow, ...): {given}; pass objective(flow, 64), or "
                 f"objective(flow, context=contexts)."
             )
         return super().forward(flow, torch.empty(*counts, 0), context, generator=generator)
@@ -145,8 +142,8 @@ class Variational(Objective):
             )
         if torch.is_grad_enabled() and x.requires_grad and not value.requires_grad:
             raise ValueError(
-                f"{name}: log_joint returned a value without a gradient in x; use torch operations only (no .detach(), "
-                f".item() or NumPy), or ForwardKL(log_joint), which needs none."
+                f"{name}: log_joint returned a value without a gradient in x; use torch operations only (no .detach() "
+                f"or NumPy), or ForwardKL(log_joint)."
             )
         return value
 
