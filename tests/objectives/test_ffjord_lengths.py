@@ -137,13 +137,13 @@ def test_end_time_reads_shared_and_separate_times_alike(t, generator):
 
 
 def test_end_time_refuses_what_it_cannot_integrate():
-    with pytest.raises(TypeError, match=r"EndTime\(field=Linear\): a field declares the shapes.*fields.Adapted"):
+    with pytest.raises(TypeError, match=r"EndTime\(field=Linear\): this network does not declare its event_shape.*fields.Adapted"):
         EndTime(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"EndTime\(initial=0.0\): a stretch of time has a positive length"):
+    with pytest.raises(ValueError, match=r"EndTime\(initial=0.0\): a length of time is positive"):
         EndTime(fields.MLP(2), initial=0.0)
     two = fields.MLP(2)
     two.two_times = True
-    with pytest.raises(ValueError, match="averages between two times"):
+    with pytest.raises(ValueError, match="a field of two times is not integrated"):
         EndTime(two)
     with pytest.raises(TypeError, match="no divergence in closed form"):
         EndTime(Clock()).value_and_divergence(torch.tensor(0.5), torch.zeros(1, 1).double())
