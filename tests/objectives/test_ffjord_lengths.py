@@ -137,7 +137,7 @@ def test_end_time_reads_shared_and_separate_times_alike(t, generator):
 
 
 def test_end_time_refuses_what_it_cannot_integrate():
-    with pytest.raises(TypeError, match=r"EndTime\(field=Linear\): this network does not declare its event_shape.*fields.Adapted"):
+    with pytest.raises(TypeError, match=r"EndTime\(field=Linear\): this network does not declare.*fields.Adapted"):
         EndTime(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"EndTime\(initial=0.0\): a length of time is positive"):
         EndTime(fields.MLP(2), initial=0.0)
