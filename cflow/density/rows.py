@@ -16,7 +16,7 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
     """Checks the rows ``x [N, D]`` to which a density is fitted, and their context ``[N, C]``.
 
     Raises for too few rows and for constant columns. Warns of columns of ``x`` with rounded, few distinct or one very
-    frequent value, and of repeated rows.
+    frequent value, and of repeated rows: a density can grow without bound there.
     """
     where = f"{type(estimator).__name__}.{method}"
     names = getattr(estimator, "feature_names_in_", None)
@@ -45,19 +45,18 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
         found = ", ".join(f"{step:.3g}" for step in steps[stepped[:5]])
         warn(
             f"{where}: {_columns(stepped + first, labels, 'has', 'have')} whole, rounded or few distinct values "
-            f"(smallest step {found}), where a density can grow without bound, so its log-likelihood may not be "
-            f"meaningful; add noise with cflow.density.dequantise, or drop the column."
+            f"(smallest step {found}), so the log-likelihood may not be meaningful; add noise with "
+            f"cflow.density.dequantise, or drop the column."
         )
     elif len(frequent := _frequent(unique[:, first:])):
         warn(
-            f"{where}: {_columns(frequent + first, labels, 'has', 'have')} one value in more than 5% of the rows, "
-            f"where a density can grow without bound, so its log-likelihood may not be meaningful; model these rows "
-            f"separately, or add noise to them."
+            f"{where}: {_columns(frequent + first, labels, 'has', 'have')} one value in more than 5% of the rows, so "
+            f"the log-likelihood may not be meaningful; model these rows separately, or add noise to them."
         )
     elif repeated > rows / 20:
         warn(
-            f"{where}: {repeated} of {rows} rows repeat others, where a density can grow without bound, so its "
-            f"log-likelihood may not be meaningful; drop copies with numpy.unique(X, axis=0), or use sample_weight."
+            f"{where}: {repeated} of {rows} rows repeat others, so the log-likelihood may not be meaningful; drop "
+            f"copies with numpy.unique(X, axis=0), or use sample_weight."
         )
 
 

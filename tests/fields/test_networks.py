@@ -5,7 +5,7 @@ import torch
 from field_members import NETWORKS
 from torch import nn
 
-from cflow.fields import MLP, NULL, Adapted, ConcatSquash, Potential, UNet
+from cflow.fields import MLP, NULL, Adapted, ConcatSquash, Field, Potential, UNet
 from cflow.registry import build, configuration
 
 CONDITIONAL = [name for name in NETWORKS if "with" in name]
@@ -378,3 +378,8 @@ def test_adapted_refuses_what_cannot_be():
         field.null_context(torch.zeros(3))
     with pytest.raises(ValueError, match="unconditional"):
         Adapted(nn.Linear(4, 2), foreign, event_shape=(2,)).null_context(torch.zeros(3))
+
+
+def test_a_field_without_a_forward_is_refused():
+    with pytest.raises(NotImplementedError, match="Field has no forward"):
+        Field(2)(torch.tensor(0.5), torch.zeros(3, 2))
