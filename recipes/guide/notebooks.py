@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-PAGES = ("density", "between-data")
+PAGES = ("density", "simulation", "between-data")
 MOST = 200_000  # bytes of a notebook with its outputs
 COLOURS = 64  # of a picture
 
