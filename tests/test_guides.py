@@ -91,6 +91,22 @@ def test_outputs_are_kept_without_progress_bars_and_places():
     assert notebooks.readable(text) == "UserWarning: a few rows\n"
 
 
+def test_outputs_are_kept_while_the_code_is_the_same():
+    nbformat = pytest.importorskip("nbformat")
+    page = "# Title\n\nText.\n\n```python\nx = 1\nx\n```\n"
+    before = notebooks.notebook(page, "name")
+    before.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=3)]
+    before.cells[1].execution_count = 3
+    same, other = (
+        notebooks.notebook(page.replace(*change), "name") for change in (("Text", "Words"), ("x = 1", "x = 2"))
+    )
+    assert notebooks.reuse(same, before)
+    assert same.cells[1].outputs[0].data == {"text/plain": "1"}
+    assert "Words" in same.cells[0].source
+    assert not notebooks.reuse(other, before)
+    assert other.cells[1].outputs == []
+
+
 @pytest.mark.slow
 @of_a_notebook
 def test_a_notebook_runs(name):

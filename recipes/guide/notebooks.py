@@ -1,10 +1,10 @@
-"""Makes the notebooks beside some guides from their pages, runs them and keeps their outputs.
+"""Makes the notebooks of some guides from their pages, and runs those whose code has changed.
 
-    python recipes/guide/notebooks.py            # all of them, about a minute on one core
-    python recipes/guide/notebooks.py density    # one
+    python recipes/guide/notebooks.py            # after a page was changed
+    python recipes/guide/notebooks.py --run      # runs all of them again, about a minute on one core
 
-A page is the one source: its text becomes text cells, and its blocks of Python become code cells, which end after every
-picture. Blocks of other languages stay text. Needs ``pip install -e ".[docs]"``.
+A page is the only source: its text becomes text cells, and its blocks of Python become code cells, which end after each
+picture. Blocks of other languages stay text. Outputs are kept, small. Needs ``pip install -e ".[docs]"``.
 """
 
 import ast
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-PAGES = ("density", "between-data")
+PAGES = ("density", "simulation", "between-data")
 MOST = 200_000  # bytes of a notebook with its outputs
 COLOURS = 64  # of a picture
 
@@ -99,14 +99,25 @@ def fewer_colours(picture: str) -> str:
     return base64.b64encode(packed.getvalue()).decode()
 
 
-def main(names: list[str]) -> None:
+def reuse(book, before) -> bool:
+    """Takes the outputs of an earlier notebook with the same code, and returns whether it had that."""
+    new, old = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (book, before))
+    if [cell.source for cell in new] != [cell.source for cell in old]:
+        return False
+    for cell, known in zip(new, old):
+        cell.outputs, cell.execution_count = known.outputs, known.execution_count
+    return True
+
+
+def main(again: bool) -> None:
     import nbformat
 
-    for name in names or PAGES:
-        book = notebook((FOLDER / f"{name}.md").read_text(), name)
-        run(book)
-        keep_small(book)
+    for name in PAGES:
         file = FOLDER / f"{name}.ipynb"
+        book = notebook((FOLDER / f"{name}.md").read_text(encoding="utf-8"), name)
+        if again or not file.exists() or not reuse(book, nbformat.read(file, as_version=4)):
+            run(book)
+            keep_small(book)
         nbformat.write(book, file)
         size = file.stat().st_size
         print(f"{file}: {size / 1000:.0f} kB")
@@ -115,4 +126,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main("--run" in sys.argv[1:])

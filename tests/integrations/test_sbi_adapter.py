@@ -5,8 +5,10 @@ import doctest
 import functools
 import math
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,3 +298,12 @@ def test_one_parameter_is_enough_for_every_preset(name, generator):
     estimator = density_estimator(discrete.PRESETS[name], layers=1)(theta, x)
     assert estimator.log_prob(theta, x).shape == (1, 50)
     assert estimator.sample((3,), x[:2]).shape == (3, 2, 1)
+
+
+def test_the_code_of_the_guide_runs():
+    page = (Path(__file__).parents[2] / "recipes" / "guide" / "simulation.md").read_text()
+    (block,) = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(block.replace("max_num_epochs=20", "max_num_epochs=2"), "simulation.md", "exec"), names)
+    assert names["draws"].shape == (500, 2)
+    assert ((names["draws"] >= names["low"] - 1e-4) & (names["draws"] <= names["high"] + 1e-4)).all()
