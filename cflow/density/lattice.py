@@ -103,14 +103,15 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
     Use the steps of the training data for the held-out data too.
 
     Args:
-        X: a table ``[N, D]`` of numbers.
-        steps: ``[D]``, the width of the noise in each column, 0 for no noise. Default: :func:`lattice_steps` of ``X``.
+        X: a table ``[N, D]`` of numbers, or one column ``[N]``, such as a target.
+        steps: ``[D]``, the width of the noise in each column, 0 for no noise; a number for one column. Default:
+            :func:`lattice_steps` of ``X``.
         random_state: a seed, a ``numpy.random.RandomState``, or None for new noise each time.
 
-    Returns a float64 array ``[N, D]``. Cost: one sort of every column if ``steps`` is omitted.
+    Returns a float64 array of the shape of ``X``. Cost: one sort of every column if ``steps`` is omitted.
 
     Raises:
-        ValueError: for a table that is not ``[N, D]`` or has NaN, and for steps of a wrong number or sign.
+        ValueError: for an array that is neither ``[N, D]`` nor ``[N]`` or has NaN, and for steps of a wrong number or sign.
 
     Source: Theis et al., A note on the evaluation of generative models, 2015, arXiv:1511.01844, section 3.1.
 
@@ -121,14 +122,19 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
         (True, True)
     """
     X = np.array(X, np.float64)
+    shape = X.shape
+    if X.ndim == 1:
+        X = X[:, None]
     if X.ndim != 2:
-        raise ValueError(f"dequantise(X of shape {X.shape}): X must be a table; pass [rows, columns].")
+        raise ValueError(
+            f"dequantise(X of shape {shape}): X must be a table; pass [rows, columns] or one column [rows]."
+        )
     refuse_bad_rows(X, "dequantise(X)")
-    steps = lattice_steps(X) if steps is None else np.asarray(steps, np.float64)
+    steps = lattice_steps(X) if steps is None else np.atleast_1d(np.asarray(steps, np.float64))
     if steps.shape != X.shape[1:] or not (steps >= 0).all():
         raise ValueError(
-            f"dequantise(X of shape {X.shape}, steps={steps}): pass one step >= 0 for each of {X.shape[1]} "
+            f"dequantise(X of shape {shape}, steps={steps}): pass one step >= 0 for each of {X.shape[1]} "
             f"columns, or omit steps."
         )
     noise = np.random.default_rng(seed_of(random_state)).random(X.shape) - 0.5
-    return X + steps * noise
+    return (X + steps * noise).reshape(shape)

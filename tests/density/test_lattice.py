@@ -35,9 +35,16 @@ def test_noise_fills_the_steps_and_nothing_else():
     assert np.abs(dequantise(X[:5], steps=[4.0, 0.0], random_state=1) - X[:5])[:, 0].max() > 0.5
 
 
+def test_one_column_is_spread_as_a_table_of_one_column():
+    y = np.arange(20.0)
+    for steps in (None, 0.5):
+        table = dequantise(y[:, None], steps=None if steps is None else [steps], random_state=0)
+        assert np.array_equal(dequantise(y, steps=steps, random_state=0), table[:, 0])
+
+
 def test_wrong_tables_and_steps_are_refused():
     with pytest.raises(ValueError, match="X must be a table"):
-        dequantise([1.0, 2.0])
+        dequantise(1.0)
     with pytest.raises(ValueError, match=r"rows 1\)"):
         dequantise([[1.0], [np.nan]])
     with pytest.raises(ValueError, match="one step >= 0 for each of 2 columns"):
