@@ -58,18 +58,13 @@ WITHOUT_CODE = {"README.md", "choosing.md", "glossary.md"}
 
 
 def check_readme(names, folder):
-    assert names["logp"].shape == (64,)
-    assert len(names["bns"].times) == 6
-    assert names["solution"].success.all()
-    assert names["y"].shape == (11, 3)
-    assert names["score"].shape == (1000, 2)
-    assert names["run"].history[-1]["nfe"] > 10
+    assert names["X"].shape == (442, 10)
     assert (names["high"] > names["low"]).all()
-    assert names["one"].solver == names["solvers"].Euler(steps=1)
-    assert names["x"].shape == (1000, 2)
-    assert names["density"].cost() == (3, 3, 3)
-    assert len(names["own"].bijection) == 6
-    assert (folder / "moons" / "flow.safetensors").is_file()
+    assert names["threes"].shape == (4, 1, 8, 8)
+    assert names["fast"].solver == names["solvers"].Euler(steps=1)
+    assert names["y"].shape == (11, 3)
+    assert names["solution"].success.all()
+    assert (folder / "digits" / "flow.safetensors").is_file()
 
 
 def commands(page):

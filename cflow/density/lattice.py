@@ -111,7 +111,8 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
     Returns a float64 array of the shape of ``X``. Cost: one sort of every column if ``steps`` is omitted.
 
     Raises:
-        ValueError: for an array that is neither ``[N, D]`` nor ``[N]`` or has NaN, and for steps of a wrong number or sign.
+        ValueError: for an array that is neither ``[N, D]`` nor ``[N]`` or has NaN, and for steps of a wrong
+            number or sign.
 
     Source: Theis et al., A note on the evaluation of generative models, 2015, arXiv:1511.01844, section 3.1.
 
@@ -126,9 +127,7 @@ def dequantise(X: Any, *, steps: Any = None, random_state: Any = None) -> np.nda
     if X.ndim == 1:
         X = X[:, None]
     if X.ndim != 2:
-        raise ValueError(
-            f"dequantise(X of shape {shape}): X must be a table; pass [rows, columns] or one column [rows]."
-        )
+        raise ValueError(f"dequantise(X of shape {shape}): X must be a table [rows, columns] or a column [rows].")
     refuse_bad_rows(X, "dequantise(X)")
     steps = lattice_steps(X) if steps is None else np.atleast_1d(np.asarray(steps, np.float64))
     if steps.shape != X.shape[1:] or not (steps >= 0).all():
