@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +122,22 @@ def entries_of(joined):
     return set().union(*map(entries, joined.split("\n\n\n"))) | entries(joined)
 
 
+def not_shown(folder):
+    """Returns the public objects that pages built into ``folder`` do not show."""
+    wrong = []
+    for module in modules():
+        page = (Path(folder) / module.__name__.replace(".", "/")).with_suffix(".html")
+        text = page.read_text() if page.is_file() else ""
+        wrong += [f"{module.__name__}.{each}" for each in getattr(module, "__all__", ()) if not shown(module, each, text)]
+    return wrong
+
+
+def shown(module, name, text):
+    if inspect.ismodule(getattr(module, name)):
+        return re.search(rf'href="[^"]*\b{name}\.html"', text)
+    return f'id="{name}"' in text
+
+
 def test_every_public_argument_is_described():
     """In a process of its own, since importing sbi changes the global state of torch."""
     for package in ("sbi", "pyro", "arviz", "huggingface_hub"):
@@ -145,5 +162,7 @@ def test_a_missing_description_is_found():
     ]
 
 
-if __name__ == "__main__":  # python tests/test_reference.py solvers
+if __name__ == "__main__":  # python tests/test_reference.py solvers; --pages FOLDER, after the pages are built
+    if sys.argv[1:2] == ["--pages"]:
+        sys.exit("\n".join(f"not on its page: {each}" for each in not_shown(sys.argv[2])) or 0)
     print(*undescribed(*sys.argv[1:]), len(list(objects())), sep="\n")
