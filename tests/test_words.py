@@ -22,7 +22,7 @@ COMPARED = (
 )
 # What the first table of the style page says, as expressions; a sentence may go on in the next line.
 PHRASES = {
-    r"\b(leav(e|es|ing)|left)\b[^.]{0,30}\baway\b": "omit",
+    r"\b(leav(e|es|ing)|left)\b[^.]{0,30}(?<!far )\baway\b": "omit",
     rf"(?<!there )\b(is|are|was|were|be) no (?!({'|'.join(COMPARED)})\b)[a-z`]": "is not a",
     r"\bcalls? of (the|a|its|one) (vector )?(field|network)s?\b": "function evaluations",
     r"\bdear(er|est)?\b": "expensive",

@@ -8,7 +8,7 @@ its divergence without a graph, ``training`` one with the gradient of their mean
 ``likelihood step`` are whole solves by RK4, without and with the gradient. All methods of a line take turns; times are
 medians over the rounds, as the process is charged for them (on one thread), ratios are to the closed form. ``loop`` is
 D vector-Jacobian products of one graph, one after the other. flow_matching's likelihood has no gradient in the
-parameters. zuko has one solver, which is adaptive: its time is given for as many calls of the network as ours.
+parameters. zuko has one solver, which is adaptive: its time is given for as many evaluations of the network as ours.
 """
 
 import argparse
@@ -169,7 +169,7 @@ PARTS = {
 
 
 def line(network, width, size, part, options):
-    """Prints one line: the time of the closed form, calls of the field, and every other time over it."""
+    """Prints one line: the time of the closed form, function evaluations, and every other time over it."""
     field = made(network, size, width)
     x = torch.randn(options.batch, size, generator=torch.Generator().manual_seed(1))
     calls, counts, results = PARTS[part](field, x, options.steps), {}, {}
@@ -203,7 +203,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, RK4({options.steps})")
-    print("ratios to the closed form, in brackets the calls of the network; error of the closed form over the largest")
+    print("ratios to the closed form, in brackets the function evaluations; error of the closed form over the largest")
     print(
         f"{'network':14s}{'width':>6}{'D':>5}  {'':16s}{'ms':>10}"
         + "".join(f"{name:>16s}" for name in COLUMNS)

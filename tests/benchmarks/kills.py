@@ -57,7 +57,7 @@ def names(folder):
 
 
 class Fit:
-    """Trains; what is left at any time is no flow yet, or that of a whole checkpoint."""
+    """Trains. At any time the folder holds no flow yet, or the flow of a whole checkpoint."""
 
     def run(self, place):
         training.fit(

@@ -155,7 +155,7 @@ def tables() -> list[Subject]:
         for chunk in chunks:
             sound = [position for position in range(len(chunk.values)) if position not in chunk.bad]
             if not bool(chunk.values[sound].isfinite().all()):
-                return "a row that is no numbers passes as sound"
+                return "a row without numbers is read as sound"
         return None
 
     text = {
