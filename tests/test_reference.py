@@ -128,7 +128,8 @@ def not_shown(folder):
     for module in modules():
         page = (Path(folder) / module.__name__.replace(".", "/")).with_suffix(".html")
         text = page.read_text() if page.is_file() else ""
-        wrong += [f"{module.__name__}.{each}" for each in getattr(module, "__all__", ()) if not shown(module, each, text)]
+        missing = [each for each in getattr(module, "__all__", ()) if not shown(module, each, text)]
+        wrong += [f"{module.__name__}.{each}" for each in missing]
     return wrong
 
 

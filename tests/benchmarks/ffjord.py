@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 peers/bin/python tests/benchmarks/ffjord.py --sizes 2 6 --widths 64
 
 One step is the mean negative log-density of a batch and its gradient; all methods of a cell take turns, times are
-medians over the rounds. ``forward`` and ``backward`` count evaluations of the network, ``peak`` is what the CPU's allocator
-holds above the start (by torch's profiler), ``error`` the largest deviation of a log-density from a float64 solve at
+medians over the rounds. ``forward`` and ``backward`` count evaluations of the network, ``peak`` is what the CPU's
+allocator holds above the start (by torch's profiler), ``error`` the largest deviation of a log-density from a float64 solve at
 1e-10 with the same probes, over the first rows.
 
 The network is ``fields.ConcatSquash`` with two hidden layers (64 rows of data where it is wide, 512 where it is not),
