@@ -5,8 +5,8 @@
 
 One step is the mean negative log-density of a batch and its gradient; all methods of a cell take turns, times are
 medians over the rounds. ``forward`` and ``backward`` count evaluations of the network, ``peak`` is what the CPU's
-allocator holds above the start (by torch's profiler), ``error`` the largest deviation of a log-density from a float64 solve at
-1e-10 with the same probes, over the first rows.
+allocator holds above the start (by torch's profiler), ``error`` the largest deviation of a log-density from a float64
+solve at 1e-10 with the same probes, over the first rows.
 
 The network is ``fields.ConcatSquash`` with two hidden layers (64 rows of data where it is wide, 512 where it is not),
 and every library calls it as it is. torchdiffeq is used by hand, as FFJORD itself does: state and log-determinant as a
