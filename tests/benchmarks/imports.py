@@ -1,4 +1,4 @@
-"""How long ``import cflow`` takes once torch is imported: medians over fresh processes, and what it imports beside torch.
+"""How long ``import cflow`` takes once torch is imported (medians over fresh processes), and what else it imports.
 
 python tests/benchmarks/imports.py --rounds 9
 """
