@@ -75,7 +75,7 @@ def test_a_reference_and_marks_are_drawn_and_kept_in_view(tmp_path, generator, f
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["flow", "data"]
     assert figures[0].axes[4].get_xlim()[1] > 9  # the second feature's histogram
     assert figures[0].axes[4].lines  # one mark has a line
-    assert figures[0].legends[0].get_title().get_text() == "contours and regions hold 50% and 90%\nof the points"
+    assert figures[0].legends[0].get_title().get_text() == "contours and regions\nhold 50% and 90%\nof the points"
     plot.corner(samples, path, reference=samples[:99])  # too few for regions
     assert figures.pop(1).legends[0].get_title().get_text().startswith("contours hold 50%")
     plot.corner(samples, path, marks=marks, mark_label="the least likely")
@@ -147,3 +147,14 @@ def test_several_sets_have_a_colour_and_a_name_each_and_contours_say_what_they_h
         plot.corner({str(k): x for k in range(9)})
     with pytest.raises(ValueError, match="no samples were given"):
         plot.corner({})
+
+
+@pytest.mark.parametrize("features", [1, 2, 3, 5])
+def test_the_legend_covers_no_panel(features, generator):
+    samples, reference = torch.randn(2, 500, features, generator=generator)
+    figure = plot.corner(samples, reference=reference, marks=samples[:1], mark_label="truth")
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    panels = [axis.get_window_extent() for axis in figure.axes if axis.get_visible()]
+    assert not any(box.overlaps(panel) for panel in panels)

@@ -243,7 +243,7 @@ def _legend(figure, axes, sets, title: str, contours: bool, mark_label: str) -> 
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    box, alone = axes[0, 0].get_position(), len(axes) == 1
+    box, alone, cramped = axes[0, 0].get_position(), len(axes) == 1, len(axes) == 2
     if len(sets) > 1 or contours or mark_label:
         patches = [Patch(color=each.colour, label=each.label) for each in reversed(sets)] if len(sets) > 1 else []
         shares = " and ".join(f"{share:.0%}" for share in sorted(MASSES))
@@ -254,11 +254,12 @@ def _legend(figure, axes, sets, title: str, contours: bool, mark_label: str) -> 
             for word, kind in (("contours", False), ("regions", True))
             if kind in {each.filled for each in sets if len(each.values) >= FEWEST}
         ]
-        note = f"{' and '.join(drawn)} hold {shares}\nof the points" if contours else None
+        said = (" and ".join(drawn), f"hold {shares}\nof the points")
+        note = ("\n" if cramped else " ").join(said) if contours else None
         place = {"loc": "lower center", "ncols": 2} if alone else {"loc": "upper right"}
         figure.legend(
-            handles=patches, fontsize=9, frameon=False, bbox_to_anchor=(0.5 if alone else 0.9, box.y1), title=note,
-            title_fontsize=8, **place,
+            handles=patches, fontsize=7 if cramped else 9, frameon=False, title=note,
+            title_fontsize=7 if cramped else 8, bbox_to_anchor=(0.5 if alone else 0.9, box.y1), **place,
         )  # fmt: skip
     if title:
         figure.suptitle(title, fontsize=10, y=box.y1 + (0.2 if alone else 0.05))
