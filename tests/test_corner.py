@@ -75,7 +75,7 @@ def test_a_reference_and_marks_are_drawn_and_kept_in_view(tmp_path, generator, f
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["flow", "data"]
     assert figures[0].axes[4].get_xlim()[1] > 9  # the second feature's histogram
     assert figures[0].axes[4].lines  # one mark has a line
-    assert figures[0].legends[0].get_title().get_text() == "contours and regions\nhold 50% and 90%\nof the points"
+    assert figures[0].legends[0].get_title().get_text() == "contours and regions hold 50% and 90%\nof the points"
     plot.corner(samples, path, reference=samples[:99])  # too few for regions
     assert figures.pop(1).legends[0].get_title().get_text().startswith("contours hold 50%")
     plot.corner(samples, path, marks=marks, mark_label="the least likely")
@@ -135,7 +135,7 @@ def test_several_sets_have_a_colour_and_a_name_each_and_contours_say_what_they_h
     plot.corner({"prior": x, "posterior": x / 2}, tmp_path / "a.png")
     legend = figures[0].legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["posterior", "prior"]
-    assert legend.get_title().get_text() == "contours hold 50% and 90%\nof the points"
+    assert legend.get_title().get_text() == "contours\nhold 50% and 90%\nof the points"
     assert len({patch.get_facecolor() for patch in legend.get_patches()}) == 2
     plot.corner({"prior": x, "posterior": x / 2}, tmp_path / "b.png", reference=x + 9)
     assert len({patch.get_facecolor() for patch in figures[1].legends[0].get_patches()}) == 3
