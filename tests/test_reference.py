@@ -15,6 +15,8 @@ import cflow
 
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)*)", re.MULTILINE)
 ENTRY = re.compile(r"    (\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:")
+# In a formula: a tag, a line break that was swallowed, a brace or sign that lost its backslash.
+BROKEN = re.compile(r"<[a-z/]|\\q?quad[A-Za-z]|(?<!\\)#|\\(?:in|mathcal U|to|sim) *\{[^}]*[,:]")
 REFERENCE = re.compile(r"are\s+those\s+of\s+:(?:class|func|meth):`~?([\w.]+)`")
 
 
@@ -93,7 +95,7 @@ def methods(value):
         function = getattr(member, "__func__", member)
         if (name == "__call__" or not name.startswith("_")) and inspect.isfunction(function):
             docs = [getattr(vars(each).get(name), "__doc__", None) or "" for each in value.__mro__]
-            yield f"{value.__qualname__}.{name}", function, "\n".join(docs)
+            yield f"{value.__qualname__}.{name}", function, docs
 
 
 def undescribed(room=""):
@@ -110,16 +112,16 @@ def undescribed(room=""):
         missing = [name for name in arguments(value) if name not in described(value)]
         if missing:
             wrong.append(f"{value.__module__}.{value.__qualname__}: {', '.join(missing)}")
-        for name, function, text in methods(value) if inspect.isclass(value) else ():
-            named = lambda argument, text=text: re.search(rf"``[^`]*\b{re.escape(argument)}\b[^`]*``", text)
-            missing = [each for each in arguments(function) if each not in entries_of(text) and not named(each)]
+        for name, function, docs in methods(value) if inspect.isclass(value) else ():
+            known = set().union(*map(entries, docs))
+            missing = [each for each in arguments(function) if each not in known and not named(each, docs)]
             if missing:
                 wrong.append(f"{value.__module__}.{name}: {', '.join(missing)}")
     return wrong
 
 
-def entries_of(joined):
-    return set().union(*map(entries, joined.split("\n\n\n"))) | entries(joined)
+def named(argument, docs):
+    return any(re.search(rf"``[^`]*\b{re.escape(argument)}\b[^`]*``", text) for text in docs)
 
 
 def not_shown(folder):
@@ -130,6 +132,20 @@ def not_shown(folder):
         text = page.read_text() if page.is_file() else ""
         missing = [each for each in getattr(module, "__all__", ()) if not shown(module, each, text)]
         wrong += [f"{module.__name__}.{each}" for each in missing]
+    return wrong
+
+
+def not_rendered(folder):
+    """Returns the formulas and references of the pages that a reader would see as code: markup that was not understood."""
+    wrong = []
+    for page in sorted(Path(folder).rglob("*.html")):
+        text = re.sub(r'<div class="pdoc-code codehilite">.*?</pre>\s*</div>', "", page.read_text(), flags=re.DOTALL)
+        formulas = re.findall(r"\$\$(.*?)\$\$", text, re.DOTALL) + re.findall(r"\\\((.*?)\\\)", text, re.DOTALL)
+        wrong += [f"{page.name}: {each[:90]!r}" for each in formulas if BROKEN.search(each)]
+        prose = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
+        wrong += [
+            f"{page.name}: {each[:90]!r}" for each in re.findall(r":(?:math|class|func|meth):.{,80}|={6,}", prose)
+        ]
     return wrong
 
 
@@ -165,5 +181,7 @@ def test_a_missing_description_is_found():
 
 if __name__ == "__main__":  # python tests/test_reference.py solvers; --pages FOLDER, after the pages are built
     if sys.argv[1:2] == ["--pages"]:
-        sys.exit("\n".join(f"not on its page: {each}" for each in not_shown(sys.argv[2])) or 0)
+        wrong = [f"not on its page: {each}" for each in not_shown(sys.argv[2])]
+        wrong += [f"not rendered: {each}" for each in not_rendered(sys.argv[2])]
+        sys.exit("\n".join(wrong) or 0)
     print(*undescribed(*sys.argv[1:]), len(list(objects())), sep="\n")
