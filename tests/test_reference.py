@@ -136,7 +136,7 @@ def not_shown(folder):
 
 
 def not_rendered(folder):
-    """Returns the formulas and references of the pages that a reader would see as code: markup that was not understood."""
+    """Returns the formulas, references and tables of the pages that a reader would see as code."""
     wrong = []
     for page in sorted(Path(folder).rglob("*.html")):
         text = re.sub(r'<div class="pdoc-code codehilite">.*?</pre>\s*</div>', "", page.read_text(), flags=re.DOTALL)
