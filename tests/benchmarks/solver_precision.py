@@ -1,4 +1,4 @@
-"""Work and precision: the error of a solve after so many calls of the field, in numbers and as curves."""
+"""Work and precision: the error of a solve after so many function evaluations, in numbers and as curves."""
 
 import math
 
