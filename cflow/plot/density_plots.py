@@ -52,7 +52,8 @@ def grid(
     """Evaluates a density on a grid, chunk by chunk and without gradients.
 
     Args:
-        source: a flow (of a conditional one pass ``flow(context)``), or a function from ``[N, 2]`` to ``[N]``.
+        source: a flow (of a conditional one pass ``flow(context)``), or a function that computes log-densities ``[N]``
+            of points ``[N, 2]``.
         bounds: ``(low, high)`` for both axes, or one pair for each.
         resolution: number of squares along each axis.
         chunk: number of points that are evaluated at a time.
@@ -110,7 +111,7 @@ def density(
     coarse, or the density is wrong.
 
     Args:
-        source: a flow, a function from ``[N, 2]`` to ``[N]``, or the result of :func:`grid`.
+        source: a flow or log-density as in :func:`grid`, or the result of :func:`grid`.
         path: the file to write; None writes no file.
         samples: points ``[M, 2]`` or a flow, drawn as dots.
         bounds, resolution, chunk, device: as for :func:`grid`.
@@ -159,7 +160,7 @@ def densities(
     Every panel has its own scale of colour.
 
     Args:
-        sources: maps names to flows, functions from ``[N, 2]`` to ``[N]``, or results of :func:`grid`.
+        sources: maps names to flows or log-densities as in :func:`grid`, or to results of :func:`grid`.
         path: the file to write; None writes no file.
         bounds, resolution, chunk, device: as for :func:`grid`.
         reference: points ``[M, 2]`` or a flow, drawn in a first panel.

@@ -64,10 +64,7 @@ def images(
     cell = max(0.5, min(1.2, 12 / columns))
     figure, axes = cells(math.ceil(count / columns), columns, cell, cell * height / width, 0.24 if titles else 0.0)
     if heads is not None and (titles is not None or len(heads) > count):
-        raise ValueError(
-            f"plot.images(columns={heads}): column names replace titles for {count} images; pass no more names than "
-            f"images, and omit titles=."
-        )
+        raise ValueError(f"plot.images(columns={heads}): pass no more names than images ({count}), and omit titles=.")
     for k in range(count):
         axis = axes(k // columns, k % columns)
         _show(axis, pixels[k])

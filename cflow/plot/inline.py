@@ -1,4 +1,4 @@
-"""Figures that a notebook shows. A module of its own, since it imports matplotlib, which the first picture needs."""
+"""Figures that a notebook shows. This module imports matplotlib, so it is imported with the first picture."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DPI = 100  # in a notebook; files have more
 
 
 class Figure(figure.Figure):
-    """A figure outside pyplot that shows itself in a notebook, whichever backend is chosen there."""
+    """A figure without pyplot that a notebook shows with any backend."""
 
     def _repr_png_(self) -> bytes:
-        """Returns the picture in the format that IPython asks for."""
+        """Returns the picture as PNG, for IPython."""
         shown = io.BytesIO()
         self.savefig(shown, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
         return shown.getvalue()

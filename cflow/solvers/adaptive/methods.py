@@ -44,9 +44,10 @@ class Adaptive(Solver):
     States at output times come from the continuous extension of the method, which adds no steps (its order is lower
     than that of the method by one at most). If a method has none, steps are cut to end at output times.
 
-    A failed sample does not stop the others. It stays at its last accepted state, and ``Solution.status`` is
-    ``NON_FINITE``, ``STEP_TOO_SMALL`` or ``MAX_STEPS`` (attempts, counted per sample). With ``per_sample=False`` all
-    samples continue as long as the step can be made smaller; then the samples whose own error is the cause are ended.
+    A failed sample does not stop the others. It stays at its last accepted state (parts without a tolerance are not
+    checked), and ``Solution.status`` is ``NON_FINITE``, ``STEP_TOO_SMALL`` or ``MAX_STEPS`` (attempts, counted per
+    sample). With ``per_sample=False`` all samples continue as long as the step can be made smaller; then the samples
+    whose own error is the cause are ended.
 
     Args:
         rtol, atol: relative and absolute tolerance.

@@ -1,8 +1,8 @@
 """How gradients pass through a solve: by the graph of all operations, or step by step from stored states.
 
 A solver with an option ``gradient=`` asks it for a tape before the first step. ``None`` means that nothing is recorded.
-Otherwise the solver runs without a graph and appends a ``Step`` for each step. At the end, ``Tape.attach``
-connects the results to the graph::
+Otherwise the solver runs without a graph and appends a ``Step`` for each step. At the end, ``Tape.attach`` connects the
+results to the graph::
 
     tape = self.gradient.begin(problem)
     with without_graph(tape):
@@ -134,7 +134,7 @@ class ContinuousAdjoint(Gradient):
 
     Args:
         rtol, atol, method: tolerances and method of the backward solve. Default: those of the forward solve.
-        seminorm: whether the gradients of parameters are left out of step control; the solve does not depend on them.
+        seminorm: whether the gradients of parameters are left out of step control; nothing else depends on them.
 
     Source: Chen et al., Neural Ordinary Differential Equations, 2018, arXiv:1806.07366; Kidger, Chen and Lyons, "Hey,
     that's not an ODE": Faster ODE Adjoints via Seminorms, 2020, arXiv:2009.09457.

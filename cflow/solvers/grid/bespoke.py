@@ -32,9 +32,9 @@ class Bespoke(Solver):
 
     Every explicit Runge-Kutta and multistep method with as many evaluations has this form (:meth:`of` converts it). So
     coefficients that ``training.fit_bespoke`` fits to a flow are never worse for it than the best of these methods.
-    Intermediate states have no meaning. The solver goes forward over the interval of its fit, and only
-    there. Its evaluations may stay inside a shorter interval, where the velocity of a flow is well conditioned; the
-    last weights still lead to the end. Use it for one flow, or save it with a flow as its ``solver``.
+    Intermediate states have no meaning. The solver goes forward over the interval of its fit, and only there. Its
+    evaluations may stay inside a shorter interval, where the velocity of a flow is well conditioned; the last weights
+    still lead to the end. Use it for one flow, or save it with a flow as its ``solver``.
 
     Cost: ``len(times)`` evaluations of ``f``, one fused multiply-add per weight; start and velocities are kept; nothing
     is read from the device.

@@ -31,8 +31,8 @@ class Multistep(FixedGrid):
     It may be uneven and run in both directions; a node is not used for extrapolation if it follows another by less than
     a quarter of the next step.
 
-    A quadrature is integrated with Adams weights of the method's order through its values at the nodes, for
-    every method of the state.
+    Quadratures are integrated with Adams weights of the method's order, through their values at the nodes. This does
+    not depend on how the method computes the state.
 
     Cost: ``steps`` evaluations of ``f``, about ``order + 2`` fused multiply-adds per step, ``order - 1`` kept slopes;
     nothing is read from the device. Gradients pass through the graph of all operations (only ``gradient=Backprop()``).
@@ -201,7 +201,7 @@ class DPMSolverPP2M(_OnAffinePath):
     .. math:: x_{n+1} = \frac{\sigma_{n+1}}{\sigma_n} x_n + \alpha_{n+1} (1 - e^{-h_n})
               \Big(d_n + \frac{h_n}{2 h_{n-1}} (d_n - d_{n-1})\Big), \qquad h_n = \lambda_{n+1} - \lambda_n
 
-    with the expected data d, which follow from the velocity on any affine path (for every kind of prediction), and
+    where d is the expected data, which follows from the velocity on any affine path (for every kind of prediction), and
     :math:`\lambda = \log(\alpha/\sigma)`. It is exact if d is constant. A step to or from an end where :math:`\lambda`
     is infinite has order 1 (it is the DDIM step, which has a limit there), and so has the step after such a start. On
     grids with equal steps in t up to these ends, the error decreases as :math:`h^2 \log(1/h)`.

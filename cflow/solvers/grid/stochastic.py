@@ -67,9 +67,9 @@ class StochasticGrid(FixedGrid):
 
     .. math:: dx = \bigl[v_t(x) + \tfrac12 g_t^2 \, s_t(x)\bigr] dt + g_t \, dW
 
-    has the same marginals for every :math:`g_t`, where :math:`s_t = \nabla \log p_t`; :math:`g = 0` is the ODE. So the
-    diffusion can be chosen when sampling: noise corrects errors of the network on the way, and needs more steps.
-    Backward in time the correction has the opposite sign, so that the marginals are again the same.
+    This SDE has the same marginals for every :math:`g_t`; :math:`g = 0` is the ODE, and :math:`s_t = \nabla \log p_t`
+    is the score. So the diffusion can be chosen when sampling: noise corrects errors of the network on the way, and
+    needs more steps. Backward in time the correction has the opposite sign, so that the marginals are again the same.
 
     ``f(t, y, *args)`` returns the pair ``(v, s)``, each shaped like ``y``, from one evaluation of the network. The grid
     is that of :class:`FixedGrid`. A flow makes a last step that ends next to the data (or, backward, next to the base

@@ -109,9 +109,9 @@ def odeint_adjoint(
     """Integrates like :func:`odeint`, with a gradient that needs little memory, like ``torchdiffeq.odeint_adjoint``.
 
     torchdiffeq solves another equation backward in time, which adds its own error. Here every step is computed again
-    with the graph of one evaluation at a time (:class:`Checkpointed`), so the gradient is that of
-    :func:`odeint` up to rounding. Memory is one state per step, and the graph of one evaluation. torchdiffeq's own
-    methods (``fehlberg2`` and those that :func:`odeint` lists) use its continuous adjoint.
+    with the graph of one evaluation at a time (:class:`Checkpointed`), so the gradient is that of :func:`odeint` up to
+    rounding. Memory is one state per step, and the graph of one evaluation. torchdiffeq's own methods (``fehlberg2``
+    and those that :func:`odeint` lists) use its continuous adjoint.
 
     Args:
         adjoint_params: the tensors that receive a gradient besides ``y0``. Default: those that ``func`` refers to.
