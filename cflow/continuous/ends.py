@@ -72,7 +72,7 @@ class Ends:
         return point, calls
 
     def within_last(self, y: Tensor, t: float) -> tuple[Tensor, dict, int]:
-        """Moves ``y`` from the end of the solve to a later time; returns ``(x, integrals, calls)``."""
+        """Moves ``y`` from the end of the solve to a time beyond it; returns ``(x, integrals, calls)``."""
         return self.cross(y, self.stop, t, self.stop)
 
     def cross(self, x: Tensor, t: float, s: float, tau: float) -> tuple[Tensor, dict, int]:

@@ -21,7 +21,7 @@ class Independent:
 
     .. math:: \pi(x_0, x_1) = p_0(x_0)\, p_1(x_1)
 
-    Only under this coupling does a trained velocity determine the score, which stochastic samplers need.
+    A trained velocity determines the score, which stochastic samplers need, under this coupling only.
 
     Cost: none.
 

@@ -58,6 +58,12 @@ class Guided(FieldWrapper):
     Args:
         guidance: the guidance, such as ``ClassifierFree(2.0)``.
         field: the velocity field.
+
+    Example:
+        >>> from cflow.fields import MLP
+        >>> guided = ClassifierFree(2.0)(MLP(2, classes=3))
+        >>> guided.guidance, guided.classes
+        (ClassifierFree(scale=2.0, interval=(0.0, 1.0)), 3)
     """
 
     def __init__(self, guidance: Guidance, field):

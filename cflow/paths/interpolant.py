@@ -55,7 +55,7 @@ class Interpolant(VelocityPath):
     apply to ``predict="score"``.
 
     Args:
-        schedule: the affine path whose weights ``alpha`` and ``sigma`` are used; its prediction is the default.
+        schedule: the affine path whose weights ``alpha`` and ``sigma`` are used, with the default prediction.
             Default: None, :class:`Linear`.
         gamma: the width of the noise. Default: None, ``paths.BrownianGamma(1.0)``.
         predict: what the network predicts, see the table.

@@ -40,6 +40,12 @@ class Rescheduled(FieldWrapper):
 
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv:2206.00364;
     Pokle et al., Training-free Linear Image Inverses via Flows, 2023, arXiv:2310.04432.
+
+    Example:
+        >>> from cflow import fields, paths
+        >>> field = Rescheduled(fields.MLP(2), trained=paths.Linear(), path=paths.Cosine())
+        >>> field(torch.tensor(0.5), torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
     """
 
     two_times = False

@@ -1,4 +1,5 @@
 import math
+import re
 import warnings
 
 import numpy
@@ -186,6 +187,13 @@ def test_settings_out_of_range_are_refused(generator):
     for coupling in (Sinkhorn(1e-320, relative=False), Sinkhorn(1e-16), Sinkhorn(1e-15, relative=False)):
         with pytest.raises(ValueError, match=r"next to squared distances.*raise epsilon above.*OptimalTransport"):
             coupling(x0, x1)
+    for relative in (True, False):  # the least epsilon in the message is the least one
+        with pytest.raises(ValueError, match="raise epsilon above") as refused:
+            Sinkhorn(1e-16, relative=relative).plan(100 * x0, 100 * x1)
+        least = float(re.search(r"above ([-+.e\d]+),", str(refused.value)).group(1))
+        Sinkhorn(1.1 * least, relative=relative, max_iterations=10).plan(100 * x0, 100 * x1)
+        with pytest.raises(ValueError, match="raise epsilon above"):
+            Sinkhorn(0.9 * least, relative=relative).plan(100 * x0, 100 * x1)
     for empty in ((x0[:0], x1), (x0, x1[:0])):
         with pytest.raises(ValueError, match=r"Sinkhorn.plan\(x0 of shape .*at least one row of each"):
             Sinkhorn().plan(*empty)

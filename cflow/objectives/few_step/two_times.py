@@ -36,8 +36,8 @@ class TwoTimes(FlowMatching):
 
     .. math:: X_{t,s}(x) = x + (s - t)\, u(t, x, s), \qquad u(t, x, t) = v(t, x)
 
-    On a part of every batch, ``s > t``, a subclass defines the target of the average velocity (:meth:`_error`). On the
-    rest, ``s = t``, this is flow matching. The trained flow is therefore an ordinary flow too: ODE solvers and
+    On the part of every batch with ``s > t``, a subclass defines the target of the average velocity (:meth:`_error`).
+    On the rest, with ``s = t``, this is flow matching. The trained flow is therefore an ordinary flow too: ODE solvers and
     densities use ``u(t, x, t)``, and ``solvers.FlowMap`` takes whole steps.
 
     Args:
@@ -52,6 +52,16 @@ class TwoTimes(FlowMatching):
             similar, this is harmless (1 is usual for images); in few dimensions it is wrong. Default: 0, no division.
 
     ``fit`` records the errors before that division as ``matched`` (``s = t``) and ``stepped`` (``s > t``).
+
+    Example:
+        >>> import cflow
+        >>> from cflow import bases, fields, paths
+        >>> class Constant(TwoTimes):  # the average velocity is the velocity at the start
+        ...     def _error(self, flow, t, s, x, v, context):
+        ...         return mean_square(flow.predict(t, x, context, s=s) - v, None)
+        >>> flow = cflow.ContinuousFlow(fields.MLP(2, two_times=True), bases.Normal(2), path=paths.Linear())
+        >>> Constant()(flow, torch.randn(16, 2)).shape
+        torch.Size([16])
     """
 
     teaches = "average velocity"
