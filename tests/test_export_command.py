@@ -53,10 +53,10 @@ def test_other_parts(runs, tmp_path):
     ("arguments", "message"),
     [
         (("labelled", "-o", "x.pt"), "choose .pt2 or .onnx"),
-        (("labelled", "-o", "x.pt2"), "it chooses its steps by the values"),
+        (("labelled", "-o", "x.pt2"), "its number of steps is not fixed"),
         (("labelled", "-o", "x.pt2", "--what", "network", "--steps", "2"), "takes no steps"),
         (("labelled", "-o", "x.pt2", "--what", "log_prob", "--guidance", "2"), "a log-density has no guidance"),
-        (("labelled", "-o", "x.pt2", "--steps", "2", "--batch", "0"), "1 or more"),
+        (("labelled", "-o", "x.pt2", "--steps", "2", "--batch", "0"), "at least 1"),
         (("spline", "-o", "x.pt2", "--steps", "2"), "no solver and no steps"),
         (("spline", "-o", "x.pt2", "--what", "network"), "has no velocity"),
         (("nowhere", "-o", "x.pt2"), "no saved flow"),

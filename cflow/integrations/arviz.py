@@ -1,4 +1,4 @@
-"""Posterior draws as ArviZ keeps them: an InferenceData for ArviZ 0.x, a DataTree for 1.x."""
+"""Posterior draws in the format of ArviZ: an InferenceData for ArviZ 0.x, a DataTree for 1.x."""
 
 from __future__ import annotations
 
@@ -26,23 +26,28 @@ def to_arviz(
     generator: torch.Generator | None = None,
     attrs: Mapping | None = None,
 ):
-    r"""Hands posterior draws to ArviZ, with their log-density and the observation.
+    r"""Converts posterior draws to ArviZ, with their log-densities and the observation.
 
-    The result has the groups ``posterior`` (dimensions ``chain``, ``draw``), ``sample_stats`` with ``lp`` where
-    ``log_density`` is given, and ``observed_data``. Draws of a flow are independent, so that ``chains`` merely splits
-    them, the first part to the first chain, for what ArviZ computes by chain.
+    The result has the groups ``posterior`` (dimensions ``chain``, ``draw``), ``sample_stats`` with ``lp`` if
+    ``log_density`` is given, and ``observed_data`` if ``observed`` is given.
 
-    With ``log_weights`` (the logarithm of target over proposal, up to a constant) the draws are first resampled with
-    replacement, as many as there are, in proportion to their weights :math:`w_i`; the effective sample size
-    :math:`(\sum w_i)^2 / \sum w_i^2` goes to the posterior's attributes as ``importance_ess``.
-
-    Shapes: ``samples`` ``[draws, *event]``, or a dict of such; ``log_density`` and ``log_weights`` ``[draws]``;
-    ``observed`` of any shape. Cost: one copy to the host.
+    With ``log_weights`` the draws are first resampled with replacement, in proportion to their weights :math:`w_i`. The
+    number of draws stays the same. The effective sample size :math:`(\sum w_i)^2 / \sum w_i^2` is stored in the
+    attribute ``importance_ess`` of the posterior.
 
     Args:
-        names: names of the entries of ``samples [draws, D]``, each a variable of its own; one variable ``x`` unless
-            given.
+        samples: the draws ``[draws, *event]``, or a dict of such tensors by variable.
+        log_density: their log-densities ``[draws]``.
+        observed: the observation, a tensor of any shape or a dict of tensors.
+        names: names for the entries of ``samples [draws, D]``, each of which becomes a variable. Default: one variable
+            ``x``.
+        chains: number of chains into which the draws are split, in order. Draws of a flow are independent, so this only
+            serves the functions of ArviZ that compare chains.
+        log_weights: importance weights ``[draws]``: the logarithm of target over proposal, up to a constant.
+        generator: source of random numbers for the resampling. Default: torch's.
         attrs: more attributes of the posterior.
+
+    Cost: one copy to the host.
 
     Raises:
         ValueError: if numbers of draws differ, ``chains`` does not divide them, names do not fit, or no weight is
@@ -64,18 +69,16 @@ def to_arviz(
         if value is not None:
             if value.dim() != 1:
                 raise ValueError(
-                    f"to_arviz({name} of shape {list(value.shape)}): it is one number per draw; pass shape [{count}]."
+                    f"to_arviz({name} of shape {list(value.shape)}): pass one number per draw, of shape [{count}]."
                 )
             draws[name] = len(value)
     if count == 0 or len(set(draws.values())) > 1:
         raise ValueError(
-            f"to_arviz: the first dimension counts the draws, one or more and as many everywhere; here they are "
-            f"{draws}; pass tensors of shape [draws, *event]."
+            f"to_arviz: the numbers of draws differ, or are zero: {draws}; pass tensors of shape [draws, *event]."
         )
     if not is_integer(chains, 1) or count % chains:
         raise ValueError(
-            f"to_arviz(chains={chains!r}): {count} draws are split into chains of one length; pass a divisor of "
-            f"{count}, or draw a multiple of {chains}."
+            f"to_arviz(chains={chains!r}): {count} draws cannot be split into equal chains; pass a divisor of {count}."
         )
     attrs = dict(attrs or {})
     if log_weights is not None:
@@ -108,19 +111,27 @@ def posterior(
     chains: int = 4,
     generator: torch.Generator | None = None,
 ):
-    """Draws from a flow's posterior given one context and hands it to ArviZ, log-densities included.
+    """Draws from a flow's posterior given one context, and converts the draws and their log-densities to ArviZ.
 
-    ``observed`` is the context unless given. With ``target``, the log of the true posterior's density up to a constant
-    (``log p(context | x) + log p(x)`` of ``x [draws, *event]``), the draws are weighted by target over flow and
-    resampled, which corrects a flow that is nearly right, and ``lp`` is the target; look at the attribute
-    ``importance_ess`` before trusting it.
+    With ``target`` the draws are weighted by target over flow and resampled. This corrects a flow that is almost right.
+    Then ``lp`` is the target. Check the attribute ``importance_ess``: if it is small, do not trust the result.
 
-    Shapes: ``context [*context_shape]``. Cost: ``draws`` samples with their log-density in one batch (samples alone
-    where the flow has none), and one call of ``target``.
+    Args:
+        flow: the flow, whose samples are parameters and whose context is the observation.
+        context: one context ``[*context_shape]``; None for an unconditional flow.
+        draws: number of draws.
+        target: a function from ``x [draws, *event]`` to the log-density ``[draws]`` of the true posterior, up to a
+            constant: ``log p(context | x) + log p(x)``.
+        observed: the observation. Default: the context.
+
+    The other arguments are those of :func:`to_arviz`.
+
+    Cost: ``draws`` samples with their log-densities in one batch (only samples if the flow has no density), and one
+    call of ``target``.
 
     Raises:
-        ValueError: for a batch of contexts, a ``target`` where the flow has no exact density or that gives another
-            shape, and as :func:`to_arviz` does.
+        ValueError: for a batch of contexts, for a ``target`` if the flow has no exact density or the target returns
+            another shape, and as :func:`to_arviz`.
 
     Example:
         >>> import cflow
@@ -131,13 +142,13 @@ def posterior(
     """
     if context is not None and flow.context_shape is not None and context.shape != flow.context_shape:
         raise ValueError(
-            f"arviz.posterior(context of shape {list(context.shape)}): a posterior is that of one observation, of "
-            f"shape {list(flow.context_shape)}; call it for each context by itself."
+            f"arviz.posterior(context of shape {list(context.shape)}): pass one context, of shape "
+            f"{list(flow.context_shape)}, per call."
         )
     if target is not None and flow.likelihood != "exact":
         raise ValueError(
-            f"arviz.posterior(target=...): importance weights divide by the flow's density, and here it is "
-            f"{flow.likelihood!r}; omit target, or take a flow whose likelihood is 'exact'."
+            f"arviz.posterior(target=...): importance weights need an exact density, but the flow's likelihood is "
+            f"{flow.likelihood!r}; omit target, or use another flow."
         )
     shape, log_weights, log_density = as_shape(draws), None, None
     if flow.likelihood == "none":
@@ -148,8 +159,8 @@ def posterior(
         value = target(x)
         if value.shape != log_density.shape:
             raise ValueError(
-                f"arviz.posterior(target=...): it gave shape {list(value.shape)} for draws of shape {list(x.shape)}; "
-                f"return one log-density per draw, {list(log_density.shape)}."
+                f"arviz.posterior(target=...): it returned shape {list(value.shape)}; return one log-density per draw, "
+                f"{list(log_density.shape)}."
             )
         log_weights, log_density = value - log_density, value
     return to_arviz(
@@ -159,31 +170,28 @@ def posterior(
 
 
 def _variables(samples: Tensor | Mapping[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:
-    """Gives each variable by its name."""
+    """Returns the variables by name."""
     if isinstance(samples, Mapping):
         if names is not None:
-            raise ValueError(
-                f"to_arviz(names={list(names)}): the samples are a dict, which names them already; omit names."
-            )
+            raise ValueError(f"to_arviz(names={list(names)}): the samples are a dict and have names; omit names.")
         return dict(samples)
     if names is None:
         return {"x": samples}
     if samples.dim() != 2 or samples.shape[1] != len(names):
         raise ValueError(
-            f"to_arviz(names={list(names)}): {len(names)} names are those of samples [draws, {len(names)}], not of "
-            f"shape {list(samples.shape)}; pass one name per entry, or a dict of tensors."
+            f"to_arviz(names={list(names)}): samples of shape {list(samples.shape)} do not have {len(names)} columns; "
+            f"pass one name per column, or a dict of tensors."
         )
     return dict(zip(names, samples.unbind(1)))
 
 
 def _normalised(log_weights: Tensor) -> Tensor:
-    """Normalises weights in float64; a draw outside of the target's support weighs nothing."""
+    """Normalises weights in float64; a draw outside the target's support has weight zero."""
     log_weights = log_weights.detach().double()
     if log_weights.isnan().any() or not (log_weights.max() < torch.inf and log_weights.max() > -torch.inf):
         raise ValueError(
-            f"to_arviz(log_weights from {log_weights.min().item():.4g} to {log_weights.max().item():.4g}): weights are "
-            f"compared with the largest, which must be finite, and a NaN with nothing; the target has no support where "
-            f"the draws are, or is not defined there."
+            f"to_arviz(log_weights from {log_weights.min().item():.4g} to {log_weights.max().item():.4g}): the largest "
+            f"must be finite, and none NaN; check the target at the draws."
         )
     return log_weights.softmax(0)
 
@@ -193,9 +201,7 @@ def _from_dict() -> Callable:
         from arviz import from_dict
     except ImportError:
         try:
-            from arviz_base import from_dict  # the part of ArviZ 1 that this takes
+            from arviz_base import from_dict  # the part of ArviZ 1 that this function needs
         except ImportError as error:
-            raise ImportError(
-                "cflow.integrations.arviz: neither arviz nor arviz_base is installed; pip install arviz."
-            ) from error
+            raise ImportError("cflow.integrations.arviz: arviz is not installed; pip install arviz.") from error
     return from_dict

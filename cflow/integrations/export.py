@@ -1,12 +1,15 @@
-"""A trained flow as one graph of operations, to run where this library is not: ``torch.export`` programs and ONNX."""
+"""Export of a trained flow as one graph of operations, which runs without this library: ``torch.export`` and ONNX."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
+import logging
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,34 +42,35 @@ def program(
 ) -> torch.export.ExportedProgram:
     r"""Traces a part of a flow into a graph of tensor operations.
 
-    ==============  ==========================  =============================================================
-    ``what``        inputs                      output
-    ==============  ==========================  =============================================================
-    ``"network"``   ``t [B]``, ``x``, context   the velocity ``[B, *event]``, guided if asked, of a continuous
-                                                flow, in model space (before the transforms of the data are undone)
-    ``"sampler"``   ``z [B, *latent]``,         samples ``[B, *event]`` as :meth:`flow.sample` gives them for
-                    context                     these draws ``z`` from the base, transforms undone
-    ``"log_prob"``  ``x [B, *event]``, context  log-densities ``[B]`` in nats; of a continuous flow by
-                                                ``divergence.Analytic``, whatever its own divergence is
-    ==============  ==========================  =============================================================
+    | ``what``       | inputs                           | output                                                   |
+    |----------------|----------------------------------|----------------------------------------------------------|
+    | ``"network"``  | ``t [B]``, ``x``, ``context``    | the velocity ``[B, *event]`` in model space               |
+    | ``"sampler"``  | ``z [B, *latent]``, ``context``  | the samples ``[B, *event]`` for draws ``z`` of the base  |
+    | ``"log_prob"`` | ``x [B, *event]``, ``context``   | the log-densities ``[B]`` in nats                        |
 
-    A conditional flow's context is the last input: integer labels ``[B]`` (the number of classes means no condition),
-    or ``[B, *context_shape]``. Labels are not checked in the graph, and a sample whose solve fails comes out as it is,
-    not finite. The program is traced in evaluation mode and without gradients, on the flow's device, and compared with
-    the flow once.
+    Model space is the space of the data after the flow's transforms. Log-densities of a continuous flow always use
+    ``divergence.Analytic``.
 
-    Cost: a sampler's graph holds every step of its solver; tracing takes about half a second per hundred operations.
+    The context of a conditional flow is the last input: integer labels ``[B]`` (the number of classes means no
+    condition), or ``[B, *context_shape]``. The graph does not check labels. A sample whose solve fails is returned with
+    values that are not finite. The program is traced in evaluation mode and without gradients, on the flow's device.
+    Then its results are compared with those of the flow.
+
+    Cost: the graph of a sampler contains every step of its solver. Tracing takes about half a second per hundred
+    operations.
 
     Args:
-        solver: of a continuous flow's sampler and log-density; a method on a fixed grid without noise, or a fitted one;
-            the flow's own unless given.
-        guidance: of a continuous flow's network and sampler.
-        batch: the size of a batch that the program takes; any, from 1 on, unless given.
+        flow: the trained flow.
+        what: the part to export; see the table.
+        solver: the solver of a continuous flow's sampler and log-density: a method on a fixed grid without noise, or a
+            fitted one. Default: that of the flow.
+        guidance: the guidance of a continuous flow's network and sampler. Default: none.
+        batch: the batch size of the program. Default: any size from 1.
 
     Raises:
-        ValueError: for another ``what``, options that the part has no use for, adaptive and stochastic solvers, the
-            log-density of a field without a divergence in closed form (autograd, which the other divergences take, has
-            no place in a graph), and flows whose Python looks at the values of tensors.
+        ValueError: for another ``what``, an option that the part does not take, adaptive and stochastic solvers, the
+            log-density of a field without a divergence in closed form (a graph cannot contain the autograd of the other
+            divergences), and flows whose Python code depends on the values of tensors.
 
     Source: Ansel et al., PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation and Graph
     Compilation, 2024, ASPLOS; torch.export's documentation.
@@ -91,15 +95,20 @@ def save(
     guidance: Callable | None = None,
     batch: int | None = None,
 ) -> Path:
-    """Writes a part of a flow to a file, by its ending a program of ``torch.export`` (.pt2) or an ONNX model (.onnx).
+    """Writes a part of a flow to a file: a ``torch.export`` program (.pt2) or an ONNX model (.onnx).
 
-    Beside it, ``path`` with ``.json`` added says what the inputs and the output are (names, shapes, dtypes), what the
-    base is from which a sampler's ``z`` is drawn, and what time means. A program is run by
-    ``torch.export.load(path).module()(*inputs)``, which needs torch alone. Arguments and costs: see :func:`program`.
+    A second file, ``path`` with ``.json`` added, describes the inputs and the output (names, shapes, dtypes), the base
+    from which ``z`` of a sampler is drawn, and the meaning of time. Run a program with
+    ``torch.export.load(path).module()(*inputs)``, which needs only torch.
+
+    Args:
+        path: the file; its ending decides the format.
+
+    The other arguments are those of :func:`program`, which also states the cost.
 
     Raises:
-        ValueError: for another ending, and as :func:`program` does; also where an operation has no form in ONNX.
-        ImportError: for ONNX where its packages are not installed.
+        ValueError: for another ending, as :func:`program`, and if ONNX does not have an operation.
+        ImportError: for ONNX if its packages are not installed.
 
     Example:
         >>> import cflow, tempfile
@@ -111,8 +120,8 @@ def save(
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(
-            f"export.save({str(path)!r}): the ending says what is written, and {path.suffix or 'none'!r} is not "
-            f"known; choose {' or '.join(ENDINGS)}."
+            f"export.save({str(path)!r}): the ending {path.suffix or 'none'!r} is not supported; choose "
+            f"{' or '.join(ENDINGS)}."
         )
     onnx = path.suffix.lower() == ".onnx"
     if onnx:
@@ -121,17 +130,18 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     if onnx:
         try:
-            # Not optimised here, which takes more than proportionally long: runtimes do so when they load a model.
-            torch.onnx.export(
-                traced, (), path, dynamo=True, optimize=False, verbose=False, external_data=False,
-                input_names=[name for name, *_ in part.inputs], output_names=[part.output],
-            )  # fmt: skip
+            # Not optimised: this is slow for large graphs, and runtimes optimise a model when they load it.
+            with _quiet():
+                torch.onnx.export(
+                    traced, (), path, dynamo=True, optimize=False, verbose=False, external_data=False,
+                    input_names=[name for name, *_ in part.inputs], output_names=[part.output],
+                )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             cause = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise ValueError(
-                f"export.save({str(path)!r}): the {what} of this flow has no form in ONNX ({_first_line(cause)}); "
+                f"export.save({str(path)!r}): ONNX does not have an operation of the {what} ({_first_line(cause)}); "
                 f"write a .pt2 program."
             ) from error
     else:
@@ -141,8 +151,25 @@ def save(
     return path
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Omits messages of torch's ONNX export that do not concern its user; all others stay.
+
+    The operations of torchvision occur in no flow, and the deprecation is one inside torch.
+    """
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    concerns = lambda record: not record.getMessage().startswith("torchvision is not installed")
+    logger.addFilter(concerns)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.removeFilter(concerns)
+
+
 class Part(NamedTuple):
-    """What is traced: a module, its inputs by name with the shape of a row and the dtype, and its output's name."""
+    """A traced module, its inputs (name, shape of a row, dtype), the name of its output, and the options in it."""
 
     module: nn.Module
     inputs: list[tuple[str, torch.Size, torch.dtype]]
@@ -151,7 +178,7 @@ class Part(NamedTuple):
 
 
 class Network(nn.Module):
-    """The velocity of a continuous flow, at its interval's ends where it is asked outside."""
+    """Computes the velocity of a continuous flow; times outside its interval are moved to the nearest end."""
 
     def __init__(self, flow, guidance=None):
         super().__init__()
@@ -162,14 +189,14 @@ class Network(nn.Module):
 
 
 class Sampler(nn.Module):
-    """From draws of the base to samples."""
+    """Maps draws of the base to samples."""
 
     def __init__(self, flow, solver=None, guidance=None):
         super().__init__()
         self.flow, self.solver, self.guidance = flow, solver, guidance
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        if isinstance(self.flow, ContinuousFlow):  # without the look at which samples failed
+        if isinstance(self.flow, ContinuousFlow):  # without the check for failed samples
             u = transport(self.flow, z, 0.0, 1.0, context, None, solver=self.solver, guidance=self.guidance).y
         else:
             u, _ = self.flow._decode(z, context, None, ladj=False)
@@ -177,7 +204,7 @@ class Sampler(nn.Module):
 
 
 class LogProb(nn.Module):
-    """From data to log-densities."""
+    """Computes log-densities of data."""
 
     def __init__(self, flow, solver=None):
         super().__init__()
@@ -202,7 +229,7 @@ PARTS = {"network": Network, "sampler": Sampler, "log_prob": LogProb}
 def _trace(flow, what, solver, guidance, batch) -> tuple[torch.export.ExportedProgram, Part]:
     """Traces a part and compares the program with it."""
     if batch is not None:
-        why = "a batch is counted; pass an integer of 1 or more, or None for any."
+        why = "pass an integer of at least 1, or None for any size."
         check_integer("export", "batch", batch, 1, why)
     part = _part(flow, what, solver, guidance)
     sizes = (3, 7) if batch is None else (batch,)
@@ -212,43 +239,42 @@ def _trace(flow, what, solver, guidance, batch) -> tuple[torch.export.ExportedPr
     with torch.no_grad():
         inputs, *more = (_example(part, size) for size in sizes)
         try:
-            part.module(*inputs)  # on real numbers first: its own error messages are plain, coefficients are computed
+            part.module(*inputs)  # a normal call first: its errors are clear, and it computes coefficients
         except TypeError as error:
             if not (what == "log_prob" and isinstance(flow, ContinuousFlow)):
                 raise
             raise ValueError(
-                f"export(what='log_prob'): {error} For an export there is this one alone: the other divergences "
-                f"differentiate inside the graph. Call flow.log_prob instead."
+                f"export(what='log_prob'): {error} An export cannot use the other divergences; call flow.log_prob."
             ) from error
         try:
             traced = torch.export.export(part.module, inputs, dynamic_shapes=dynamic, strict=False)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"export(what={what!r}): torch.export cannot trace this {type(flow).__name__} ({_first_line(error)}): "
-                f"its Python looks at the values of tensors or at the size of the batch; keep such choices out of it"
+                f"export(what={what!r}): torch.export cannot trace this {type(flow).__name__} ({_first_line(error)}); "
+                f"remove Python code that depends on values of tensors"
                 f"{', or fix the size by batch=...' if batch is None else ''}."
             ) from error
         run = traced.module()
         for each in (inputs, *more):
             wanted, given = part.module(*each), run(*each)
-            # A last bit may move a rounded number by one.
+            # A rounding error may change a rounded number by one.
             close = given.shape == wanted.shape and torch.isclose(given, wanted, 1e-3, 1e-4, equal_nan=True)
             if close is False or close.double().mean() < 0.98:
                 raise ValueError(
-                    f"export(what={what!r}): the traced program gives other numbers than the flow for a batch of "
-                    f"{len(each[0])}, so its Python depends on more than tensors; make it a function of tensors alone."
+                    f"export(what={what!r}): the program and the flow return different numbers for a batch of "
+                    f"{len(each[0])}; remove Python code that depends on anything other than tensors."
                 )
     return traced, part
 
 
 def _part(flow, what: str, solver, guidance) -> Part:
-    """Finds what is to be traced, and refuses what no graph holds."""
+    """Returns the part to trace, and raises for what a graph cannot contain."""
     if what not in PARTS:
-        raise ValueError(f"export(what={what!r}): there is no such part of a flow; choose from {', '.join(PARTS)}.")
+        raise ValueError(f"export(what={what!r}): no such part of a flow; choose from {', '.join(PARTS)}.")
     if not isinstance(flow, BaseInvertibleFlow) or isinstance(flow.context_shape, dict):
         raise ValueError(
-            f"export({type(flow).__name__}): only a bijective flow (ContinuousFlow, discrete.NormalizingFlow), given "
-            f"one tensor or nothing, is a function of tensors from one end to the other; pass such a flow."
+            f"export({type(flow).__name__}): not supported; pass a ContinuousFlow or a discrete.NormalizingFlow, whose "
+            f"context is a tensor or None."
         )
     continuous = isinstance(flow, ContinuousFlow)
     takes = {"network": ("guidance",), "sampler": ("solver", "guidance"), "log_prob": ("solver",)}[what]
@@ -256,8 +282,8 @@ def _part(flow, what: str, solver, guidance) -> Part:
     unused = [name for name in given if name not in takes or not continuous]
     if unused:
         raise ValueError(
-            f"export(what={what!r}, {unused[0]}={given[unused[0]]!r}): the {what} of a {type(flow).__name__} has no "
-            f"use for it; omit it."
+            f"export(what={what!r}, {unused[0]}={given[unused[0]]!r}): the {what} of a {type(flow).__name__} does not "
+            f"use it; omit it."
         )
     if what == "network" and not continuous:
         raise ValueError(
@@ -269,8 +295,8 @@ def _part(flow, what: str, solver, guidance) -> Part:
     looking = sorted({type(each).__name__ for each in maps if each.reads_values or each.draws} - {"Compose"})
     if what == "log_prob" and looking:
         raise ValueError(
-            f"export(what='log_prob'): the map {looking[0]} looks at its values, whether they are in range, or draws, "
-            f"and a graph cannot; export the flow without its transform, or call flow.log_prob."
+            f"export(what='log_prob'): a graph cannot contain {looking[0]}, which checks values or draws; export the "
+            f"flow without it, or call flow.log_prob."
         )
     if continuous and what != "network":
         given["solver"] = _traceable(flow.solver if solver is None else solver)
@@ -287,20 +313,20 @@ def _part(flow, what: str, solver, guidance) -> Part:
 
 
 def _traceable(solver: Solver) -> Solver:
-    """Refuses solvers that a graph cannot hold; gives the others in their form for tracing."""
+    """Returns a solver in its form for tracing; raises if a graph cannot contain it."""
     why = solver.why_no_graph
     if why is None and solver.step_tolerance is not None:
-        why = "it chooses its steps by the values on the way, and a graph holds one number of steps"
+        why = "its number of steps is not fixed"
     if why is not None:
         raise ValueError(
-            f"export(solver={solver!r}): {why}; pass a solver on a fixed grid, such as solvers.Heun(steps=16) or "
-            f"UniPC(steps=8), or one that training.fit_bespoke made."
+            f"export(solver={solver!r}): {why}; pass a solver on a fixed grid, such as solvers.Heun(steps=16), or one "
+            f"from training.fit_bespoke."
         )
     return solver.for_tracing()
 
 
 def _example(part: Part, size: int) -> tuple[Tensor, ...]:
-    """Makes inputs for a trace: draws of the base, carried to data where data are asked for."""
+    """Returns inputs for tracing: draws of the base, transformed to data if the part takes data."""
     flow = part.module.flow
     generator = torch.Generator(device=flow.device).manual_seed(size)
     inputs = []
@@ -318,7 +344,7 @@ def _example(part: Part, size: int) -> tuple[Tensor, ...]:
 
 
 def _described(flow, what: str, part: Part, batch: int | None) -> dict:
-    """Says in plain values what a file computes."""
+    """Describes the contents of a file in values that JSON can hold."""
     show = lambda shape: ["batch" if batch is None else batch, *shape]
     name = lambda dtype: str(dtype).removeprefix("torch.")
     output = {"log_prob": torch.Size(), "network": flow.model_shape}.get(what, flow.event_shape)
@@ -350,8 +376,8 @@ def _needs_onnx(path: Path) -> None:
             importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"export.save({str(path)!r}): an ONNX model is made by the packages onnx and onnxscript, which are not "
-            f"installed ({error.name}); pip install onnx onnxscript, or write a .pt2 program."
+            f"export.save({str(path)!r}): {error.name} is not installed; pip install onnx onnxscript, or write a .pt2 "
+            f"program."
         ) from error
 
 

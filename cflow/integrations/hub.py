@@ -1,4 +1,4 @@
-"""Flows on the Hugging Face hub: pushed as :func:`cflow.save` writes them, with a card that says what they are."""
+"""Flows on the Hugging Face hub: pushed in the format of :func:`cflow.save`, with a card that describes them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ def push(
     message: str | None = None,
     api=None,
 ) -> str:
-    """Pushes a flow to a repository of the hub, which is made if there is none; gives the address of the commit.
+    """Pushes a flow to a repository of the hub, which is created if needed; returns the address of the commit.
 
-    The commit holds ``flow.safetensors`` (see :func:`cflow.save`), the card ``README.md`` (see
-    :func:`card`) and, where metrics are given, ``metrics.json``.
+    The commit contains ``flow.safetensors`` (see :func:`cflow.save`), the card ``README.md`` (see :func:`card`) and, if
+    there are metrics, ``metrics.json``.
 
     Args:
-        repo: ``"name/model"``.
-        metrics: what was measured, by name.
-        revision: the branch, which must exist; the main one unless given.
-        private: whether a new repository is; what the account says unless given.
-        message: of the commit.
-        api: a ``huggingface_hub.HfApi`` with an address or a token of its own; that of the login unless given.
+        flow: the flow.
+        repo: the repository, ``"name/model"``.
+        metrics: results of measurements, by name.
+        revision: the branch, which must exist. Default: the main branch.
+        private: whether a new repository is private. Default: the setting of the account.
+        message: the message of the commit.
+        api: a ``huggingface_hub.HfApi`` with a custom address or token. Default: that of the login.
 
     Raises:
-        ValueError: for a flow that cannot be saved, or a name that is none.
+        ValueError: for a flow that cannot be saved, or an invalid name.
         ImportError: if huggingface_hub is not installed.
         OSError: if the hub cannot be reached or refuses.
     """
@@ -63,29 +64,29 @@ def push(
             )  # fmt: skip
         except (OSError, hub.errors.HTTPError) as error:
             raise OSError(
-                f"hub.push({repo!r}): the hub did not take it ({_first_line(error)}); check the name, log in by `hf "
-                f"auth login` with a token that may write, and the connection; cflow.save keeps the flow meanwhile."
+                f"hub.push({repo!r}): the hub refused ({_first_line(error)}); check the name and the connection, and "
+                f"log in by `hf auth login` with a token that may write."
             ) from error
     return getattr(commit, "commit_url", str(commit))
 
 
 def load(repo: str, *, revision: str | None = None, device: str | torch.device = "cpu", api=None) -> nn.Module:
-    """Loads a flow from a repository of the hub: one file, of which nothing is executed (see :func:`cflow.load`).
+    """Loads a flow from a repository of the hub: one file, of which no code is executed (see :func:`cflow.load`).
 
-    What was loaded once is kept on disk and needs no network again. A ``revision`` that names a commit stays what it
-    is; a branch may change.
+    A loaded file is kept on disk, so that loading it again does not need the network. A commit never changes; a branch
+    may change.
 
     Args:
-        repo: ``"name/model"``.
-        revision: a commit, a tag or a branch; the newest of the main branch unless given.
-        device: where the flow goes.
-        api: as for :func:`push`.
+        repo: the repository, ``"name/model"``.
+        revision: a commit, a tag or a branch. Default: the newest commit of the main branch.
+        device: the device of the loaded flow.
+        api: a ``huggingface_hub.HfApi`` with a custom address or token. Default: that of the login.
 
     Raises:
-        ValueError: for a name that is none, and as :func:`cflow.load` does.
-        FileNotFoundError: if the repository holds no flow.
+        ValueError: for an invalid name, and as :func:`cflow.load`.
+        FileNotFoundError: if the repository does not contain a flow.
         ImportError: if huggingface_hub is not installed.
-        OSError: if the repository cannot be had.
+        OSError: if the repository is not available.
     """
     hub = _hub("load")
     api = hub.HfApi() if api is None else api
@@ -93,20 +94,23 @@ def load(repo: str, *, revision: str | None = None, device: str | torch.device =
         folder = api.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[FILE])
     except (OSError, hub.errors.HTTPError) as error:
         raise OSError(
-            f"hub.load({repo!r}, revision={revision!r}): the files cannot be had ({_first_line(error)}); check the "
-            f"name and the revision, log in by `hf auth login` for a private repository, and connect: only what was "
-            f"loaded before is there without a network."
+            f"hub.load({repo!r}, revision={revision!r}): not available ({_first_line(error)}); check the name, the "
+            f"revision and the connection, and log in by `hf auth login` for a private repository."
         ) from error
     if not Path(folder, FILE).is_file():
         raise FileNotFoundError(
-            f"hub.load({repo!r}, revision={revision!r}): that repository has no {FILE}, so it holds no flow; "
-            f"name one that hub.push wrote, or the revision that did."
+            f"hub.load({repo!r}, revision={revision!r}): the repository has no {FILE}; pass one that hub.push wrote."
         )
     return load_folder(folder, device=device)
 
 
 def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None) -> str:
-    """Writes the card of a flow, in Markdown: what it is, how to load it, and what was measured.
+    """Returns the card of a flow in Markdown: a description, the code that loads it, and the metrics.
+
+    Args:
+        flow: the flow.
+        repo: the repository, ``"name/model"``.
+        metrics: results of measurements, by name.
 
     Example:
         >>> from cflow import discrete
@@ -148,7 +152,7 @@ def card(flow: nn.Module, repo: str, metrics: Mapping[str, float] | None = None)
 
 
 def _use(flow: nn.Module) -> str:
-    """Writes the line that draws samples."""
+    """Returns the line of code that draws samples."""
     if getattr(flow, "context_shape", None) is None:
         return "x = flow.sample((16,))"
     if flow.classes:
@@ -166,10 +170,7 @@ def _hub(method: str):
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError as error:
-        raise ImportError(
-            f"hub.{method}: the package huggingface_hub, which speaks with the hub, is not installed; pip install "
-            f"huggingface_hub, or carry the folder that cflow.save writes in another way."
-        ) from error
+        raise ImportError(f"hub.{method}: huggingface_hub is not installed; pip install huggingface_hub.") from error
     return huggingface_hub
 
 

@@ -1,4 +1,4 @@
-"""Flows in Pyro: as priors and likelihoods, and as guides of variational inference."""
+"""Flows in Pyro: priors, likelihoods, and guides for variational inference."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ try:
     from pyro.infer.autoguide.initialization import init_to_median
 except ImportError as error:
     raise ImportError(
-        "cflow.integrations.pyro: Pyro is not installed (or not the whole of it); pip install pyro-ppl."
+        "cflow.integrations.pyro: Pyro is not installed, or not completely; pip install pyro-ppl."
     ) from error
 finally:
-    Distribution.set_default_validate_args(_validates)  # which importing Pyro turns on for all of torch
+    Distribution.set_default_validate_args(_validates)  # importing Pyro turns it on for all of torch
 
 __all__ = ["AutoFlow", "PyroFlow", "as_pyro"]
 
 
 def as_pyro(flow: Flow, context: Tensor | None = None, *, support: constraints.Constraint | None = None) -> PyroFlow:
-    """Gives the distribution of a flow's data (given a context) for ``pyro.sample``.
+    """Returns the distribution of a flow's data, given a context, for ``pyro.sample``.
 
-    The batch of the context is the batch of the distribution; an unconditional flow is drawn anew for every row of a
-    plate. A log-density that came with a draw is used when the draw is scored, so that a guide takes one pass.
+    An unconditional flow draws a new sample for every row of a plate. The log-density that was computed together with a
+    draw is used when Pyro scores this draw, so a guide needs one pass.
 
-    Register the parameters with ``pyro.module("flow", flow)`` where they are to be trained. Whatever samples by the
-    density (HMC, importance sampling) needs a flow whose ``likelihood`` is ``"exact"``.
+    Register the parameters with ``pyro.module("flow", flow)`` to train them. Methods that use the density (HMC,
+    importance sampling) need a flow whose ``likelihood`` is ``"exact"``.
 
     Args:
-        support: where the data lie, so that HMC and guides move in coordinates without bounds. Unless given it is
-            ``flow().support``: what the flow's transforms bound (``bijections.Logit``). Its event dimensions are made
-            the flow's.
+        flow: the flow.
+        context: contexts ``[*batch, *context_shape]``, whose batch is that of the distribution; None for an
+            unconditional flow.
+        support: a constraint for the data, so that HMC and guides use unbounded coordinates. Default:
+            ``flow().support``, the bounds of the flow's transforms (``bijections.Logit``). It gets the event dimensions
+            of the flow.
 
     Raises:
-        ValueError: for a flow without density, and for a context that does not fit.
+        ValueError: for a flow without a density, and for a context that does not fit.
         TypeError: if ``support`` is not one of torch's constraints.
 
     Source: Bingham et al., Pyro: Deep Universal Probabilistic Programming, 2018, arXiv:1810.09538.
@@ -55,20 +58,26 @@ def as_pyro(flow: Flow, context: Tensor | None = None, *, support: constraints.C
     """
     if flow.likelihood == "none":
         raise ValueError(
-            f"as_pyro({type(flow).__name__}): this flow has no density, by which Pyro scores every site; take a flow "
-            f"with one, such as a ContinuousFlow with bases.Normal."
+            f"as_pyro({type(flow).__name__}): this flow has no density, which Pyro needs; use a flow with one, such as "
+            f"a ContinuousFlow with bases.Normal."
         )
     return PyroFlow(flow, context, support=support)
 
 
 class PyroFlow(FlowDistribution, TorchDistributionMixin):
-    """A flow's distribution with what Pyro asks of one; made by :func:`as_pyro`."""
+    """Wraps a flow as a distribution of Pyro; :func:`as_pyro` returns one.
+
+    Args:
+        support: a constraint for the data. Default: ``flow().support``.
+
+    The other arguments are those of :class:`cflow.FlowDistribution`.
+    """
 
     def __init__(self, flow, context=None, batch_shape=None, validate_args=None, *, support=None):
         if support is not None and not isinstance(support, constraints.Constraint):
             raise TypeError(
-                f"as_pyro(support={support!r}): a constraint says where data lie; pass "
-                f"torch.distributions.constraints.unit_interval, say."
+                f"as_pyro(support={support!r}): not a constraint; pass one, such as "
+                f"torch.distributions.constraints.unit_interval."
             )
         self._within, self._drawn = support, None
         super().__init__(flow, context, batch_shape, validate_args)
@@ -86,37 +95,37 @@ class PyroFlow(FlowDistribution, TorchDistributionMixin):
         return wide
 
     def rsample(self, sample_shape=Size()) -> Tensor:  # noqa: B008 - torch's own signature
-        """Draws samples; their log-density is kept for when it is asked for."""
+        """Draws samples ``[*sample_shape, *batch_shape, *event_shape]`` and keeps their log-densities."""
         x, log_density = self.rsample_and_log_prob(sample_shape)
         self._drawn = x, log_density, torch.is_grad_enabled()
         return x
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Computes log-densities; of the last draw, the first time, those that came with it."""
+        """Computes the log-densities of ``value``; for the last draw, the first time, those kept with it."""
         drawn, self._drawn = self._drawn, None
-        # What was drawn without a graph is evaluated anew where one is wanted.
+        # Log-densities without a graph are computed again if a graph is needed.
         if drawn is not None and drawn[0] is value and (drawn[2] or not torch.is_grad_enabled()):
             return drawn[1]
         return super().log_prob(value)
 
 
 class AutoFlow(AutoContinuous):
-    """A guide that carries all latent variables of a model by one flow: ``SVI(model, AutoFlow(model, flow), ...)``.
+    """A guide with one flow for all latent variables of a model: ``SVI(model, AutoFlow(model, flow), ...)``.
 
-    The flow lives on the latent variables one after the other in coordinates without bounds, as Pyro's automatic
-    guides do; its parameters are registered with the guide. Pyro says how many there are: where the flow has another
-    number of features, the error names both.
+    The flow models the concatenated latent variables in unbounded coordinates, as Pyro's automatic guides do. Its
+    parameters are registered with the guide. If the number of features of the flow is wrong, the error states the right
+    one.
 
     Args:
         model: a Pyro model with continuous latent variables of fixed shapes.
-        flow: a bijective flow over vectors, differentiable in its samples. A discrete-time flow that samples in one
-            pass (``discrete.iaf``, ``discrete.realnvp``, ``discrete.nsf``) is the quickest.
-        init_loc_fn: how Pyro finds a first point of the model.
+        flow: a bijective flow over vectors whose samples have gradients. The fastest are discrete-time flows that
+            sample in one pass (``discrete.iaf``, ``discrete.realnvp``, ``discrete.nsf``).
+        init_loc_fn: Pyro's function for a first point of the model.
 
     Raises:
         TypeError: if ``flow`` is not bijective.
-        ValueError: if it is conditional, or its samples have no gradients; on the first call, if its features are not
-            as many as the model's latent numbers.
+        ValueError: if it is conditional, or its samples have no gradients; on the first call, if the number of its
+            features is not the number of the model's latent variables.
 
     Source: Rezende and Mohamed, Variational Inference with Normalizing Flows, 2015, arXiv:1505.05770.
 
@@ -134,23 +143,26 @@ class AutoFlow(AutoContinuous):
     def __init__(self, model, flow: BaseInvertibleFlow, *, init_loc_fn=init_to_median):
         if not isinstance(flow, BaseInvertibleFlow):
             raise TypeError(
-                f"AutoFlow(flow={type(flow).__name__}): a guide draws and scores by one bijective flow; pass a "
-                f"ContinuousFlow or a discrete.NormalizingFlow."
+                f"AutoFlow(flow={type(flow).__name__}): not a bijective flow; pass a ContinuousFlow or a "
+                f"discrete.NormalizingFlow."
             )
         if flow.context_shape is not None or not flow.has_rsample or len(flow.event_shape) != 1:
             raise ValueError(
                 f"AutoFlow(flow with event_shape={tuple(flow.event_shape)}, context_shape={flow.context_shape}, "
-                f"has_rsample={flow.has_rsample}): a guide is an unconditional flow over vectors whose samples have "
-                f"gradients; build it with one feature per latent number, without a context and without dequantising."
+                f"has_rsample={flow.has_rsample}): pass an unconditional flow over vectors whose samples have "
+                f"gradients, without Dequantise."
             )
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.flow = flow
 
     def get_posterior(self, *args, **kwargs) -> PyroFlow:
-        """Gives the flow over all latent variables in coordinates without bounds."""
+        """Returns the distribution of all latent variables in unbounded coordinates.
+
+        Pyro's ``args`` and ``kwargs`` of the model are not used.
+        """
         if self.latent_dim != self.flow.event_shape[0]:
             raise ValueError(
-                f"AutoFlow: the model has {self.latent_dim} latent numbers and the flow {self.flow.event_shape[0]} "
+                f"AutoFlow: the model has {self.latent_dim} latent variables, the flow {self.flow.event_shape[0]} "
                 f"features; build the flow with features={self.latent_dim}."
             )
         return as_pyro(self.flow)

@@ -1,6 +1,6 @@
 """Flows as estimators of sbi: neural posterior and likelihood estimation, and flow matching posterior estimation.
 
-Importing this imports sbi, and with it zuko, which turns off the argument checks of ``torch.distributions``.
+Importing this module imports sbi, and with it zuko, which turns off the argument checks of ``torch.distributions``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ __all__ = ["FlowEstimator", "VectorField", "as_density_estimator", "density_esti
 
 
 class FlowEstimator(ConditionalDensityEstimator):
-    """Shows a conditional flow to sbi as a density estimator.
+    """Wraps a conditional flow as a density estimator of sbi. :func:`density_estimator` builds one.
 
-    ``net`` is the flow; its context is the condition, carried through ``embedding_net``.
+    Args:
+        flow: the flow; sbi calls it ``net``. Its context is the embedded condition.
+        condition_shape: the shape of one condition.
+        embedding_net: the network from conditions to contexts.
+        objective: how the flow is trained.
 
-    Shapes, as everywhere in sbi: ``input [S, B, *event]`` or ``[B, *event]``, ``condition [B, *condition]`` or
-    ``[S, B, *condition]``, where B may be 1 in either; log-densities ``[S, B]``, samples ``[*shape, B, *event]``.
-    Keywords go to the flow's methods. Cost: a condition is embedded once, not once per sample.
+    Shapes: those of sbi. ``input [S, B, *event]`` or ``[B, *event]``, ``condition [B, *condition]`` or
+    ``[S, B, *condition]``, where B may be 1 in either. Log-densities are ``[S, B]``, samples are
+    ``[*sample_shape, B, *event]``. Cost: a condition is embedded once, not once per sample.
     """
 
     def __init__(self, flow: BaseFlow, condition_shape: Size, embedding_net: nn.Module, objective: Objective):
@@ -37,31 +41,42 @@ class FlowEstimator(ConditionalDensityEstimator):
 
     @property
     def embedding_net(self) -> nn.Module:
+        """The network from conditions to contexts."""
         return self._embedding_net
 
     def log_prob(self, input: Tensor, condition: Tensor, **options) -> Tensor:
+        """Computes the log-density of ``input`` given ``condition``; ``options`` are keywords of the flow."""
         self._check_input_shape(input)
         input = input if input.dim() > len(self.input_shape) + 1 else input[None]
         return self.net.log_prob(input, _contexts(self, condition), **options)
 
     def loss(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Computes the loss of the objective for each ``input`` given ``condition``."""
         return self.objective(self.net, input, _contexts(self, condition))
 
     def sample(self, sample_shape: Size, condition: Tensor, **options) -> Tensor:
+        """Draws ``sample_shape`` samples for each ``condition``; ``options`` are keywords of the flow."""
         return self.net.sample(sample_shape, _contexts(self, condition), **options)
 
     def sample_and_log_prob(self, sample_shape: Size, condition: Tensor, **options) -> tuple[Tensor, Tensor]:
+        """Draws as ``sample(sample_shape, condition, **options)`` and returns the log-densities as well."""
         return self.net.sample_and_log_prob(sample_shape, _contexts(self, condition), **options)
 
 
 class VectorField(ConditionalVectorFieldEstimator):
-    r"""Shows a continuous flow to sbi as a vector field, whose time runs from data to noise.
+    r"""Wraps a continuous flow as a vector field of sbi, in which time runs from data to noise.
 
     .. math:: v_{\text{sbi}}(t, \theta) = -s \odot v\bigl(1 - t, (\theta - m) / s\bigr), \qquad
         \theta_1 \sim \mathcal N(m, s^2)
 
-    with m and s the mean and scale of theta, in which the flow works. sbi integrates it with its own solver; scores and
-    stochastic sampling are not offered.
+    where m and s are the mean and the scale with which the flow standardises theta. sbi integrates the field with its
+    own solver. Scores and stochastic sampling are not available. :func:`vector_field` builds a VectorField.
+
+    Args:
+        flow: the flow; sbi calls it ``net``. Its context is the embedded condition.
+        condition_shape: the shape of one condition.
+        embedding_net: the network from conditions to contexts.
+        objective: how the flow is trained.
     """
 
     SCORE_DEFINED = SDE_DEFINED = MARGINALS_DEFINED = False
@@ -75,13 +90,16 @@ class VectorField(ConditionalVectorFieldEstimator):
         self._std_base = flow.postprocess(zero + 1)[0] - self._mean_base
 
     def forward(self, input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        """Computes the velocity at ``input`` and ``times`` of sbi, given ``condition``."""
         u = (input - self._mean_base[0]) / self._std_base[0]
         return -self._std_base[0] * self.net.velocity(1 - times, u, _contexts(self, condition))
 
     def ode_fn(self, input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        """Computes the velocity at ``input`` and ``times`` of sbi, given ``condition``, for its ODE solver."""
         return self(input, condition, times)
 
     def loss(self, input: Tensor, condition: Tensor, times: Tensor | None = None) -> Tensor:
+        """Computes the loss for each ``input`` given ``condition``, at ``times`` of sbi or at random ones."""
         batch = self.objective.make_batch(self.net, input, _contexts(self, condition))
         if times is not None:
             batch.t = 1 - times
@@ -98,25 +116,25 @@ def density_estimator(
     objective: Objective | None = None,
     **options,
 ) -> Callable[[Tensor, Tensor], FlowEstimator]:
-    """Gives what sbi's ``NPE`` and ``NLE`` take as ``density_estimator``: flows made by ``make(features, context)``.
+    """Returns a function for the argument ``density_estimator`` of sbi's ``NPE`` and ``NLE``, which builds flows.
 
     Args:
         make: a preset such as ``discrete.nsf``, or any constructor ``make(features, context, **options)`` of a
-            conditional flow over vectors; a continuous flow does, too.
+            conditional flow over vectors. The flow may be continuous.
         likelihood: whether the flow models x given theta (``NLE``) instead of theta given x (``NPE``).
-        embedding: a network from conditions to vectors ``[B, context]``, copied for each estimator; needed where
+        embedding: a network from conditions to vectors ``[B, context]``, copied for each estimator; needed if
             conditions are not vectors.
-        standardise: whether what is modelled and the condition are standardised by the simulations first, features each
-            by itself (images and series of conditions by one scale); densities are those of the original units.
-        transform: transforms of what is modelled, before it is standardised: for instance onto the whole line from a
-            prior's box, so that no sample falls outside.
-        objective: how the flow is trained; maximum likelihood unless given. ``objectives.FlowMatching()`` trains a
-            continuous flow without solving it; later rounds of ``NPE`` ask for its density all the same.
-        options: for ``make``.
+        standardise: whether to standardise the modelled variable and the condition by the simulations: each feature
+            separately, but images and series of conditions with one scale. Densities keep the original units.
+        transform: transforms of the modelled variable, applied before it is standardised: for instance from the box of
+            a prior to the whole line, so that no sample is outside.
+        objective: how the flow is trained. Default: maximum likelihood. ``objectives.FlowMatching()`` trains a
+            continuous flow without solving its equation, but later rounds of ``NPE`` need its density.
+        **options: keywords of ``make``.
 
     Raises:
-        ValueError: from the function returned, for parameters or data that are no vectors, for conditions that need an
-            embedding, and for features that are constant.
+        ValueError: from the returned function: for parameters or data that are not vectors, for conditions that need an
+            embedding, and for constant features.
 
     Source: Greenberg et al., Automatic Posterior Transformation for Likelihood-Free Inference, 2019, arXiv:1905.07488;
     Papamakarios et al., Sequential Neural Likelihood, 2018, arXiv:1805.07226.
@@ -147,15 +165,19 @@ def vector_field(
     objective: FlowMatching | None = None,
     **options,
 ) -> Callable[[Tensor, Tensor], VectorField]:
-    """Gives what sbi's ``FMPE`` takes as ``vf_estimator``: continuous flows made by ``make(features, context)``.
+    """Returns a function for the argument ``vf_estimator`` of sbi's ``FMPE``, which builds continuous flows.
 
     ``NPE(prior, density_estimator(make, objective=FlowMatching()))`` trains the same flow, and samples it with the
-    flow's own solver.
+    flow's solver.
 
-    Args: as :func:`density_estimator`; ``objective`` is flow matching, with another coupling or law of times if given.
+    Args:
+        objective: flow matching, for instance with another coupling or distribution of times. Default:
+            ``objectives.FlowMatching()``.
+
+    The other arguments are those of :func:`density_estimator`.
 
     Raises:
-        TypeError: from the function returned, if ``make`` does not give a continuous flow.
+        TypeError: from the returned function, if ``make`` does not return a continuous flow.
         ValueError: as :func:`density_estimator`, and if the flow's base is not a standard normal, or it has transforms.
 
     Source: Dax et al., Flow Matching for Scalable Simulation-Based Inference, 2023, arXiv:2305.17161.
@@ -176,13 +198,13 @@ def vector_field(
         flow, net = _assemble("vector_field", make, theta, x, embedding, standardise, (), options)
         if not isinstance(flow, ContinuousFlow):
             raise TypeError(
-                f"vector_field: the flow is a {type(flow).__name__}, which has no vector field; pass a function that "
-                f"makes a cflow.ContinuousFlow, or use density_estimator with NPE."
+                f"vector_field: {type(flow).__name__} has no vector field; pass a function that returns a "
+                f"cflow.ContinuousFlow, or use density_estimator with NPE."
             )
         if not getattr(flow.base, "is_standard", False) or len(flow.transform) > standardise:
             raise ValueError(
-                "vector_field: sbi follows the field itself from a normal, and this flow has another base or "
-                "transforms of its own; use bases.Normal and no transform, or density_estimator with NPE."
+                "vector_field: sbi needs a standard normal base and no transforms; use bases.Normal without a "
+                "transform, or density_estimator with NPE."
             )
         return VectorField(flow, x.shape[1:], net, FlowMatching() if objective is None else objective)
 
@@ -190,7 +212,10 @@ def vector_field(
 
 
 def as_density_estimator(flow: BaseFlow) -> FlowEstimator:
-    """Shows a conditional flow that is trained already to sbi, for ``NPE(prior).build_posterior(estimator)``.
+    """Wraps a trained conditional flow for sbi: ``NPE(prior).build_posterior(as_density_estimator(flow))``.
+
+    Args:
+        flow: the flow, whose context is the condition.
 
     Raises:
         ValueError: for an unconditional flow.
@@ -202,14 +227,14 @@ def as_density_estimator(flow: BaseFlow) -> FlowEstimator:
     """
     if flow.context_shape is None:
         raise ValueError(
-            "as_density_estimator: the flow is unconditional, and sbi asks for a density given a condition; build it "
-            "with a context, as discrete.maf(2, context=3)."
+            "as_density_estimator: the flow is unconditional; build it with a context, such as "
+            "discrete.maf(2, context=3)."
         )
     return FlowEstimator(flow, flow.context_shape, nn.Identity(), MaximumLikelihood())
 
 
 def _contexts(estimator, condition: Tensor) -> Tensor:
-    """Carries conditions ``[*batch, *condition]`` to the flow's contexts ``[*batch, *context]``."""
+    """Computes the contexts ``[*batch, *context]`` of conditions ``[*batch, *condition]``."""
     estimator._check_condition_shape(condition)
     batch = condition.shape[: condition.dim() - len(estimator.condition_shape)]
     context = estimator.embedding_net(condition.reshape(-1, *estimator.condition_shape))
@@ -217,7 +242,7 @@ def _contexts(estimator, condition: Tensor) -> Tensor:
 
 
 class _Encode(nn.Module):
-    """Applies a transform without its log-determinant, which conditions have no use for."""
+    """Applies a transform without its log-determinant, which conditions do not need."""
 
     def __init__(self, transform: Map):
         super().__init__()
@@ -228,12 +253,13 @@ class _Encode(nn.Module):
 
 
 def _assemble(name: str, make, modelled, condition, embedding, standardise, transform, options):
-    """Makes a flow for simulations, and the network that carries conditions to its contexts."""
+    """Builds a flow for simulations, and the network from conditions to its contexts."""
     if modelled.dim() != 2 or (condition.dim() != 2 and embedding is None):
-        which, shape = ("what is modelled", modelled) if modelled.dim() != 2 else ("the condition", condition)
+        inside = modelled.dim() == 2
+        which, shape = ("the condition", condition) if inside else ("the modelled variable", modelled)
         raise ValueError(
-            f"{name}: {which} has shape {list(shape.shape[1:])}, and flows model and read vectors; "
-            + ("flatten it in the simulator." if which[0] == "w" else "pass embedding=, a network that gives vectors.")
+            f"{name}: {which} has shape {list(shape.shape[1:])} and is not a vector; "
+            + ("pass embedding=, a network that returns vectors." if inside else "flatten it in the simulator.")
         )
     parts = [nn.Identity() if embedding is None else copy.deepcopy(embedding)]
     if standardise:
@@ -244,7 +270,7 @@ def _assemble(name: str, make, modelled, condition, embedding, standardise, tran
         width = net(condition[:2]).shape[1:]
     if len(width) != 1:
         raise ValueError(
-            f"{name}: the embedding gives {list(width)} for one condition, and a flow reads one vector; end it with "
+            f"{name}: the embedding returns {list(width)} for one condition, not a vector; end it with "
             f"torch.nn.Flatten()."
         )
     flow = make(modelled.shape[1], width[0], **options)

@@ -85,21 +85,25 @@ def test_a_flow_without_density_gives_draws_alone(generator):
     data = posterior(flow, draws=20, generator=generator)
     assert data.posterior["x"].shape == (4, 5, 2)
     assert groups(data) == {"posterior"}
-    with pytest.raises(ValueError, match="here it is 'none'"):
+    with pytest.raises(ValueError, match="the flow's likelihood is 'none'"):
         posterior(flow, draws=8, target=lambda x: x.sum(-1))
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((torch.zeros(0, 2),), {}, "one or more and as many everywhere"),
-        ((torch.tensor(1.0),), {}, "one or more and as many everywhere"),
-        (({},), {}, "one or more and as many everywhere"),
-        (({"a": torch.zeros(3), "b": torch.zeros(4)},), {}, r"here they are \{'a': 3, 'b': 4\}"),
+        ((torch.zeros(0, 2),), {}, "the numbers of draws differ, or are zero"),
+        ((torch.tensor(1.0),), {}, "the numbers of draws differ, or are zero"),
+        (({},), {}, "the numbers of draws differ, or are zero"),
+        (
+            ({"a": torch.zeros(3), "b": torch.zeros(4)},),
+            {},
+            r"draws differ, or are zero: \{'a': 3, 'b': 4\}",
+        ),
         ((torch.zeros(3, 2), torch.zeros(4)), {}, r"'log_density': 4"),
         ((torch.zeros(3, 2), torch.zeros(3, 1)), {}, r"log_density of shape \[3, 1\]"),
-        ((torch.zeros(3, 2),), {"names": ["a"]}, "1 names are those of"),
-        (({"a": torch.zeros(3)},), {"names": ["a"]}, "names them already"),
+        ((torch.zeros(3, 2),), {"names": ["a"]}, "do not have 1 columns"),
+        (({"a": torch.zeros(3)},), {"names": ["a"]}, "are a dict and have names"),
         ((torch.zeros(3, 2),), {"chains": 2}, "pass a divisor of 3"),
         ((torch.zeros(3, 2),), {"chains": 0}, "pass a divisor of 3"),
         ((torch.zeros(2),), {"log_weights": torch.tensor([0.0, torch.nan])}, "must be finite"),
@@ -114,7 +118,7 @@ def test_mistakes_are_named(arguments, options, message):
 
 def test_mistakes_about_a_flow_are_named():
     flow = discrete.nsf(2, layers=1, hidden=(8,), context=3)
-    with pytest.raises(ValueError, match="call it for each context by itself"):
+    with pytest.raises(ValueError, match="per call"):
         posterior(flow, torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"return one log-density per draw, \[8\]"):
         posterior(flow, torch.zeros(3), 8, target=lambda x: x)

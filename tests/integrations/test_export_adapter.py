@@ -1,8 +1,10 @@
 """Exported graphs against the flows they were traced from: in a process that never imports cflow, at other batches."""
 
 import json
+import logging
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -150,19 +152,19 @@ def test_what_is_beside_a_file_tells_how_to_run_it(tmp_path):
     ("flow", "options", "message"),
     [
         (mlp(), {"what": "flow"}, "choose from network, sampler, log_prob"),
-        (torch.nn.Linear(2, 2), {}, "only a bijective flow"),
-        (mlp(), {}, "it chooses its steps by the values on the way"),
+        (torch.nn.Linear(2, 2), {}, "not supported; pass a ContinuousFlow"),
+        (mlp(), {}, "its number of steps is not fixed"),
         (mlp(), {"what": "sampler", "solver": solvers.EulerMaruyama(4)}, "it draws noise"),
         (mlp(), {"what": "sampler", "solver": solvers.Picard(steps=4)}, "reads its progress on the host"),
         (mlp(), {"what": "sampler", "solver": solvers.CudaGraph(solvers.Euler(4))}, "it is captured already"),
-        (mlp(), {"what": "network", "solver": solvers.Euler(4)}, "has no use for it"),
-        (mlp(), {"what": "network", "batch": 0}, "an integer of 1 or more"),
+        (mlp(), {"what": "network", "solver": solvers.Euler(4)}, "does not use it"),
+        (mlp(), {"what": "network", "batch": 0}, "an integer of at least 1"),
         (nsf(), {"what": "network"}, "has no velocity"),
         (empirical(), {"what": "log_prob", "solver": solvers.Euler(4)}, "has no density"),
-        (nsf(), {"what": "sampler", "solver": solvers.Euler(4)}, "has no use for it"),
-        (unet(), {"what": "log_prob", "solver": solvers.Euler(1)}, "differentiate inside the graph"),
-        (nsf().with_transform(Logit(2)), {"what": "log_prob"}, "Logit looks at its values"),
-        (nsf().with_transform(Dequantise(2)), {"what": "log_prob"}, "Dequantise looks at its values"),
+        (nsf(), {"what": "sampler", "solver": solvers.Euler(4)}, "does not use it"),
+        (unet(), {"what": "log_prob", "solver": solvers.Euler(1)}, "cannot use the other divergences"),
+        (nsf().with_transform(Logit(2)), {"what": "log_prob"}, "cannot contain Logit"),
+        (nsf().with_transform(Dequantise(2)), {"what": "log_prob"}, "cannot contain Dequantise"),
     ],
 )
 def test_what_no_graph_holds_is_refused_with_the_reason(flow, options, message):
@@ -175,9 +177,9 @@ def test_a_field_whose_python_depends_on_more_than_tensors_is_refused():
         field = fields.Adapted(torch.nn.Linear(2, 2), lambda net, t, x, context: move(net(x)), event_shape=2)
         return cflow.ContinuousFlow(field, bases.Normal(2))
 
-    with pytest.raises(ValueError, match=r"cannot trace this ContinuousFlow .* keep such choices out"):
+    with pytest.raises(ValueError, match=r"cannot trace this ContinuousFlow .* remove Python code"):
         export.program(build(lambda v: v if len(v) > 3 else 2 * v), "network")
-    with pytest.raises(ValueError, match="gives other numbers than the flow"):
+    with pytest.raises(ValueError, match="return different numbers"):
         export.program(build(lambda v: v + torch.rand_like(v)), "network")
 
 
@@ -191,11 +193,15 @@ def test_a_weak_flow_of_a_guidance_is_traced_with_the_good_one():
     assert weak.training
 
 
-def test_onnx_gives_the_same_numbers(tmp_path):
+def test_onnx_gives_the_same_numbers(tmp_path, capfd):
     pytest.importorskip("onnxscript", reason="ONNX models are made by onnx and onnxscript: pip install onnx onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX models are run by onnxruntime")
     labelled, solver = mlp(classes=3), solvers.Heun(steps=1)
-    network = runtime.InferenceSession(export.save(labelled, tmp_path / "network.onnx", "network"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network = runtime.InferenceSession(export.save(labelled, tmp_path / "network.onnx", "network"))
+    messages = [capfd.readouterr().err, *(str(each.message) for each in caught)]
+    assert not [each for each in messages if "torchvision" in each or "LeafSpec" in each]
     sampler = runtime.InferenceSession(export.save(mlp(), tmp_path / "sampler.onnx", "sampler", solver=solver))
     for count in (1, 7):
         t, x, labels = torch.rand(count), torch.randn(count, 2), torch.arange(count) % 3
@@ -206,8 +212,27 @@ def test_onnx_gives_the_same_numbers(tmp_path):
         (given,) = sampler.run(["x"], {"z": z.numpy()})
         assert torch.allclose(torch.from_numpy(given), drawn, rtol=1e-5, atol=1e-6)
     linear = discrete.NormalizingFlow(discrete.LULinear(2), bases.Normal(2))
-    with pytest.raises(ValueError, match=r"no form in ONNX \(.*solve_triangular.*write a .pt2 program"):
+    with pytest.raises(ValueError, match=r"operation of the sampler \(.*solve_triangular.*write a .pt2 program"):
         export.save(linear, tmp_path / "draws.onnx", "sampler")
+
+
+def test_only_messages_without_use_are_omitted(caplog):
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings(record=True) as caught, export._quiet():
+            logger.warning("torchvision is not installed. Skipping %s", "torchvision::nms")
+            logger.warning("a decomposition is missing")
+            warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use ...", FutureWarning, stacklevel=1)
+            warnings.warn("another deprecation", FutureWarning, stacklevel=1)
+        logger.warning("torchvision is not installed. Skipping it")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {each.getMessage() for each in caplog.records} == {
+        "a decomposition is missing",
+        "torchvision is not installed. Skipping it",
+    }
+    assert [str(each.message) for each in caught] == ["another deprecation"]
 
 
 def test_endings_and_missing_packages_are_named(tmp_path, monkeypatch):

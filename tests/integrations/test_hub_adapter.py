@@ -88,9 +88,7 @@ def test_options_reach_the_hub(api):
     assert api.calls[0] == ("create_repo", {"repo_id": "me/moons", "private": True, "exist_ok": True})
     assert (api.calls[1][1]["revision"], api.calls[1][1]["commit_message"]) == ("tiny", "second")
     assert isinstance(hub.load("me/moons", revision="tiny", api=api), discrete.NormalizingFlow)
-    with pytest.raises(
-        OSError, match=r"revision=None\): the files cannot be had \(Repository Not Found .*hf auth login"
-    ):
+    with pytest.raises(OSError, match=r"revision=None\): not available \(Repository Not Found .*hf auth login"):
         hub.load("me/moons", api=api)
 
 
@@ -122,7 +120,7 @@ def test_the_card_tells_what_a_flow_is_and_its_code_runs(api, monkeypatch):
 
 def test_repositories_without_a_flow_are_named(api, tmp_path):
     (tmp_path / "hub" / "me" / "text" / "main").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"has no flow.safetensors, so it holds no flow"):
+    with pytest.raises(FileNotFoundError, match=r"has no flow.safetensors; pass one"):
         hub.load("me/text", api=api)
 
 
@@ -130,9 +128,9 @@ def test_a_hub_out_of_reach_is_told(tmp_path, monkeypatch):
     nowhere = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     flow = discrete.nsf(2, layers=1, hidden=(8,))
-    with pytest.raises(OSError, match=r"hub.push\('me/moons'\): the hub did not take it"):
+    with pytest.raises(OSError, match=r"hub.push\('me/moons'\): the hub refused"):
         hub.push(flow, "me/moons", api=nowhere)
-    with pytest.raises(OSError, match=r"hub.load\('me/moons', revision=None\): the files cannot be had .* and connect"):
+    with pytest.raises(OSError, match=r"hub.load\('me/moons', revision=None\): not available .*the connection"):
         hub.load("me/moons", api=nowhere)
     with pytest.raises(ValueError, match="me/two words"):
         hub.load("me/two words", api=nowhere)
@@ -140,7 +138,7 @@ def test_a_hub_out_of_reach_is_told(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"hub.load: .* pip install huggingface_hub, or carry the folder"):
+    with pytest.raises(ImportError, match=r"hub.load: .* pip install huggingface_hub"):
         hub.load("me/moons")
     with pytest.raises(ImportError, match="hub.push"):
         hub.push(discrete.nsf(2), "me/moons")

@@ -257,18 +257,18 @@ def test_mistakes_are_explained():
     theta, x = torch.randn(50, 2), torch.randn(50, 3)
     with pytest.raises(ValueError, match=r"the condition has shape \[8, 8\].*pass embedding="):
         density_estimator(discrete.maf)(theta, torch.randn(50, 8, 8))
-    with pytest.raises(ValueError, match=r"what is modelled has shape \[8, 8\].*flatten it"):
+    with pytest.raises(ValueError, match=r"the modelled variable has shape \[8, 8\].*flatten it"):
         density_estimator(discrete.maf, likelihood=True)(theta, torch.randn(50, 8, 8))
-    with pytest.raises(ValueError, match=r"embedding gives \[3, 8\] for one condition"):
+    with pytest.raises(ValueError, match=r"embedding returns \[3, 8\] for one condition"):
         density_estimator(discrete.maf, embedding=nn.Linear(8, 8))(theta, torch.randn(50, 3, 8))
-    with pytest.raises(TypeError, match="NormalizingFlow, which has no vector field"):
+    with pytest.raises(TypeError, match="NormalizingFlow has no vector field"):
         vector_field(discrete.maf)(theta, x)
     scaled = lambda features, context: cflow.ContinuousFlow(
         fields.MLP(features, context=context), bases.Normal(features, scale=2.0), context_shape=context
     )
     boxed = lambda *sizes: continuous(*sizes).with_transform(Logit(2))
     for make in (scaled, boxed):
-        with pytest.raises(ValueError, match="from a normal, and this flow has another base or transforms"):
+        with pytest.raises(ValueError, match="needs a standard normal base and no transforms"):
             vector_field(make)(theta, x)
     with pytest.raises(ValueError, match="flow is unconditional"):
         as_density_estimator(discrete.maf(2))
@@ -289,7 +289,7 @@ def test_importing_cflow_imports_no_bridge():
         "try: bridges.tensorflow\nexcept AttributeError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "no such bridge" in done.stdout
+    assert "no such adapter" in done.stdout
 
 
 @pytest.mark.parametrize("name", sorted(discrete.PRESETS))

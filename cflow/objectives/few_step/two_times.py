@@ -37,8 +37,8 @@ class TwoTimes(FlowMatching):
     .. math:: X_{t,s}(x) = x + (s - t)\, u(t, x, s), \qquad u(t, x, t) = v(t, x)
 
     On the part of every batch with ``s > t``, a subclass defines the target of the average velocity (:meth:`_error`).
-    On the rest, with ``s = t``, this is flow matching. The trained flow is therefore an ordinary flow too: ODE solvers and
-    densities use ``u(t, x, t)``, and ``solvers.FlowMap`` takes whole steps.
+    On the rest, with ``s = t``, this is flow matching. The trained flow is therefore an ordinary flow too: ODE solvers
+    and densities use ``u(t, x, t)``, and ``solvers.FlowMap`` takes whole steps.
 
     Args:
         coupling, times, weight, condition_dropout: see :class:`FlowMatching`; both times are drawn from ``times``.
