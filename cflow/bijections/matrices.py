@@ -41,8 +41,8 @@ def factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
     r"""Computes the compact form of a product of Householder reflections from its vectors ``[K, D]``.
 
-    .. math:: H_1 H_2 \cdots H_K = I - U^\top S^{-1} U, \qquad
-        S_{ij} = \begin{cases} u_i^\top u_j & i < j \\ 1/2 & i = j \\ 0 & i > j \end{cases}
+    .. math:: H_1 H_2 \cdots H_K = I - U^\top S^{-1} U,
+        \qquad S_{ij} = \begin{cases} u_i^\top u_j & i < j \\ 1/2 & i = j \\ 0 & i > j \end{cases}
 
     where the rows of U are the vectors at length one. A vector of zeros is the identity.
 

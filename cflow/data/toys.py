@@ -256,8 +256,8 @@ def pinwheel(
 ) -> Tensor:
     r"""Draws from the curved arms of a pinwheel.
 
-    .. math:: x = \text{scale} \cdot R\bigl(\tfrac{2\pi k}{K} + \text{rate} \cdot e^{a}\bigr) (a, b), \qquad
-        a \sim \mathcal N(1, \sigma_r^2),\; b \sim \mathcal N(0, \sigma_t^2)
+    .. math:: x = \text{scale} \cdot R\bigl(\tfrac{2\pi k}{K} + \text{rate} \cdot e^{a}\bigr) (a, b),
+        \qquad a \sim \mathcal N(1, \sigma_r^2),\; b \sim \mathcal N(0, \sigma_t^2)
 
     where ``R`` is the rotation by an angle, and ``k`` is uniform over the ``K`` arms. The density has no closed form,
     since the rotation maps several points (a, b) to one point.
@@ -292,8 +292,8 @@ def pinwheel(
 def spirals(n: int, *, noise: float = 0.3, scale: float = 1 / 3, generator=None, device=None, dtype=None) -> Tensor:
     r"""Draws from two interlocking spirals of one and a half turns with Gaussian noise.
 
-    .. math:: x = \text{scale} \cdot \bigl(\pm\, t\, (-\cos t, \sin t) + \sigma \epsilon\bigr), \qquad
-        t = 3\pi \sqrt u,\; u \sim \mathcal U(0, 1)
+    .. math:: x = \text{scale} \cdot \bigl(\pm\, t\, (-\cos t, \sin t) + \sigma \epsilon\bigr),
+        \qquad t = 3\pi \sqrt u,\; u \sim \mathcal U(0, 1)
 
     The square root distributes the samples almost evenly along the arms. By default the arms end at radius ``pi``, and
     the noise after scaling is 0.1.

@@ -22,7 +22,7 @@ class FlowOutlierDetector(OutlierMixin, BaseEstimator):
     scores :math:`s_1, \dots, s_n`, which are typical of unseen rows from the same distribution. The p-value of a new
     row of score ``s`` is
 
-    .. math:: p = \frac{1 + \#\{i : s_i \le s\}}{n + 1}
+    .. math:: p = \frac{1 + \sum_i \mathbb 1[s_i \le s]}{n + 1}
 
     and the row is flagged if :math:`p \le` ``contamination``. For a row from the same distribution
     :math:`P(p \le \alpha) \le \alpha`, for any density, however well it fits (the probability includes the draw of the

@@ -60,8 +60,8 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
     r"""Estimates the squared maximum mean discrepancy with a Gaussian kernel.
 
     .. math::
-        \mathbb E\, k(X, X') + \mathbb E\, k(Y, Y') - 2\, \mathbb E\, k(X, Y), \qquad
-        k(a, b) = \exp\bigl(-\lVert a - b \rVert^2 / (2 h^2)\bigr)
+        \mathbb E\, k(X, X') + \mathbb E\, k(Y, Y') - 2\, \mathbb E\, k(X, Y),
+        \qquad k(a, b) = \exp\bigl(-\lVert a - b \rVert^2 / (2 h^2)\bigr)
 
     The estimate is the unbiased U-statistic, so it may be negative if the distributions are equal.
 

@@ -75,8 +75,8 @@ def importance(log_weights: Tensor) -> Importance:
     r"""Evaluates importance weights, :math:`w_i = \tilde p(x_i) / q(x_i)` of samples :math:`x_i \sim q`.
 
     .. math:: \log \hat Z = \log \frac1N \sum_i w_i, \qquad
-              \mathrm{ESS} = \frac{\big(\sum_i w_i\big)^2}{\sum_i w_i^2}, \qquad
-              w_{(N - M + j)} \leftarrow \min \Big( F^{-1}_{\hat k, \hat\sigma} \Big( \frac{j - 1/2}{M} \Big),
+              \mathrm{ESS} = \frac{\big(\sum_i w_i\big)^2}{\sum_i w_i^2},
+              \qquad w_{(N - M + j)} \leftarrow \min \Big( F^{-1}_{\hat k, \hat\sigma} \Big( \frac{j - 1/2}{M} \Big),
               \max_i w_i \Big)
 
     The :math:`M = \min(N / 5, 3 \sqrt N)` largest weights are replaced by quantiles of a generalised Pareto

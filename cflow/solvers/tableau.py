@@ -62,7 +62,7 @@ def _combination(weights: tuple[Fraction, ...]) -> Combination | None:
 class Tableau:
     r"""Holds the coefficients of an explicit Runge-Kutta method as exact fractions.
 
-    .. math:: k_i = f\Big(t + c_i h,\; y + h \sum_{j<i} a_{ij} k_j\Big), \qquad y^+ = y + h \sum_i b_i k_i
+    .. math:: k_i = f\Big(t + c_i h,\; y + h \sum_{j < i} a_{ij} k_j\Big), \qquad y^+ = y + h \sum_i b_i k_i
 
     The continuous extension, if there is one, computes states inside a step:
 

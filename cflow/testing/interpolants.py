@@ -22,8 +22,8 @@ __all__ = ["GaussianBridgeField", "check_interpolant"]
 class GaussianBridgeField(Field):
     r"""The optimal network on an interpolant between two independent normals, each entry alike.
 
-    .. math:: x_t \sim \mathcal N(\mu_t, v_t), \quad \mu_t = \alpha m_1 + \sigma m_0, \quad
-              v_t = \alpha^2 s_1^2 + \sigma^2 s_0^2 + \gamma^2
+    .. math:: x_t \sim \mathcal N(\mu_t, v_t), \quad \mu_t = \alpha m_1 + \sigma m_0,
+              \quad v_t = \alpha^2 s_1^2 + \sigma^2 s_0^2 + \gamma^2
 
     ``source`` and ``target`` are the ends' ``(mean, deviation)``. The oracle for bridges and stochastic solvers.
 

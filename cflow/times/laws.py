@@ -149,8 +149,8 @@ class CosMap(Times):
 class Ends(Times):
     r"""Draws times mostly near both ends.
 
-    .. math:: t = \tfrac12 + \tfrac1a \operatorname{arsinh}\bigl((2 u - 1) \sinh \tfrac a2\bigr), \qquad
-        p(t) = \frac{a \cosh(a (t - \frac12))}{2 \sinh \frac a2} \propto e^{a t} + e^{a (1 - t)}
+    .. math:: t = \tfrac12 + \tfrac1a \operatorname{arsinh}\bigl((2 u - 1) \sinh \tfrac a2\bigr),
+        \qquad p(t) = \frac{a \cosh(a (t - \frac12))}{2 \sinh \frac a2} \propto e^{a t} + e^{a (1 - t)}
 
     For the second round of reflow, where the paths of pairs hardly cross. Velocities are then hardest to learn near the
     ends, where a point determines its pair least, or most.

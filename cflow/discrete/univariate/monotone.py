@@ -96,8 +96,8 @@ class IntegratedNetwork(Univariate):
     r"""Maps by the integral of a positive network (an unconstrained monotonic neural network).
 
     .. math::
-        z = \beta + \int_0^x f(u; \theta) \, du, \qquad
-        f = \epsilon + (1 - \epsilon) \operatorname{softplus} \bigl(\operatorname{MLP}(u, \theta)\bigr)
+        z = \beta + \int_0^x f(u; \theta) \, du,
+        \qquad f = \epsilon + (1 - \epsilon) \operatorname{softplus} \bigl(\operatorname{MLP}(u, \theta)\bigr)
 
     All entries share the network, a part of the family; its inputs are u and the raw numbers :math:`\theta`. Its last
     layer starts at zero, where f = 1 and z = x for raw numbers of zero. (The paper uses an ELU plus one; the softplus

@@ -25,8 +25,8 @@ class Bernstein(Univariate):
     r"""Maps by a polynomial in the Bernstein basis with increasing coefficients, and by its tangents outside a box.
 
     .. math:: z = \sum_{i=0}^{M} \theta_i \binom{M}{i} t^i (1 - t)^{M - i}, \qquad t = \frac{x + B}{2 B}, \qquad
-        \theta_{i+1} - \theta_i = \frac{2B}{M} m_i, \qquad
-        m_i = \epsilon + (1 - \epsilon) \operatorname{softplus}(\cdot)
+        \theta_{i+1} - \theta_i = \frac{2B}{M} m_i,
+        \qquad m_i = \epsilon + (1 - \epsilon) \operatorname{softplus}(\cdot)
 
     The slope is a mean of the :math:`m_i`, weighted by the basis of degree M - 1: it is never below :math:`\epsilon`.
     For raw numbers of zero all :math:`m_i` are 1, and the function is the identity. At the edges of the box the slopes
@@ -107,8 +107,8 @@ class SumOfSquares(Univariate):
     r"""Maps by the integral of a sum of squared polynomials, and by its tangents outside a box.
 
     .. math::
-        z = c + \int_0^x \epsilon + (1 - \epsilon) \sum_{k=1}^{K} p_k(u)^2 \, du, \qquad
-        p_k(u) = \frac{1}{\sqrt K} + \sum_{l=0}^{L} a_{kl} \Bigl(\frac{k}{K} \frac{u}{B}\Bigr)^l
+        z = c + \int_0^x \epsilon + (1 - \epsilon) \sum_{k=1}^{K} p_k(u)^2 \, du,
+        \qquad p_k(u) = \frac{1}{\sqrt K} + \sum_{l=0}^{L} a_{kl} \Bigl(\frac{k}{K} \frac{u}{B}\Bigr)^l
 
     For raw numbers of zero this is the identity. Each squared polynomial has its own length scale; otherwise all would
     learn the same. This is the function within [-B, B]; outside, it continues with its slopes at the edges. (In the

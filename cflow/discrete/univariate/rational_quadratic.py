@@ -23,16 +23,16 @@ class RationalQuadratic(Spline):
     ends, with the relative position :math:`\theta = (x - x_0) / w \in [0, 1]`,
 
     .. math::
-        z = z_0 + h \frac{\delta \theta^2 + s_0 \theta (1 - \theta)}{D}, \qquad
-        D = \delta + (s_0 + s_1 - 2 \delta)\, \theta (1 - \theta), \qquad
+        z = z_0 + h \frac{\delta \theta^2 + s_0 \theta (1 - \theta)}{D},
+        \qquad D = \delta + (s_0 + s_1 - 2 \delta)\, \theta (1 - \theta), \qquad
         \frac{dz}{dx} = \frac{\delta^2}{D^2}
         \bigl(s_0 (1 - \theta)^2 + 2 \delta \theta (1 - \theta) + s_1 \theta^2\bigr)
 
     and back, with the relative height :math:`\eta = (z - z_0) / h \in [0, 1]`,
 
     .. math::
-        \theta = \frac{2 \delta \eta}{2 \delta \eta + p + r}, \qquad p = s_0 (1 - \eta) - s_1 \eta, \qquad
-        r = \sqrt{p^2 + 4 \delta^2 \eta (1 - \eta)}, \qquad \frac{dx}{dz} = \frac{D}{\delta r}
+        \theta = \frac{2 \delta \eta}{2 \delta \eta + p + r}, \qquad p = s_0 (1 - \eta) - s_1 \eta,
+        \qquad r = \sqrt{p^2 + 4 \delta^2 \eta (1 - \eta)}, \qquad \frac{dx}{dz} = \frac{D}{\delta r}
 
     In this form the discriminant is a sum of squares and cannot become negative; for :math:`p < 0`, the mirrored
     formula for :math:`1 - \theta` is used. No difference here cancels.

@@ -73,8 +73,8 @@ class QuadraticSpline(Spline):
     With the slopes :math:`s_0, s_1` at the ends of a bin of width :math:`w` and :math:`\theta = (x - x_0) / w`,
 
     .. math::
-        \frac{dz}{dx} = s(\theta) = s_0 (1 - \theta) + s_1 \theta, \qquad
-        z = z_0 + (x - x_0)\, \frac{s_0 + s(\theta)}{2}
+        \frac{dz}{dx} = s(\theta) = s_0 (1 - \theta) + s_1 \theta,
+        \qquad z = z_0 + (x - x_0)\, \frac{s_0 + s(\theta)}{2}
 
     and back, since the square of the slope is linear in z,
 
@@ -166,9 +166,9 @@ class CubicSpline(Spline):
     .. math:: z = z_0 + h\, \theta \bigl(a + \theta (3 - 2 a - b + \theta (a + b - 2))\bigr), \qquad
         \frac{dz}{dx} = \delta \bigl(a (1 - \theta)^2 + 2 (3 - a - b) \theta (1 - \theta) + b \theta^2\bigr)
 
-    Slopes at inner knots follow from the neighbouring bins, :math:`s = \min(2 \delta_-, 2 \delta_+, (\delta_- w_+ +
-    \delta_+ w_-) / (w_- + w_+))`. At the edges of a box they are learned, between zero and three times the mean slope
-    of the bin; with linear tails they are one, or three times the mean slope of an outer bin where that is less (only
+    Slopes at inner knots follow from the neighbouring bins,
+    :math:`s = \min(2 \delta_-, 2 \delta_+, (\delta_- w_+ + \delta_+ w_-) / (w_- + w_+))`.
+    At the edges of a box they are learned, between zero and three times the mean slope of the bin; with linear tails they are one, or three times the mean slope of an outer bin where that is less (only
     then does the density jump at the edge). Raw numbers: ``bins`` widths, ``bins`` heights (through a softmax each),
     and the two slopes of a box. For ``raw = 0`` the function is the identity.
 

@@ -62,7 +62,7 @@ class Distillation(Reflow):
     r"""Trains a flow to reach the end of a pair from every node of a short grid in one step.
 
     .. math:: L = \ell\bigl(x_t + (1 - t)\, v_\theta(t, x_t),\; x_1\bigr) / (1 - t)^2,
-        \qquad t \in \{0, \tfrac1k, \dots, \tfrac{k-1}k\}
+        \qquad t \in \bigl\lbrace 0, \tfrac1k, \dots, \tfrac{k-1}k \bigr\rbrace
 
     Sample with exactly ``solvers.Euler(steps=evaluations)``: the steps do not follow a velocity, and the flow has no
     density. The pairs are the data, or a teacher generates new ones in every training step.

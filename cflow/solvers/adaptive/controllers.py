@@ -18,8 +18,8 @@ class PID:
     r"""Chooses the next step from the relative errors of the last three steps.
 
     .. math:: h_{n+1} = h_n \cdot \operatorname{clip}\bigl(s \, r_n^{-\beta_1} r_{n-1}^{-\beta_2} r_{n-2}^{-\beta_3}
-              \bigr), \qquad
-              k \beta_1 = k_P + k_I + k_D, \quad k \beta_2 = -(k_P + 2 k_D), \quad k \beta_3 = k_D
+              \bigr),
+              \qquad k \beta_1 = k_P + k_I + k_D, \quad k \beta_2 = -(k_P + 2 k_D), \quad k \beta_3 = k_D
 
     with :math:`r` the error divided by the tolerance and :math:`k` the order of the embedded method plus one. The
     default is the integral controller of most codes. ``PID(0.4, 0.3)`` (PI) rejects fewer steps if stability limits the

@@ -21,7 +21,7 @@ Weights = dict[int, float]
 
 
 class Row(NamedTuple):
-    r"""Combines the known values at node n: :math:`c\,x_n + e\,v_n + \sum_{j<n} w_j d_j`."""
+    r"""Combines the known values at node n: :math:`c\,x_n + e\,v_n + \sum_{j < n} w_j d_j`."""
 
     state: float
     velocity: float

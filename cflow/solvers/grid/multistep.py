@@ -24,7 +24,7 @@ __all__ = ["DEIS", "AdamsBashforth", "DPMSolverPP2M", "Multistep", "UniPC"]
 class Multistep(FixedGrid):
     r"""Integrates on a fixed grid with one evaluation of ``f`` per step; a subclass computes the coefficients.
 
-    .. math:: d_n = p_n x_n + r_n v_n, \qquad x_{n+1} = c_n x_n + e_n v_n + \sum_{j<n} w_{nj} d_j
+    .. math:: d_n = p_n x_n + r_n v_n, \qquad x_{n+1} = c_n x_n + e_n v_n + \sum_{j < n} w_{nj} d_j
 
     where ``d`` is the velocity v itself or, on an affine path, the expected data or base sample that follows from v.
     The coefficients are computed on the host in float64 before the first step. The grid is that of :class:`FixedGrid`.
@@ -279,8 +279,8 @@ class DEIS(_OnAffinePath):
     It takes one evaluation of ``f`` per step.
 
     .. math:: x_{n+1} = \frac{\alpha_{n+1}}{\alpha_n} x_n
-              + \alpha_{n+1} \int_{t_n}^{t_{n+1}} P(t) \, d\Big(\frac{\sigma}{\alpha}\Big), \qquad
-              P(t_{n-j}) = d_{n-j}, \quad j < \text{order}
+              + \alpha_{n+1} \int_{t_n}^{t_{n+1}} P(t) \, d\Big(\frac{\sigma}{\alpha}\Big),
+              \qquad P(t_{n-j}) = d_{n-j}, \quad j < \text{order}
 
     The integrals are computed by parts with 32 Gauss-Legendre points. It is exact if d is constant. The step from an
     end where :math:`\alpha = 0` has order 1 (it is the DDIM step); with equal steps from there the error decreases as

@@ -212,8 +212,8 @@ class EulerMaruyama(StochasticGrid):
 class StochasticHeun(StochasticGrid):
     r"""Integrates an SDE with Heun's method for additive noise: weak order 2, two evaluations of ``f`` per step.
 
-    .. math:: \tilde y = y + h \, a(t, y) + \Delta, \quad
-              y^+ = y + \tfrac h2 \bigl(a(t, y) + a(t + h, \tilde y)\bigr) + \Delta, \quad
+    .. math:: \tilde y = y + h \, a(t, y) + \Delta,
+              \quad y^+ = y + \tfrac h2 \bigl(a(t, y) + a(t + h, \tilde y)\bigr) + \Delta, \quad
               \Delta = \sqrt{h (g_t^2 + g_{t+h}^2) / 2} \, \xi
 
     Both stages use the same noise. Adding it before the first stage, as samplers for diffusion models do, has order 1.
