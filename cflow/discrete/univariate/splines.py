@@ -168,9 +168,10 @@ class CubicSpline(Spline):
 
     Slopes at inner knots follow from the neighbouring bins,
     :math:`s = \min(2 \delta_-, 2 \delta_+, (\delta_- w_+ + \delta_+ w_-) / (w_- + w_+))`.
-    At the edges of a box they are learned, between zero and three times the mean slope of the bin; with linear tails they are one, or three times the mean slope of an outer bin where that is less (only
-    then does the density jump at the edge). Raw numbers: ``bins`` widths, ``bins`` heights (through a softmax each),
-    and the two slopes of a box. For ``raw = 0`` the function is the identity.
+    At the edges of a box they are learned, between zero and three times the mean slope of the bin; with linear tails
+    they are one, or three times the mean slope of an outer bin where that is less (only then does the density jump at
+    the edge). Raw numbers: ``bins`` widths, ``bins`` heights (through a softmax each), and the two slopes of a box. For
+    ``raw = 0`` the function is the identity.
 
     ``decode`` starts from the rational-quadratic curve with the same slopes, which is close, never degenerate and
     inverted in closed form. It takes a fixed number of bracketed steps of Laguerre's method, then two Newton steps with

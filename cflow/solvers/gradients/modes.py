@@ -81,7 +81,8 @@ class Checkpointed(Gradient):
     r"""Differentiates a solve exactly; keeps the state of every step, and the graph of one evaluation at a time.
 
     For a step :math:`Y_i = y + h \sum_{j < i} a_{ij} k_j,\ k_i = f(t_i, Y_i),\ y^+ = y + h \sum_i b_i k_i`, the
-    cotangent :math:`\lambda` of :math:`y^+` is propagated to that of :math:`y` stage by stage, from the last to the first:
+    cotangent :math:`\lambda` of :math:`y^+` is propagated to that of :math:`y` stage by stage, from the last to the
+    first:
 
     .. math:: \bar k_i = h \Big(b_i \lambda + \sum_{j>i} a_{ji} \bar Y_j\Big), \qquad
               (\bar Y_i, \bar\theta_i) = \bar k_i^\top \frac{\partial f}{\partial (Y, \theta)}(t_i, Y_i), \qquad
