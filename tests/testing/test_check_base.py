@@ -154,7 +154,7 @@ DEFECTS = {
     "a point of another shape": lambda: Broadcasting(2),
     "a density that there is not is refused": lambda: Dense(torch.randn(9, 2)),
     "deep copy": lambda: Copied(2),
-    r"no finite gradient to \['loc'\]": lambda: Untrained(2, loc=nn.Parameter(torch.zeros(2))),
+    r"no finite gradient of log_prob reaches \['loc'\]": lambda: Untrained(2, loc=nn.Parameter(torch.zeros(2))),
     "event_shape is a torch.Size": lambda: Listed(2),
 }
 
