@@ -1,7 +1,7 @@
-"""Conformance suites: one per contract, for the members shipped here and for yours.
+"""Conformance suites, one per contract, for the members of this package and for custom ones.
 
-Each raises an ``AssertionError`` that names the property which fails. They run in float64 on the CPU, take a copy of
-what they are given, and draw from fixed generators.
+Each suite raises an ``AssertionError`` that states the property that fails. The suites run in float64 on the CPU, test
+a copy of the object, and draw from fixed generators.
 """
 
 from cflow.testing.bases import check_base

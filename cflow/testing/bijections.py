@@ -1,4 +1,4 @@
-"""Conformance of maps: bijections, surjections, and the univariate families from which many of them are made."""
+"""Conformance of maps: bijections, surjections, and the univariate families on which many bijections are based."""
 
 from __future__ import annotations
 
@@ -23,20 +23,30 @@ HARSH = (0.0, 1.0, 5.0, 10.0)
 def check_univariate(
     family: Univariate, *, span: float = 5.0, tolerance: float = 1e-8, identity: bool = True, rounding: float = 64.0
 ) -> float:
-    """Checks a univariate family at raw numbers of deviation 0, 1, 5 and 10: shapes, monotonicity, both directions with
-    log-derivatives against autograd, first and second derivatives, round trips in float32, compilation, copies, saving.
+    """Checks a univariate family at raw numbers of standard deviation 0, 1, 5 and 10.
+
+    The suite checks shapes, monotonicity, both directions and their log-derivatives against autograd, first and second
+    derivatives, round trips in float32, compilation, copies and saving.
 
     Args:
-        family: a copy is tested, in float64 and in float32; parameters of its own that are zero are drawn for all but
-            the first check.
-        span: the half-width of the box in which the family works; points lie within it, on its edges and outside.
-        tolerance: relative, in float64.
-        identity: whether raw numbers of zero give the identity; otherwise only a slope between 1/100 and 100.
-        rounding: how many units of float32 rounding, times the condition number, a round trip may cost.
+        family: the family; a copy is tested, in float64 and in float32. Its own parameters that are zero become random
+            after the first check.
+        span: half the width of the box in which the family acts; points are inside, on the edges and outside.
+        tolerance: relative tolerance in float64.
+        identity: whether raw numbers of zero mean the identity; otherwise the slope must be between 1/100 and 100.
+        rounding: the largest error of a float32 round trip, in units of float32 rounding times the condition number.
 
     Returns:
-        The worst float32 round trip in units of rounding times condition number, where the condition number is the
-        size of the numbers at hand, of the data and of the latent divided by the slope.
+        The largest error of a float32 round trip in these units. The condition number is the size of the numbers, times
+        one plus the inverse of the slope.
+
+    Raises:
+        AssertionError: if a property fails; the message states which.
+
+    Example:
+        >>> from cflow.discrete import RationalQuadratic
+        >>> check_univariate(RationalQuadratic(bins=4, bound=5.0)) < 64
+        True
     """
     family = copy.deepcopy(family).double()
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +55,7 @@ def check_univariate(
     draw = lambda scale: scale * torch.randn(len(x), family.size, generator=generator, dtype=torch.float64)
     z, ladj = family.encode(x, draw(0.0))
     if identity:
-        close(z, x, tolerance * 3 * span, "raw numbers of zero give the identity")
+        close(z, x, tolerance * 3 * span, "raw numbers of zero mean the identity")
         close(ladj, torch.zeros_like(ladj), tolerance, "raw numbers of zero have slope one")
     demand(bool((ladj.abs() < 4.6).all()), "raw numbers of zero have a slope between 1/100 and 100")
     _leave_zero(family, generator)
@@ -64,7 +74,7 @@ def check_univariate(
 
 @torch.no_grad()
 def _leave_zero(family, generator: torch.Generator) -> None:
-    """Draws a family's own parameters where they start at zero, which makes it simpler than it is after training."""
+    """Makes a family's own parameters random where they are zero: with zeros it is simpler than after training."""
     for each in family.parameters():
         if not each.any():
             each.copy_(torch.randn(each.shape, generator=generator, dtype=each.dtype) * each.shape[-1] ** -0.5)
@@ -72,7 +82,7 @@ def _leave_zero(family, generator: torch.Generator) -> None:
 
 def _check_slopes(family, x: Tensor, raw: Tensor, tolerance: float, what: str) -> None:
     z, ladj = family.encode(x, raw)
-    demand(z.shape == x.shape == ladj.shape, f"encode gives a value and a log-derivative for every entry, {what}")
+    demand(z.shape == x.shape == ladj.shape, f"encode returns a value and a log-derivative for every entry, {what}")
     back, inverse = family.decode(z.detach(), raw)
     _relative(back, x, tolerance * (1 + (-ladj.detach()).exp()), f"decode undoes encode, {what}")
     for name, function, point, value in (("encode", family.encode, x, ladj), ("decode", family.decode, z, inverse)):
@@ -86,9 +96,9 @@ def _check_slopes(family, x: Tensor, raw: Tensor, tolerance: float, what: str) -
 @torch.no_grad()
 def _check_order(family, x: Tensor, raw: Tensor, what: str) -> None:
     z, _ = family.encode(x, raw)
-    demand(bool((z.diff() >= 0).all()), f"the function never falls, {what}")
+    demand(bool((z.diff() >= 0).all()), f"the function never decreases, {what}")
     alone, _ = family.encode(x[3:4], raw[3:4])
-    close(alone, z[3:4], 1e-12 * (1 + float(z[3].abs())), f"an entry alone and among others are mapped alike, {what}")
+    close(alone, z[3:4], 1e-12 * (1 + float(z[3].abs())), f"the result of an entry depends on no other, {what}")
 
 
 def _check_rounding(family, x: Tensor, raw: Tensor, span: float, rounding: float, what: str) -> float:
@@ -103,17 +113,17 @@ def _check_rounding(family, x: Tensor, raw: Tensor, span: float, rounding: float
     size = torch.stack([x.abs(), z.abs(), torch.full_like(x, max(span, 1.0))]).amax(0).double()
     condition = size * (1 + 1 / torch.minimum(*slopes))
     worst = float(((back - x).abs() / condition).max()) / torch.finfo(torch.float32).eps
-    demand(worst <= rounding, f"a float32 round trip costs {worst:.1f} roundings, more than {rounding:g}, {what}")
+    demand(worst <= rounding, f"a float32 round trip is off by {worst:.1f} units, more than {rounding:g}, {what}")
     return worst
 
 
 def _check_narrow(family, x: Tensor, raw: Tensor) -> None:
     single = copy.deepcopy(family).float()
     z, ladj = single.encode(x.float(), raw.bfloat16())
-    demand(z.dtype == ladj.dtype == torch.float32, "raw numbers in bfloat16 leave the result in float32")
-    close(z, single.encode(x.float(), raw.bfloat16().float())[0], 1e-5, "bfloat16 raw numbers are read as they are")
+    demand(z.dtype == ladj.dtype == torch.float32, "with raw numbers in bfloat16 the result is float32")
+    close(z, single.encode(x.float(), raw.bfloat16().float())[0], 1e-5, "bfloat16 raw numbers are not rounded further")
     z, ladj = family.encode(x[:0], raw[:0])
-    demand(z.shape == ladj.shape == (0,), "no entries give no entries")
+    demand(z.shape == ladj.shape == (0,), "the result of no entries is empty")
 
 
 def _check_derivatives(family, x: Tensor, raw: Tensor) -> None:
@@ -124,7 +134,7 @@ def _check_derivatives(family, x: Tensor, raw: Tensor) -> None:
         demand(torch.autograd.gradgradcheck(function, (point, raw), atol=1e-5), f"{name}'s second derivatives")
     outside = (100 * x).detach().requires_grad_()
     for gradient in torch.autograd.grad(sum(each.sum() for each in family.encode(outside, raw)), (outside, raw)):
-        demand(bool(gradient.isfinite().all()), "gradients far out are finite")
+        demand(bool(gradient.isfinite().all()), "gradients far from the data are finite")
 
 
 def _check_calls(family, x: Tensor, raw: Tensor) -> None:
@@ -135,12 +145,12 @@ def _check_calls(family, x: Tensor, raw: Tensor) -> None:
 
     point = x.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(density(point, raw).sum(), point)
-    _relative(torch.func.vmap(torch.func.grad(density))(x, raw), wanted, 1e-8, "vmap(grad) gives the scores")
-    torch._dynamo.reset()  # what is compiled counts per code, not per object, and only so often
+    _relative(torch.func.vmap(torch.func.grad(density))(x, raw), wanted, 1e-8, "vmap(grad) computes the scores")
+    torch._dynamo.reset()  # torch limits how often it compiles the same code
     for name in ("encode", "decode"):
         function = getattr(family, name)
         compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=False)
-        close(compiled(x, raw)[0], function(x, raw)[0], 1e-9 * (1 + float(x.abs().max())), f"{name} compiled whole")
+        close(compiled(x, raw)[0], function(x, raw)[0], 1e-9 * (1 + float(x.abs().max())), f"{name} compiled")
 
 
 def check_bijection(
@@ -153,23 +163,33 @@ def check_bijection(
     rounding: float = 64.0,
     gradients: bool = True,
 ) -> float:
-    """Checks a bijection: shapes and errors, both directions with log-determinants against autograd's ``slogdet``,
-    rows that do not know one another, draws that a generator reproduces, a likelihood that means what it says,
-    gradients to every parameter, round trips in float32, compilation (unless the map reads values), copies and saving.
+    """Checks a bijection.
+
+    The suite checks shapes and errors, both directions and their log-determinants against autograd's ``slogdet``,
+    independence of rows, reproducible draws, the meaning of the likelihood, gradients to every parameter, round trips
+    in float32, compilation (unless the map reads values), copies and saving.
 
     Args:
-        bijection: a copy is tested, in float64 and in float32. Parameters that start at zero are made random, with
-            each of the deviations in ``harsh`` at the output of the layer they belong to.
-        context: one context ``[*context_shape]`` for a conditional bijection.
-        points: data ``[B, *event_shape]`` in the domain; normal draws of deviation 2 unless given.
-        tolerance: relative, in float64.
-        harsh: the deviations.
-        rounding: how many units of float32 rounding, times the condition number, a round trip may cost.
+        bijection: the bijection; a copy is tested, in float64 and in float32. Parameters that are zero are made random,
+            with each of the standard deviations in ``harsh`` at the output of their layer.
+        context: one context ``[*context_shape]``, for a conditional bijection.
+        points: data ``[B, *event_shape]`` in the domain. Default: normal draws with standard deviation 2.
+        tolerance: relative tolerance in float64.
+        harsh: the standard deviations of the random parameters.
+        rounding: the largest error of a float32 round trip, in units of float32 rounding times the condition number.
         gradients: whether every parameter must receive a gradient in both directions.
 
     Returns:
-        The worst float32 round trip in units of rounding times condition number, where the condition number is the
-        size of the data and of the latent times the norm of the decoder's Jacobian.
+        The largest error of a float32 round trip in these units. The condition number is the size of the data and of
+        the latents, times one plus the norm of the decoder's Jacobian.
+
+    Raises:
+        AssertionError: if a property fails; the message states which.
+
+    Example:
+        >>> from cflow.bijections import Standardise
+        >>> check_bijection(Standardise(2, loc=1.0, scale=3.0)) < 64
+        True
     """
     worst = 0.0
     generator = torch.Generator().manual_seed(0)
@@ -197,14 +217,23 @@ def check_bijection(
 def check_surjection(
     surjection: Surjection, points: Tensor, context: Tensor | None = None, *, tolerance: float = 1e-8
 ) -> None:
-    """Checks a surjection: ``decode`` undoes ``encode``, contributions are opposite, draws that a generator reproduces,
-    rows that do not know one another, what is refused and what is said of a density behind it, copies and saving.
+    """Checks a surjection.
+
+    The suite checks that ``decode`` inverts ``encode`` and that their contributions are opposite. It also checks
+    reproducible draws, independence of rows, errors, the meaning of the likelihood, copies and saving.
 
     Args:
-        surjection: a copy is tested, in float64.
-        points: data ``[B, *event_shape]``, two rows or more.
-        context: one context ``[*context_shape]`` for a conditional one.
-        tolerance: absolute, of a round trip.
+        surjection: the surjection; a copy is tested, in float64.
+        points: data ``[B, *event_shape]``, at least two rows.
+        context: one context ``[*context_shape]``, for a conditional surjection.
+        tolerance: absolute tolerance of a round trip.
+
+    Raises:
+        AssertionError: if a property fails; the message states which.
+
+    Example:
+        >>> from cflow.bijections import Dequantise
+        >>> check_surjection(Dequantise(2, 4), torch.tensor([[0.0, 1.0], [3.0, 2.0]]))
     """
     surjection = copy.deepcopy(surjection).double()
     context = None if context is None else context.double().expand(len(points), *context.shape)
@@ -213,15 +242,15 @@ def check_surjection(
     with torch.no_grad():
         z, contribution = surjection.encode(x, context, generator=fresh())
         back, inverse = surjection.decode(z, context, generator=fresh())
-    demand(z.shape == (len(x), *surjection.latent_shape), "latents have the shape they say")
+    demand(z.shape == (len(x), *surjection.latent_shape), "latents have the shape latent_shape")
     demand(contribution.shape == inverse.shape == (len(x),), "contributions are [B]")
-    close(back, x, tolerance, "decode undoes encode")
+    close(back, x, tolerance, "decode inverts encode")
     close(inverse, -contribution, tolerance * (1 + float(contribution.abs().max())), "contributions are opposite")
-    demand(not torch.equal(surjection.encode(x, context, generator=fresh(4))[0], z), "other draws give other latents")
+    demand(not torch.equal(surjection.encode(x, context, generator=fresh(4))[0], z), "latents depend on the generator")
     _check_promises(surjection, x, context)
     _check_batches(surjection, x, context)
     chain = Compose(surjection)
-    demand(chain.likelihood == "bound" and not chain.has_rsample, "a chain with it makes a bound, without gradients")
+    demand(chain.likelihood == "bound" and not chain.has_rsample, "the likelihood of a chain with it is a bound")
     for kind in (Inverse, Reversible):
         for member in (surjection, chain):
             _refuses(lambda kind=kind, member=member: kind(member), f"a surjection in {kind.__name__}")
@@ -229,7 +258,7 @@ def check_surjection(
 
 
 def _check_promises(bijection, x: Tensor, context) -> None:
-    """Checks what a map says of itself: whether it draws, and what a density behind it means."""
+    """Checks the attributes of a map: whether it draws, and the meaning of the likelihood."""
     chain = Compose(bijection)
     for name in ("likelihood", "draws", "has_rsample", "measures", "takes_integers"):
         demand(getattr(chain, name) == getattr(bijection, name), f"a chain of one has its {name}")
@@ -241,13 +270,13 @@ def _check_promises(bijection, x: Tensor, context) -> None:
             method = getattr(bijection, name)
             first, again = (method(value, context, generator=fresh()) for _ in range(2))
             demand(all(torch.equal(a, b) for a, b in zip(first, again)), f"a generator reproduces {name}")
-            demand(torch.equal(torch.get_rng_state(), before), f"{name} draws from the generator that it is given")
+            demand(torch.equal(torch.get_rng_state(), before), f"{name} draws only from its generator")
             if not bijection.draws:
                 plain = method(value, context)
-                demand(all(torch.equal(a, b) for a, b in zip(first, plain)), f"{name} draws nothing, as it says")
-    demand(torch.equal(torch.get_rng_state(), before), "a map that says it draws nothing leaves the random state alone")
+                demand(all(torch.equal(a, b) for a, b in zip(first, plain)), f"{name} draws no random numbers")
+    demand(torch.equal(torch.get_rng_state(), before), "a map with draws=False does not change the random state")
     demand(bijection.likelihood in ("exact", "estimate", "bound"), "a likelihood is exact, an estimate or a bound")
-    demand(bijection.likelihood == "exact" or bijection.draws, "without draws nothing is an estimate or a bound")
+    demand(bijection.likelihood == "exact" or bijection.draws, "an estimate or a bound needs draws")
 
 
 def _randomised(bijection: Bijection, scale: float, generator) -> Bijection:
@@ -264,8 +293,8 @@ def _check_directions(bijection, x: Tensor, context, tolerance: float, what: str
     with torch.no_grad():
         z, ladj = bijection.encode(x, context)
         back, inverse = bijection.decode(z, context)
-    demand(bijection.likelihood != "bound", "a bijection makes no bound; a surjection has check_surjection")
-    demand(z.shape == (len(x), *bijection.latent_shape), f"latents have the shape they say, {what}")
+    demand(bijection.likelihood != "bound", "the likelihood of a bijection is not a bound; see check_surjection")
+    demand(z.shape == (len(x), *bijection.latent_shape), f"latents have the shape latent_shape, {what}")
     demand(ladj.shape == inverse.shape == (len(x),), f"log-determinants are [B], {what}")
     for name, point, value, direction in (
         ("encode", x, ladj, bijection.encode),
@@ -279,13 +308,13 @@ def _check_directions(bijection, x: Tensor, context, tolerance: float, what: str
             _check_estimate(direction, point, context, wanted, f"{name}'s estimated log-determinant, {what}")
         if name == "decode":
             norm = torch.linalg.matrix_norm(jacobians, 2).reshape(-1, *(1,) * (x.dim() - 1))
-            _relative(back, x, tolerance * (1 + norm), f"decode undoes encode, {what}")
+            _relative(back, x, tolerance * (1 + norm), f"decode inverts encode, {what}")
     again, _ = bijection.encode(back, context)
-    _relative(again, z, tolerance * (1 + z.abs()), f"encode undoes decode, {what}")
+    _relative(again, z, tolerance * (1 + z.abs()), f"encode inverts decode, {what}")
 
 
 def _check_estimate(direction, points: Tensor, context, wanted: Tensor, what: str, draws: int = 1000) -> None:
-    """Compares the mean of many draws with what it estimates; a right one fails once in a million seeds per row."""
+    """Compares the mean of many draws with the exact value; a correct map fails once in a million seeds per row."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         values = torch.stack([direction(points, context, generator=generator)[1] for _ in range(draws)])
@@ -307,20 +336,20 @@ def _check_precision(bijection, x: Tensor, context, rounding: float, what: str) 
     size = torch.maximum(rows(x).abs().amax(1), rows(z).abs().amax(1)).clamp(min=1).double()
     error = rows(back - x.float()).abs().amax(1)
     worst = float((error / (size * (1 + norm))).max()) / torch.finfo(torch.float32).eps
-    demand(worst <= rounding, f"a float32 round trip costs {worst:.1f} roundings, more than {rounding:g}, {what}")
+    demand(worst <= rounding, f"a float32 round trip is off by {worst:.1f} units, more than {rounding:g}, {what}")
     return worst
 
 
 def _check_batches(bijection, x: Tensor, context) -> None:
     with torch.no_grad():
         z, _ = bijection.encode(x, context)
-        # Which latent a surjection draws depends on the draws before; which data point a latent belongs to does not.
+        # The latent that a surjection draws depends on earlier draws; the data point of a latent does not.
         name, value, result = ("decode", z, x) if bijection.likelihood == "bound" else ("encode", x, z)
         for i in (0, len(x) - 1):
             given = None if context is None else context[i : i + 1]
             alone, _ = getattr(bijection, name)(value[i : i + 1], given)
             scale = 1 + float(result[i].abs().max())
-            close(alone[0], result[i], 1e-9 * scale, "a row alone and in a batch are mapped alike")
+            close(alone[0], result[i], 1e-9 * scale, "the result of a row does not depend on the others")
         for name in ("encode", "decode"):
             value = (x if name == "encode" else z)[:0]
             empty, ladj = getattr(bijection, name)(value, None if context is None else context[:0])
@@ -333,7 +362,7 @@ def _check_batches(bijection, x: Tensor, context) -> None:
 
 
 def _check_outside(bijection, x: Tensor, context) -> None:
-    """Points beyond the domain are refused, or have a contribution of -inf that leaves the other rows alone."""
+    """Checks points outside the domain: an error, or a contribution of -inf that does not affect other rows."""
     z = bijection.encode(x, context)[0].detach()
     for name, value, ends in (("encode", x, bijection.domain), ("decode", z, bijection.image)):
         for end in ends or ():
@@ -345,14 +374,12 @@ def _check_outside(bijection, x: Tensor, context) -> None:
                 result, ladj = getattr(bijection, name)(bad, given)
                 contribution = ladj.detach()
             except ValueError:
-                demand(bijection.reads_values, "a map that refuses values says that it reads them")
+                demand(bijection.reads_values, "a map that raises for some values has reads_values=True")
                 continue
-            demand(bool(result.isfinite().all()), f"{name} gives a point beyond its domain a finite value")
-            demand(contribution[1] == -float("inf"), f"{name} gives a point beyond its domain no density")
+            demand(bool(result.isfinite().all()), f"{name} of a point outside the domain is finite")
+            demand(contribution[1] == -float("inf"), f"{name} of a point outside the domain contributes -inf")
             (gradient,) = torch.autograd.grad(result.sum() + ladj.sum(), bad)
-            demand(
-                bool(gradient.isfinite().all()) and not gradient[1].any(), "a point without density sends no gradient"
-            )
+            demand(bool(gradient.isfinite().all()) and not gradient[1].any(), "the gradient outside the domain is zero")
 
 
 def _refuses(call, what: str) -> None:
@@ -360,7 +387,7 @@ def _refuses(call, what: str) -> None:
         call()
     except ValueError:
         return
-    raise AssertionError(f"{what} is refused by a ValueError")
+    raise AssertionError(f"{what} must raise a ValueError")
 
 
 def _check_parameters(bijection, x: Tensor, context) -> None:
@@ -374,7 +401,7 @@ def _check_parameters(bijection, x: Tensor, context) -> None:
         wanted = [point, *parameters.values()]
         gradients = torch.autograd.grad((y**3).sum() + ladj.sum(), wanted, allow_unused=True)
         missing = [key for key, each in zip(("x", *parameters), gradients) if each is None]
-        demand(not missing, f"{name} sends no gradient to {missing[:3]}")
+        demand(not missing, f"no gradient of {name} reaches {missing[:3]}")
         demand(all(bool(each.isfinite().all()) for each in gradients), f"{name} has finite gradients")
 
 
@@ -395,15 +422,15 @@ def _check_module(module: nn.Module, call) -> None:
         ("a deep copy", copy.deepcopy(module)),
         ("a pickled copy", pickle.loads(pickle.dumps(module))),
     ):
-        close(call(copied), before, 0.0, f"{name} maps alike")
+        close(call(copied), before, 0.0, f"{name} computes the same")
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(save(module, f"{folder}/model"))
-    demand(type(loaded) is type(module), "a loaded one has its class")
-    close(call(loaded), before, 0.0, "a loaded one maps alike")
+    demand(type(loaded) is type(module), "a loaded copy has the same class")
+    close(call(loaded), before, 0.0, "a loaded copy computes the same")
 
 
 def _jacobians(function, points: Tensor, context) -> Tensor:
-    """Takes the Jacobian ``[B, D, D]`` of each row by autograd, row by row."""
+    """Computes the Jacobian ``[B, D, D]`` of each row by autograd."""
     result = []
     for i, point in enumerate(points):
         given = None if context is None else context[i : i + 1]
@@ -416,4 +443,4 @@ def _relative(left: Tensor, right: Tensor, tolerance: float | Tensor, message: s
     demand(left.shape == right.shape, f"{message}: shapes {tuple(left.shape)} and {tuple(right.shape)} differ")
     left, right = left.detach(), right.detach()
     ratio = float(((left - right).abs() / (tolerance * (1 + right.abs()))).max())
-    demand(ratio <= 1, f"{message}: off by {ratio:.3g} times what is allowed")
+    demand(ratio <= 1, f"{message}: off by {ratio:.3g} times the tolerance")

@@ -46,23 +46,24 @@ class Swirl(Field):
 
 
 def check_divergence(divergence: Divergence) -> None:
-    """Checks a divergence: the field's value beside it, shapes and dtypes, the trace and the squared Frobenius norm
-    against known Jacobians (the mean over draws, where it is an estimate), gradients, probes that stay with their
-    samples and decide everything, empty batches, copies.
+    """Checks a divergence.
+
+    The suite checks the value of the field that it returns as well, shapes and dtypes, gradients, probes, empty batches
+    and copies. It compares the trace and the squared Frobenius norm with known Jacobians.
 
     Args:
-        divergence: the divergence. An estimate is drawn four thousand times; its mean is to be right within five
-            standard errors, which a right one misses once in two million seeds (the seed is fixed).
+        divergence: the divergence. The mean of 4000 draws of an estimate must be correct within five standard errors. A
+            correct estimate fails once in two million seeds; the seed is fixed.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message states which.
 
     Example:
         >>> from cflow.divergence import Exact
         >>> check_divergence(Exact())
     """
-    demand(isinstance(divergence.exact, bool), "exact says whether the value is the divergence itself")
-    demand(isinstance(divergence.frobenius, bool), "frobenius says whether the norm comes with it")
+    demand(isinstance(divergence.exact, bool), "exact is a bool: whether the value is exact")
+    demand(isinstance(divergence.frobenius, bool), "frobenius is a bool: whether the norm is returned")
     for event in ((3,), (2, 3), (1,), ()):
         generator = torch.Generator().manual_seed(0)
         field = Swirl(event, generator)
@@ -95,9 +96,9 @@ def _check_call(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> None:
             close(v, field(t, x, shift), 1e-12, "the value is the field's")
         demand(div.shape == x.shape[:1], f"the divergence has shape {tuple(x.shape[:1])}, not {tuple(div.shape)}")
         demand(div.dtype == torch.float64, f"float64 stays float64, not {div.dtype}")
-        demand((norm is not None) == divergence.frobenius, "the norm comes where frobenius says so, and only there")
+        demand((norm is not None) == divergence.frobenius, "the norm is returned if frobenius is true")
         demand(norm is None or norm.shape == div.shape, "the norm has the divergence's shape")
-        demand(div.requires_grad == (mode is torch.enable_grad), "a graph is kept where gradients are on, nowhere else")
+        demand(div.requires_grad == (mode is torch.enable_grad), "there is a graph only if gradients are on")
     for dtype in (torch.float32, torch.bfloat16):
         v, div, _ = _ask(divergence, field, t.to(dtype), x.to(dtype), shift.to(dtype))
         demand(v.dtype == dtype, f"the value of {dtype} keeps its dtype")
@@ -111,8 +112,8 @@ def _check_rows(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> None:
         v, div, _ = divergence(field, t, x, probe, shift)
         for part in (slice(3, 4), [4, 0], slice(0, 0)):
             few = divergence(field, t[part], x[part], take(part), shift[part])
-            demand(few[0].shape == v[part].shape, "a part of a batch has a value of its own")
-            close(few[1], div[part], 1e-10, "a sample keeps its divergence when others come and go")
+            demand(few[0].shape == v[part].shape, "a part of a batch has the value of its shape")
+            close(few[1], div[part], 1e-10, "the divergence of a sample does not depend on the others")
         close(
             divergence(field, t[0], x, probe, shift)[1],
             divergence(field, t[:1].expand(len(x)), x, probe, shift)[1],
@@ -138,7 +139,7 @@ def _check_value(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> None
                 close(found, exact, 1e-9 * (1 + float(exact.abs().max())), f"the {name} is the Jacobian's")
                 continue
             gap, error = abs(float((found - exact).mean())), float(found.std()) / count**0.5
-            demand(gap <= 5 * error + 1e-9, f"the {name} is off by {gap:.3g} on average, with an error of {error:.3g}")
+            demand(gap <= 5 * error + 1e-9, f"the {name} is off by {gap:.3g} on average, standard error {error:.3g}")
 
 
 def _check_gradients(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> None:
@@ -149,13 +150,13 @@ def _check_gradients(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> 
     if divergence.exact:
         trace = field.jacobian(t, point, shift).diagonal(dim1=1, dim2=2).sum()
         for one, other in zip(found, torch.autograd.grad(trace, (point, field.matrix))):
-            close(one, other, 1e-9 * (1 + float(other.abs().max())), "the gradient is that of the trace")
+            close(one, other, 1e-9 * (1 + float(other.abs().max())), "the gradient is the gradient of the trace")
 
 
 def _check_probe(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> None:
-    wide = torch.zeros(3, 40, dtype=torch.float64)  # beyond the products with which sketches are exact
+    wide = torch.zeros(3, 40, dtype=torch.float64)  # more dimensions than those for which sketches are exact
     probe = divergence.begin(wide, torch.Generator())
-    demand(probe is not None or divergence.exact, "an estimate draws a probe when a solve begins")
+    demand(probe is not None or divergence.exact, "an estimate draws a probe in begin")
     if probe is None:
         draws_nothing(lambda: divergence.begin(wide, None), "a divergence without a probe")
         return
@@ -166,4 +167,4 @@ def _check_probe(divergence, field, t: Tensor, x: Tensor, shift: Tensor) -> None
             divergence(Swirl(40, torch.Generator()), torch.zeros(3).double(), wide, wrong)
         except (ValueError, TypeError):
             continue
-        raise AssertionError("a probe that was drawn for other samples, or not at all, is refused")
+        raise AssertionError("a probe of other samples, or a missing probe, must raise an error")

@@ -1,4 +1,4 @@
-"""Points far from the data, infinite ones and NaN: a log-density is a number or -inf, and no other row is affected."""
+"""Points far from the data, at infinity, and NaN: log-densities are numbers or -inf, and other rows do not change."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ LOST = (math.inf, -math.inf, math.nan)
 
 
 def check_far(module: nn.Module, near: Tensor, log_prob: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    """Checks the log-densities of points at 5 to 1e20 deviations, at infinity and with NaN, in float64 and float32:
-    finite or -inf, NaN for NaN alone, and the values and gradients of the rows beside them what they are without them.
+    """Checks the log-densities of points at 5 to 1e20 standard deviations, at infinity and with NaN.
 
-    A module may refuse points that are far but finite, by a ``ValueError`` (outside the domain of its data) or a
-    ``FloatingPointError`` (a solver that fails).
+    They must be finite or -inf, and NaN only for NaN, in float64 and float32. Values and gradients of the other rows
+    must be the same as without these points. For finite points far from the data a module may raise a ``ValueError``
+    (outside its domain) or a ``FloatingPointError`` (the solver failed).
 
     Args:
         module: a flow or a base; copies are tested.
-        near: some points ``[B, *event]`` where the density is finite.
-        log_prob: called with the module and points.
+        near: points ``[B, *event]`` where the density is finite.
+        log_prob: a function of the module and points.
     """
     for dtype in (torch.float64, torch.float32):
         each = copy.deepcopy(module).to(dtype)
@@ -38,7 +38,7 @@ def check_far(module: nn.Module, near: Tensor, log_prob: Callable[[nn.Module, Te
         except (ValueError, FloatingPointError):
             try:
                 _check(each, good, LOST, log_prob)
-            except ValueError:  # maps that look at values refuse these as well
+            except ValueError:  # maps that read values raise for these as well
                 continue
 
 
@@ -50,11 +50,11 @@ def _check(module, good: Tensor, sizes, log_prob) -> None:
     alone, x = good.clone().requires_grad_(), torch.cat((good, bad)).requires_grad_()
     wanted, found = log_prob(module, alone), log_prob(module, x)
     far, unknown = found.detach()[count:], rows(bad).isnan().any(1)
-    demand((far[~unknown] < math.inf).all(), "a log-density far out is a number or -inf, never NaN")
+    demand((far[~unknown] < math.inf).all(), "a log-density far from the data is a number or -inf, never NaN")
     demand((far[rows(bad).isinf().any(1)] == -math.inf).all(), "a log-density at infinity is -inf")
     demand(far[unknown].isnan().all(), "a log-density of NaN is NaN")
     rounding = 1e3 * torch.finfo(good.dtype).eps * (1 + float(wanted.detach().abs().max()))
-    close(found[:count], wanted, rounding, "rows beside one far out have the density that they have alone")
+    close(found[:count], wanted, rounding, "points far from the data do not change the density of other rows")
     if not wanted.requires_grad:
         return
     weights = [each for each in module.parameters() if each.requires_grad]
@@ -64,6 +64,6 @@ def _check(module, good: Tensor, sizes, log_prob) -> None:
     for i, (left, right) in enumerate(zip(gradients(wanted, alone), gradients(found[:count], x))):
         if left is not None and right is not None and left.numel():
             tolerance = 1e2 * rounding * (1 + float(left.abs().max()))
-            close(right if i else right[:count], left, tolerance, "rows send the gradients that they send alone")
+            close(right if i else right[:count], left, tolerance, "gradients of a row do not depend on the others")
     for each in gradients(found[found.detach() == -math.inf], x):
-        demand(each is None or not each.any(), "rows without a density send no gradient")
+        demand(each is None or not each.any(), "the gradient of a row without a density is zero")

@@ -1,4 +1,4 @@
-"""Conformance of fields, by what they return and by its derivatives."""
+"""Conformance of fields: their results and derivatives."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ BATCH = 4
 def check_field(
     field: nn.Module, context=None, *, event_shape=None, saved: bool = True, null: bool = True, trained: bool = True
 ) -> None:
-    """Checks a field: shapes and dtypes, rows that know nothing of each other, no random numbers, the context that
-    means "no condition", a second time, derivatives against differences, gradients of every parameter, the divergence
-    in closed form against autograd's where there is one, copies and saved files.
+    """Checks a field.
+
+    The suite checks shapes and dtypes, independence of rows, that no random numbers are drawn, the context that means
+    "no condition", a second time, derivatives against finite differences, gradients of every parameter, copies and
+    saved files. It compares a divergence in closed form with autograd.
 
     Args:
-        field: the network; a copy is tested, in float64, with zero-initialised parameters made random.
-        context: contexts for four samples; random ones of ``field.context_shape`` where none are given.
-        event_shape: of one sample, for a network that does not say.
-        saved: whether the field can be saved (one that holds a function cannot).
-        null: whether "no condition" is known to a conditional field.
-        trained: whether every parameter is to be reached by a gradient.
+        field: the network; a copy is tested, in float64. Parameters that are zero are made random.
+        context: contexts for four samples. Default: random contexts of ``field.context_shape``.
+        event_shape: the shape of one sample, for a network without this attribute.
+        saved: whether the field can be saved (a field that contains a function cannot).
+        null: whether a conditional field has a context for "no condition".
+        trained: whether every parameter must receive a gradient.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message states which.
 
     Example:
         >>> from cflow.fields import MLP
@@ -71,15 +73,15 @@ def _check_attributes(field) -> None:
     demand(field.event_shape is ... or isinstance(field.event_shape, Size | dict), "event_shape is a torch.Size")
     shape, classes = field.context_shape, field.classes
     demand(shape in (None, ...) or isinstance(shape, Size | dict), "context_shape is None or a torch.Size")
-    demand(isinstance(classes, int) and classes >= 0, "classes counts the labels, 0 for none")
+    demand(isinstance(classes, int) and classes >= 0, "classes is the number of labels, 0 for none")
     demand(not classes or shape in (Size(()), ...), "a class label has the context_shape ()")
     demand(
         field.outputs is ... or (isinstance(field.outputs, int) and field.outputs >= 1),
-        "outputs counts what is returned",
+        "outputs is the number of outputs",
     )
     demand(isinstance(field.two_times, bool), "two_times is a bool")
     low, high = field.interval
-    demand(0 <= low < high <= 1, "interval is a stretch of [0, 1]")
+    demand(0 <= low < high <= 1, "interval is a part of [0, 1]")
 
 
 def _contexts(shape, classes: int, generator):
@@ -111,12 +113,12 @@ def _check_results(field, t: Tensor, x: Tensor, context) -> None:
         demand(value.isfinite().all(), "the result is finite")
         for before, after in zip(given, (t, x, context)):
             parts = [(before, after)] if not isinstance(before, dict) else [(before[k], after[k]) for k in before]
-            demand(all(a is b or torch.equal(a, b) for a, b in parts), "the inputs are left as they were")
-        demand(torch.equal(field(t, x, context), value), "the same call gives the same value")
+            demand(all(a is b or torch.equal(a, b) for a, b in parts), "the inputs are not changed")
+        demand(torch.equal(field(t, x, context), value), "the same call returns the same value")
         for count in (0, 1):
             few = field(t[:count], x[:count], _head(context, slice(count)))
             demand(few.shape == (count, *shape), f"a batch of {count} has shape {(count, *shape)}")
-            demand(few.dtype == torch.float64, f"and so it does in a batch of {count}")
+            demand(few.dtype == torch.float64, f"float64 stays float64 in a batch of {count}")
         for at in as_field(field).interval:
             end = field(torch.full_like(t, at), x, context)
             demand(end.isfinite().all(), f"the result is finite at t = {at}, the end of the interval")
@@ -128,7 +130,7 @@ def _check_single_precision(field, t: Tensor, x: Tensor, context) -> None:
         rough = copy.deepcopy(field).float()(t.float(), x.float(), _cast(context, torch.float32))
         demand(rough.dtype == torch.float32, f"in float32 the result is float32, not {rough.dtype}")
         gap = float((rough - value).norm() / value.norm().clamp(min=1e-3))
-        demand(gap < 1e-3, f"float32 gives the same result to rounding: relative gap {gap:.3g}")
+        demand(gap < 1e-3, f"float32 and float64 agree up to rounding: relative gap {gap:.3g}")
 
 
 def _check_rows(field, t: Tensor, x: Tensor, context) -> None:
@@ -137,7 +139,7 @@ def _check_rows(field, t: Tensor, x: Tensor, context) -> None:
         scale = 1e-10 * (1 + float(value.abs().max()))
         for i in range(len(x)):
             alone = field(t[i : i + 1], x[i : i + 1], _head(context, slice(i, i + 1)))
-            close(alone[0], value[i], scale, "a sample alone and among others has one result")
+            close(alone[0], value[i], scale, "the result of a sample does not depend on the others")
         shared = field(t[:1].expand(len(x)), x, context)
         close(field(t[0], x, context), shared, scale, "a time [] is shared by all samples")
 
@@ -145,23 +147,23 @@ def _check_rows(field, t: Tensor, x: Tensor, context) -> None:
 def _check_context(field, t: Tensor, x: Tensor, context, null: bool) -> None:
     known = as_field(field)
     if known.context_shape is not ...:
-        _refused(lambda: field(t, x), "a missing context is an error, not a guess")
+        _refused(lambda: field(t, x), "a missing context must raise an error")
     if not null:
-        _refused(lambda: known.null_context(context), "no condition is refused where it is not known")
+        _refused(lambda: known.null_context(context), "null_context must raise an error without a 'no condition'")
         return
     given = copy.deepcopy(context)
     empty = draws_nothing(lambda: known.null_context(context), "null_context")
     pairs = [(context, empty)] if torch.is_tensor(context) else [(context[key], empty[key]) for key in context]
     for old, new in pairs:
-        demand(new.shape == old.shape and new.dtype == old.dtype, "no condition has shape and dtype of a context")
+        demand(new.shape == old.shape and new.dtype == old.dtype, "no condition has the shape and dtype of a context")
     reverse = lambda value: on_tensors(lambda part: part.flip(0), value)
     again = (known.null_context(reverse(context)), known.null_context(empty))
     alike = lambda a, b: torch.equal(a, b) if torch.is_tensor(a) else all(torch.equal(a[key], b[key]) for key in a)
-    demand(all(alike(empty, each) for each in again), "no condition is the same whatever the context was")
-    demand(alike(context, given), "null_context leaves the context as it was")
+    demand(all(alike(empty, each) for each in again), "no condition is the same for all contexts")
+    demand(alike(context, given), "null_context does not change the context")
     if known.classes:
         labels = (empty < 0) | (empty >= known.classes)
-        demand(labels.all(), f"no condition is none of the labels 0 to {known.classes - 1}")
+        demand(labels.all(), f"no condition differs from the labels 0 to {known.classes - 1}")
     with torch.no_grad():
         bare, told = field(t, x, empty), field(t, x, context)
         demand(bare.isfinite().all(), "the result without a condition is finite")
@@ -175,18 +177,18 @@ def _check_context(field, t: Tensor, x: Tensor, context, null: bool) -> None:
 def _check_second_time(field, t: Tensor, x: Tensor, context) -> None:
     s = t + 0.5 * (as_field(field).interval[1] - t)
     if not as_field(field).two_times:
-        _refused(lambda: field(t, x, context, s=s), "a field of one time refuses a second one")
+        _refused(lambda: field(t, x, context, s=s), "a second time must raise an error in a field of one time")
         return
     with torch.no_grad():
         now = field(t, x, context)
-        close(field(t, x, context, s=t), now, 1e-10, "without s the field gives the velocity, that for s = t")
+        close(field(t, x, context, s=t), now, 1e-10, "the result without s is the velocity, the result for s = t")
         step = field(t, x, context, s=s)
         demand(step.shape == now.shape and step.dtype == now.dtype, "with s the result has the same shape and dtype")
-        demand((step - now).abs().max() > 1e-9, "the second time is read")
+        demand((step - now).abs().max() > 1e-9, "the result depends on the second time")
 
 
 def _check_derivatives(field, t: Tensor, x: Tensor, context) -> None:
-    """Compares the slope along a random direction with a difference: rounding below float64 shows as noise in it."""
+    """Compares the derivative along a random direction with a finite difference, which shows rounding below float64."""
     generator, size = torch.Generator().manual_seed(1), 1e-5
     direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     point = x.clone().requires_grad_()
@@ -197,8 +199,8 @@ def _check_derivatives(field, t: Tensor, x: Tensor, context) -> None:
         ahead, behind = (field(t, x + sign * size * direction, context) for sign in (1, -1))
         difference = sum_rows(weights * (ahead - behind)) / (2 * size)
         along = sum_rows(slope * direction)
-    # Differences of float64 are right to 1e-10 over the step; of float32, to 1e-2.
-    close(along, difference, 1e-5 * (1 + float(along.abs().max())), "the derivative in x is that of differences")
+    # Finite differences in float64 are accurate to 1e-10 over the step; in float32 to 1e-2.
+    close(along, difference, 1e-5 * (1 + float(along.abs().max())), "the derivative in x agrees with differences")
 
 
 def _check_gradients(field, t: Tensor, x: Tensor, context, null: bool) -> None:
@@ -212,7 +214,7 @@ def _check_gradients(field, t: Tensor, x: Tensor, context, null: bool) -> None:
         calls.append(field(t, x, context, s=t + 0.1))
     generator = torch.Generator().manual_seed(2)
     total = sum((torch.randn(v.shape, generator=generator, dtype=v.dtype) * v).sum() for v in calls)
-    demand(total.requires_grad, "the result depends on the parameters by a graph")
+    demand(total.requires_grad, "the result has a graph to the parameters")
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     missing = [name for name, each in zip(parameters, gradients) if each is None or not each.any()]
     demand(not missing, f"no gradient reaches {missing[:3]}")
@@ -227,13 +229,13 @@ def _check_divergence(field, t: Tensor, x: Tensor, context) -> None:
         value, trace = known.value_and_divergence(t, x, context)
     except TypeError:  # no closed form is known
         return
-    close(value, field(t, x, context), 1e-10, "value_and_divergence gives the value of a call")
+    close(value, field(t, x, context), 1e-10, "value_and_divergence returns the value of a call")
     demand(trace.shape == x.shape[:1], f"the divergence has shape {tuple(x.shape[:1])}, not {tuple(trace.shape)}")
     point = x.clone().requires_grad_()
     flat = rows(field(t, point, context))
     slopes = [torch.autograd.grad(flat[:, d].sum(), point, retain_graph=True)[0] for d in range(flat.shape[1])]
     exact = sum(rows(slope)[:, d] for d, slope in enumerate(slopes))
-    close(trace, exact, 1e-9 * (1 + float(exact.abs().max())), "the divergence is the trace that autograd gives")
+    close(trace, exact, 1e-9 * (1 + float(exact.abs().max())), "the divergence is the trace by autograd")
     rough = as_field(copy.deepcopy(field).float()).value_and_divergence(
         t.float(), x.float(), _cast(context, torch.float32)
     )[1]

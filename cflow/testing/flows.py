@@ -19,14 +19,24 @@ __all__ = ["check_flow"]
 
 
 def check_flow(flow: Flow, context=None, *, tolerance: float = 1e-5, density: bool = True) -> None:
-    """Checks a flow of any kind: shapes, errors, distribution view, copies and saving; for an invertible one also both
-    directions, log-determinants against autograd, gradients, and the density's integral in one and two dimensions.
+    """Checks a flow of any kind.
+
+    The suite checks shapes, errors, ``flow(context)`` as a distribution, copies and saving. For an invertible flow it
+    also checks both directions, log-determinants against autograd, gradients, and the integral of the density in one
+    and two dimensions.
 
     Args:
-        flow: the flow; a copy is tested, in float64, with zero-initialised parameters made random.
-        context: one context ``[*context_shape]`` for a conditional flow.
-        tolerance: absolute, for a round trip; a solver's own tolerances must be some hundred times tighter.
-        density: whether to integrate the density where the event has one or two dimensions.
+        flow: the flow; a copy is tested, in float64. Parameters that are zero are made random.
+        context: one context ``[*context_shape]``, for a conditional flow.
+        tolerance: absolute tolerance of a round trip; the solver's tolerances must be about a hundred times smaller.
+        density: whether to integrate the density, where the event has one or two dimensions.
+
+    Raises:
+        AssertionError: if a property fails; the message states which.
+
+    Example:
+        >>> import cflow
+        >>> check_flow(cflow.discrete.maf(2, layers=1, hidden=(8,)))
     """
     flow = copy.deepcopy(flow).double()
     generator = torch.Generator().manual_seed(0)
@@ -60,18 +70,18 @@ def _repeat(context, count: int):
 
 
 def _check_parts(flow, context) -> None:
-    """Shapes, seeds and independence of rows, for flows over named parts."""
+    """Checks shapes, seeds and independence of rows, for flows over named parts."""
     draw = lambda shape, seed=3: flow.sample(shape, context, generator=torch.Generator().manual_seed(seed))
     for shape in ((), (0,), (2, 3)):
         x = draw(shape)
-        demand(set(x) == set(flow.event_shape), "a sample of a joint flow has the parts of its event")
+        demand(set(x) == set(flow.event_shape), "a sample of a joint flow has the parts of the event")
         for name, part in flow.event_shape.items():
             demand(
                 x[name].shape == (*shape, *part), f"the part {name!r} of sample({shape}) has shape {(*shape, *part)}"
             )
             demand(not x[name].requires_grad, "sample builds no graph")
     demand(same(draw((4,)), draw((4,))), "a generator reproduces samples")
-    demand(not same(draw((4,)), draw((4,), 4)), "another generator gives other samples")
+    demand(not same(draw((4,)), draw((4,), 4)), "samples change with the generator")
     if flow.likelihood == "none":
         return
     x = draw((5,))
@@ -79,14 +89,14 @@ def _check_parts(flow, context) -> None:
         score = lambda rows: flow.log_prob(rows, context, generator=torch.Generator().manual_seed(5))
         logp = score(x)
         demand(logp.shape == (5,), "log_prob has one number per row")
-        if flow.likelihood != "exact":  # draws belong to the whole batch
+        if flow.likelihood != "exact":  # random numbers are drawn for the whole batch
             return
         alone = torch.cat([score({name: part[i : i + 1] for name, part in x.items()}) for i in range(5)])
-    close(alone, logp, 1e-9 * (1 + float(logp.abs().max())), "a row does not know its neighbours")
+    close(alone, logp, 1e-9 * (1 + float(logp.abs().max())), "the density of a row does not depend on the others")
 
 
 def same(one, other) -> bool:
-    """Says whether two samples, tensors or dicts of tensors, are equal bit for bit."""
+    """Returns whether two samples, tensors or dicts of tensors, are equal bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
     return torch.equal(one, other)
@@ -116,14 +126,14 @@ def _check_shapes(flow, context) -> None:
     if flow.likelihood != "none":
         with torch.no_grad():
             none = distribution.log_prob(torch.zeros(0, *event, dtype=flow.dtype))
-        demand(none.shape == (0,), "the distribution gives an empty batch an empty log-density")
+        demand(none.shape == (0,), "the log-density of an empty batch is empty")
         if context is not None:
             none = flow(_repeat(context, 0)).log_prob(torch.zeros(0, *event, dtype=flow.dtype))
-            demand(none.shape == (0,), "a distribution given no contexts has a batch of none")
+            demand(none.shape == (0,), "a distribution with no contexts has an empty batch")
     wide = distribution.expand((3,))
     demand(
         wide.batch_shape == (3,) and wide.sample((2,)).shape == (2, 3, *event),
-        "expand gives the batch it was asked for",
+        "expand returns the batch shape of its argument",
     )
     for call, wrong in ((flow.sample, "missing"), (flow.sample, "misspelt")):
         try:
@@ -133,7 +143,7 @@ def _check_shapes(flow, context) -> None:
             call((2,), **({"context": context} | extra))
         except (ValueError, TypeError):
             continue
-        raise AssertionError(f"a {wrong} context or option is an error")
+        raise AssertionError(f"a {wrong} context or option must raise an error")
 
 
 def _check_bijection(flow, context, tolerance: float) -> None:
@@ -143,7 +153,7 @@ def _check_bijection(flow, context, tolerance: float) -> None:
         z, ladj = flow.encode(x, context, generator=generator)
         back, inverse = flow.decode(z, context, generator=generator)
     scale = 1 + float(x.abs().max())
-    close(back, x, tolerance * scale, "decode undoes encode")
+    close(back, x, tolerance * scale, "decode inverts encode")
     exact = flow.likelihood == "exact"
     if exact:
         close(ladj, -inverse, 10 * tolerance, "the two log-determinants are opposite")
@@ -157,12 +167,12 @@ def _check_bijection(flow, context, tolerance: float) -> None:
         close(flow.log_prob(y, context), logp, 10 * tolerance, "log_prob agrees with rsample_and_log_prob")
     with torch.no_grad():
         alone = torch.cat([flow.encode(row[None], context, generator=torch.Generator().manual_seed(5))[0] for row in x])
-    close(alone, z, tolerance * scale, "a sample alone and in a batch have the same latent")
+    close(alone, z, tolerance * scale, "the latent of a sample does not depend on the others")
     _check_latents(flow, context)
 
 
 def _check_latents(flow, context) -> None:
-    """Encoded samples follow the base: a Kolmogorov-Smirnov test of each of up to four coordinates."""
+    """Checks that encoded samples follow the base: a Kolmogorov-Smirnov test of each of up to four coordinates."""
     from scipy.stats import ks_2samp
 
     generator = torch.Generator().manual_seed(9)
@@ -170,7 +180,7 @@ def _check_latents(flow, context) -> None:
         z = rows(flow.encode(flow.sample((300,), context, generator=generator), context, generator=generator)[0])
     base = rows(flow.base.sample((3000,), generator=generator))
     for i in range(min(4, z.shape[1])):
-        # Two independent draws from one law fall below 1e-6 once in a million seeds; the seed is fixed.
+        # For equal distributions the p-value is below 1e-6 once in a million seeds; the seed is fixed.
         demand(ks_2samp(z[:, i], base[:, i]).pvalue > 1e-6, f"coordinate {i} of encoded samples follows the base")
 
 
@@ -184,15 +194,15 @@ def _check_gradients(flow, context) -> None:
         ("rsample", flow.rsample((4,), context, generator=torch.Generator().manual_seed(6)).square()),
     ):
         gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True)
-        # Null conditions and the like are rightly unused here; everything else must be reached.
+        # Parameters of "no condition" are not used here; a gradient must reach all others.
         missing = [key for key, each in zip(parameters, gradients) if each is None and "null" not in key]
-        demand(not missing, f"{name} sends no gradient to {missing[:3]}")
+        demand(not missing, f"no gradient of {name} reaches {missing[:3]}")
         demand(all(each is None or each.isfinite().all() for each in gradients), f"{name} has finite gradients")
 
 
 def _check_integral(flow, context) -> None:
     x = rows(flow.sample((4000,), context, generator=torch.Generator().manual_seed(7)))
-    # Eleven deviations of a normal; wide enough for the tails of a Student-t with five degrees of freedom.
+    # Eleven standard deviations of a normal: enough for the tails of a Student-t with five degrees of freedom.
     middle, half = x.median(0).values, 16 * (x - x.median(0).values).abs().median(0).values + 1e-3
     count = 2001 if x.shape[1] == 1 else 121
     axes = [torch.linspace(float(m - h), float(m + h), count, dtype=x.dtype) for m, h in zip(middle, half)]
@@ -213,4 +223,4 @@ def _check_saving(flow, context) -> None:
     states = flow.state_dict(), loaded.state_dict()
     demand(all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "a loaded flow has its weights")
     demand(same(draw(loaded), before), "a loaded flow draws the same samples")
-    demand(loaded.trained_by == flow.trained_by, "a loaded flow knows what it was trained with")
+    demand(loaded.trained_by == flow.trained_by, "a loaded flow has the same record of training")

@@ -22,18 +22,21 @@ __all__ = ["check_objective"]
 def check_objective(objective, flow, x: Tensor | int | None = None, context: Tensor | None = None) -> None:
     """Checks an objective on a flow that it can train.
 
-    A loss is one finite number per item; it can be differentiated, and reaches weights of the flow; a generator fixes
-    every draw, and no other draw is made; what runs ahead of the step gives the same in another thread; the numbers
-    logged beside the loss are those announced. **Evaluating it changes nothing**: weights, buffers, modes, the record
-    of training and every other attribute of the flow and the objective are what they were, with and without gradients,
-    in training and in evaluation mode. A copy is the same objective, and it says in words that JSON holds what it is.
+    A loss is one finite number per item and has gradients to weights of the flow. All draws come from the generator.
+    ``prepare`` returns the same in another thread. The logged numbers are those in ``metric_names``. **Computing a loss
+    changes nothing**: weights, buffers, modes, the record of training and all other attributes of flow and objective
+    stay the same, with and without gradients, in training and in evaluation mode. A copy is the same objective, and its
+    description can be written as JSON.
 
     Args:
         objective: the objective.
         flow: a flow that it trains, without layers that draw (dropout) or learn from every batch (BatchNorm).
-        x: data ``[B, *event]`` with ``B >= 2`` (pairs and the like where ``objective.samples_per_item`` says so); the
-            number of items for an objective that learns from the flow's own draws.
-        context: contexts ``[B, *context_shape]`` for a conditional flow.
+        x: data ``[B, *event]`` with ``B >= 2`` (for instance pairs, if ``objective.samples_per_item`` is 2); for an
+            objective that learns from the flow's own samples, the number of items.
+        context: contexts ``[B, *context_shape]``, for a conditional flow.
+
+    Raises:
+        AssertionError: if a property fails; the message states which.
 
     Example:
         >>> import cflow
@@ -50,12 +53,12 @@ def check_objective(objective, flow, x: Tensor | int | None = None, context: Ten
     loss = draw()
     demand(loss.shape == (count,), f"{name}: the loss has shape [{count}], not {list(loss.shape)}")
     demand(loss.is_floating_point() and bool(loss.isfinite().all()), f"{name}: the loss is finite")
-    demand(torch.equal(draw(), loss), f"{name}: a generator fixes every draw")
-    demand(torch.equal(torch.get_rng_state(), everywhere), f"{name}: nothing is drawn beside the generator")
-    demand(set(objective.metrics) == set(objective.metric_names), f"{name}: metric_names names the numbers logged")
+    demand(torch.equal(draw(), loss), f"{name}: the loss is the same for the same generator")
+    demand(torch.equal(torch.get_rng_state(), everywhere), f"{name}: all draws come from the generator")
+    demand(set(objective.metrics) == set(objective.metric_names), f"{name}: metric_names lists the logged numbers")
     trained = [each for part in (flow, objective) for each in part.parameters() if each.requires_grad]
     gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
-    demand(any(each is not None and bool(each.any()) for each in gradients), f"{name}: the loss reaches some weight")
+    demand(any(each is not None and bool(each.any()) for each in gradients), f"{name}: a gradient reaches a weight")
     demand(all(each is None or bool(each.isfinite().all()) for each in gradients), f"{name}: gradients are finite")
     _unchanged(before, flow, objective, f"{name}: a loss")
 
@@ -69,13 +72,13 @@ def check_objective(objective, flow, x: Tensor | int | None = None, context: Ten
     json.dumps(outline(objective))
     entry = objective.entry()
     sound = isinstance(entry, TrainingEntry) and entry.teaches in get_args(Teaches)
-    demand(sound, f"{name}: its entry says what it teaches")
+    demand(sound, f"{name}: its entry is a TrainingEntry with a valid teaches")
     demand(entry == objective.entry(), f"{name}: its entry is always the same")
     _unchanged(before, flow, objective, f"{name}: all of this")
 
 
 def _check_prepared(objective, flow, x, context, name: str) -> None:
-    """What runs ahead gives in another thread what it gives in this one, and needs no gradients."""
+    """Checks that ``prepare`` returns the same in another thread, and needs no gradients."""
     data = torch.empty(x, 0) if isinstance(x, int) else x
     if data is None:
         data = torch.empty(len(tree_leaves(context)[0]), 0)
@@ -91,18 +94,18 @@ def _check_prepared(objective, flow, x, context, name: str) -> None:
     thread = threading.Thread(target=prepare)
     thread.start()
     thread.join()
-    demand(len(results) == 2 and _same(*results), f"{name}: preparation gives the same in another thread")
+    demand(len(results) == 2 and _same(*results), f"{name}: preparation returns the same in another thread")
 
 
 def _unchanged(before: tuple, flow, objective, what: str) -> None:
     for owner, old, new in zip(("flow", "objective"), before, (_state(flow), _state(objective))):
-        demand(old.keys() == new.keys(), f"{what} leaves the {owner}'s attributes as they were")
+        demand(old.keys() == new.keys(), f"{what} adds or removes attributes of the {owner}")
         changed = [key for key in old if not _same(old[key], new[key])]
-        demand(not changed, f"{what} changes nothing of the {owner}, but {', '.join(changed[:3])}")
+        demand(not changed, f"{what} changes {', '.join(changed[:3])} of the {owner}")
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """Copies all that a module and the modules in it hold, but the numbers of the last loss."""
+    """Copies all attributes of a module and of the modules in it, except the metrics of the last loss."""
     found: dict[str, Any] = {}
     for prefix, part in module.named_modules():
         held = {key: value for key, value in vars(part).items() if key not in ("_modules", "metrics", "_parameters")}
@@ -112,7 +115,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
 
 
 def _frozen(value: Any, depth: int = 6) -> Any:
-    """Copies a value so that a later change of it shows."""
+    """Copies a value, so that later changes can be detected."""
     if isinstance(value, Tensor):
         return value.detach().clone(), value.requires_grad
     if isinstance(value, str | int | float | bool | None | torch.Size | torch.dtype | type):

@@ -1,4 +1,4 @@
-"""Conformance of affine paths, against Gaussian data."""
+"""Conformance of affine paths, tested with Gaussian data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ __all__ = ["GaussianField", "check_path"]
 
 @register("testing.GaussianField")
 class GaussianField(Field):
-    r"""Answers what a perfect network would, for data :math:`\mathcal N(m, s^2)` and a standard normal base.
+    r"""Computes what a perfect network predicts, for data :math:`\mathcal N(m, s^2)` and a standard normal base.
 
     .. math:: \mathbb E[x_1 | x_t] = m + \frac{\alpha s^2 (x_t - \alpha m)}{\alpha^2 s^2 + \sigma^2}, \qquad
               \mathbb E[x_0 | x_t] = \frac{\sigma (x_t - \alpha m)}{\alpha^2 s^2 + \sigma^2}
 
-    The oracle for paths, solvers and guidance: :meth:`carry` is the flow map and ``log|det|`` in closed form.
+    Use this field to test paths, solvers and guidance: :meth:`carry` computes the flow map and its ``log|det|`` in
+    closed form.
+
+    Args:
+        path: the path.
+        event_shape: the shape of one event.
+        mean: the mean of the data.
+        std: the standard deviation of the data.
 
     Example:
         >>> from cflow import paths
@@ -36,9 +43,10 @@ class GaussianField(Field):
     def __init__(self, path: AffinePath, event_shape=1, mean: float = 0.0, std: float = 1.0):
         super().__init__(event_shape)
         self.path, self.mean, self.std = path, mean, std
-        self.scale = nn.Parameter(torch.ones(()))  # a parameter, so that dtype and gradients are like a network's
+        self.scale = nn.Parameter(torch.ones(()))  # a parameter, so that dtype and gradients are as in a network
 
     def ends(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the expected data and base samples, given ``x`` at ``t``."""
         alpha, sigma = expand_like(self.path.alpha(t), x), expand_like(self.path.sigma(t), x)
         ratio = (x - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2)
         return self.mean + alpha * self.std**2 * ratio, sigma * ratio
@@ -51,7 +59,7 @@ class GaussianField(Field):
         return torch.sqrt(self.path.alpha(t) ** 2 * self.std**2 + self.path.sigma(t) ** 2)
 
     def carry(self, x: Tensor, t0: float, t1: float) -> tuple[Tensor, Tensor]:
-        """Carries ``x [B, *event]`` from ``t0`` to ``t1`` exactly: ``(x, ladj [B])``."""
+        """Moves ``x [B, *event]`` from ``t0`` to ``t1`` exactly; returns ``(x, ladj [B])``."""
         start, end = (torch.tensor(t, dtype=x.dtype) for t in (t0, t1))
         ratio = self._spread(end) / self._spread(start)
         moved = self.path.alpha(end) * self.mean + ratio * (x - self.path.alpha(start) * self.mean)
@@ -59,7 +67,18 @@ class GaussianField(Field):
 
 
 def check_path(path: AffinePath) -> None:
-    """Checks an affine path: schedule, derivatives, conversions, targets and a whole Gaussian flow in closed form."""
+    """Checks an affine path: schedule, derivatives, conversions, targets, and a Gaussian flow against its closed form.
+
+    Args:
+        path: the path.
+
+    Raises:
+        AssertionError: if a property fails; the message states which.
+
+    Example:
+        >>> from cflow import paths
+        >>> check_path(paths.Linear())
+    """
     double = {"dtype": torch.float64}
     ends = torch.tensor([0.0, 1.0], **double)
     alpha, sigma = path.alpha(ends), path.sigma(ends)
@@ -100,7 +119,7 @@ def _check_path_training(path: AffinePath) -> None:
         "a masked entry has no loss",
     )
 
-    # The least-squares predictor of the target from x_t is the optimum that the conversions assume.
+    # The conversions assume the optimum, which is the least-squares predictor of the target from x_t.
     count, mean, std = 400_000, 0.7, 0.5
     x0, x1 = torch.randn(2, count, 1, generator=generator, dtype=torch.float64)
     x1 = mean + std * x1
@@ -110,10 +129,8 @@ def _check_path_training(path: AffinePath) -> None:
         design = torch.cat([torch.ones_like(sample.xt), sample.xt], 1)
         fitted = design @ torch.linalg.lstsq(design, sample.target).solution
         gap = (fitted - oracle(sample.t, sample.xt)).square().mean().sqrt() / sample.target.std()
-        # Two coefficients from 400,000 draws: the gap is about 0.002; five times that is never reached by chance.
-        demand(
-            float(gap) < 0.01, f"the regression target at t = {where} is not the optimum: relative gap {float(gap):.3g}"
-        )
+        # Two coefficients from 400,000 draws: the gap is about 0.002; random errors never reach five times as much.
+        demand(float(gap) < 0.01, f"the regression target at t = {where} has another optimum: gap {float(gap):.3g}")
 
 
 def _check_path_flow(path: AffinePath) -> None:
@@ -137,21 +154,21 @@ def _check_path_flow(path: AffinePath) -> None:
     flow = ContinuousFlow(field, bases.Normal(2), path=path, solver=tight).double()
     whole, margin = path.interval == (0.0, 1.0), path.margin
     exact, ladj = field.carry(x0, 0.0, 1.0)
-    # The closed-form steps at the ends are second order in a stretch of about the margin.
+    # The error of the closed-form steps at the ends is of second order in the margin.
     second = 1e-7 if whole else 10 * margin**2 + 1e-7
     with torch.no_grad():
-        close(flow.transport(x0, 0.0, 1.0).y, exact, second, "samples are the closed-form flow map's")
-        close(flow.transport(exact, 1.0, 0.0).y, x0, 10 * second, "so are the latents")
-        # With a density the ends are crossed by a change of scale, right to first order in the margin.
+        close(flow.transport(x0, 0.0, 1.0).y, exact, second, "samples agree with the closed-form flow map")
+        close(flow.transport(exact, 1.0, 0.0).y, x0, 10 * second, "latents agree with the closed-form flow map")
+        # For a density, the steps at the ends change the scale, which is accurate to first order in the margin.
         first = 1e-6 if whole else 5 * margin
         normal = torch.distributions.Normal(0.0, 1.0)
         logp = normal.log_prob(x0).sum(1) - ladj
-        close(flow.log_prob(exact), logp, 10 * first, "the log-density is the closed form's")
-        # An imperfect network's density is a density all the same: what is drawn has the density that is evaluated.
+        close(flow.log_prob(exact), logp, 10 * first, "the log-density agrees with the closed form")
+        # Also for an imperfect network, samples must have the density that log_prob computes.
         field.scale.mul_(0.8)
         x, logp = flow.sample_and_log_prob((32,), generator=generator)
         close(flow.log_prob(x), logp, 1e-5, "log_prob agrees with sample_and_log_prob for an imperfect network")
         z, ladj = flow.encode(x)
         back, inverse = flow.decode(z)
-        close(back, x, 1e-5 * (1 + float(x.abs().max())), "decode undoes encode for an imperfect network")
+        close(back, x, 1e-5 * (1 + float(x.abs().max())), "decode inverts encode for an imperfect network")
         close(ladj, -inverse, 1e-5, "the two log-determinants are opposite for an imperfect network")

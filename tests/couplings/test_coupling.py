@@ -83,10 +83,10 @@ class Broken:
 @pytest.mark.parametrize(
     ("fault", "rows", "message"),
     [
-        ("context", "permuted", "contexts travel"),
+        ("context", "permuted", "contexts stay with"),
         ("twice", "permuted", "no row of x0 is used twice"),
-        ("other", "kept", "one of those given"),
-        ("mutates", "kept", "left as they were"),
+        ("other", "kept", "a row of the input"),
+        ("mutates", "kept", "inputs are not changed"),
         ("seed", "kept", "no other random number"),
         ("worse", "kept", "on average over draws"),
         ("none", "fewer", "fewer rows"),
@@ -96,7 +96,7 @@ def test_the_conformance_suite_finds_faults(fault, rows, message):
     with pytest.raises(AssertionError, match=message):
         check_coupling(Broken(fault), rows=rows)
     check_coupling(Broken("none"))
-    with pytest.raises(ValueError, match=r"rows='all'\): no such promise; pass one of 'permuted'"):
+    with pytest.raises(ValueError, match=r"rows='all'\): not supported; pass one of 'permuted'"):
         check_coupling(Independent(), rows="all")
 
 

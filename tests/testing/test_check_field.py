@@ -200,33 +200,33 @@ DEFECTS = {
     "float64 stays float64": (WrongDtype, {}),
     "derivative in x": (Rounded, {}),
     "random numbers": (Noisy, {}),
-    "alone and among others": (Centred, {}),
+    "result of a sample does not depend": (Centred, {}),
     "time of the first": (FirstTime, {}),
-    "inputs are left": (Overwriting, {}),
+    "inputs are not changed": (Overwriting, {}),
     "derivative": (Detached, {}),
-    "of differences": (Halting, {}),
+    "agrees with differences": (Halting, {}),
     r"no gradient reaches \['unused'\]": (Unused, {}),
     "finite at t = 0.0": (Singular, {}),
-    "second time is read": (DeafToTime, {}),
-    "without s the field gives": (Impatient, {"two_times": True}),
-    "refuses a second one": (Permissive, {}),
-    "missing context is an error": (Guessing, {"context": 3}),
+    "depends on the second time": (DeafToTime, {}),
+    "result without s is the velocity": (Impatient, {"two_times": True}),
+    "second time must raise": (Permissive, {}),
+    "missing context must raise": (Guessing, {"context": 3}),
     "result of one row": (Squeezing, {}),
-    "the same whatever the context was": (NullIsContext, {"context": 3}),
-    "shape and dtype of a context": (NullIsShort, {"context": 3}),
-    "none of the labels": (NullIsAClass, {"classes": 3}),
+    "the same for all contexts": (NullIsContext, {"context": 3}),
+    "the shape and dtype of a context": (NullIsShort, {"context": 3}),
+    "differs from the labels": (NullIsAClass, {"classes": 3}),
     "null_context draws": (NullIsDrawn, {"context": 3}),
-    "leaves the context": (NullIsWritten, {"context": 3}),
+    "does not change the context": (NullIsWritten, {"context": 3}),
     "differs from that without one": (ConditionIgnored, {"context": 3}),
-    "trace that autograd gives": (WrongTrace, {}),
+    "trace by autograd": (WrongTrace, {}),
     "in float32 the divergence is": (RoughTrace, {}),
-    "gives the value of a call": (OtherValue, {}),
+    "returns the value of a call": (OtherValue, {}),
     "deep copy": (Forgetful, {}),
-    "stretch of": (LooseEnds, {}),
+    "interval is a part of": (LooseEnds, {}),
     "is a torch.Size": (ListedShape, {}),
     "label has the context_shape": (LabelOfThree, {"classes": 3}),
 }
-NAMED = {"time of the first": "alone and among others", "result of one row": "batch of 1"}
+NAMED = {"time of the first": "result of a sample does not depend", "result of one row": "batch of 1"}
 
 
 @pytest.mark.parametrize("said", DEFECTS)
@@ -259,7 +259,7 @@ def test_a_foreign_network_is_checked_with_what_it_does_not_say(generator):
 
     context = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     check_field(Foreign(), context, event_shape=(2,), saved=False, null=False)
-    with pytest.raises(AssertionError, match="alone and among others"):
+    with pytest.raises(AssertionError, match="result of a sample does not depend"):
         check_field(Centred(Foreign()), context, event_shape=(2,), saved=False, null=False)
 
 

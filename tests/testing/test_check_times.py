@@ -95,16 +95,16 @@ class Copied(Times):
 DEFECTS = {
     r"lie in \[0, 1\]": Outside(),
     "have shape": Column(),
-    "dtype asked for": Single(),
-    "with a generator times draws no other": Unseeded(),
-    "another generator gives another": Frozen(),
+    "times have the dtype": Single(),
+    "with a generator, times draws no other": Unseeded(),
+    "changes with the generator": Frozen(),
     "draws follow icdf": OtherLaw(),
     "density is one over the slope": OtherDensity(1.0, 1.5),
     "no density outside": Endless(),
-    "leads from 0 to 1": Falling(),
-    "leads from 0 to 1 (scale)": Part(),
-    "drawn finely": Coarse(),
-    "times of torch.int64 are refused": Integers(),
+    "runs from 0 to 1": Falling(),
+    "runs from 0 to 1 (scale)": Part(),
+    "many different values": Coarse(),
+    "times of torch.int64 must raise": Integers(),
     "deep copy": Copied(),
 }
 

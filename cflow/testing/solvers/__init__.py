@@ -1,4 +1,4 @@
-"""What every solver of ordinary differential equations must do, as a suite that any implementation can be run on."""
+"""Conformance of solvers of ordinary differential equations."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def check_solver(
     adaptive: bool | None = None,
     checks: Sequence[str] | None = None,
 ) -> None:
-    """Checks that a solver honours the contract of :class:`cflow.solvers.Solver`; takes about a second on a CPU.
+    """Checks that a solver fulfils the contract of :class:`cflow.solvers.Solver`. This takes about a second on a CPU.
 
     Args:
-        solver: a solver of this package, or a function that makes one from the number of steps (fixed grids) or from
-            the tolerance, relative and absolute (adaptive).
-        order: the order of convergence; read from the tableau where there is one.
-        adaptive: whether steps follow a tolerance; known for solvers of this package.
-        checks: names from ``SOLVER_CHECKS`` to run alone.
+        solver: a solver of this package, or a function that returns one for a number of steps (fixed grids) or for a
+            relative and absolute tolerance (adaptive).
+        order: the order of convergence. Default: that of the solver's tableau.
+        adaptive: whether steps follow a tolerance. Default: known for solvers of this package.
+        checks: names from ``SOLVER_CHECKS``. Default: all.
 
     Raises:
-        AssertionError: naming the property that fails and by how much.
+        AssertionError: if a property fails; the message states which and by how much.
         ValueError: if ``order`` or ``adaptive`` is missing or a check is unknown.
 
     Example:
@@ -45,13 +45,13 @@ def check_solver(
         order = solver.tableau.order
     if order is None or adaptive is None:
         raise ValueError(
-            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): what to expect of this solver is not "
-            f"known; pass a function that makes it from its steps or its tolerance, with order= and adaptive=."
+            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): order or adaptive is not known; pass a "
+            f"function of steps or tolerance, with order= and adaptive=."
         )
     unknown = set(checks or ()) - SOLVER_CHECKS.keys()
     if unknown:
         raise ValueError(
-            f"check_solver(checks={checks}): no check {sorted(unknown)}; there are {', '.join(SOLVER_CHECKS)}."
+            f"check_solver(checks={checks}): no check {sorted(unknown)}; choose from {', '.join(SOLVER_CHECKS)}."
         )
     subject = Subject(make, order, adaptive)
     for name in checks or SOLVER_CHECKS:

@@ -1,4 +1,4 @@
-"""Whether solutions are right: orders, intervals, states of every structure, integrals, outputs, batches."""
+"""Checks of solutions: orders, intervals, states of every structure, integrals, outputs, batches."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def interval(subject: Subject) -> None:
             low, high = torch.tensor(sorted((t0, t1)), dtype=dtype)
             demand(
                 all(t.shape == (3,) and t.dtype == dtype for t in seen),
-                f"interval: f was handed t of shape {list(seen[0].shape)} and {seen[0].dtype} for a {dtype} state",
+                f"interval: f got t of shape {list(seen[0].shape)} and {seen[0].dtype} for a {dtype} state",
             )
             demand(
                 times.min() >= low and times.max() <= high,
-                f"interval: on [{t0}, {t1}] f was called at {times.min().item()} and {times.max().item()}",
+                f"interval: on [{t0}, {t1}] f was evaluated at {times.min().item()} and {times.max().item()}",
             )
             reached = solution.stats.reached
             demand(
@@ -68,7 +68,7 @@ def round_trip(subject: Subject) -> None:
 
 
 def _identified(t, y, extras):
-    """Computes dy = -rate y, and NaN where rows of the state and of the arguments part."""
+    """Computes dy = -rate y, and NaN if a row of the state gets the arguments of another row."""
     state, row = y
     together = (row == extras["row"]).reshape(row.shape[0], -1).all(1, keepdim=True)
     return torch.where(together, -extras["rate"] * state, torch.nan), torch.zeros_like(row)
@@ -105,7 +105,7 @@ def _together(subject: Subject) -> None:
     )
     demand(
         (solution.stats.steps == solution.stats.steps[0]).all(),
-        f"batch: steps are shared, and yet samples took {solution.stats.steps.tolist()} of them",
+        f"batch: samples share their steps, but the numbers of steps are {solution.stats.steps.tolist()}",
     )
 
 
@@ -122,7 +122,7 @@ def structures(subject: Subject) -> None:
     gap = (torch.stack((nested["re"], nested["im"][0]), -1) - plain).abs().max().item()
     demand(
         gap < (1e-5 if subject.adaptive else 1e-12),
-        f"structures: a nested state ends {gap} away from the same state in one tensor",
+        f"structures: the results of a nested state and of one tensor differ by {gap}",
     )
 
 
@@ -139,7 +139,7 @@ def quadratures(subject: Subject) -> None:
         tolerances = {"several": None, "one": Tolerance(1e-6, 1e-6)}
         solution = solver.solve(field, ones(3, 2), t0, t1, args=(scale,), quadratures=tolerances)
         exact = (t1 ** (degree + 1) - t0 ** (degree + 1)) / (degree + 1)
-        demand(set(solution.quadratures) == {"one", "several"}, "quadratures: the names asked for are not returned")
+        demand(set(solution.quadratures) == {"one", "several"}, "quadratures: the requested names are not returned")
         gap = max(
             (solution.quadratures["one"] - exact * scale[:, 0]).abs().max().item(),
             (solution.quadratures["several"] - exact * scale).abs().max().item(),
@@ -157,7 +157,7 @@ def quadratures(subject: Subject) -> None:
     nothing = solver.solve(field, ones(3, 2), 0.5, 0.5, args=(scale,), quadratures={"one": None})
     demand(
         torch.equal(nothing.y, ones(3, 2)) and torch.equal(nothing.quadratures["one"], torch.zeros(3).double()),
-        "quadratures: an interval of no length changes the state or gives an integral other than zero",
+        "quadratures: an interval of length zero changes the state or an integral",
     )
 
 
@@ -204,7 +204,8 @@ def sizes(subject: Subject) -> None:
             solution.status.shape,
         ]
         demand(
-            shapes == [(count, 2, 3), (count,), (2, count, 2, 3), (count,)], f"sizes: a batch of {count} gives {shapes}"
+            shapes == [(count, 2, 3), (count,), (2, count, 2, 3), (count,)],
+            f"sizes: a batch of {count} returns the shapes {shapes}",
         )
     scalar = subject.usual.solve(lambda t, y: -y, ones(3), 0.0, 1.0)
-    demand(scalar.y.shape == (3,), f"sizes: a state of shape [3] comes back as {list(scalar.y.shape)}")
+    demand(scalar.y.shape == (3,), f"sizes: the result of a state of shape [3] has shape {list(scalar.y.shape)}")

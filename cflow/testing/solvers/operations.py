@@ -1,4 +1,4 @@
-"""What a piece of code launches and what it makes the host wait for, counted on any device."""
+"""Counts of the operations of a piece of code, and of the values that it reads to the host."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ VIEWS = frozenset(
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations that launch something (views do not), by name in ``counts``, and ``reads`` by the host.
+    """Counts operations by name in ``counts``, without views, which launch nothing; and host reads in ``reads``.
 
-    ``tolist`` is a read that no dispatch sees on a CPU; it is counted by itself.
+    ``tolist`` is counted separately, since it is not dispatched on a CPU.
 
     Example:
         >>> with Operations() as operations:

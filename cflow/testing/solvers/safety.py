@@ -1,4 +1,4 @@
-"""Whether solvers keep their promises: gradients, failures of single samples, host reads, nothing left in memory."""
+"""Checks of gradients, of failures of single samples, of host reads, and of memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gradients(subject: Subject) -> None:
 
     demand(
         all(output.requires_grad for output in solve(y0, shift, weight)),
-        "gradients: the state, a quadrature or the trajectory comes back without a graph",
+        "gradients: the state, a quadrature or the trajectory has no graph",
     )
     try:
         torch.autograd.gradcheck(solve, (y0, shift, weight), eps=1e-4, atol=1e-5, rtol=1e-4)
@@ -53,29 +53,29 @@ def failures(subject: Subject) -> None:
     healthy = solver.solve(poisoned, ones(3, 2), 0.0, 1.0, args=(torch.zeros_like(bad),))
     demand(
         solution.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS],
-        f"failures: with a field that is NaN for sample 1 alone the statuses are {solution.status.tolist()}",
+        f"failures: with a field that is NaN only for sample 1 the statuses are {solution.status.tolist()}",
     )
     demand(
         (solution.y - healthy.y)[[0, 2]].abs().max() < (1e-5 if subject.joint else 1e-12),
-        "failures: a NaN in one sample changes the others' results",
+        "failures: a NaN in one sample changes the results of others",
     )
     if not subject.adaptive:
         return
     last = solution.stats.reached[1].item()
     demand(
         bool(torch.isfinite(solution.y).all()) and 0.45 < last <= 0.5,
-        f"failures: the failed sample is not left at its last good state (finite, just before 0.5) but at t = {last}",
+        f"failures: the failed sample must stop at its last finite state, just before 0.5, not at t = {last}",
     )
     start = torch.tensor([[0.1], [2.0], [0.5]], dtype=torch.float64)
     burst = solver.solve(lambda t, y: y * y, start, 0.0, 1.0)
     demand(
         burst.status[1] != Status.SUCCESS and burst.success[[0, 2]].all(),
-        f"failures: y' = y^2 through its singularity in sample 1 ends with statuses {burst.status.tolist()}",
+        f"failures: y' = y^2 with a singularity in sample 1 ends with statuses {burst.status.tolist()}",
     )
     exact = start / (1 - start)
     demand(
         (burst.y - exact)[[0, 2]].abs().max() < 1e-2 and abs(burst.stats.reached[1].item() - 0.5) < 1e-2,
-        "failures: a singularity in one sample spoils the others, or is stepped over",
+        "failures: a singularity in one sample changes the others, or is not noticed",
     )
     if "max_steps" in options(solver) and not subject.joint:
         rates = torch.tensor([[1.0], [300.0]], dtype=torch.float64)
@@ -96,16 +96,16 @@ def host_reads(subject: Subject) -> None:
     rates = torch.logspace(-1, 1.5, 16, dtype=torch.float64).unsqueeze(1)
     with torch.no_grad(), Operations() as operations:
         solution = subject.usual.solve(lambda t, y, rate: -rate * y, ones(16, 1), 0.0, 1.0, args=(rates,))
-    # One per attempt, and one for the first step where all share it.
+    # One read per attempted step, and one for the first step if all samples share it.
     allowed = int(solution.stats.steps.max()) + subject.joint if subject.adaptive else 0
     demand(
         operations.reads <= allowed,
-        f"host reads: {operations.reads} values are read from the device, {allowed} allowed",
+        f"host reads: {operations.reads} values are read from the device, at most {allowed} allowed",
     )
 
 
 class _Network(torch.nn.Module):
-    """A field with parameters, whose end can be watched."""
+    """A field with parameters; a weak reference to it shows when it is deleted."""
 
     def __init__(self):
         super().__init__()
@@ -125,9 +125,9 @@ def second_derivatives(subject: Subject) -> None:
         try:
             torch.autograd.grad(slope.sum(), y0)
         except RuntimeError as error:
-            demand("once" in str(error), f"second derivatives: the refusal does not say why: {error}")
+            demand("once" in str(error), f"second derivatives: the error does not state the reason: {error}")
         else:
-            raise AssertionError("second derivatives: a gradient that is once differentiable was differentiated again")
+            raise AssertionError("second derivatives: a once-differentiable gradient was differentiated again")
         return
     try:
         torch.autograd.gradgradcheck(solve, (y0, network.weight), eps=1e-4, atol=1e-5, rtol=1e-3)
@@ -136,7 +136,7 @@ def second_derivatives(subject: Subject) -> None:
 
 
 def memory(subject: Subject) -> None:
-    """Solves again and again: live tensors must not grow in number, and a field must end with its last reference."""
+    """Checks that repeated solves do not add live tensors, and that a field is deleted with its last reference."""
     solver = subject.make(1e-4) if subject.adaptive else subject.make(4)
 
     def solve():
@@ -153,5 +153,5 @@ def memory(subject: Subject) -> None:
     before = live()
     references = [solve() for _ in range(50)]
     after = live()
-    demand(after <= before, f"memory: 50 solves leave {after - before} tensors behind")
-    demand(not any(reference() for reference in references), "memory: a field outlives its last reference")
+    demand(after <= before, f"memory: {after - before} tensors remain after 50 solves")
+    demand(not any(reference() for reference in references), "memory: a field remains after its last reference")

@@ -1,4 +1,4 @@
-"""What the checks share: the solver under test, and a problem whose solution is known."""
+"""The solver under test, and a problem with a known solution."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Subject:
 
 
 def options(solver: Any) -> set[str]:
-    """Lists the options of a solver by which it can be made again with others."""
+    """Returns the names of a solver's options, which can be replaced."""
     return {each.name for each in fields(solver)} if is_dataclass(solver) else set()
 
 
