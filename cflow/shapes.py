@@ -101,8 +101,8 @@ def check_mask(event_shape: Shape | None, context_shape: Shape | None, what: str
         marked.pop(MASK, None)
         if isinstance(mask, dict) or not any(part[: len(mask)] == mask for part in marked.values()):
             raise ValueError(
-                f"{what}: the part 'mask' marks the members of a set, but no part of the event ({marked}) starts with "
-                f"its shape {mask}; change its shape, or rename it."
+                f"{what}: the part 'mask' marks the members of a set, so its shape {mask} must start another part "
+                f"({marked}); change or rename it."
             )
 
 

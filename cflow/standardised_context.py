@@ -69,8 +69,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     def _null_context(self, context: Tensor) -> Tensor:
         raise ValueError(
-            'StandardisedContext.null_context: "no condition" cannot be standardised; call null_context of the inner '
-            "flow (.flow)."
+            'StandardisedContext.null_context: "no condition" cannot be standardised; call .flow.null_context.'
         )
 
     @property

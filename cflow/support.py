@@ -108,7 +108,7 @@ class _Onto(Transform):
 def _onto(chain: _Chain) -> _Onto:
     if any(each.draws or not each.has_rsample or each.context_shape is not None for each in chain.members):
         raise NotImplementedError(  # the error of torch's biject_to, which Pyro expects
-            f"biject_to({chain}): not available, as a map draws, rounds or reads a context; pass the support as one of "
-            f"torch's constraints."
+            f"biject_to({chain}): not available, as a map draws, rounds or reads a context; pass one of torch's "
+            f"constraints."
         )
     return _Onto(chain)

@@ -113,6 +113,6 @@ def check_typeguard() -> None:
     found = version("typeguard")
     if int(found.split(".")[0]) < 4:
         raise ValueError(
-            f"typeguard {found} is installed, but the command line (tyro) needs 4.0 or newer: pip install "
-            f"'typeguard>=4.0', in a separate environment if another package needs the old one."
+            f"typeguard {found} is installed, too old for the command line (tyro); pip install 'typeguard>=4.0', if "
+            f"needed in a new environment."
         )

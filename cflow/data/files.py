@@ -55,8 +55,8 @@ def _read_idx(path: Path, file: IO[bytes], most: int) -> Tensor:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_TYPES or head[3] == 0:
         raise ValueError(
-            f"read_idx({str(path)!r}): the file starts with {head.hex(' ') or 'no bytes'}, so it is not an idx file "
-            f"(00 00, a type, the number of dimensions); check the path."
+            f"read_idx({str(path)!r}): the file starts with {head.hex(' ') or 'no bytes'}, so it is not an idx file; "
+            f"check the path."
         )
     dtype, rank = np.dtype(IDX_TYPES[head[2]]), head[3]
     if rank > MOST_DIMENSIONS:

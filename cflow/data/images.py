@@ -207,8 +207,7 @@ def image_folder(
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1 or channels not in (1, 3):
         raise ValueError(
-            f"image_folder(size={size}, channels={channels}): an image has at least 1 pixel and 1 or 3 channels; pass "
-            f"for instance size=64, channels=3."
+            f"image_folder(size={size}, channels={channels}): pass a size of at least 1, and 1 or 3 channels."
         )
     if root.exists() and not root.is_dir():
         raise NotADirectoryError(f"image_folder({str(root)!r}): this is a file; pass a folder of images.")
@@ -223,8 +222,8 @@ def image_folder(
     tops = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
     if None in tops and len(set(tops)) > 1:
         raise ValueError(
-            f"image_folder({str(root)!r}): {tops.count(None)} images are next to sub-folders of images and have no "
-            f"class; move them into a sub-folder, or all images into one folder."
+            f"image_folder({str(root)!r}): {tops.count(None)} images are next to sub-folders of images, so they have "
+            f"no class; move them into one."
         )
     classes = (root.resolve().name,) if None in tops else tuple(sorted(set(tops)))
     labels = torch.tensor([0 if top is None else classes.index(top) for top in tops])

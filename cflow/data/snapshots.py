@@ -71,7 +71,7 @@ class Snapshots(Dataset):
         if len(self.times) != len(samples) or not increase:
             raise ValueError(
                 f"Snapshots({len(samples)} samples, times={self.times}): pass one time per snapshot, in increasing "
-                f"order, and merge snapshots of the same time."
+                f"order."
             )
         dtype = torch.get_default_dtype() if not samples[0].is_floating_point() else samples[0].dtype
         for each in samples:
@@ -154,8 +154,8 @@ def read_snapshots(
             samples, labels, dropped = _read_text(path, values, times, drop_missing)
         case other:
             raise ValueError(
-                f"read_snapshots({str(path)!r}): files ending in {other!r} are not supported; use "
-                f"numpy.savez(path, samples=..., times=...), or a .csv with a column of times."
+                f"read_snapshots({str(path)!r}): files ending in {other!r} are not supported; write a .npz with arrays "
+                f"samples and times, or a .csv."
             )
     if samples.dim() == 0 or labels.shape != samples.shape[:1]:
         raise ValueError(

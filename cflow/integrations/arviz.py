@@ -147,8 +147,8 @@ def posterior(
         )
     if target is not None and flow.likelihood != "exact":
         raise ValueError(
-            f"arviz.posterior(target=...): importance weights need an exact density, but the flow's likelihood is "
-            f"{flow.likelihood!r}; omit target, or use another flow."
+            f"arviz.posterior(target=...): importance weights need an exact density, and the flow's likelihood is "
+            f"{flow.likelihood!r}; omit target."
         )
     shape, log_weights, log_density = as_shape(draws), None, None
     if flow.likelihood == "none":
@@ -191,7 +191,7 @@ def _normalised(log_weights: Tensor) -> Tensor:
     if log_weights.isnan().any() or not (log_weights.max() < torch.inf and log_weights.max() > -torch.inf):
         raise ValueError(
             f"to_arviz(log_weights from {log_weights.min().item():.4g} to {log_weights.max().item():.4g}): the largest "
-            f"must be finite, and none NaN; check the target at the draws."
+            f"must be finite, and none NaN; check the target."
         )
     return log_weights.softmax(0)
 

@@ -262,7 +262,7 @@ def _trace(flow, what, solver, guidance, batch) -> tuple[torch.export.ExportedPr
             if close is False or close.double().mean() < 0.98:
                 raise ValueError(
                     f"export(what={what!r}): the program and the flow return different numbers for a batch of "
-                    f"{len(each[0])}; remove Python code that depends on anything other than tensors."
+                    f"{len(each[0])}; use only functions of tensors in it."
                 )
     return traced, part
 
@@ -273,8 +273,8 @@ def _part(flow, what: str, solver, guidance) -> Part:
         raise ValueError(f"export(what={what!r}): no such part of a flow; choose from {', '.join(PARTS)}.")
     if not isinstance(flow, BaseInvertibleFlow) or isinstance(flow.context_shape, dict):
         raise ValueError(
-            f"export({type(flow).__name__}): not supported; pass a ContinuousFlow or a discrete.NormalizingFlow, whose "
-            f"context is a tensor or None."
+            f"export({type(flow).__name__}): not supported; pass a ContinuousFlow or NormalizingFlow whose context is "
+            f"a tensor or None."
         )
     continuous = isinstance(flow, ContinuousFlow)
     takes = {"network": ("guidance",), "sampler": ("solver", "guidance"), "log_prob": ("solver",)}[what]
@@ -295,8 +295,8 @@ def _part(flow, what: str, solver, guidance) -> Part:
     looking = sorted({type(each).__name__ for each in maps if each.reads_values or each.draws} - {"Compose"})
     if what == "log_prob" and looking:
         raise ValueError(
-            f"export(what='log_prob'): a graph cannot contain {looking[0]}, which checks values or draws; export the "
-            f"flow without it, or call flow.log_prob."
+            f"export(what='log_prob'): a graph cannot contain {looking[0]}; export the flow without it, or call "
+            f"flow.log_prob."
         )
     if continuous and what != "network":
         given["solver"] = _traceable(flow.solver if solver is None else solver)
@@ -319,8 +319,7 @@ def _traceable(solver: Solver) -> Solver:
         why = "its number of steps is not fixed"
     if why is not None:
         raise ValueError(
-            f"export(solver={solver!r}): {why}; pass a solver on a fixed grid, such as solvers.Heun(steps=16), or one "
-            f"from training.fit_bespoke."
+            f"export(solver={solver!r}): {why}; pass a solver on a fixed grid, such as solvers.Heun(steps=16)."
         )
     return solver.for_tracing()
 

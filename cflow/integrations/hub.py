@@ -64,8 +64,8 @@ def push(
             )  # fmt: skip
         except (OSError, hub.errors.HTTPError) as error:
             raise OSError(
-                f"hub.push({repo!r}): the hub refused ({_first_line(error)}); check the name and the connection, and "
-                f"log in by `hf auth login` with a token that may write."
+                f"hub.push({repo!r}): the hub refused ({_first_line(error)}); check name and connection, or log in by "
+                f"`hf auth login` with a write token."
             ) from error
     return getattr(commit, "commit_url", str(commit))
 
@@ -94,8 +94,8 @@ def load(repo: str, *, revision: str | None = None, device: str | torch.device =
         folder = api.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[FILE])
     except (OSError, hub.errors.HTTPError) as error:
         raise OSError(
-            f"hub.load({repo!r}, revision={revision!r}): not available ({_first_line(error)}); check the name, the "
-            f"revision and the connection, and log in by `hf auth login` for a private repository."
+            f"hub.load({repo!r}, revision={revision!r}): not available ({_first_line(error)}); check name, revision "
+            f"and connection, or log in by `hf auth login`."
         ) from error
     if not Path(folder, FILE).is_file():
         raise FileNotFoundError(

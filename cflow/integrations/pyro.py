@@ -58,8 +58,7 @@ def as_pyro(flow: Flow, context: Tensor | None = None, *, support: constraints.C
     """
     if flow.likelihood == "none":
         raise ValueError(
-            f"as_pyro({type(flow).__name__}): this flow has no density, which Pyro needs; use a flow with one, such as "
-            f"a ContinuousFlow with bases.Normal."
+            f"as_pyro({type(flow).__name__}): this flow has no density, which Pyro needs; build it with bases.Normal."
         )
     return PyroFlow(flow, context, support=support)
 
@@ -149,8 +148,7 @@ class AutoFlow(AutoContinuous):
         if flow.context_shape is not None or not flow.has_rsample or len(flow.event_shape) != 1:
             raise ValueError(
                 f"AutoFlow(flow with event_shape={tuple(flow.event_shape)}, context_shape={flow.context_shape}, "
-                f"has_rsample={flow.has_rsample}): pass an unconditional flow over vectors whose samples have "
-                f"gradients, without Dequantise."
+                f"has_rsample={flow.has_rsample}): pass an unconditional flow over vectors with has_rsample=True."
             )
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.flow = flow

@@ -198,13 +198,13 @@ def vector_field(
         flow, net = _assemble("vector_field", make, theta, x, embedding, standardise, (), options)
         if not isinstance(flow, ContinuousFlow):
             raise TypeError(
-                f"vector_field: {type(flow).__name__} has no vector field; pass a function that returns a "
-                f"cflow.ContinuousFlow, or use density_estimator with NPE."
+                f"vector_field: {type(flow).__name__} has no vector field; build a cflow.ContinuousFlow, or use "
+                f"density_estimator with NPE."
             )
         if not getattr(flow.base, "is_standard", False) or len(flow.transform) > standardise:
             raise ValueError(
-                "vector_field: sbi needs a standard normal base and no transforms; use bases.Normal without a "
-                "transform, or density_estimator with NPE."
+                "vector_field: sbi needs a standard normal base and no transforms; build such a flow, or use "
+                "density_estimator with NPE."
             )
         return VectorField(flow, x.shape[1:], net, FlowMatching() if objective is None else objective)
 
@@ -227,8 +227,8 @@ def as_density_estimator(flow: BaseFlow) -> FlowEstimator:
     """
     if flow.context_shape is None:
         raise ValueError(
-            "as_density_estimator: the flow is unconditional; build it with a context, such as "
-            "discrete.maf(2, context=3)."
+            "as_density_estimator: the flow is unconditional; build it with context=..., such as discrete.maf(2, "
+            "context=3)."
         )
     return FlowEstimator(flow, flow.context_shape, nn.Identity(), MaximumLikelihood())
 

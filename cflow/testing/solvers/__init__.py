@@ -45,8 +45,8 @@ def check_solver(
         order = solver.tableau.order
     if order is None or adaptive is None:
         raise ValueError(
-            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): order or adaptive is not known; pass a "
-            f"function of steps or tolerance, with order= and adaptive=."
+            f"check_solver({solver!r}, order={order}, adaptive={adaptive}): these are not known; pass both, and a "
+            f"function of steps or tolerance."
         )
     unknown = set(checks or ()) - SOLVER_CHECKS.keys()
     if unknown:
