@@ -206,6 +206,9 @@ def test_every_option_of_every_command_is_explained(capsys):
     assert "--guidance FLOAT" in shown
     assert "--evaluations INT ..." in shown
     assert "None" not in shown
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "explains a command" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_help_of_a_recipe_shows_no_none(capsys):

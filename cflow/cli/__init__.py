@@ -30,6 +30,10 @@ from cflow.interrupts import restore
 
 __all__ = ["main", "run_recipe"]
 
+DESCRIPTION = (
+    "Sample, score, straighten and export trained flows. `cflow COMMAND --help` explains a command; `cflow --version` "
+    "shows the version."
+)
 COMMANDS = (sample, score, bespoke, reflow, export, info)  # importing a command adds it to the app
 
 
@@ -48,7 +52,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         check_typeguard()
         with warnings_said(said):
-            app.cli(prog="cflow", args=args)
+            app.cli(prog="cflow", description=DESCRIPTION, args=args)
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
