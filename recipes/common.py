@@ -95,7 +95,7 @@ def claim(out: Path, data: Path | str) -> None:
 
 def say_resumed(run: training.Run) -> None:
     """Prints what --resume found."""
-    start = f"continued from step {run.resumed_from}" if run.resumed_from else "found no checkpoint, began at step 0"
+    start = f"continued from step {run.resumed_from}" if run.resumed_from else "found no checkpoint, started at step 0"
     say(f"--resume: {start}")
 
 
@@ -104,17 +104,17 @@ def write_report(out: Path, report: dict) -> None:
     (out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def end_run(out: Path, report: dict, began: float, files: list[str], *then: str) -> None:
+def end_run(out: Path, report: dict, started: float, files: list[str], *then: str) -> None:
     """Ends a run: writes ``metrics.json``, prints the time, the files to look at, and what to do next.
 
     Args:
         out: the folder of the run.
         report: what was measured; ``seconds`` is added.
-        began: ``time.perf_counter()`` at the start of the run.
+        started: ``time.perf_counter()`` at the start of the run.
         files: names of pictures and tables in the folder, the most telling first.
         then: lines with the next commands.
     """
-    report["seconds"] = time.perf_counter() - began
+    report["seconds"] = time.perf_counter() - started
     write_report(out, report)
     say(f"{report['seconds']:.0f} s in all; look at {out}/{', '.join(files)}")
     for line in then:

@@ -3,12 +3,12 @@
     python recipes/images.py                                              # 8x8 digits, a few minutes on two cores
     python recipes/images.py --data mnist --root DIR                      # also fashion-mnist, cifar10
     python recipes/images.py --data folder --root DIR --size 64           # your own pictures; sub-folders are classes
-    python recipes/images.py --resume                                     # goes on where an interrupted run stopped
+    python recipes/images.py --resume                                     # continues an interrupted run
     accelerate launch --multi_gpu recipes/images.py                       # on all GPUs of this machine
 
-Everything lands in one folder: ``model/`` (``cflow sample`` draws from it), ``samples.png``, ``training.png``,
-``trajectories.png``, ``metrics.json``, ``history.csv``, ``checkpoints/``; of runs of 2000 steps or more also
-``progress/``, with samples drawn at every tenth of the run.
+Writes ``model/`` (``cflow sample`` draws from it), ``samples.png``, ``training.png``, ``trajectories.png``,
+``metrics.json``, ``history.csv`` and ``checkpoints/`` into one folder. Runs of 2000 steps or more also write
+``progress/``: samples drawn at every tenth of the run.
 """
 
 import dataclasses
@@ -43,36 +43,36 @@ LONG = 2000  # steps, from which on samples are drawn during training
 
 @dataclass
 class Options:
-    """Trains a flow matching model on images and draws from it."""
+    """Trains a flow matching model on images, draws samples from it and measures them."""
 
     data: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder"] = "digits"
-    """Which images; all but digits are read from --root."""
+    """The data set; all but digits are read from --root."""
     root: Path | None = None
-    """The folder with the files of the data set."""
+    """The folder with the files of the data set. Default: none, for digits."""
     size: tuple[int, ...] = (32,)
     """Side, or height and width, to which the pictures of a folder are cropped and scaled."""
     out: Path | None = None
-    """Where everything is written; runs/images-<data> unless given."""
+    """Where everything is written. Default: runs/images-<data>."""
     steps: int | None = None
-    """Training steps; 700 for digits, 20000 for the others unless given."""
+    """Training steps. Default: 700 for digits, 20,000 for the others."""
     batch_size: int = 128
     """Images per step, on each process."""
     lr: float = 2e-3
     """Peak learning rate (warm-up, then cosine to zero)."""
     width: int | None = None
-    """Channels of the U-Net at full resolution; 32 for digits, 64 for the others unless given."""
+    """Channels of the U-Net at full resolution. Default: 32 for digits, 64 for the others."""
     condition_dropout: float = 0.1
-    """Share of training images whose class is hidden, which guidance needs."""
+    """Share of training images whose class is hidden; guidance needs some."""
     guidance: float = 1.3
     """Classifier-free guidance of the samples; 1 is none."""
     solver: Literal["euler", "midpoint", "heun", "rk4"] = "heun"
-    """Solver of the samples."""
+    """Solver that draws the samples."""
     solver_steps: int = 16
-    """Its steps."""
+    """Steps of the solver."""
     num: int = 1000
-    """Samples drawn for the metrics."""
+    """Samples to draw and measure."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the network."""
+    """Mixed precision of the network in training."""
     seed: int = 0
     """Seed of the whole run."""
     resume: bool = False
@@ -83,7 +83,7 @@ def read(options: Options) -> data.ImageData:
     """Reads the images that were asked for."""
     if options.data == "digits":
         if options.root is not None:
-            raise ValueError(f"--root {options.root}: the digits are read from no folder; pass --data folder with it.")
+            raise ValueError(f"--root {options.root}: the digits come with scikit-learn; pass --data folder too.")
         return data.digits()
     if options.root is None:
         raise ValueError(f"--data {options.data} is read from files: pass --root with the folder that holds them.")
@@ -115,7 +115,7 @@ def build(images: data.ImageData, width: int) -> cflow.ContinuousFlow:
 
 
 def levels(size: list[int]) -> tuple[int, ...] | None:
-    """Gives the channels of the U-Net's levels, in its width; None where it has them for this size."""
+    """Returns the channels of the U-Net's levels, in multiples of its width; None where its own choice is right."""
     halvings = 0
     while halvings < 3 and all(side % 2 ** (halvings + 1) == 0 for side in size) and min(size) >= 8 * 2**halvings:
         halvings += 1
@@ -124,14 +124,14 @@ def levels(size: list[int]) -> tuple[int, ...] | None:
 
 
 def held_out(images: data.ImageData, flow):
-    """Gives up to 2000 held-out images for validation (every tenth of the run), or None where there are none."""
+    """Returns up to 2000 held-out images for validation (every tenth of the run), or None where there are none."""
     if not len(images.test):
         return None
     return (images.test[:2000], images.test_labels[:2000]) if flow.context_shape is not None else images.test[:2000]
 
 
 def draw(flow, labels, options: Options, generator) -> torch.Tensor:
-    """Draws one image per label (or as many images, where there are no classes), in portions that fit in memory."""
+    """Draws one image per label (or as many images, where there are no classes), in chunks that fit in memory."""
     solver = solvers.by_name(options.solver, steps=options.solver_steps)
     if flow.context_shape is None:
         counts = [min(250, len(labels) - start) for start in range(0, len(labels), 250)]
@@ -165,7 +165,7 @@ def sheets(images: data.ImageData, options: Options, steps: int, out: Path):
 
 
 def measure(samples, labels, images: data.ImageData) -> dict:
-    """Compares samples with held-out images: recognised, not copied, equally distributed."""
+    """Compares samples with held-out images: are they recognised, are they copies, are they equally distributed."""
     flat = lambda x: x.flatten(1).float() / (images.levels - 1)
     real, held, drawn = flat(images.train), flat(images.test), flat(samples)
     report = {"samples": len(drawn)}
@@ -188,7 +188,7 @@ def measure(samples, labels, images: data.ImageData) -> dict:
 
 
 def main(options: Options) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     images = read(options)
     small = options.data == "digits"
     steps = (700 if small else 20_000) if options.steps is None else options.steps
@@ -197,7 +197,7 @@ def main(options: Options) -> None:
     out = run_folder(options.out, f"images-{name}", options.root or options.data, options.resume)
     say(f"{name}: {images}")
 
-    torch.manual_seed(options.seed)  # the network's initial weights; everything else draws from generators of its own
+    torch.manual_seed(options.seed)  # the network's initial weights; everything else has its own generators
     flow = build(images, width)
     say(f"network: {sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M parameters; writing to {out}/")
     objective = objectives.FlowMatching(
@@ -230,7 +230,7 @@ def main(options: Options) -> None:
     say(f"trained {run.steps} steps in {run.seconds:.0f} s")
     if not MAIN:
         return
-    plot.training(run, out / "training.png")
+    plot.training(run, out / "training.png", title="loss: mean squared error of the velocity")
 
     flow = flow.eval()
     generator = torch.Generator(device=next(flow.parameters()).device).manual_seed(options.seed + 1)
@@ -270,7 +270,7 @@ def main(options: Options) -> None:
     for name, value in report.items():
         print(f"  {name:44s} {value:.4g}" if isinstance(value, float) else f"  {name:44s} {value}")
     more = f"cflow sample {out} --num 64 --output more.png" + (f" --label {classes - 1}" if classes > 1 else "")
-    end_run(out, report, began, ["samples.png", "trajectories.png", "training.png"], f"more samples: {more}")
+    end_run(out, report, started, ["samples.png", "trajectories.png", "training.png"], f"more samples: {more}")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import simulations
+import posterior_simulations as simulations
 import torch
 from common import MAIN, claim, counted, end_run, plain, run_folder, say, say_resumed, write_table
-from tasks import TASKS, box, prior, read
+from posterior_tasks import TASKS, box, prior, read
 
 import cflow
 from cflow import bases, bijections, discrete, fields, metrics, objectives, paths, plot, solvers, training
@@ -63,7 +63,7 @@ class Options:
     simulations: int | None = None
     """Simulations of the built-in task to learn from, of which a twentieth is held out. Default: 10,000."""
     reference: Path | None = None
-    """The folder of the benchmark's tasks, for observations and posteriors. Default: exact draws (two moons)."""
+    """The folder of the benchmark's tasks, for observations and posteriors. Default: exact draws (two moons only)."""
     flow: Literal["nsf", "maf", "matching"] = "nsf"
     """Spline couplings, affine autoregressive layers, or a continuous flow by flow matching."""
     samples: int = 2000
@@ -77,7 +77,7 @@ class Options:
     batch_size: int = 256
     """Simulations per step, on each process."""
     hidden: tuple[int, ...] = ()
-    """Hidden layers of the networks. Default: 128 128 128 of the continuous flow, 64 64 of each layer of the others."""
+    """Hidden layers of the networks. Default: 128 128 128 by flow matching, else 64 64 (32 with --data)."""
     lr: float = 2e-3
     """Peak learning rate."""
     out: Path | None = None
@@ -197,7 +197,9 @@ def build(options: Options, theta: torch.Tensor, width: int, bounds: torch.Tenso
         flow = cflow.ContinuousFlow(network, bases.Normal(features), path=paths.Linear(), context_shape=width)
         objective, solver = objectives.FlowMatching(), {"solver": solvers.RK4(steps=20)}
     else:
-        flow = discrete.PRESETS[options.flow](features, context=width, hidden=options.hidden or (64, 64))
+        # Thousands of simulations are learnt by heart by larger networks: their regions are then too narrow.
+        usual = (64, 64) if options.data is None else (32,)
+        flow = discrete.PRESETS[options.flow](features, context=width, hidden=options.hidden or usual)
         objective, solver = objectives.MaximumLikelihood(), {}
     if bounds is None:
         return flow.with_transform(bijections.Standardise.fit(theta)), objective, solver
@@ -310,7 +312,7 @@ def next_commands(out: Path, problem: Problem) -> list[str]:
 
 
 def main(options: Options) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     check(options)
     generator = torch.Generator().manual_seed(options.seed)
     problem = simulated(options, generator) if options.data is None else given(options)
@@ -423,7 +425,7 @@ def main(options: Options) -> None:
     if problem.own is not None:
         report_observations(drawn, problem)
         files = ["samples.csv", *pictures]
-    end_run(out, report, began, files, *next_commands(out, problem))
+    end_run(out, report, started, files, *next_commands(out, problem))
 
 
 if __name__ == "__main__":

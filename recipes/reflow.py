@@ -1,17 +1,18 @@
-"""Few steps: straighten a trained image flow, distil it, and see what few steps are worth, in one command.
+"""Few steps: straighten a trained image flow, distil it, and measure samples of few steps, in one command.
 
     python recipes/reflow.py                             # 8x8 digits; trains runs/images-digits first if it is missing
     python recipes/reflow.py --rounds 2 --distill 1 4    # straighten twice; distil to one evaluation and to four
     python recipes/reflow.py --data mnist --root DIR --run runs/images-mnist
     accelerate launch --multi_gpu recipes/reflow.py      # pairs and training on all GPUs of this machine
 
-Each round carries noise to samples by the flow so far (guidance included, once and for all) and trains the next flow on
-straight lines between the two; the last one is distilled on pairs of its own. A small classifier, trained here on the
-real images, reads the samples of every flow after 1, 2, 4, 8 and 32 evaluations of the network, and lends its features
-to a Fréchet distance to held-out images. Interrupted, the same command goes on.
+Each round draws pairs of noise and sample by the flow so far (with guidance, which the next flow then no longer needs)
+and trains the next flow on straight lines between the two. The last flow is distilled on its own pairs. A small
+classifier, trained here on the real images, judges the samples of each flow after 1, 2, 4, 8 and 32 evaluations of the
+network; its features also serve for a Fréchet distance to held-out images. After an interrupt, the same command
+continues.
 
-Leaves ``round-1/model`` and so on, ``distilled-1/model`` (``cflow sample`` draws from them), ``few-steps.png``
-and ``metrics.json`` in one folder.
+Writes ``round-1/model`` and so on, ``distilled-1/model`` (``cflow sample`` draws from them), ``few-steps.png`` and
+``metrics.json`` into one folder.
 """
 
 import os
@@ -37,27 +38,27 @@ class Options:
     """Straightens and distils a flow that recipes/images.py has trained."""
 
     data: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
-    """Which images the flow draws; all but digits are read from --root."""
+    """The data set of the flow; all but digits are read from --root."""
     root: Path | None = None
-    """The folder with the files of the data set."""
+    """The folder with the files of the data set. Default: none, for digits."""
     run: Path | None = None
-    """The trained flow; runs/images-<data> unless given."""
+    """The run with the trained flow. Default: runs/images-<data>."""
     out: Path | None = None
-    """Where everything is written; runs/reflow-<data> unless given."""
+    """Where everything is written. Default: runs/reflow-<data>."""
     rounds: int = 1
-    """How often to straighten."""
+    """Number of rounds of straightening."""
     pairs: int = 10_000
     """Pairs of noise and sample per round."""
     real: bool = False
-    """Also carry the training images back to noise: pairs with a true half, in every round."""
+    """Also integrate from the training images back to noise, for pairs with real images in every round."""
     guidance: float = 1.3
     """Classifier-free guidance of the first round's pairs; 1 is none."""
     solver_steps: int = 8
-    """Steps of Heun's method that carry a pair."""
+    """Steps of Heun's method for each pair."""
     steps: int = 800
     """Training steps of each round and each distillation."""
     distill: tuple[int, ...] = (1,)
-    """Numbers of evaluations to distil the last round to."""
+    """Numbers of evaluations of the network to distil the last round to."""
     batch_size: int = 128
     """Pairs per training step, on each process."""
     lr: float = 1e-3
@@ -71,7 +72,7 @@ class Options:
 
 
 class Reader(nn.Module):
-    """A small convolutional classifier: features of an image, and what they say of its class."""
+    """A small convolutional classifier: features of an image, and scores of its class."""
 
     def __init__(self, shape: torch.Size, classes: int):
         super().__init__()
@@ -108,13 +109,13 @@ def learn_to_read(images: data.ImageData, seed: int) -> Reader:
 
 @torch.no_grad()
 def features_of(reader: Reader, pixels: torch.Tensor) -> torch.Tensor:
-    """Computes what the classifier sees in images, in portions that fit in memory."""
+    """Computes the classifier's features of images, in chunks that fit in memory."""
     return torch.cat([reader.features(part) for part in pixels.split(500)])
 
 
 @torch.no_grad()
 def judge(reader: Reader, pixels: torch.Tensor, labels: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
-    """Reads samples: the share whose class is seen, and the distance of their features to those of real images."""
+    """Judges samples: the share with the right class, and the distance of their features to those of real images."""
     features = features_of(reader, pixels)
     seen = reader.classify(features).argmax(1)
     return {"accuracy": float((seen == labels).float().mean()), "frechet": metrics.frechet_distance(features, real)}
@@ -132,11 +133,11 @@ def draw(flow, labels: torch.Tensor, solver, guide, seed: int, levels: int) -> t
     return torch.cat(parts).float().cpu() / (levels - 1)
 
 
-def carry(flow, images: data.ImageData, options: Options, place: Path, seed: int, guide) -> list[training.Pairs]:
-    """Joins noise and samples by the flow so far; with --real, training images and their noise too."""
+def draw_pairs(flow, images: data.ImageData, options: Options, place: Path, seed: int, guide) -> list[training.Pairs]:
+    """Draws pairs of noise and sample by the flow so far; with --real, also of training images and their noise."""
     how = {"solver": solvers.Heun(steps=options.solver_steps), "seed": seed, "progress": MAIN, "shard": 1000}
     sets = [training.generate_pairs(flow, options.pairs, place, guidance=guide, **how)]
-    if options.real:  # guidance would carry them to noise that is not the base's
+    if options.real:  # with guidance their noise would not follow the base
         back = place.with_name(place.name + "-real")
         sets.append(
             training.generate_pairs(
@@ -147,7 +148,7 @@ def carry(flow, images: data.ImageData, options: Options, place: Path, seed: int
 
 
 def straighten(flow, images: data.ImageData, options: Options, out: Path) -> dict:
-    """Gives the flow, its rounds, and what the last one is distilled to."""
+    """Returns the flow, its rounds, and the distilled flows, by name."""
     guide = None if options.guidance == 1 else guidance.ClassifierFree(options.guidance)
     how = {
         "steps": options.steps, "batch_size": options.batch_size, "lr": options.lr, "seed": options.seed,
@@ -157,23 +158,26 @@ def straighten(flow, images: data.ImageData, options: Options, out: Path) -> dic
     flows, last = {"flow": flow}, flow
     for number in range(1, options.rounds + 1):
         say(f"round {number}: {options.pairs} pairs, then {options.steps} steps of training")
-        pairs = carry(last, images, options, out / f"pairs-{number}", options.seed + number, guide)
+        pairs = draw_pairs(last, images, options, out / f"pairs-{number}", options.seed + number, guide)
         last = training.reflow(last, pairs, out=out / f"round-{number}", **how)
-        flows[f"round {number}"], guide = last, None  # guidance is in the pairs: what learns from them needs none
+        flows[f"round {number}"], guide = (
+            last,
+            None,
+        )  # the pairs contain guidance, once and for all
     if options.distill:
         number = options.rounds + 1
         say(f"distillation: {options.pairs} pairs, then {options.steps} steps for each of {options.distill}")
-        pairs = carry(last, images, options, out / f"pairs-{number}", options.seed + number, guide)
+        pairs = draw_pairs(last, images, options, out / f"pairs-{number}", options.seed + number, guide)
         for calls in options.distill:
             place = out / f"distilled-{calls}"
             flows[f"distilled {calls}"] = student = training.distill(last, pairs, calls, out=place, **how)
             if MAIN:
-                cflow.save(student, place / "model")  # with its solver, which training did not know of
+                cflow.save(student, place / "model")  # with its solver, which fit does not set
     return flows
 
 
 def measure(flows: dict, images: data.ImageData, options: Options, out: Path) -> dict:
-    """Reads what every flow draws with few evaluations, prints the table and draws the picture."""
+    """Judges the samples of every flow after few evaluations, and draws the picture."""
     reader = learn_to_read(images, options.seed)
     scaled = lambda x: x.float() / (images.levels - 1)
     real = features_of(reader, scaled(images.test[:5000]))
@@ -199,14 +203,14 @@ def measure(flows: dict, images: data.ImageData, options: Options, out: Path) ->
 
 
 def evaluations(options: Options) -> list[int]:
-    """Lists the numbers of evaluations to measure at; those that are distilled to are among them."""
+    """Lists the numbers of evaluations to measure at, with those of the distilled flows."""
     return sorted({*options.evaluations, *options.distill})
 
 
 def print_report(report: dict, options: Options) -> None:
     """Prints the quality of few evaluations: accuracy in percent, and the Fréchet distance."""
     counts = evaluations(options)
-    print(f"read as their label, %, and Fréchet distance of {FEATURES} features; {options.num} samples")
+    print(f"recognised, %, and Fréchet distance of {FEATURES} features to held-out images; {options.num} samples")
     print(f"{'evaluations':16s}" + "".join(f"{calls:>16d}" for calls in counts))
     for name, row in report.items():
         if "images" in name:
@@ -219,18 +223,17 @@ def print_report(report: dict, options: Options) -> None:
         f"{report['training images']['frechet']:.2f}"
     )
     if options.guidance != 1:
-        print("the first flow is guided: every evaluation is two passes of its network, and one of the others'")
+        print("the first flow is guided: each evaluation is two passes of the network; for the others it is one")
 
 
 def main(options: Options) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     counts = options.pairs, options.steps, options.solver_steps, *options.evaluations, *options.distill
     if options.num <= FEATURES or options.rounds < (not options.distill) or min(counts) < 1 or not options.evaluations:
         raise ValueError(
             f"--num {options.num} --rounds {options.rounds} --distill {options.distill} --evaluations "
             f"{options.evaluations} --pairs {options.pairs} --steps {options.steps}: measure more samples than the "
-            f"{FEATURES} features that are compared, straighten or distil at least once, and take at least 1 of "
-            f"all else."
+            f"{FEATURES} features, straighten or distil at least once, and pass at least 1 for all else."
         )
     images = base.read(base.Options(data=options.data, root=options.root))
     run = options.run or run_folder(None, f"images-{options.data}", options.root or options.data)
@@ -243,12 +246,14 @@ def main(options: Options) -> None:
             )
         say(f"{run}: no trained flow there; training it first, as recipes/images.py does")
         base.main(base.Options(out=run, resume=(run / "checkpoints").is_dir()))
-        began = time.perf_counter()
-    # Pairs are carried where training will be: every process on its own device.
+        started = time.perf_counter()
+    # Pairs are drawn where training will be: each process on its own device.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     flow = cflow.load(run / "model", device=device).eval()
     if flow.context_shape is None:
-        raise ValueError(f"--run {run}: samples are judged by their labels, and this flow has none; use cflow reflow.")
+        raise ValueError(
+            f"--run {run}: samples are judged by their class, and this flow has no classes; use cflow reflow."
+        )
     claim(out, run)
     flows = straighten(flow, images, options, out)
     if not MAIN:
@@ -257,7 +262,7 @@ def main(options: Options) -> None:
     print_report(report, options)
     last = f"distilled-{options.distill[0]}" if options.distill else f"round-{options.rounds}"
     more = f"more samples: cflow sample {out}/{last} --num 64 --output more.png"
-    end_run(out, report, began, ["few-steps.png"], more)
+    end_run(out, report, started, ["few-steps.png"], more)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python recipes/toys.py --data checkerboard --coupling independent --path cosine --predict x1
     python recipes/toys.py --source eight-gaussians --bridge 0.5      # from data to data, sampled by an SDE
     python recipes/toys.py --flow nsf                        # a classical flow by its name, by maximum likelihood
-    python recipes/toys.py --flow all --data pinwheel        # every one of them, and one picture of all densities
+    python recipes/toys.py --flow all --data pinwheel        # all classical flows, and one picture of their densities
 
-Leaves ``model/``, ``samples.png``, ``density.png`` (where there is one), ``trajectories.png``, ``training.png`` and
-``metrics.json`` in one folder.
+Writes ``model/``, ``samples.png``, ``density.png`` (where there is a density), ``trajectories.png``, ``training.png``
+and ``metrics.json`` into one folder.
 """
 
 import time
@@ -58,15 +58,15 @@ class Options:
     """Trains a flow matching model on points in the plane."""
 
     data: Name = "moons"
-    """Which distribution."""
+    """The distribution to learn."""
     flow: Literal["matching", "all", *discrete.PRESETS] = "matching"
-    """Flow matching, a classical flow by its name, or all of these, one after the other."""
+    """Flow matching, a classical flow by its name, or all classical flows, one after the other."""
     source: Name | None = None
-    """Another distribution to start from; a standard normal unless given. There is then no density."""
+    """Another distribution to start from, which leaves no density. Default: a standard normal."""
     coupling: Literal["independent", "optimal-transport", "sinkhorn", "unbalanced", "partial"] = "optimal-transport"
-    """How base and data samples are paired within a batch. Unbalanced and partial ones may leave some data out."""
+    """How base and data samples are paired in a batch; unbalanced and partial ones may omit some data."""
     bridge: float = 0.0
-    """Width of a Brownian bridge on the way, for a velocity and a score; 0 for the path below, without noise."""
+    """Width of a Brownian bridge from base to data; 0 is the path below, without noise."""
     path: Literal["linear", "polynomial", "cosine", "variance-preserving"] = "linear"
     """The schedule between base and data."""
     predict: Literal["velocity", "x1", "noise", "score"] = "velocity"
@@ -74,7 +74,7 @@ class Options:
     count: int = 10_000
     """Training points."""
     steps: int | None = None
-    """Training steps; 4000 unless given, and 1000 for each of all flows."""
+    """Training steps. Default: 4000, or 1000 for each flow with --flow all."""
     batch_size: int = 256
     """Points per step, on each process."""
     hidden: tuple[int, ...] = (64, 64, 64)
@@ -84,7 +84,7 @@ class Options:
     solver_steps: int = 50
     """Steps for the samples: Heun's, or Euler-Maruyama's on a bridge."""
     out: Path | None = None
-    """Where everything is written; runs/toys-<data> unless given."""
+    """Where everything is written. Default: runs/toys-<data>."""
     seed: int = 0
     """Seed of the whole run."""
     resume: bool = False
@@ -92,7 +92,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     kind = "" if options.flow == "matching" else f"-{options.flow}"
     title = options.data if options.source is None else f"{options.source}-to-{options.data}"
     out = run_folder(options.out, f"toys-{title}{kind}", title, options.resume)
@@ -100,7 +100,7 @@ def main(options: Options) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     train, test = data.toys.sample(name, options.count + 5000, generator=generator).split([options.count, 5000])
     if options.flow != "matching":
-        classical(options, out, name, train, test, generator, began)
+        classical(options, out, name, train, test, generator, started)
         return
     steps = 4000 if options.steps is None else options.steps
 
@@ -113,7 +113,7 @@ def main(options: Options) -> None:
     if options.bridge and (options.path, options.predict) != ("linear", "velocity"):
         raise ValueError(
             f"--bridge {options.bridge} with --path {options.path} --predict {options.predict}: a Brownian bridge is "
-            f"linear and learns a velocity and a score; omit the other two."
+            f"linear and learns a velocity and a score; omit --path and --predict."
         )
     path = paths.BrownianBridge(options.bridge) if options.bridge else PATHS[options.path](options.predict)
     flow = cflow.ContinuousFlow(fields.MLP(2, hidden=options.hidden, outputs=path.outputs), base, path=path)
@@ -121,7 +121,7 @@ def main(options: Options) -> None:
     if options.bridge:
         objective = objectives.BridgeMatching(COUPLINGS[options.coupling])
     else:
-        # A velocity near the data's end, and with it the density, amplifies errors of x1; training weighs them so.
+        # The velocity near the data, and with it the density, amplifies errors of x1; the loss has the same weight.
         weight = objectives.VelocityWeight() if options.predict == "x1" else None
         objective = objectives.FlowMatching(COUPLINGS[options.coupling], weight=weight)
     begins = options.source or "a standard normal"
@@ -131,7 +131,7 @@ def main(options: Options) -> None:
     if not MAIN:
         return
     flow = flow.cpu().eval()
-    plot.training(run, out / "training.png")
+    plot.training(run, out / "training.png", title="loss: mean squared error")
 
     solver = solvers.Heun(steps=options.solver_steps)
     noisy = solvers.EulerMaruyama(options.solver_steps, diffusion=options.bridge) if options.bridge else solver
@@ -175,11 +175,11 @@ def main(options: Options) -> None:
     for key, value in report.items():
         say(f"  {key:28s} {value:.4g}")
     report["sampler"] = noise | {"steps": options.solver_steps}
-    end_run(out, report, began, pictures, more_samples(out))
+    end_run(out, report, started, pictures, more_samples(out))
 
 
 def fit(options: Options, flow, objective, train: torch.Tensor, steps: int, out: Path):
-    """Trains a flow of either kind, or goes on with it."""
+    """Trains a flow of either kind, or continues its training."""
     run = training.fit(
         flow,
         objective,
@@ -199,7 +199,7 @@ def fit(options: Options, flow, objective, train: torch.Tensor, steps: int, out:
     return run
 
 
-def classical(options: Options, out: Path, name: str, train, test, generator, began: float) -> None:
+def classical(options: Options, out: Path, name: str, train, test, generator, started: float) -> None:
     """Trains one classical flow, or all, by maximum likelihood."""
     for option in ("source", "bridge", "path", "predict", "coupling", "solver_steps"):
         if getattr(options, option) != getattr(Options(), option):
@@ -215,7 +215,7 @@ def classical(options: Options, out: Path, name: str, train, test, generator, be
         if MAIN:
             for key, value in report.items():
                 say(f"  {key:28s} {value:.4g}")
-            end_run(out, report, began, ["density.png", "samples.png", "training.png"], more_samples(out))
+            end_run(out, report, started, ["density.png", "samples.png", "training.png"], more_samples(out))
         return
     flows, reports = {}, {}
     for each in discrete.PRESETS:
@@ -233,7 +233,7 @@ def classical(options: Options, out: Path, name: str, train, test, generator, be
         nats = f"{report['log_prob_held_out']:.3f} ± {report['log_prob_standard_error']:.3f}"
         seconds, mass, distance = (report[key] for key in ("training_seconds", "mass_in_view", "wasserstein2"))
         say(f"{each:12s}{report['parameters']:>12,}{seconds:>9.0f}{nats:>18}{mass:>8.3f}{distance:>8.3f}")
-    end_run(out, reports, began, ["gallery.png"], more_samples(out / "nsf"))
+    end_run(out, reports, started, ["gallery.png"], more_samples(out / "nsf"))
 
 
 def more_samples(out: Path) -> str:
@@ -241,7 +241,7 @@ def more_samples(out: Path) -> str:
 
 
 def maximise(options: Options, preset: str, out: Path, name: str, train: torch.Tensor, test: torch.Tensor, generator):
-    """Trains one classical flow, draws it and measures it: ``(flow, report)``."""
+    """Trains one classical flow, draws from it and measures it: ``(flow, report)``."""
     torch.manual_seed(options.seed)  # the network's initial weights
     network = {} if preset in NO_NETWORK else {"hidden": options.hidden}
     flow = discrete.PRESETS[preset](2, **network)
@@ -254,7 +254,7 @@ def maximise(options: Options, preset: str, out: Path, name: str, train: torch.T
     flow = flow.cpu().eval()
     samples = flow.sample((5000,), generator=generator)
     span = float(test.abs().max()) * 1.15
-    plot.training(run, out / "training.png")
+    plot.training(run, out / "training.png", title="loss: negative log-density, nats")
     plot.scatter(samples, out / "samples.png", reference=test)
     plot.density(flow.log_prob, out / "density.png", bounds=(-span, span), samples=test[:1000], resolution=160)
     with torch.no_grad():

@@ -4,12 +4,12 @@
     python recipes/trajectories.py --data cells.npz --components 5         # arrays pcs [N, D] and sample_labels [N]
     python recipes/trajectories.py --data cells.csv --time-column day      # one row per cell, one column per feature
 
-Every inner time is left out once. A flow that never saw it carries the snapshot before to that time, and the distance
-to what was really there (Wasserstein-1) stands beside those of two guesses that learn nothing: optimal-transport
+Each inner snapshot is left out once. A flow that was trained without it moves the snapshot before to that time, and the
+distance to the snapshot (Wasserstein-1) is compared with two guesses that learn nothing: optimal-transport
 interpolation between the snapshots before and after, which is hard to beat, and no motion at all.
 
-Leaves ``model/`` (trained on all snapshots), ``trajectories.png``, ``training.png`` and ``metrics.json`` in one folder;
-the runs without a time are in ``without-*/``.
+Writes ``model/`` (trained on all snapshots), ``trajectories.png``, ``training.png`` and ``metrics.json`` into one
+folder; the runs without a snapshot are in ``without-*/``.
 """
 
 import math
@@ -33,24 +33,24 @@ BLUE, ORANGE, GREY = "#2563a8", "#e07b39", "#a9afb7"
 
 @dataclass
 class Options:
-    """Trains a flow through snapshots of a population, and asks how well it guesses a snapshot it never saw."""
+    """Trains a flow through snapshots of a population, and measures how well it predicts a snapshot it never saw."""
 
     data: Path | None = None
-    """A .npz or .csv file of samples with their times; a synthetic population that splits in two unless given."""
+    """A .npz or .csv file of samples with their times. Default: a synthetic population that splits in two."""
     components: int | None = None
-    """Keep the first so many columns, scaled to unit variance (whitened components); all as they are unless given."""
+    """Use the first so many columns, each scaled to unit variance. Default: all, unscaled."""
     values: tuple[str, ...] = ()
-    """Names of the array (.npz) or of the columns (.csv) of samples; the usual names are tried unless given."""
+    """Name of the array (.npz), or names of the columns (.csv), of samples. Default: the usual names are tried."""
     time_column: str | None = None
-    """Name of the array or column of times; the usual names are tried unless given."""
+    """Name of the array or column of times. Default: the usual names are tried."""
     drop_missing: bool = False
-    """Leave out the rows that miss a value or their time."""
+    """Omit rows with a missing value or time."""
     count: int = 1200
     """Points in the largest synthetic snapshot; the others are smaller."""
     interpolation: Literal["linear", "spline"] = "linear"
     """Curves through the coupled samples: straight from snapshot to snapshot, or smooth."""
     steps: int = 800
-    """Training steps of each flow: two for every time left out, and one for all snapshots."""
+    """Training steps of each flow; there are two flows for each time left out, and one for all snapshots."""
     batch_size: int = 128
     """Samples of every snapshot per step; no more than the largest has."""
     hidden: tuple[int, ...] = (64, 64, 64)
@@ -58,9 +58,9 @@ class Options:
     lr: float = 3e-3
     """Peak learning rate."""
     points: int = 2000
-    """At most that many points of a snapshot are compared; exact distances take time that grows with their cube."""
+    """Most points of a snapshot to compare; the time for exact distances grows with their cube."""
     out: Path | None = None
-    """Where everything is written; runs/trajectories-<data> unless given."""
+    """Where everything is written. Default: runs/trajectories-<data>."""
     seed: int = 0
     """Seed of the whole run."""
     resume: bool = False
@@ -124,16 +124,16 @@ def train(
     return flow.cpu().eval(), run
 
 
-def carry(flow: cflow.ContinuousFlow, x: torch.Tensor, start: float, stop: float) -> torch.Tensor:
-    """Carries samples from one time to another along the flow, from data to data."""
+def move(flow: cflow.ContinuousFlow, x: torch.Tensor, start: float, stop: float) -> torch.Tensor:
+    """Moves samples from one time to another along the flow, from data to data."""
     return flow.trajectory(flow.preprocess(x)[0], times=[start, stop])[-1]
 
 
 def leave_out(snapshots: data.Snapshots, k: int, options: Options, out: Path, generator: torch.Generator):
-    """Guesses snapshot k from the others: ``(guesses, distances, distances between halves)``, by method.
+    """Predicts snapshot k from the others: ``(guesses, distances, distances between halves)``, by method.
 
-    Exact distances between samples never reach zero, and the fewer the points, the larger they are. So the floor is a
-    distance between as many points: of halves to one half of the snapshot, where the truth is known by samples alone.
+    Distances between samples never reach zero, and are larger for fewer points. So the floor is a distance between as
+    many points: one half of the snapshot to the other, where the truth is known by samples alone.
     """
     some = lambda x: x[torch.randperm(len(x), generator=generator)[: options.points]]
     rest = snapshots.without(k)
@@ -141,9 +141,9 @@ def leave_out(snapshots: data.Snapshots, k: int, options: Options, out: Path, ge
     start, at, stop = snapshots.times[k - 1 : k + 2]
     guesses = {}
     for name, coupling in COUPLINGS.items():
-        say(f"without t = {at:.3g}, coupling: {name}")
+        say(f"training without t = {at:.3g}, coupling: {name}")
         flow, _ = train(rest, coupling, options, out / f"without-{k}-{name.replace(' ', '-')}")
-        guesses[f"flow, {name}"] = carry(flow, before, start, at)
+        guesses[f"flow, {name}"] = move(flow, before, start, at)
     if not MAIN:
         return {}, {}, {}
     guesses["OT interpolation"] = metrics.ot_interpolation(
@@ -174,7 +174,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def picture(snapshots, guesses, distances, trajectory, times, path: Path) -> None:
-    """Draws the snapshots with paths of the flow, and each left-out snapshot with the guesses at it."""
+    """Draws the snapshots with paths of the flow, and each left-out snapshot with the predictions of it."""
     from matplotlib.figure import Figure
 
     plane = lambda x, t: x[:, :2] if x.shape[1] > 1 else torch.cat([torch.full_like(x, t), x], 1)
@@ -211,7 +211,7 @@ def picture(snapshots, guesses, distances, trajectory, times, path: Path) -> Non
 
 
 def main(options: Options) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     name = "branching" if options.data is None else options.data.stem
     out = run_folder(options.out, f"trajectories-{name}", options.data or name, options.resume)
     generator = torch.Generator().manual_seed(options.seed)
@@ -219,20 +219,20 @@ def main(options: Options) -> None:
     snapshots = measured.normalised()
     inner = range(1, len(snapshots.times) - 1)
     if not inner:
-        raise ValueError(f"{name}: there are two snapshots, and none between them to leave out; three are needed.")
+        raise ValueError(f"{name}: there are two snapshots, so none lies between others; three are needed.")
     say(f"{name}: {measured}; writing to {out}/")
 
     claim(out, options.data or name)
     guesses, distances, halves = {}, {}, {}
     for k in inner:
         guesses[k], distances[k], halves[k] = leave_out(snapshots, k, options, out, generator)
-    say("all snapshots, coupling: optimal transport")
+    say("training on all snapshots, coupling: optimal transport")
     flow, run = train(snapshots, COUPLINGS["optimal transport"], options, out)
     if options.resume:
         say_resumed(run)
     if not MAIN:
         return
-    plot.training(run, out / "training.png")
+    plot.training(run, out / "training.png", title="loss: mean squared error of the velocity")
     first = snapshots.samples[0][:150]
     trajectory = flow.trajectory(flow.preprocess(first)[0], times=41)
     moments = [i / 40 for i in range(41)]
@@ -249,10 +249,10 @@ def main(options: Options) -> None:
     }
     shown = rows | {"mean of halves": report["wasserstein1_of_halves"]}
     say(f"Wasserstein-1 distance to the snapshot left out:\n{table(shown)}")
-    truth = "; above, another draw from the true law" if options.data is None else ""
-    say(f"floor: of halves, one half of the snapshot to the other{truth}. Fewer points are farther apart.")
+    truth = "; above, a second sample of the true population" if options.data is None else ""
+    say(f"floor: for halves, one half of the snapshot to the other{truth}. Fewer points are farther apart.")
     say(f"nearest on the mean: {report['best']}")
-    end_run(out, report, began, ["trajectories.png", "training.png"])
+    end_run(out, report, started, ["trajectories.png", "training.png"])
 
 
 if __name__ == "__main__":

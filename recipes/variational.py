@@ -1,8 +1,8 @@
-"""Variational inference: a flow learns a posterior from the model alone, and is checked against what is known of it.
+"""Variational inference: a flow learns a posterior from the model alone, and is compared with the exact one.
 
     python recipes/variational.py                              # linear regression, known in closed form, about a minute
     python recipes/variational.py --flow iaf --objective reverse-kl
-    python recipes/variational.py --rows 20                    # fewer patients: a wide posterior with heavy tails
+    python recipes/variational.py --rows 20                    # few patients: a wide posterior with heavy tails
     python recipes/variational.py --flow continuous
     python recipes/variational.py --model logistic             # no closed form: checked by importance sampling
 
@@ -10,10 +10,10 @@
 prior: posterior, marginals and evidence are known exactly. ``logistic`` separates malignant from benign tumours (569 of
 them, ten features); its reference is self-normalised importance sampling around the mode, long enough to be trusted.
 
-The flow begins as independent normals at the mode, as wide as the normal law that touches the posterior there; a
-continuous flow as narrow as the posterior's slices, from where its field changes slowly enough for few solver steps.
+The flow starts as independent normals at the mode, with the widths of the Laplace approximation. A continuous flow
+starts with the widths of the posterior's slices, so that its field changes slowly and few solver steps are enough.
 
-Leaves ``model/``, ``marginals.png``, ``training.png`` and ``metrics.json`` in one folder.
+Writes ``model/``, ``marginals.png``, ``training.png`` and ``metrics.json`` into one folder.
 """
 
 import math
@@ -40,34 +40,34 @@ REFERENCE = 200_000  # draws around the mode
 
 @dataclass
 class Options:
-    """Fits a flow to the posterior of a regression and compares it with what is known."""
+    """Fits a flow to the posterior of a regression and compares it with the exact posterior, or a reference."""
 
     model: Literal["linear", "logistic"] = "linear"
     """Linear regression with a conjugate prior, or logistic regression."""
     rows: int | None = None
-    """So many rows of the table, drawn at random; all unless given."""
+    """Number of rows of the table to use, drawn at random. Default: all."""
     flow: Literal["continuous", *discrete.PRESETS] = "nsf"
-    """The posterior's flow: a continuous one, or a classical one by its name."""
+    """The flow: a continuous one, or a classical one by its name."""
     objective: Literal["reverse-kl", "path", "dreg", "forward-kl", "alpha"] = "path"
-    """The divergence that is minimised, and by which gradient."""
+    """The divergence to minimise, and the gradient that does it."""
     alpha: float = 0.5
     """Order of the divergence, for --objective alpha."""
     samples: int | None = None
-    """Draws that are weighted together, for dreg and alpha (8 unless given) and forward-kl (all of a step)."""
+    """Draws that are weighted together. Default: 8 for dreg and alpha, all of a step for forward-kl."""
     batch_size: int = 64
     """Draws per step, on each process."""
     steps: int | None = None
-    """Training steps; 1000 unless given, and 200 for a continuous flow."""
+    """Training steps. Default: 1000, or 200 for a continuous flow."""
     layers: int = 4
     """Layers of a classical flow."""
     hidden: tuple[int, ...] | None = None
-    """Hidden layers of the network; two of 32 unless given, and one of 64 for a continuous flow."""
+    """Hidden layers of the network. Default: 32 32, or 64 for a continuous flow."""
     lr: float | None = None
-    """Peak learning rate; 0.003 unless given, and 0.01 for a continuous flow."""
+    """Peak learning rate. Default: 0.003, or 0.01 for a continuous flow."""
     draws: int | None = None
-    """Draws of the flow that are measured; 20000 unless given, and 4000 for a continuous flow."""
+    """Draws of the flow to measure. Default: 20,000, or 4000 for a continuous flow."""
     out: Path | None = None
-    """Where everything is written; runs/variational-<model> unless given."""
+    """Where everything is written. Default: runs/variational-<model>."""
     seed: int = 0
     """Seed of the whole run."""
     resume: bool = False
@@ -133,7 +133,7 @@ class LinearRegression(nn.Module):
         return normal + prior
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Gives means and standard deviations of the posterior, ``[D]`` each."""
+        """Returns means and standard deviations of the posterior, ``[D]`` each."""
         shape = torch.tensor([self.shape], dtype=torch.float64)
         spread = (self.covariance.diagonal() * self.rate / (self.shape - 1)).sqrt()
         mean = torch.cat([self.mean, math.log(self.rate) - torch.digamma(shape)])
@@ -151,7 +151,7 @@ class LinearRegression(nn.Module):
         return torch.cat([beta, variance.log()[:, None]], 1)
 
     def marginal(self, index: int, grid: Tensor) -> Tensor:
-        """Gives the exact density of one unknown: a Student-t for coefficients, an inverse gamma for the variance."""
+        """Computes the exact density of one unknown: Student-t for coefficients, inverse gamma for the variance."""
         from scipy import stats
 
         if index == len(self.mean):
@@ -176,7 +176,7 @@ class LogisticRegression(nn.Module):
 
 
 def mode(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Finds the mode of the posterior and the covariance of the normal law that touches it there (Laplace)."""
+    """Computes the mode of the posterior and the covariance of the Laplace approximation there."""
     point = torch.zeros(1, len(model.names), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([point], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
@@ -192,7 +192,7 @@ def mode(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def around(model: nn.Module, count: int, generator: torch.Generator) -> tuple[Tensor, Importance]:
-    """Weighs draws of a wide Student-t law around the mode: a posterior that owes nothing to the flow."""
+    """Weights draws of a wide Student-t distribution around the mode: a reference that does not use the flow."""
     centre, covariance = mode(model)
     noise = torch.randn(count, len(centre), generator=generator, dtype=torch.float64)
     df = 10
@@ -207,7 +207,7 @@ def around(model: nn.Module, count: int, generator: torch.Generator) -> tuple[Te
 
 
 def build(options: Options, model: nn.Module):
-    """Builds the flow over the unknowns, which begins as independent normals at the mode."""
+    """Builds the flow over the unknowns, which starts as independent normals at the mode."""
     features = len(model.names)
     centre, covariance = mode(model)
     scale = covariance.diagonal().sqrt()
@@ -216,7 +216,7 @@ def build(options: Options, model: nn.Module):
     torch.manual_seed(options.seed)  # the network's initial weights
     if options.flow == "continuous":
         field = fields.MLP(features, hidden=options.hidden or (64,))
-        # On a grid, one pass would learn the error of its log-determinant: the loss falls below minus the log-evidence.
+        # On a grid, training would exploit the error of the log-determinant: the loss falls below the log-evidence.
         adaptive = options.objective == "reverse-kl"
         solver = solvers.Dopri5(rtol=1e-4, atol=1e-4) if adaptive else solvers.RK4(steps=4)
         flow = cflow.ContinuousFlow(field, bases.Normal(features), solver=solver)
@@ -227,19 +227,19 @@ def build(options: Options, model: nn.Module):
 
 
 def objective_of(options: Options, model: nn.Module):
-    """Builds the objective, and says how many items of it make a step."""
+    """Builds the objective, and returns it with the number of its items per step."""
     weighted = options.objective in WEIGHTED
     for option, read in (("samples", weighted), ("alpha", options.objective == "alpha")):
         value = getattr(options, option)
         if not read and value != getattr(Options(), option):
             raise ValueError(
-                f"--objective {options.objective} --{option} {value}: this objective does not read the latter; omit it."
+                f"--objective {options.objective} --{option} {value}: this objective has no {option}; omit --{option}."
             )
     samples = options.samples or (options.batch_size if options.objective == "forward-kl" else 8)
     if weighted and not 2 <= samples <= options.batch_size:
         raise ValueError(
-            f"--samples {samples} --batch-size {options.batch_size}: two draws or more are weighted together, and no "
-            f"more than a step has."
+            f"--samples {samples} --batch-size {options.batch_size}: these draws are weighted together; pass from 2 to "
+            f"the batch size."
         )
     match options.objective:
         case "reverse-kl":
@@ -255,9 +255,9 @@ def objective_of(options: Options, model: nn.Module):
 
 @torch.no_grad()
 def measure(flow, model: nn.Module, count: int, generator: torch.Generator) -> tuple[dict, Tensor, Tensor | None]:
-    """Compares the flow with what is known: ``(report, draws of the flow, resampled reference or None)``."""
-    portions = [min(2000, count - start) for start in range(0, count, 2000)]
-    drawn = [flow.sample_and_log_prob((each,), generator=generator) for each in portions]
+    """Compares the flow with the exact posterior: ``(report, draws of the flow, resampled reference or None)``."""
+    chunks = [min(2000, count - start) for start in range(0, count, 2000)]
+    drawn = [flow.sample_and_log_prob((each,), generator=generator) for each in chunks]
     x, log_q = (torch.cat(each) for each in zip(*drawn))
     log_joint = torch.cat([model(each) for each in x.split(2000)])
     found = importance(log_joint - log_q)
@@ -301,7 +301,7 @@ def error_of(values: Tensor) -> float:
 
 
 def lines(report: dict) -> list[str]:
-    """Lays the report out for reading: estimates with their standard errors."""
+    """Formats the report as lines: estimates with their standard errors."""
     found = []
     for key, value in report.items():
         if key.endswith("_standard_error"):
@@ -347,7 +347,7 @@ def picture(model: nn.Module, x: Tensor, reference: Tensor | None, path: Path) -
 
 
 def main(options: Options) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     name = options.model + ("" if options.rows is None else f"-{options.rows}-rows")
     out = run_folder(options.out, f"variational-{name}", name, options.resume)
     model = (LinearRegression if options.model == "linear" else LogisticRegression)(*table(options))
@@ -375,12 +375,13 @@ def main(options: Options) -> None:
         say_resumed(run)
     if not MAIN:
         return
-    plot.training(run, out / "training.png")
+    bound = "loss: minus the bound on the log-evidence, nats" if options.objective in ("reverse-kl", "path") else ""
+    plot.training(run, out / "training.png", title=bound)
     flow = flow.cpu().eval()
-    if options.flow == "continuous":  # trained on a grid, and used from now on without its error
+    if options.flow == "continuous":  # trained on a grid; from here on without its error
         flow.solver = solvers.Dopri5(rtol=1e-5, atol=1e-6)
         cflow.save(flow, out / "model")
-    # What is known is known to many digits: measured in float64.
+    # The exact values have many digits: the comparison is in float64.
     model = type(model)(*table(options))
     count = options.draws or (4000 if options.flow == "continuous" else 20_000)
     report, x, reference = measure(flow.double(), model, count, torch.Generator().manual_seed(options.seed + 1))
@@ -388,7 +389,7 @@ def main(options: Options) -> None:
     report |= {"steps": run.steps, "training_seconds": run.seconds}
     for line in lines(report):
         say(line)
-    end_run(out, report, began, ["marginals.png", "training.png"])
+    end_run(out, report, started, ["marginals.png", "training.png"])
 
 
 if __name__ == "__main__":

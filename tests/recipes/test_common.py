@@ -49,7 +49,7 @@ def test_the_end_of_a_run(common, capsys):
     common.say_resumed(SimpleNamespace(resumed_from=40))
     common.say_resumed(SimpleNamespace(resumed_from=None))
     assert capsys.readouterr().out.split("\n")[:2] == [
-        "--resume: continued from step 40", "--resume: found no checkpoint, began at step 0",
+        "--resume: continued from step 40", "--resume: found no checkpoint, started at step 0",
     ]  # fmt: skip
     common.end_run(Path("."), {"loss": 1.5}, 0.0, ["a.png", "b.csv"], "next: c")
     assert json.loads(Path("metrics.json").read_text()).keys() == {"loss", "seconds"}

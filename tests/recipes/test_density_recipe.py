@@ -110,7 +110,7 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
     said = capsys.readouterr().out
     for part in (
         "dropped 1 row with missing values",
-        "passed over 1 line without a row",
+        "skipped 1 line without a row",
         "the least likely of 159 rows",
         "star",
     ):
@@ -148,7 +148,7 @@ def test_an_index_is_left_out_and_said_and_columns_of_one_name_are_found_by_numb
     np.savetxt("t.csv", values, delimiter=",", header=",a,b,n", comments="", fmt="%.17g")
     read = recipe.read(recipe.Options(data=Path("t.csv")))
     assert (read.columns, read.again) == (["a", "b", "n"], "")
-    assert read.notes == ["column 0 has no name, as an index has none, and is left out"]
+    assert read.notes == ["column 0 has no name, as an index has none, and is omitted"]
 
 
 def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_columns(recipe, tmp_path):
@@ -279,7 +279,7 @@ def test_mistakes_are_explained(recipe):
         ({"data": Path("t.csv"), "test_fraction": 1.0}, "some are to report"),
         (
             {"data": Path("twice.csv")},
-            "columns 0 and 2 are both called 'a', .*; rename one in the file, or .* --columns",
+            "columns 0 and 2 are both called 'a'; rename one in the file, or .* --columns",
         ),
         ({"data": Path("t.csv"), "num": 0}, "--num 0: pictures and calibration take 2 samples at least"),
         ({"data": Path("t.csv"), "num": 1}, "--num 1: "),

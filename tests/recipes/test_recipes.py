@@ -193,4 +193,4 @@ def test_default_digits_are_read_are_no_copies_and_follow_the_held_out_ones(tmp_
 def test_a_folder_that_would_not_be_read_is_refused(tmp_path):
     refused = run("images", tmp_path, "--root", "pictures", "--steps", "2", check=False)
     assert refused.returncode == 1
-    assert "the digits are read from no folder; pass --data folder with it" in refused.stderr
+    assert "the digits come with scikit-learn; pass --data folder too" in refused.stderr

@@ -53,7 +53,7 @@ def test_again_it_has_nothing_left_to_do_but_the_table(straightened):
     [
         (("--num", "20"), "more samples than the 32 features"),
         (("--rounds", "0", "--distill"), "straighten or distil at least once"),
-        (("--distill", "0"), "take at least 1 of all else"),
+        (("--distill", "0"), "at least 1 for all else"),
         (("--seed", "5", *SHORT), "made with another seed"),
     ],
 )
