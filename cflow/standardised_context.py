@@ -22,6 +22,7 @@ class StandardisedContext(BaseInvertibleFlow):
 
     The density is one of x, not of c, so there is no log-determinant. Options, likelihood and existing transforms are
     those of the inner flow. Transforms of the data may be added to either flow.
+    Flow matching trains the inner flow, on contexts that are standardised beforehand.
 
     Args:
         flow: the conditional flow inside.

@@ -55,18 +55,18 @@ of_a_notebook = pytest.mark.parametrize("name", notebooks.PAGES)
 
 @of_a_notebook
 def test_a_notebook_is_its_page(name):
-    """Remade by ``python recipes/guide/notebooks.py`` after every change of a page."""
     file = FOLDER / f"{name}.ipynb"
-    book = json.loads(file.read_text())
+    book = json.loads(file.read_text(encoding="utf-8"))
     kept = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
-    assert kept == notebooks.cells((FOLDER / f"{name}.md").read_text(), name)
+    page = notebooks.cells((FOLDER / f"{name}.md").read_text(encoding="utf-8"), name)
+    assert kept == page, "the page has changed: run python recipes/guide/notebooks.py"
 
 
 @of_a_notebook
 def test_a_notebook_is_small_and_shows_what_it_made(name):
     file = FOLDER / f"{name}.ipynb"
     assert file.stat().st_size < notebooks.MOST
-    book = json.loads(file.read_text())
+    book = json.loads(file.read_text(encoding="utf-8"))
     outputs = [output for cell in book["cells"] for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert sum("image/png" in output.get("data", ()) for output in outputs)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 import tyro
 
+import cflow
 from cflow.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +54,8 @@ def test_the_code_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     plt.close("all")
     if page.name == "README.md" and page.parent == ROOT:
         check_readme(names, tmp_path)
+    if page in GUIDES and page.name in CHECKS:
+        CHECKS[page.name](names)
 
 
 WITHOUT_CODE = {"README.md", "choosing.md", "glossary.md"}
@@ -65,6 +69,38 @@ def check_readme(names, folder):
     assert names["y"].shape == (11, 3)
     assert names["solution"].success.all()
     assert (folder / "digits" / "flow.safetensors").is_file()
+
+
+def check_density(names):
+    labels = names["table"].labels
+    assert sorted(labels[row] for row in names["worst"]) == ["G0100", "G0900"]
+    assert (names["positive"] > 0).all()
+    low, high = names["turned"].score_samples([[0, -math.pi], [0, math.pi - 1e-9]])
+    assert abs(low - high) < 1e-4
+    assert names["comparison"].means["maf"] > names["comparison"].means["normal"]
+    assert 0.8 < names["inside"] < 0.98
+    rows = names["logged"][:3]
+    kept = torch.tensor(names["density"].score_samples(rows))
+    assert torch.allclose(cflow.load("galaxy-density").log_prob(torch.tensor(rows)), kept)
+
+
+def check_simulation(names):
+    draws, exact, low, high = (names[name] for name in ("draws", "exact", "low", "high"))
+    assert ((draws >= low - 1e-4) & (draws <= high + 1e-4)).all()
+    assert ((draws.mean(0) - exact.mean(0)).abs() < exact.std(0)).all()
+    assert (draws.std(0) < 3 * exact.std(0)).all()
+    assert names["sbc"].ks.min() > 1e-6
+    assert abs(names["coverage"].excess) < 0.1
+
+
+def check_evaluating(names):
+    assert abs(names["coarse"] - names["fine"]) < 0.1
+    assert names["weights"].effective_sample_size > 3000
+    assert names["off"] < 0.3
+    assert names["coverage"].excess == pytest.approx(0, abs=0.05)  # the last claim: the prior
+
+
+CHECKS = {"density.md": check_density, "simulation.md": check_simulation, "evaluating.md": check_evaluating}
 
 
 def commands(page):

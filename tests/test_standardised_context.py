@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, bijections, discrete, fields, objectives, solvers, training
+from cflow import bases, bijections, discrete, fields, objectives, paths, solvers, training
 from cflow.standardised_context import StandardisedContext
 
 
@@ -92,3 +92,10 @@ def test_the_flow_inside_keeps_the_same_record_when_a_run_is_resumed_or_fails(un
     training.fit(start, objectives.MaximumLikelihood(), (x, context), steps=3, out=tmp_path, resume=True, **settings)
     assert len(start.trained_by) == 1
     assert start.flow.trained_by == start.trained_by == flow.trained_by
+
+
+def test_flow_matching_trains_the_flow_inside():
+    inner = cflow.ContinuousFlow(fields.MLP(2, context=1), bases.Normal(2), path=paths.Linear())
+    wrapped = StandardisedContext(inner, bijections.Standardise(1, loc=290.0, scale=8.0))
+    with pytest.raises(ValueError, match="train it before it is put into another flow"):
+        objectives.FlowMatching()(wrapped, torch.zeros(4, 2), torch.full((4, 1), 290.0))

@@ -153,7 +153,10 @@ class FlowMatching(Objective):
         """Returns the flow's path; raises if there is none on which this objective can train."""
         name, path = type(self).__name__, getattr(flow, "path", None)
         if path is None:
-            raise ValueError(f"{name}: the flow has no path; build it with ContinuousFlow(..., path=paths.Linear()).")
+            raise ValueError(
+                f"{name}: the flow has no path; build it with ContinuousFlow(..., path=paths.Linear()), and train it "
+                f"before it is put into another flow such as StandardisedContext."
+            )
         return path
 
     def _check_velocity(self, path: Path) -> None:
