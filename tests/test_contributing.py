@@ -23,9 +23,8 @@ def test_a_skeleton_passes_its_suite(name, code, tmp_path):
     assert "check_" in code
     file = tmp_path / "mine.py"
     file.write_text(code)
-    runpy.run_path(
-        str(file), run_name="page"
-    )  # as tests/test_pages.py names it: the registry knows a class by its place
+    # Named as tests/test_pages.py names the code of a page: the registry knows a class by its module and name.
+    runpy.run_path(str(file), run_name="page")
 
 
 def test_the_places_it_names_are_there():

@@ -2,7 +2,11 @@
 
 import functools
 import importlib.util
+<<<<<<< HEAD
 import math
+=======
+import linecache
+>>>>>>> g2
 import re
 import shlex
 import sys
@@ -41,7 +45,10 @@ def run(page, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "page", module)
     names = vars(module)
     for number, block in enumerate(blocks(page, "python")):
-        exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
+        file = f"{page.name}, block {number + 1}"
+        # For tracebacks; and without lines to read, PyTorch 2.11 compiles a function as another one.
+        linecache.cache[file] = (len(block), None, block.splitlines(keepends=True), file)
+        exec(compile(block, file, "exec"), names)
     return names
 
 
