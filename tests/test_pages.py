@@ -2,11 +2,8 @@
 
 import functools
 import importlib.util
-<<<<<<< HEAD
-import math
-=======
 import linecache
->>>>>>> g2
+import math
 import re
 import shlex
 import sys
