@@ -9,13 +9,17 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalVectorFieldEstimator
 from torch import Size, Tensor, nn
 
 from cflow.bijections import Map, Standardise
 from cflow.continuous.flow import ContinuousFlow
 from cflow.flow import BaseFlow
 from cflow.objectives import FlowMatching, MaximumLikelihood, Objective
+
+try:
+    from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalVectorFieldEstimator
+except ImportError as error:
+    raise ImportError(f"cflow.integrations.sbi: sbi is not installed ({error}); pip install sbi.") from error
 
 __all__ = ["FlowEstimator", "VectorField", "as_density_estimator", "density_estimator", "vector_field"]
 

@@ -292,6 +292,16 @@ def test_importing_cflow_imports_no_bridge():
     assert "no such adapter" in done.stdout
 
 
+def test_a_missing_sbi_is_named():
+    code = (
+        "import sys, cflow; sys.modules['sbi'] = None\n"
+        "try: cflow.integrations.sbi\nexcept ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cflow.integrations.sbi: sbi is not installed")
+    assert "pip install sbi" in done.stdout
+
+
 @pytest.mark.parametrize("name", sorted(discrete.PRESETS))
 def test_one_parameter_is_enough_for_every_preset(name, generator):
     theta, x = torch.randn(50, 1, generator=generator), torch.randn(50, 2, generator=generator)
