@@ -104,7 +104,56 @@ def check_evaluating(names):
     assert names["coverage"].excess == pytest.approx(0, abs=0.05)  # the last claim: the prior
 
 
-CHECKS = {"density.md": check_density, "simulation.md": check_simulation, "evaluating.md": check_evaluating}
+def check_between_data(names):
+    assert names["new"].shape == (500, 2)
+    assert names["distances"]["flow"] < 0.5 * names["distances"]["no motion"]
+    assert names["reached"] < 0.5 * names["at_first"]
+    assert names["paired_flow"].trained_by[-1].coupling == "couplings.Paired"
+    assert names["fan"].shape == (21, 200, 2)
+    assert names["fan"][-1].std(0).min() > 0.2  # one row ends in many places
+    assert names["on_day_5"].shape == (400, 2)
+
+
+def check_few_steps(names):
+    errors, few = names["errors"], names["distances"]
+    assert errors["AdamsBashforth"] < errors["Heun"] < errors["Euler"]
+    assert errors["fitted, 4 evaluations"] < errors["Heun"]
+    assert all(few[name] < few["first flow, 4"] for name in few if name != "first flow, 4")
+    assert names["one"].likelihood == "none"
+    assert names["log_density"].isfinite().all()
+
+
+def check_images(names):
+    assert names["x"].shape == (10, 1, 8, 8)
+    assert names["rows"].shape == (3, 10, 1, 8, 8)
+    assert names["bits"].shape == (4,)
+
+
+def check_targets(names):
+    assert names["found"].pareto_k < 0.7
+    assert names["other"].pareto_k < 0.7
+    assert names["share"] > 0.5
+    assert 10 < names["bayes_factor"] < 15
+    assert names["draws"].shape == (100, 3, 2)
+
+
+def check_coming_from(names):
+    assert names["y"].shape == (11, 3)
+    assert names["solution"].success.all()
+    assert names["samples"].shape == (10, 64, 2)
+    assert names["run"].history[-1]["nfe"] > 10
+
+
+CHECKS = {
+    "density.md": check_density,
+    "simulation.md": check_simulation,
+    "evaluating.md": check_evaluating,
+    "between-data.md": check_between_data,
+    "few-steps.md": check_few_steps,
+    "images.md": check_images,
+    "targets.md": check_targets,
+    "coming-from.md": check_coming_from,
+}
 
 
 def commands(page):
