@@ -389,7 +389,9 @@ def main(options: Options) -> None:
     report |= {"steps": run.steps, "training_seconds": run.seconds}
     for line in lines(report):
         say(line)
-    end_run(out, report, started, ["marginals.png", "training.png"])
+    report["columns"] = model.names  # for cflow sample
+    more = f"more draws: cflow sample {out} --num 1000 --output more.csv"
+    end_run(out, report, started, ["marginals.png", "training.png"], more)
 
 
 if __name__ == "__main__":

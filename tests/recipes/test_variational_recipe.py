@@ -40,6 +40,7 @@ def test_the_command_leaves_pictures_a_model_and_figures(tmp_path):
     assert 1 / 400 <= report["effective_share"] <= 1
     flow = cflow.load(folder / "model")
     assert flow.sample((5,)).shape == (5, 12)
+    assert len(report["columns"]) == 12
     assert "log_evidence_exact" in done.stdout
 
 
@@ -94,7 +95,7 @@ def test_training_finds_the_posterior(recipe, tmp_path):
 def test_every_way_runs(recipe, tmp_path, options):
     recipe.main(recipe.Options(out=Path("out"), **(SMALL | options)))
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert all(math.isfinite(value) for key, value in report.items() if key != "pareto_k")
+    assert all(math.isfinite(value) for key, value in report.items() if key not in ("pareto_k", "columns"))
     assert (tmp_path / "out" / "marginals.png").stat().st_size > 10_000
 
 
