@@ -379,7 +379,7 @@ def main(options: Options) -> None:
         "coverage": dict(zip((f"{level:.2f}" for level in coverage.levels.tolist()), coverage.coverage.tolist())),
         "coverage_excess": coverage.excess,
     }
-    pictures, accuracies, shares, drawn = ["calibration.png", "training.png"], [], [], []
+    pictures, accuracies, shares, drawn = [], [], [], []
     for k, each in enumerate(problem.observed, 1):
         draws = posterior.sample((options.samples,), each.x, generator=generator, **solver)
         drawn.append(draws)
@@ -421,10 +421,10 @@ def main(options: Options) -> None:
         say(
             f"  draws outside the range of the simulated parameters: {max(shares):.2%} at most (--bounds excludes them)"
         )
-    files = pictures
+    files = [*pictures, "calibration.png", "training.png"]
     if problem.own is not None:
         report_observations(drawn, problem)
-        files = ["samples.csv", *pictures]
+        files = ["samples.csv", *files]
     end_run(out, report, started, files, *next_commands(out, problem))
 
 
