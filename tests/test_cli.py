@@ -176,6 +176,16 @@ def test_the_solver_and_names_of_the_run_are_the_default(tmp_path, capsys):
     assert "Dopri5(rtol=0.01" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_on_steps_are_written_with_the_digits_of_the_step(dtype, tmp_path):
+    flow = cflow.ContinuousFlow(fields.MLP(1), bases.Normal(1), path=paths.Linear()).to(dtype)
+    cflow.save(flow, tmp_path / "model")
+    (tmp_path / "metrics.json").write_text('{"columns": ["n"], "dequantised": {"n": [14.13, 0.01]}}')
+    main(["sample", str(tmp_path), "--num", "50", "--seed", "0", "--output", str(tmp_path / "x.csv")])
+    values = (tmp_path / "x.csv").read_text().splitlines()[1:]
+    assert max(len(value.lstrip("-")) for value in values) <= 4
+
+
 def test_what_has_no_picture_is_written_as_text(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["sample", str(runs / "vector"), "--context", "1,2", "--num", "3"])

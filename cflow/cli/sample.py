@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -127,7 +128,9 @@ def _on_lattice(x: Tensor, report: dict) -> Tensor:
     lattice = report.get("dequantised") or {}
     for name, (first, step) in lattice.items():
         column = x[:, report["columns"].index(name)]
-        column.copy_(first + step * ((column - first) / step).round())
+        decimals = 6 - math.floor(math.log10(step))  # 14.26 rather than 14.25999999999993
+        exact = first + step * ((column.double() - first) / step).round()
+        column.copy_(exact.round(decimals=decimals))
     return x
 
 
