@@ -158,3 +158,13 @@ def test_the_legend_covers_no_panel(features, generator):
     box = legend.get_window_extent()
     panels = [axis.get_window_extent() for axis in figure.axes if axis.get_visible()]
     assert not any(box.overlaps(panel) for panel in panels)
+
+
+def test_the_offset_of_ticks_is_part_of_the_name(generator):
+    samples = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    offset = torch.tensor([1_126_259_462.4, 0.0], dtype=torch.float64)
+    figure = plot.corner(samples * 0.03 + offset, names=["time", "mass"])
+    panel = figure.axes[2]
+    assert panel.get_xlabel() == "time (+1.126259462e9)"
+    assert not panel.xaxis.get_offset_text().get_visible()
+    assert panel.get_ylabel() == "mass"

@@ -245,3 +245,12 @@ def test_pictures_are_small_and_shown():
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 250
+
+
+def test_every_recipe_has_a_place_in_the_gallery_and_in_the_readme():
+    gallery = (ROOT / "recipes" / "README.md").read_text()
+    recipes = [each.name for each in (ROOT / "recipes").glob("*.py") if "run_recipe(" in each.read_text()]
+    assert len(recipes) >= 7
+    for name in recipes:
+        assert f"\n## `{name}`" in gallery
+        assert f"python recipes/{name}" in README or name == "reflow.py"  # README shows its command, cflow reflow

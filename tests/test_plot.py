@@ -275,3 +275,10 @@ def test_a_figure_shows_itself_in_a_notebook(tmp_path):
     shown = figure._repr_png_()
     assert shown.startswith(b"\x89PNG")
     assert len(shown) < len((tmp_path / "curve.png").read_bytes())
+
+
+def test_the_legend_of_the_coverage_covers_no_curve(generator):
+    figure = plot.calibration(torch.rand(99, 5, generator=generator), coverage={"nsf": torch.rand(99)})
+    figure.canvas.draw()
+    panel = figure.axes[5]
+    assert not panel.get_legend().get_window_extent().overlaps(panel.get_window_extent())

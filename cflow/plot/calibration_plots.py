@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.plot.figure import BLUE, COLOURS, GREY, finish, legend, new_figure, numbers
+from cflow.plot.figure import BLUE, COLOURS, GREY, finish, new_figure, numbers
 
 __all__ = ["calibration"]
 
@@ -145,4 +145,5 @@ def _curves(axis, curves, level: float, word: str) -> None:
     axis.set_title("coverage", fontsize=10)
     axis.set_xlabel("credibility of the region", fontsize=9)
     axis.set_ylabel(f"share of {word}s inside", fontsize=9)
-    legend(axis)
+    # Below the panel, which is the last one: inside, it would cover a part of the curves.
+    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25))

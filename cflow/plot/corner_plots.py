@@ -227,15 +227,20 @@ def _dress(axis, row: int, column: int, features: int, names: list[str]) -> None
         axis.yaxis.set_major_locator(MaxNLocator(3, prune="both"))
         axis.tick_params(labelleft=column == 0)
         if column == 0:
-            axis.set_ylabel(_short(names[row]), fontsize=8)
+            axis.set_ylabel(_label(names[row], axis.yaxis), fontsize=8)
     axis.tick_params(labelbottom=row == features - 1)
     if row == features - 1:
         axis.tick_params(axis="x", rotation=30)
-        axis.set_xlabel(_short(names[column]), fontsize=8)
+        axis.set_xlabel(_label(names[column], axis.xaxis), fontsize=8)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 22 else name[:20] + "..."
+def _label(name: str, axis) -> str:
+    """Returns a name, shortened, with the offset or factor of the ticks, which would cover a neighbour elsewhere."""
+    formatter = axis.get_major_formatter()
+    formatter.format_ticks(axis.get_majorticklocs())
+    axis.get_offset_text().set_visible(False)
+    offset = formatter.get_offset().replace("\N{MINUS SIGN}", "-")
+    return f"{name if len(name) <= 22 else name[:20] + '...'}{f' ({offset})' if offset else ''}"
 
 
 def _legend(figure, axes, sets, title: str, contours: bool, mark_label: str) -> None:
