@@ -199,6 +199,8 @@ def main(options: Options) -> None:
 
     torch.manual_seed(options.seed)  # the network's initial weights; everything else has its own generators
     flow = build(images, width)
+    if levels(list(images.event_shape[1:])) == (1,) and min(images.event_shape[1:]) > 8:
+        say("the network keeps full resolution, as a side is odd: slow; --size with multiples of 8 is much faster")
     say(f"network: {sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M parameters; writing to {out}/")
     objective = objectives.FlowMatching(
         coupling=couplings.Independent(),
