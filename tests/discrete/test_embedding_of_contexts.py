@@ -25,7 +25,7 @@ def test_presets_take_class_labels(preset):
     assert {"classes", "embedding"} <= set(inspect.signature(preset).parameters)
     with pytest.raises(ValueError, match="class labels from 0 to 7; pass 0 to 2, or 3 for no"):
         flow.log_prob(torch.zeros(2, 2), torch.tensor([0, 7]))
-    with pytest.raises(ValueError, match="labels are not among 0 to 2"):
+    with pytest.raises(ValueError, match="labels are not from 0 to 2"):
         training.fit(
             flow, objectives.MaximumLikelihood(), (torch.zeros(4, 2), torch.tensor([0, 1, 2, 3])), steps=1, batch_size=4
         )

@@ -149,7 +149,7 @@ def raised(kind, part, call, *arguments, **options):
         ({"jacobian": math.inf}, ValueError, "FFJORD(jacobian=inf): the weight is finite and not negative"),
         ({"steer": 1.0}, ValueError, "FFJORD(steer=1.0): steer is in [0, 1)"),
         ({"divergence": divergence.Exact}, TypeError, "options are objects; pass one such as divergence.Hutchinson()"),
-        ({"solver": "dopri5"}, TypeError, "FFJORD: solver='dopri5' is a name, and options are objects"),
+        ({"solver": "dopri5"}, TypeError, "FFJORD: solver='dopri5': a solver is an object, not a name"),
         (
             {"divergence": divergence.Analytic(), "jacobian": 0.01},
             ValueError,

@@ -114,7 +114,7 @@ def test_numbers_that_were_not_announced_are_refused(generator):
         objectives.FlowMatching().log(calls=1.0)
     silent = objectives.FlowMatching()
     silent.metric_names = ("calls",)
-    with pytest.raises(ValueError, match=r"metric_names are calls, and its loss logged nothing; end loss\(\)"):
+    with pytest.raises(ValueError, match="metric_names are calls, but its loss logged none"):
         fitted(silent, matched(), x)
 
 

@@ -300,9 +300,9 @@ def test_bad_use_says_what_to_do():
             objective(flow, torch.randn(8, 3, 2))
     with pytest.raises(ValueError, match=r"3 times need as many samples.*\[B, 3, \*event\]"):
         objective(plain_flow(), torch.randn(8, 4, 2))
-    with pytest.raises(ValueError, match="items that hold 3 samples each"):
+    with pytest.raises(ValueError, match=r"\(3 samples per item\)"):
         training.fit(plain_flow(), objective, torch.randn(32, 2), steps=1, batch_size=8)
-    with pytest.raises(ValueError, match="items that hold 3 samples each"):
+    with pytest.raises(ValueError, match=r"\(3 samples per item\)"):
         training.fit(plain_flow(), objective, data.Snapshots([torch.zeros(9, 2)] * 4), steps=1, batch_size=8)
     with pytest.raises(TypeError, match="pass a ContinuousFlow"):
         objective.loss(nn.Linear(2, 2), None)

@@ -120,7 +120,7 @@ def test_mistakes_are_explained(recipe):
         ({"samples": 4}, "--objective path --samples 4"),
         ({"alpha": 0.2}, "--objective path --alpha 0.2"),
         ({"objective": "dreg", "samples": 64, "batch_size": 8}, "--samples 64 --batch-size 8"),
-        ({"objective": "alpha", "alpha": 1.0}, "finite number other than 1"),
+        ({"objective": "alpha", "alpha": 1.0}, "finite and not 1"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe.main(recipe.Options(**options))
