@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import posterior_checks as checks
 import posterior_simulations as simulations
 import torch
 from common import MAIN, claim, counted, end_run, plain, run_folder, say, say_resumed, write_table
@@ -43,7 +44,6 @@ from cflow import bases, bijections, discrete, fields, metrics, objectives, path
 from cflow.cli import run_recipe
 
 OBSERVATIONS = range(1, 11)
-ENOUGH = 100  # held-out simulations, for calibration to show more than gross faults
 
 
 @dataclass
@@ -212,28 +212,18 @@ def build(options: Options, theta: torch.Tensor, width: int, bounds: torch.Tenso
     return flow.with_transform(*line, bijections.Standardise.fit(u)), objective, solver
 
 
-def units_of(x: torch.Tensor) -> bijections.Standardise:
-    """Fits the units of the data; numbers that are the same in all simulations stay as they are."""
-    varies = x.min(0).values < x.max(0).values
-    if varies.all():
-        return bijections.Standardise.fit(x)
-    loc, scale = x[0].clone(), torch.ones_like(x[0])
-    fitted = bijections.Standardise.fit(x[:, varies])
-    loc[varies], scale[varies] = fitted.loc, fitted.scale
-    return bijections.Standardise(x.shape[1], loc=loc, scale=scale)
-
-
-def calibrated(posterior, problem: Problem, options: Options, solver: dict, generator):
-    """Checks the posterior over data sets of all kinds: ``(calibration, coverage, mean log-density of the truth)``."""
-    theta, x = problem.test
-    parts = [
-        posterior.sample_and_log_prob((options.draws,), part, generator=generator, **solver) for part in x.split(50)
-    ]
-    draws, logp = (torch.cat(each, 1) for each in zip(*parts))
-    with torch.no_grad():
-        truth = posterior.log_prob(theta, x, **solver)
-    ranked = metrics.simulation_based_calibration(draws, theta, generator=generator)
-    return ranked, metrics.expected_coverage(logp, truth, generator=generator), float(truth.mean())
+def advice(options: Options, problem: Problem, run: training.Run) -> tuple[str, str]:
+    """Returns how to simulate more, and how to train longer or larger, given what this run did."""
+    if problem.own is None:
+        more = f"simulate more: --simulations {4 * len(problem.theta)}"
+    elif len(problem.test[0]) < checks.ENOUGH:
+        more = f"simulate {10 * checks.ENOUGH} or more"
+    else:
+        more = "simulate 2 to 4 times as many"
+    if run.stopped:  # it stopped early, so more steps change nothing
+        width = 2 * max(options.hidden or (128 if options.flow == "matching" else 32,))
+        return more, f"take larger networks (--hidden {width} {width})"
+    return more, f"train longer (--steps {2 * problem.steps})"
 
 
 def outside(draws: torch.Tensor, problem: Problem) -> float:
@@ -284,7 +274,7 @@ def draw_corner(draws: torch.Tensor, each: Observed, problem: Problem, options: 
 
 
 def report_observations(drawn: list[torch.Tensor], problem: Problem) -> None:
-    """Prints the posterior of the first observations, and what is unusual about any."""
+    """Prints the posterior of the first observations."""
     what = "held-out simulation" if problem.examples else "observation"
     for k, draws in enumerate(drawn[:3], 1):
         say(f"  {what} {k}: median, and the interval that holds 90 % of the draws")
@@ -293,12 +283,6 @@ def report_observations(drawn: list[torch.Tensor], problem: Problem) -> None:
             say(f"    {name}: {middle}  ({low} to {high})")
     if len(drawn) > 3:
         say(f"  and {len(drawn) - 3} more: see intervals in metrics.json")
-    odd = {k: simulations.unusual(each.x, problem.own) for k, each in enumerate(problem.observed, 1)}
-    for k, found in odd.items():
-        if found and not problem.examples:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            say(f"  warning: observation {k} is unlike all simulations, so its posterior is not to be trusted: "
-                f"{', '.join(found[:3])}{more}")  # fmt: skip
 
 
 def next_commands(out: Path, problem: Problem) -> list[str]:
@@ -320,13 +304,14 @@ def main(options: Options) -> None:
     for note in problem.notes:
         say(note)
     theta, held, steps = problem.theta, problem.held, problem.steps
-    scale = units_of(problem.x)
+    scale = simulations.units_of(problem.x)
     context = scale.encode(problem.x)[0]
     flow, objective, solver = build(options, theta, problem.x.shape[1], problem.bounds)
     flow = flow.to(theta.dtype)
     sizes = f"{counted(theta.shape[1], 'parameter')}, {counted(context.shape[1], 'number')} of data"
     most = " at most" if problem.patience else ""
-    say(f"{problem.name}: {counted(len(theta), 'simulation')} ({sizes}); {options.flow}, {steps} steps{most}")
+    split = f"{counted(len(theta), 'simulation')} to learn from, {len(problem.test[0])} to check"
+    say(f"{problem.name}: {split} ({sizes}); {options.flow}, {steps} steps{most}")
     say(f"writing to {out}/")
     validation = theta[:held], context[:held]
     if problem.patience and objective.draws:  # a loss of random times needs more draws than rows
@@ -364,7 +349,11 @@ def main(options: Options) -> None:
 
     tested = len(problem.test[0])
     say(f"checking calibration on {tested} data sets, {options.draws} draws each")
-    ranked, coverage, logp = calibrated(posterior, problem, options, solver, generator)
+    checked = checks.calibrated(posterior, problem.test, options.draws, solver, generator)
+    ranked, coverage, logp = checked
+    prior_logp, prior_kind = checks.log_prior(theta, problem.test[0], problem.bounds)
+    kind, size = checks.judge(checked, problem.names, prior_logp)
+    judged = checks.verdict(kind, size, *advice(options, problem, run))
     label = f"{options.flow}, highest density"
     plot.calibration(ranked.pit, out / "calibration.png", coverage={label: coverage.credibility}, names=problem.names)
     report = {
@@ -373,7 +362,9 @@ def main(options: Options) -> None:
         "steps": run.steps,
         "training_seconds": run.seconds,
         "validation": run.final_validation,
-        "log_prob_of_truth": logp,
+        "log_prob_of_truth": float(logp.mean()),
+        "log_prob_of_prior": prior_logp,
+        "verdict": judged,
         "sbc_p_values": ranked.ks.tolist(),
         "sbc_dispersion": ranked.dispersion.tolist(),
         "coverage": dict(zip((f"{level:.2f}" for level in coverage.levels.tolist()), coverage.coverage.tolist())),
@@ -403,12 +394,13 @@ def main(options: Options) -> None:
 
     for name, p, width in zip(problem.names, report["sbc_p_values"], report["sbc_dispersion"]):
         say(f"  {name}: ranks uniform with p = {p:.3g}; dispersion {width:.3f} (1 is right, above: too narrow)")
-    shown = ", ".join(f"{report['coverage'][level]:.3f} at {level}" for level in ("0.50", "0.90", "0.95"))
+    shown = ", ".join(f"{checks.coverage_at(level, coverage)[0]:.3f} at {level:.2f}" for level in checks.LEVELS)
     say(f"  coverage {shown} (± {float(coverage.standard_error.max()):.3f} at most)")
-    if coverage.excess < -2 / math.sqrt(12 * tested):  # two standard errors
-        say("  the regions are too narrow: simulate more, or choose smaller networks (--hidden) or --flow maf")
-    if tested < ENOUGH:
-        say(f"  {tested} held-out simulations are few: these checks show gross faults alone; simulate {10 * ENOUGH}")
+    error = float(logp.std()) / math.sqrt(tested)
+    say(f"  mean log-density of the truth {logp.mean():.3f} ± {error:.3f} (prior, {prior_kind}: {prior_logp:.3f})")
+    if tested < checks.ENOUGH:
+        say(f"  {tested} held-out simulations are few: these checks show gross faults alone")
+    say(f"  verdict: {judged}")
     if accuracies:
         means = f"{report['c2st_mean']:.3f} ± {report['c2st_deviation']:.3f}"
         count = len(accuracies)
@@ -424,6 +416,11 @@ def main(options: Options) -> None:
     files = [*pictures, "calibration.png", "training.png"]
     if problem.own is not None:
         report_observations(drawn, problem)
+        if not problem.examples:
+            observed = torch.stack([each.x for each in problem.observed])
+            report["observation_p_values"] = simulations.p_values(observed, problem.own)
+            for line in simulations.compared(observed, problem.own, report["observation_p_values"]):
+                say(line)
         files = ["samples.csv", *files]
     end_run(out, report, started, files, *next_commands(out, problem))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from common import counted, digits_of
 
-from cflow import data
+from cflow import bijections, data
 from cflow.density import dequantise, lattice_steps
 
 THETA = ("theta", "thetas", "parameters", "params")
@@ -19,6 +19,7 @@ THETA_NAMES = ("names", "theta_names", "parameter_names", "param_names")
 X_NAMES = ("x_names", "data_names")
 OBSERVED = ("x", "x_o", "observation", "observations", "observed", "data")
 FEWEST = 100
+MOST = 5000  # simulations on each side of the comparison with an observation
 
 
 @dataclass
@@ -116,11 +117,73 @@ def observations(words: tuple[str, ...], simulations: Simulations) -> torch.Tens
     return found
 
 
+def units_of(x: torch.Tensor) -> bijections.Standardise:
+    """Fits the units of the data; numbers that are the same in all simulations stay as they are."""
+    varies = x.min(0).values < x.max(0).values
+    if varies.all():
+        return bijections.Standardise.fit(x)
+    loc, scale = x[0].clone(), torch.ones_like(x[0])
+    fitted = bijections.Standardise.fit(x[:, varies])
+    loc[varies], scale[varies] = fitted.loc, fitted.scale
+    return bijections.Standardise(x.shape[1], loc=loc, scale=scale)
+
+
+def p_values(observed: torch.Tensor, simulations: Simulations) -> list[float] | None:
+    """Tests whether the numbers of each observation, taken together, are as those of a simulation.
+
+    Half of the simulations are references: they also make the numbers uncorrelated, each of variance 1. The score is
+    the distance to the fifth nearest reference, and p the rank of an observation's score among those of the other half.
+    This is exact for any number of simulations: the smallest value is one in their number.
+
+    Args:
+        observed: the observations, ``[M, E]``.
+        simulations: what they are compared with. None is returned for fewer than five references per number.
+    """
+    x = simulations.x
+    half = min(len(x) // 2, MOST)
+    others, references = x[:half], x[half:][:MOST]
+    if 5 * x.shape[1] > len(references):
+        return None
+    units = units_of(references)
+    unit = lambda each: units.encode(each)[0]
+    values, vectors = torch.linalg.eigh(torch.cov(unit(references).T).reshape(x.shape[1], -1))
+    # Directions in which simulations hardly vary count, too: an observation must obey what all simulations obey.
+    whitened = lambda each: unit(each) @ vectors / values.clamp_min(1e-10 * float(values.max())).sqrt()
+    near = whitened(references)
+    score = lambda each: torch.cdist(whitened(each), near).kthvalue(5, 1).values
+    usual = score(others)
+    return [(1 + int((usual >= each).sum())) / (1 + half) for each in score(observed)]
+
+
 def unusual(x: torch.Tensor, simulations: Simulations) -> list[str]:
     """Lists the numbers of one observation that lie outside of all simulations: there a posterior is a guess."""
     low, high = simulations.x.min(0).values, simulations.x.max(0).values
     outside = ((x < low) | (x > high)).nonzero().flatten().tolist()
     return [f"{simulations.x_names[i]} = {x[i]:.6g} (simulated: {low[i]:.6g} to {high[i]:.6g})" for i in outside]
+
+
+def compared(observed: torch.Tensor, simulations: Simulations, p: list[float] | None) -> list[str]:
+    """Writes how observations compare with the simulations, and warns of those that are unlike all of them."""
+    lines, count = [], min(len(simulations.x) // 2, MOST)
+    if p is None:
+        lines.append(
+            f"  not checked: whether the {observed.shape[1]} numbers of an observation fit together; that takes "
+            f"{10 * observed.shape[1]} simulations, or summary statistics"
+        )
+    else:
+        shown = ", ".join(f"{each:.3g}" for each in p[:3])
+        more = f" and {len(p) - 3} more in metrics.json" if len(p) > 3 else ""
+        lines.append(f"  like the simulations? p = {shown}{more} (below 0.01: no)")
+    for k, x in enumerate(observed, 1):
+        found = unusual(x, simulations)
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        if not found and p is not None and p[k - 1] < max(0.01, 1.5 / (1 + count)):
+            found = [f"its numbers together are farther from the simulations than these are from each other (p = "
+                     f"{p[k - 1]:.3g})"]  # fmt: skip
+        if found:
+            lines.append(f"  warning: observation {k} is unlike all simulations, so its posterior is not to be "
+                         f"trusted: {', '.join(found[:3])}{more}")  # fmt: skip
+    return lines
 
 
 def _observed(file: Path, names: tuple[str, ...]) -> torch.Tensor:

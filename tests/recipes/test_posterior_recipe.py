@@ -1,13 +1,16 @@
 """The recipe for posteriors as a user runs it, shortened; its simulators are those of the benchmark it names."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,7 +201,7 @@ def linear(rng, rows=400):
     return matrix, theta, theta @ matrix.T + 0.5 * rng.normal(size=(rows, 3))
 
 
-def test_own_simulations_give_the_posterior_that_is_known(recipe):
+def test_own_simulations_give_the_posterior_that_is_known(recipe, capsys):
     """A linear Gaussian model: mean and covariance in closed form; sampling errors of 4000 draws are below 0.02."""
     matrix, theta, x = linear(np.random.default_rng(0), 3000)
     # Units of their own, and offsets that float32 would lose.
@@ -223,6 +226,14 @@ def test_own_simulations_give_the_posterior_that_is_known(recipe):
     assert np.abs((draws.mean(0) - mean) / deviations).max() < 0.2
     assert np.abs(draws.std(0) / deviations - 1).max() < 0.15
     report = json.loads((folder / "metrics.json").read_text())
+    said = capsys.readouterr().out
+    assert "2700 simulations to learn from, 300 to check (2 parameters, 3 numbers of data)" in said
+    assert f"  verdict: {report['verdict']}\n" in said
+    assert "mean log-density of the truth" in said
+    (p,) = report["observation_p_values"]
+    assert p > 0.01
+    assert f"like the simulations? p = {p:.3g} (below 0.01: no)" in said
+    assert report["log_prob_of_truth"] > report["log_prob_of_prior"] + 1
     assert min(report["sbc_p_values"]) > 1e-3
     assert abs(report["coverage_excess"]) < 4 / math.sqrt(12 * 300)
     low, middle, high = report["intervals"][0]["mass"]
@@ -276,6 +287,117 @@ def test_failed_simulations_are_counted_and_whole_numbers_stay_whole(recipe, cap
     assert "data of shape [2, 2] are flattened to 4 numbers" in said
     assert "observation 1 is unlike all simulations" in said
     assert "x 3 = 99 (simulated: " in said
+    assert "like the simulations? p = 0.0164 (below 0.01: no)" in said  # one in 61, the smallest of 120 simulations
+
+
+def oscillator(theta, generator):
+    """A damped oscillation, read 20 times with noise of 0.2."""
+    times = torch.linspace(0, 3, 20, dtype=torch.float64)
+    clean = torch.exp(-theta[:, 1:] * times) * torch.cos(2 * math.pi * theta[:, :1] * times)
+    return clean + 0.2 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+
+
+def own_simulations(recipe, x):
+    theta = torch.zeros(len(x), 1, dtype=torch.float64)
+    names = tuple(f"x {k + 1}" for k in range(x.shape[1]))
+    return recipe.simulations.Simulations(theta, x, ("theta",), names, tuple(x.shape[1:]), [6])
+
+
+def test_an_observation_whose_numbers_do_not_fit_together_is_found(recipe, generator):
+    """A zigzag of three times the noise stays within the range of every number, and no simulation has it."""
+    low, high = torch.tensor([[0.5, 0.0], [2.0, 1.0]], dtype=torch.float64)
+    x = oscillator(low + (high - low) * torch.rand(3000, 2, generator=generator, dtype=torch.float64), generator)
+    own = own_simulations(recipe, x)
+    good = oscillator(torch.tensor([[1.2, 0.4]], dtype=torch.float64), generator)
+    zigzag = good + 0.6 * torch.tensor([1, -1] * 10, dtype=torch.float64)
+    observed = torch.cat([good, zigzag.clamp(x.min(0).values, x.max(0).values)])
+    assert not any(recipe.simulations.unusual(each, own) for each in observed)
+    p = recipe.simulations.p_values(observed, own)
+    assert p[0] > 0.02
+    assert p[1] == pytest.approx(1 / 1501)
+    first, *warnings = recipe.simulations.compared(observed, own, p)
+    assert first.endswith(f"p = {p[0]:.3g}, 0.000666 (below 0.01: no)")
+    assert len(warnings) == 1
+    assert "observation 2 is unlike all simulations" in warnings[0]
+
+
+def test_the_p_value_of_an_observation_is_exact(recipe, generator):
+    """Skewed, correlated, of any unit, with one constant: for new simulations p is uniform on whole ranks."""
+    draw = lambda n: torch.randn(n, 3, generator=generator, dtype=torch.float64).exp().cumsum(1)
+    make = lambda n: torch.cat([1e-21 * draw(n), torch.ones(n, 1, dtype=torch.float64)], 1)
+    p = [each for _ in range(20) for each in recipe.simulations.p_values(make(5), own_simulations(recipe, make(100)))]
+    assert set(p) <= {k / 51 for k in range(1, 52)}
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-4
+    hole = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    hole /= hole.norm(dim=1, keepdim=True)  # nothing is near the middle of a circle
+    middle, on_it = torch.zeros(1, 2, dtype=torch.float64), hole[:1]
+    found = recipe.simulations.p_values(torch.cat([middle, on_it]), own_simulations(recipe, hole))
+    assert found[0] == pytest.approx(1 / 201)
+    assert found[1] > 0.01
+
+
+def test_what_is_not_compared_is_said(recipe):
+    own = own_simulations(recipe, torch.randn(120, 13, dtype=torch.float64))
+    assert recipe.simulations.p_values(own.x[:1], own) is None
+    (line,) = recipe.simulations.compared(own.x[:1], own, None)
+    assert "not checked: whether the 13 numbers" in line
+    assert "130 simulations" in line
+
+
+def judged(recipe, generator, offset=0.0, width=1.0, count=500, posterior=None):
+    """Judges the known posterior of two normal parameters after it is moved and scaled, in units of its deviation."""
+    theta = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    x = theta + 0.5 * torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    deviation = math.sqrt(0.2)
+    mean = 0.8 * x + deviation * torch.tensor([offset, 0.0])
+    claim = posterior or torch.distributions.Normal(mean, width * deviation)
+    draws = claim.mean + claim.stddev * torch.randn(99, count, 2, generator=generator, dtype=torch.float64)
+    ranked = metrics.simulation_based_calibration(draws, theta, generator=generator)
+    logp = claim.log_prob(theta).sum(-1)
+    coverage = metrics.expected_coverage(claim.log_prob(draws).sum(-1), logp, generator=generator)
+    prior, kind = recipe.checks.log_prior(theta, theta, None)
+    assert kind == "normal, fitted"
+    assert prior == pytest.approx(-math.log(2 * math.pi) - 1, abs=0.2)
+    return recipe.checks.judge(recipe.checks.Checked(ranked, coverage, logp), ("a", "b"), prior)
+
+
+def test_the_verdict_names_the_fault(recipe, generator):
+    kind, size = judged(recipe, generator, width=0.7)
+    assert kind == "too narrow"
+    assert re.fullmatch(r"by 0\.\d{3} at 0\.\d\d \(error 0\.0\d\d\)", size)
+    text = recipe.checks.verdict(kind, size, "simulate 2 to 4 times as many", "train longer")
+    assert text == f"too narrow {size}. Do not quote its intervals; simulate 2 to 4 times as many"
+    assert judged(recipe, generator, width=1.5)[0] == "too wide"
+    kind, size = judged(recipe, generator, offset=0.5)
+    assert kind == "shifted"
+    assert size.startswith("draws of a are too high (mean rank 0.3")
+    assert "calibrated, on average over the prior" in recipe.checks.verdict(*judged(recipe, generator), "", "")
+    assert judged(recipe, generator, count=60)[0] == "untested"
+    normal = torch.distributions.Normal(torch.zeros(500, 2).double(), torch.ones(500, 2).double())
+    assert judged(recipe, generator, posterior=normal)[0] == "uninformed"
+
+
+def test_a_parameter_alone_can_be_too_narrow(recipe):
+    """Regions of the right size on average, and one parameter whose draws are too narrow."""
+    count = 500
+    flat = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    coverage = metrics.expected_coverage(torch.rand(99, count), torch.rand(count))
+    coverage = dataclasses.replace(coverage, excess=0.0)
+    pit = torch.stack([flat, flat], 1)
+    ranked = metrics.Calibration(pit, 99, pit, 20, None, None, torch.zeros(2), torch.tensor([1.0, 1.3]))
+    checked = recipe.checks.Checked(ranked, coverage, torch.ones(count))
+    assert recipe.checks.judge(checked, ("a", "b"), 0.0) == ("too narrow", "in b (dispersion 1.30, error 0.04)")
+
+
+def test_advice_does_not_go_in_a_circle(recipe):
+    def advised(stopped, **options):
+        options = recipe.Options(data=Path("sims.npz"), **options)
+        problem = SimpleNamespace(own=object(), test=torch.zeros(2, 500), theta=torch.zeros(4000, 2), steps=3000)
+        return recipe.advice(options, problem, SimpleNamespace(stopped=stopped))
+
+    assert advised(False) == ("simulate 2 to 4 times as many", "train longer (--steps 6000)")
+    assert advised(True, flow="maf", hidden=(16, 16))[1] == "take larger networks (--hidden 32 32)"
+    assert "--hidden 256 256" in advised(True, flow="matching")[1]
 
 
 def test_observations_are_read_as_they_come(recipe):
