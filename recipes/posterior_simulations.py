@@ -167,8 +167,8 @@ def compared(observed: torch.Tensor, simulations: Simulations, p: list[float] | 
     lines, count = [], min(len(simulations.x) // 2, MOST)
     if p is None:
         lines.append(
-            f"  not checked: whether the {observed.shape[1]} numbers of an observation fit together; that takes "
-            f"{10 * observed.shape[1]} simulations, or summary statistics"
+            f"  not checked: whether the {observed.shape[1]} numbers of an observation fit together; they are too many "
+            f"for {len(simulations.x)} simulations, so use summary statistics"
         )
     else:
         shown = ", ".join(f"{each:.3g}" for each in p[:3])

@@ -341,7 +341,7 @@ def test_what_is_not_compared_is_said(recipe):
     assert recipe.simulations.p_values(own.x[:1], own) is None
     (line,) = recipe.simulations.compared(own.x[:1], own, None)
     assert "not checked: whether the 13 numbers" in line
-    assert "130 simulations" in line
+    assert "too many for 120 simulations" in line
 
 
 def judged(recipe, generator, offset=0.0, width=1.0, count=500, posterior=None):
