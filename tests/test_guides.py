@@ -47,6 +47,29 @@ def test_a_wrong_name_is_found():
         find(*only)
 
 
+def sections(text):
+    """Returns the sections of a page, outside of code."""
+    return re.findall(r"^## (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+
+
+@guides
+def test_a_line_of_links_lists_every_section(page):
+    """Whether the links lead somewhere is tested for all pages together."""
+    text = page.read_text()
+    line = re.search(r"^\*\*On this page:\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE)
+    assert line or len(text.splitlines()) <= 200 or page.name == "density.md"
+    if line:
+        assert re.findall(r"\[([^\]]+)\]\(#", line[1]) == [each.replace("`", "") for each in sections(text)]
+
+
+def test_the_terms_of_the_glossary_are_sorted():
+    tables = re.split(r"^## .+$", (FOLDER / "glossary.md").read_text(), flags=re.MULTILINE)[1:]
+    assert len(tables) == 6
+    for table in tables:
+        terms = [row.split("|")[1].strip(" `").lower() for row in re.findall(r"^\|.*$", table, re.MULTILINE)[2:]]
+        assert terms == sorted(set(terms))
+
+
 spec = importlib.util.spec_from_file_location("notebooks", FOLDER / "notebooks.py")
 notebooks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(notebooks)
