@@ -1,5 +1,6 @@
 import io
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -275,6 +276,21 @@ def test_a_figure_shows_itself_in_a_notebook(tmp_path):
     shown = figure._repr_png_()
     assert shown.startswith(b"\x89PNG")
     assert len(shown) < len((tmp_path / "curve.png").read_bytes())
+
+
+def test_letters_that_a_font_lacks_come_from_another(tmp_path, monkeypatch, caplog):
+    """The stand-in for a font of another script is one that comes with matplotlib and has letters of its own."""
+    x, name = torch.arange(12.0).reshape(6, 2), "\u2312"
+    with monkeypatch.context() as patch:
+        patch.setattr("cflow.plot.inline.FALLBACKS", ("No Such Font",))
+        with pytest.warns(UserWarning, match="missing from font"):
+            boxes = pixels(plot.corner(x, tmp_path / "boxes.png", names=(name, "b")))
+    monkeypatch.setattr("cflow.plot.inline.FALLBACKS", ("No Such Font", "STIXGeneral"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        letters = pixels(plot.corner(x, tmp_path / "letters.png", names=(name, "b")))
+    assert boxes.shape != letters.shape or not np.array_equal(boxes, letters)
+    assert not [each for each in caplog.records if "No Such Font" in each.getMessage()]
 
 
 def test_the_legend_of_the_coverage_covers_no_curve(generator):
