@@ -8,7 +8,8 @@
 
 A flow learns the distribution of the parameters given the data (neural posterior estimation). Then two checks over data
 sets of all kinds: are the true parameters ranked among the draws as they should be (simulation-based calibration), and
-do regions of 90 % contain 90 % of them?
+do regions of 90 % contain 90 % of them? A verdict sums up both. Your own observations are also compared with the
+simulations, and a warning is printed for one that is unlike them.
 
 **Your own simulations** are a .npz file with two arrays, ``theta`` [N, D] and ``x`` [N, E]: parameters drawn from the
 prior, and what the simulator returned for each. ``names`` and ``x_names`` may have the names of the columns. The prior
