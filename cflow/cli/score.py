@@ -151,7 +151,8 @@ class Summary:
         if self.bad > SHOWN:
             print(f"and {counted(self.bad - SHOWN, 'more bad row')}", file=sys.stderr)
         for kind, (count, place, fault) in self.faults.items():
-            print(f"{kind}: {fault.advice(count, self.rows, place)}", file=sys.stderr)
+            where = place + (f" and {count - 1} similar" if count > 1 else "")
+            print(f"{kind}: {fault.advice(count, self.rows, where)}", file=sys.stderr)
 
 
 def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], condition: tuple[str, ...]) -> list[int]:
