@@ -12,6 +12,7 @@ from common import counted, plain
 
 from cflow import data
 from cflow.density import dequantise, lattice_steps
+from cflow.density.rows import copied_rows
 
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
 # MAF), Grathwohl et al., arXiv:1810.01367, table 2 (FFJORD), and Durkan et al., arXiv:1906.04032, table 1 (RQ-NSF).
@@ -102,6 +103,11 @@ def read(options) -> Table:
             f"identifiers do; choose others by --columns, or list the rows by it: --id {stuck[0]}."
         )
     notes += coded(names, values)
+    if copies := copied_rows(values):
+        notes.append(
+            f"{copies} of {len(values)} rows repeat others in all columns; delete copies, since a held-out copy of a "
+            f"training row has too high a density"
+        )
     spread = {}
     if options.dequantise:
         steps = lattice_steps(x)

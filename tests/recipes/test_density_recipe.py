@@ -155,6 +155,11 @@ def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_c
     values = table(np.random.default_rng(0))
     write("t.csv", values)
     assert recipe.read(recipe.Options(data=Path("t.csv"))).notes == []
+    own = np.random.default_rng(0).normal(size=(160, 3))
+    write("twice.csv", np.concatenate([own, own[:10]]))
+    assert [each[:24] for each in recipe.read(recipe.Options(data=Path("twice.csv"))).notes] == [
+        "10 of 170 rows repeat ot"
+    ]
     values[::20, 0] = -999
     write("t.csv", values)
     for options in ({}, {"columns": ("b",), "condition": ("a",)}):
