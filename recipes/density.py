@@ -10,7 +10,7 @@
 The rows of the table are split into three parts: to train, to decide when to stop, and to report. Writes ``model/`` (a
 flow of the data in their own units), ``corner.png`` (data and samples; the least likely rows are crossed),
 ``calibration.png``, ``training.png``, ``anomalies.csv`` (every row with its log-density, least likely first) and
-``metrics.json`` into one folder.
+``metrics.json`` into one folder; with ``--condition`` also ``intervals.csv`` (90% intervals of held-out rows).
 
 ``--reference power`` reads ``power.npy`` ([N, 6]: active power, voltage, three meters, minute; unshuffled, no noise),
 ``--reference bsds300`` reads ``bsds300.npz`` (train, val, test, each [N, 63]).
@@ -18,7 +18,6 @@ flow of the data in their own units), ``corner.png`` (data and samples; the leas
 
 import math
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,13 +25,13 @@ from typing import Literal
 import numpy as np
 import torch
 from common import MAIN, claim, counted, end_run, plain, run_folder, say, say_resumed, write_table
-from density_table import PUBLISHED, Table, read
+from density_table import PUBLISHED, Table, read, units_of
 from scipy.stats import kstest
 from sklearn.mixture import GaussianMixture
 from tqdm.auto import tqdm
 
 import cflow
-from cflow import bijections, plot, training
+from cflow import plot, training
 from cflow.cli import run_recipe
 from cflow.density import FLOWS, Comparison, make_flow, objective_of
 
@@ -93,26 +92,6 @@ class Options:
     """Continue the run in --out."""
 
 
-def units_of(x: torch.Tensor, names: list[str]) -> bijections.Standardise:
-    """Fits the units of the columns, and warns, by name, of those whose scale a few rows decide."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        units = bijections.Standardise.fit(x)
-    odd = []
-    for i, name in enumerate(names if caught else ()):
-        with warnings.catch_warnings(record=True) as alone:
-            warnings.simplefilter("always")
-            bijections.Standardise.fit(x[:, i : i + 1])
-        odd += [name] if alone else []
-    if odd:
-        warnings.warn(
-            f"column {', '.join(odd)}: a few rows are so far from the others that they decide its scale, which ruins "
-            f"the fit; look at its lowest and highest values, and correct or delete such rows",
-            stacklevel=1,
-        )
-    return units
-
-
 def train(table: Table, options: Options, out: Path):
     """Trains a flow in standardised units; returns the best one, in the units of the data, and the run."""
     big = options.reference is not None
@@ -129,8 +108,10 @@ def train(table: Table, options: Options, out: Path):
         if getattr(options, name) is not None:
             raise ValueError(f"--flow {options.flow} --{name}: this flow has none; omit the latter.")
     seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
-    units = units_of(seen(table.x), table.columns) if table.standardised else None
-    context_units = units_of(seen(table.context), table.condition) if table.context is not None else None
+    units = units_of(seen(table.x), table.columns, table.listed) if table.standardised else None
+    context_units = None
+    if table.context is not None:
+        context_units = units_of(seen(table.context), table.condition, table.listed)
     torch.manual_seed(options.seed)  # the network's initial weights
     flow = make_flow(options.flow, len(table.columns), len(table.condition), settings, "density.py")
     objective = objective_of(flow)
@@ -225,6 +206,8 @@ def mixtures(table: Table, options: Options) -> dict[str, np.ndarray]:
 def calibrate(flow, table: Table, scores: np.ndarray, options: Options, generator):
     """Ranks held-out rows among samples: ``(samples, pit [N, D], tail [N])``, and log-densities that tails are from.
 
+    Samples are ``[S, D]``, or ``[S, N, D]`` under conditions.
+
     ``pit`` is the share of samples below a row's value, column by column; ``tail`` is the share of samples that are
     less likely than the row. Both are uniform for the true density, and a row with a small tail is unusual. Under a
     condition each row has its own samples, and there are no log-densities for all.
@@ -241,7 +224,7 @@ def calibrate(flow, table: Table, scores: np.ndarray, options: Options, generato
         return samples, (ranks + 0.5) / (len(samples) + 1), tails(likely, scores), likely
     drawn, likely = given(flow, table.context["test"], generator)
     ranks = (drawn < x).sum(0)
-    return drawn[0], (ranks + 0.5) / (len(drawn) + 1), tails(likely, scores), None
+    return drawn, (ranks + 0.5) / (len(drawn) + 1), tails(likely, scores), None
 
 
 def given(flow, context: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,6 +259,22 @@ def write_anomalies(flow, table: Table, likely: torch.Tensor | None, file: Path,
     line = lambda i, shown: [*found(i), listed.parts[i], f"{scores[i]:.6g}", tail[i], *map(shown, values[i].tolist())]
     write_table(file, heads, (line(i, plain) for i in order))
     return [heads, *(line(i, lambda value: plain(value, 6)) for i in order[:10])]
+
+
+def intervals(drawn: torch.Tensor, pit: torch.Tensor, table: Table, file: Path) -> dict[str, float]:
+    """Writes 90% intervals of held-out rows, from draws ``[S, N, D]``; returns the share inside, column by column."""
+    quantiles = np.quantile(drawn.numpy(), [0.05, 0.5, 0.95], axis=0)  # [3, N, D]
+    listed = table.listed
+    heads = [f"{name}{each}" for name in table.columns for each in ("", " 5%", " 50%", " 95%")]
+
+    def line(i: int, row: int) -> list[str]:
+        value = zip(listed.x[row].tolist(), quantiles[:, i].T.tolist())
+        cells = [cell for own, (low, middle, high) in value for cell in (plain(own), *map(short, (low, middle, high)))]
+        return [*(str(each[row]) for each in listed.places.values()), *map(plain, listed.context[row].tolist()), *cells]
+
+    short = lambda value: f"{value:.7g}"
+    write_table(file, [*listed.places, *table.condition, *heads], (line(i, row) for i, row in enumerate(table.rows)))
+    return dict(zip(table.columns, ((pit > 0.05) & (pit < 0.95)).double().mean(0).tolist()))
 
 
 def main(options: Options) -> None:
@@ -346,7 +345,14 @@ def main(options: Options) -> None:
     if context is not None:
         table.context["test"] = context[few]
     samples, pit, tail, likely = calibrate(flow, table, scores, options, generator)
-    names, shown = [*table.columns, *table.condition], min(8, len(table.columns) + len(table.condition))
+    if context is not None:
+        report["coverage_of_90"] = intervals(samples, pit, table, out / "intervals.csv")
+        error = lambda share: math.sqrt(share * (1 - share) / len(scores))
+        inside = (f"{share:.3g} ± {error(share):.2g} ({name})" for name, share in report["coverage_of_90"].items())
+        say(f"90% intervals contain this share of the held-out rows: {', '.join(inside)}")
+        samples = samples[0]
+    given = [f"{name} (given)" for name in table.condition]  # the same in both pictures
+    names, shown = [*table.columns, *given], min(8, len(table.columns) + len(table.condition))
     joined = lambda x: x if context is None else torch.cat([x, table.context["test"]], 1)
     reference, drawn = joined(table.x["test"])[:, :shown], joined(samples)[:, :shown]
     odd = torch.from_numpy(np.argsort(scores)[:5].copy())
@@ -375,22 +381,26 @@ def main(options: Options) -> None:
     }
     p = report["calibration"]
     worst = min(table.columns, key=p.get)
+    shown_p = lambda value: f"{value:.3g}" if value else "<1e-300"
     say(
         f"calibration, p-values of Kolmogorov-Smirnov tests on {len(scores)} rows: regions of the density "
-        f"{p['density']:.3g}, least of {counted(len(table.columns), 'column')} {p[worst]:.3g} ({worst})"
+        f"{shown_p(p['density'])}; smallest of the columns {shown_p(p[worst])} ({worst})"
     )
     generator.manual_seed(options.seed + 2)
     lines = write_anomalies(flow, table, likely, out / "anomalies.csv", generator)
     say(
-        f"the least likely of {len(table.listed.parts)} rows (tail: the share of the flow's samples that are less "
-        f"likely; training rows are likelier than new rows would be):"
+        f"the least likely of {len(table.listed.parts)} rows (tail: share of the flow's samples with a lower "
+        f"density; a little too high for training rows):"
     )
     kept = [line[: len(table.listed.places) + 9] for line in lines]
     widths = [max(len(line[i]) for line in kept) for i in range(len(kept[0]))]
     say("\n".join("  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(line, widths)) for line in kept))
 
     new = f"scores of new rows: cflow score {out} new.csv{table.again} --output scores.csv"
-    end_run(out, report, started, ["corner.png", "calibration.png", "training.png", "anomalies.csv"], new)
+    files = ["corner.png", "calibration.png", "training.png", "anomalies.csv"] + ["intervals.csv"] * bool(
+        table.condition
+    )
+    end_run(out, report, started, files, new)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 This module is not a recipe. ``options`` are those of ``density.py``.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from common import counted, plain
 
-from cflow import data
+from cflow import bijections, data
 from cflow.density import dequantise, lattice_steps
+from cflow.density.rows import copied_rows
 
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
 # MAF), Grathwohl et al., arXiv:1810.01367, table 2 (FFJORD), and Durkan et al., arXiv:1906.04032, table 1 (RQ-NSF).
@@ -36,6 +38,12 @@ class Listed:
     context: torch.Tensor | None
     parts: list[str]  # what each row was used for
     places: dict[str, list]  # where each row is: its number, its line, its name
+    names: list[str]  # of the columns of x, then of the context
+
+    def column(self, name: str) -> np.ndarray:
+        """Returns the values of a column."""
+        values = self.x if self.context is None else torch.cat([self.x, self.context], 1)
+        return values[:, self.names.index(name)].numpy()
 
 
 @dataclass
@@ -102,6 +110,11 @@ def read(options) -> Table:
             f"identifiers do; choose others by --columns, or list the rows by it: --id {stuck[0]}."
         )
     notes += coded(names, values)
+    if copies := copied_rows(values):
+        notes.append(
+            f"{copies} of {len(values)} rows repeat others in all columns; delete copies, since a held-out copy of a "
+            f"training row has too high a density"
+        )
     spread = {}
     if options.dequantise:
         steps = lattice_steps(x)
@@ -126,7 +139,7 @@ def read(options) -> Table:
         columns,
         condition,
         parts["test"],
-        Listed(*given, [used[row] for row in range(len(x))], places),
+        Listed(*given, [used[row] for row in range(len(x))], places, names),
         notes,
         spread,
         source=options.data or "breast-cancer",
@@ -147,6 +160,42 @@ def coded(names: list[str], values: np.ndarray) -> list[str]:
                     f"missing, make these cells empty and pass --drop-missing"
                 )
     return found
+
+
+def units_of(x: torch.Tensor, names: list[str], listed: Listed) -> bijections.Standardise:
+    """Fits the units of the columns, and warns of the values that decide the scale of one, and where they are."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        units = bijections.Standardise.fit(x)
+    odd = []
+    for i, name in enumerate(names if caught else ()):
+        with warnings.catch_warnings(record=True) as alone:
+            warnings.simplefilter("always")
+            bijections.Standardise.fit(x[:, i : i + 1])
+        odd += [f"{name} {far_values(x[:, i].numpy(), listed.column(name), listed.places)}"] if alone else []
+    if odd:
+        warnings.warn(
+            f"values far from all others ruin the fit: {'; '.join(odd)}; correct or delete them (for a heavy tail: "
+            f"take the logarithm of the column)",
+            stacklevel=1,
+        )
+    return units
+
+
+def far_values(seen: np.ndarray, own: np.ndarray, places: dict[str, list]) -> str:
+    """Lists the values that are farthest from those ``seen``, and where they are among all values of the column."""
+    low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])
+    distance = np.abs(own - middle)
+    far = own[distance > min(10 * (high - low) or np.inf, 0.5 * distance.max())]
+    values, counts = np.unique(far, return_counts=True)
+    values = values[np.lexsort((-np.abs(values - middle), -counts))]
+    unit = "line" if "line" in places else "row"
+    found = []
+    for value in values[:3]:
+        rows = np.flatnonzero(own == value)
+        where = f"{unit} {places[unit][rows[0]]}" if len(rows) == 1 else f"{len(rows)} rows: a code for missing values?"
+        found.append(f"{plain(float(value), 6)} ({where})")
+    return ", ".join(found) + (f" and {len(values) - 3} more" if len(values) > 3 else "")
 
 
 def read_nuclei(options):
@@ -208,7 +257,7 @@ def read_reference(options) -> Table:
     x = {part: torch.from_numpy(np.ascontiguousarray(each)) for part, each in x.items()}
     first = len(train) + len(validation)
     rows = np.arange(first, first + len(test))
-    listed = Listed(x["test"], None, ["test"] * len(test), {"row": rows.tolist()})  # of the shuffled table
+    listed = Listed(x["test"], None, ["test"] * len(test), {"row": rows.tolist()}, columns)  # of the shuffled table
     return Table(
         options.reference,
         x,

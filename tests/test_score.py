@@ -115,20 +115,28 @@ def test_columns_of_a_condition_are_noted_named_or_last(runs, tmp_path, capsys):
         tmp_path / name, np.stack(columns, 1), delimiter=",", header=header, comments="", fmt="%.17g"
     )
     write("noted.csv", "t,a,b,more", [t, a, b, b])
-    write("renamed.csv", "B,A,T", [b, a, t])
     write("other.csv", "T,A,B", [t, a, b])
     np.save(tmp_path / "last.npy", np.stack([b, a, t], 1))
     for name, options in (
         ("noted.csv", ()),
-        ("renamed.csv", ()),
         ("other.csv", ("--condition", "T", "--columns", "B", "A")),
         ("last.npy", ()),
         ("last.npy", ("--condition", "2")),
     ):
         main(["score", str(runs / "given"), str(tmp_path / name), "-o", str(tmp_path / "s.csv"), *options])
         assert np.allclose(scores_of(tmp_path / "s.csv"), wanted, atol=1e-4), name
-        told = "the columns b, a, t of the run are missing; using instead, in this order: B, A, T"
-        assert (told in capsys.readouterr().err) == (name == "renamed.csv")
+    capsys.readouterr()
+    write("renamed.csv", "b,A,T", [b, a, t])
+    for options, told in (
+        ((), "no column a as in the run (the file has b, A, T); if others"),
+        (("--columns", "b", "A"), "no column t as in the run"),
+        (("--condition", "T"), "in the order of training with --columns"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["score", str(runs / "given"), str(tmp_path / "renamed.csv"), "-o", str(tmp_path / "r.csv"), *options])
+        assert left.value.code == 2
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "r.csv").exists()
 
 
 def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp_path):
@@ -157,7 +165,8 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
             "no column 'a,b'; the file has the columns a, b; list them separately: a b",
         ),
         (("plain", "three.npy"), "needs 2 columns for --columns, not 3 (0, 1, 2)"),
-        (("given", "x.csv"), "needs 1 column for --condition, not 0 (none)"),
+        (("given", "x.csv"), "no column t as in the run (the file has a, b)"),
+        (("labels", "x.csv", "--columns", "a", "b"), "needs 1 column for --condition, not 0 (none)"),
         (("plain", "bad.csv"), "none of the 2 rows has a score"),
         (("nowhere", "x.csv"), "no saved flow"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -62,6 +64,8 @@ def in_options(text: str, flags: Mapping[str, bool], names: Mapping[str, str] = 
         '--steps 5 --resume: done already; pass --steps >= 9'
         >>> in_options("read_table('a.csv'): choose by columns=...", {"columns": False})
         'a.csv: choose by --columns'
+        >>> in_options("columns=['mass', 'log age']", {"columns": False})
+        "--columns mass 'log age'"
     """
     options = {name: names.get(name, name) for name in (*flags, *names) if names.get(name, name) in flags}
     if not options:
@@ -76,6 +80,8 @@ def in_options(text: str, flags: Mapping[str, bool], names: Mapping[str, str] = 
         if match["compared"]:
             return f"{option} {match['compared']} {value}"
         shown = {"True": "yes", "False": "no", "...": "", "[...]": ""}.get(value, value.strip("'"))
+        if re.fullmatch(r"\[('[^']*'|\d+)(, ('[^']*'|\d+))*\]", value):  # a list of names or numbers of columns
+            shown = shlex.join(map(str, ast.literal_eval(value)))
         return f"{option} {shown}".rstrip()
 
     call = CALL.match(text)

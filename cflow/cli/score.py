@@ -6,7 +6,7 @@ import contextlib
 import csv
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,8 +52,9 @@ def score(
         run: The folder of a run, or a folder that cflow.save wrote.
         table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array.
         columns: Names (or numbers from 0) of the data columns, separated by spaces, in the order of training. Default:
-            those of the run, or all columns except the condition.
-        condition: Names (or numbers) of the columns of the condition. Default: those of the run, or the last columns.
+            the names in the run; all columns except the condition if the run or the table has no names.
+        condition: Names (or numbers) of the columns of the condition. Default: the names in the run; the last columns
+            if the run or the table has no names.
         label: Name (or number) of a column with labels of the rows, which are written next to the scores.
         header: Whether a text file starts with names (auto decides from the first line).
         key: Name of the array in a .npz file, if it has several.
@@ -150,7 +151,8 @@ class Summary:
         if self.bad > SHOWN:
             print(f"and {counted(self.bad - SHOWN, 'more bad row')}", file=sys.stderr)
         for kind, (count, place, fault) in self.faults.items():
-            print(f"{kind}: {fault.advice(count, self.rows, place)}", file=sys.stderr)
+            where = place + (f" and {count - 1} similar" if count > 1 else "")
+            print(f"{kind}: {fault.advice(count, self.rows, where)}", file=sys.stderr)
 
 
 def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], condition: tuple[str, ...]) -> list[int]:
@@ -165,8 +167,16 @@ def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], conditi
 
     def chosen(option: str, given: tuple[str, ...]) -> list[int] | None:
         names = given or noted.get(option)
-        if names is None or (not given and not set(names) <= set(file.names)):
+        if names is None:
             return None
+        missing = [] if given else [name for name in names if name not in file.names]
+        if missing:
+            what = "column" if len(missing) == 1 else "columns"
+            raise ValueError(
+                f"score {file.path}: no {what} {_some(missing)} as in the run (the file has "
+                f"{_some(file.names)}); if others have the same quantities, pass them in the order of training with "
+                f"--{option}."
+            )
         return [file.find(each) for each in names]
 
     own, given = chosen("columns", columns), chosen("condition", condition) if context else []
@@ -177,13 +187,6 @@ def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], conditi
     named = lambda numbers: ", ".join(
         str(i if file.names is None else file.names[file.columns.index(i)]) for i in numbers
     )
-    missing = [name for name in (*noted.get("columns", []), *noted.get("condition", [])) if name not in file.names]
-    if missing and not columns and not condition:
-        print(
-            f"{file.path}: the columns {', '.join(missing[:8])} of the run are missing; using instead, in this order: "
-            f"{named([*own, *given][:12])}",
-            file=sys.stderr,
-        )
     for option, numbers, count in (("columns", own, data), ("condition", given, context)):
         if len(numbers) != count:
             there = named(numbers[:12]) or "none"
@@ -192,6 +195,10 @@ def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], conditi
                 f"({there}); choose {count} of {named(file.columns[:12])} with --{option}."
             )
     return [*own, *given]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Tensor:

@@ -41,7 +41,11 @@ KINDS = (
     ),
     (r"[+-]?\d{1,3}([,' \u00a0\u202f]\d{3})+(\.\d*)?", "digits in groups", "write numbers without separators"),
     (r"[+-]?[\d.]+(\s+[+-]?[\d.]+)+", "several numbers", "separate columns by commas, semicolons or tabs"),
-    (r"true|false|yes|no|[tfyn]", TRUTH, "write 1 and 0, or omit the column"),
+    (
+        r"true|false|yes|no",
+        TRUTH,  # not T and F, which are also spectral types, sexes and bases
+        "write 1 and 0, or omit the column",
+    ),
     (
         r"[+-]?[\d_]+(\.[\d_]*)?([eE][+-]?[\d_]+)?",
         "a number in other signs than 0 to 9",
@@ -84,6 +88,7 @@ class Fault:
         column: the name of the column.
         missing: whether the row has all its fields, and each field without a number has the mark of a missing value.
         others: other errors of the same row.
+        value: the field, for an error of one field.
     """
 
     text: str
@@ -92,15 +97,14 @@ class Fault:
     column: str | None = None
     missing: bool = False
     others: tuple[Fault, ...] = ()
+    value: str = ""
 
     def __str__(self) -> str:
         return self.text
 
-    def advice(self, count: int, total: int, place: str) -> str:
-        """Returns how to correct ``count`` of ``total`` rows with this error, of which the first is at ``place``."""
-        if self.kind not in WHOLE or 2 * count >= total:
-            return self.remedy
-        return f"correct or delete {place}" + (f" and {count - 1} similar" if count > 1 else "")
+    def advice(self, count: int, total: int, where: str) -> str:
+        """Returns how to correct ``count`` of ``total`` rows with this error, which are at ``where``."""
+        return self.remedy if self.kind not in WHOLE or 2 * count >= total else f"correct or delete {where}"
 
 
 def counted(count: int, what: str) -> str:
@@ -145,10 +149,14 @@ def fault_of(column: str | int, text: str, delimiter: str = ",") -> Fault:
     text = text.strip()
     if _is_missing(text):
         what = f"holds {text!r}, a missing value" if text else "is empty"
-        return Fault(f"column {column} {what}", NONE, "drop such rows, or fill them", str(column), missing=True)
+        return Fault(
+            f"column {column} {what}", NONE, "drop such rows, or fill them", str(column), missing=True, value=text
+        )
     shown = repr(text if len(text) <= 40 else text[:37] + "...")
     kind, remedy = INFINITE if is_number(text) else _kind(text)
-    return Fault(f"column {column} holds {shown}, {kind}", kind, remedy.format(delimiter=delimiter), str(column))
+    return Fault(
+        f"column {column} holds {shown}, {kind}", kind, remedy.format(delimiter=delimiter), str(column), value=text
+    )
 
 
 def _kind(text: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import copy
 import csv
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,7 +186,10 @@ class TableFile:
                     continue
                 bad += 1
                 for each in (fault, *fault.others):
-                    faults.setdefault((each.column, each.kind), [0, chunk.places[position], each])[0] += 1
+                    found = faults.setdefault((each.column, each.kind), [0, chunk.places[position], each, {}])
+                    found[0] += 1
+                    if len(found[3]) < 4:
+                        found[3][each.value] = None  # a set in the order of the file
             kept = [position for position in range(len(chunk.values)) if position not in chunk.bad]
             parts.append(chunk.values[kept])
             rows.append(torch.tensor(kept, dtype=torch.int64) + total)
@@ -194,7 +198,7 @@ class TableFile:
             total, passed = total + len(chunk.values), passed + chunk.passed
         if bad:
             found = self._said(sorted(faults.values(), key=lambda each: -each[0]), total)
-            raise ValueError(f"read_table({str(self.path)!r}): {bad} of {total} rows are not only numbers. {found}.")
+            raise ValueError(f"read_table({str(self.path)!r}): {bad} of {total} rows are not only numbers:\n{found}")
         if not sum(map(len, parts)):
             why = f"all {total} rows miss a value" if dropped else "there are no rows; write one row per line"
             raise ValueError(f"read_table({str(self.path)!r}): {why}.")
@@ -202,26 +206,41 @@ class TableFile:
         named = None if self.label is None else labels
         return Table(torch.cat(parts), self.names, *joined, self.unit, named, dropped, passed)
 
-    def _said(self, faults: list[tuple[int, int, Fault]], total: int) -> str:
-        """Describes the errors and their remedies, from ``(how often, where first, what)`` for each kind."""
+    def _said(self, faults: list[tuple[int, int, Fault, dict]], total: int) -> str:
+        """Lists the errors, one line for each kind in each column, and what to do.
+
+        ``faults`` are ``(how often, where first, what, some of the fields)``.
+        """
         said = []
-        for count, line, fault in faults[:3]:
+        for count, line, fault, values in faults[:6]:
             place = f"{self.unit} {line}"
-            more = f" (and {count - 1} similar)" if count > 1 else ""
-            said.append(f"{place}: {fault}{more}: {fault.advice(count, total, place)}")
-        for _, line, fault in faults[3:6]:
-            said.append(f"{self.unit} {line}: {fault.kind}" + (f" in {fault.column}" if fault.column else ""))
+            rows = place if count == 1 else f"{count} of {total} rows, first in {place}"
+            if fault.column is None:
+                more = f" (and {count - 1} similar)" if count > 1 else ""
+                said.append(f"  {place}: {fault}{more}: {fault.remedy}")
+                continue
+            shown = [repr(each if len(each) <= 40 else each[:37] + "...") for each in values if each][:3]
+            shown = f" ({', '.join(shown)}{', ...' if len(values) > 3 else ''})" if shown else ""
+            what = {WORD: "text", NONE: "a missing value"}.get(fault.kind, fault.kind)
+            advice = fault.advice(count, total, "it" if count == 1 else "them")
+            column = fault.column if self.names else f"column {fault.column}"
+            said.append(f"  {column}: {what} in {rows}{shown}: {advice}")
         if len(faults) > 6:
-            said.append(f"and {len(faults) - 6} other kinds")
-        spoilt = {fault.column for _, _, fault in faults if not fault.missing}
+            rest = dict.fromkeys(str(fault.column or f"{self.unit} {line}") for _, line, fault, _ in faults[6:])
+            said.append(f"  also {', '.join([*rest][:8])}{', ...' if len(rest) > 8 else ''}")
+        spoilt = {fault.column for _, _, fault, _ in faults if not fault.missing}
         sound = [name for name in map(str, self.names or self.columns) if name not in spoilt]
+        missing = any(fault.missing for _, _, fault, _ in faults)
         if None not in spoilt and 0 < len(sound) < len(self.columns):
-            some = ", ".join(sound[:8]) + (", ..." if len(sound) > 8 else "")
-            gaps = {fault.column for _, _, fault in faults if fault.missing} & set(sound)
-            said.append(f"columns with only numbers{' or missing values' if gaps else ''}: {some}; use columns=...")
-        if any(fault.missing for _, _, fault in faults):
+            gaps = {fault.column for _, _, fault, _ in faults if fault.missing} & set(sound)
+            kinds = f"columns with only numbers{' or missing values' if gaps else ''}"
+            if len(sound) <= 12 and all(re.fullmatch(r"[\w .+-]+", name) for name in sound):
+                said.append(f"{kinds}: columns={sound if self.names else [*map(int, sound)]}")
+            else:
+                said.append(f"{kinds}: {', '.join(sound[:8])}{', ...' if len(sound) > 8 else ''}; use columns=...")
+        if missing:
             said.append("drop_missing=True drops rows with missing values")
-        return "; ".join(said)
+        return "\n".join(said)
 
     def choose(self, columns: Sequence[str | int]) -> TableFile:
         """Returns the same file with other ``columns``, by name or by number."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from cflow.density.inputs import warn
 from cflow.density.lattice import lattice_steps
 
-__all__ = ["check_rows"]
+__all__ = ["check_rows", "copied_rows"]
 
 
 def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method: str) -> None:
     """Checks the rows ``x [N, D]`` to which a density is fitted, and their context ``[N, C]``.
 
     Raises for too few rows and for constant columns. Warns of columns of ``x`` with rounded, few distinct or one very
-    frequent value, and of repeated rows: a density can grow without bound there.
+    frequent value, and of rows that are copies of others: a density can grow without bound there.
     """
     where = f"{type(estimator).__name__}.{method}"
     names = getattr(estimator, "feature_names_in_", None)
@@ -48,16 +49,36 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
             f"(smallest step {found}), so the log-likelihood may not be meaningful; add noise with "
             f"cflow.density.dequantise, or drop the column."
         )
-    elif len(frequent := _frequent(unique[:, first:])):
+    frequent = _frequent(unique[:, first:])
+    if len(frequent) and not len(stepped):
         warn(
             f"{where}: {_columns(frequent + first, labels, 'has', 'have')} one value in more than 5% of the rows, so "
             f"the log-likelihood may not be meaningful; model these rows separately, or add noise to them."
         )
-    elif repeated > rows / 20:
+    if copied_rows(values) or (repeated > rows / 20 and not len(stepped) and not len(frequent)):
         warn(
             f"{where}: {repeated} of {rows} rows repeat others, so the log-likelihood may not be meaningful; drop "
             f"copies with numpy.unique(X, axis=0), or use sample_weight."
         )
+
+
+def copied_rows(values: np.ndarray) -> int:
+    """Returns how many rows of ``values [N, D]`` are copies of others, and 0 if such repeats can be chance.
+
+    Rows of few digits repeat by chance, but then more rows are next to another one: in every column the values are
+    equal or neighbours. Copies are the other case. Fewer than five, or than one in a thousand rows, do not count.
+    Neither a single column nor a table of which three quarters repeat (categories) can show copies.
+
+    Cost: one sort of every column, and a search in the four columns with the most distinct values.
+    """
+    unique, counts = np.unique(values, axis=0, return_counts=True)
+    repeated = len(values) - len(unique)
+    if not max(5, len(values) / 1000) <= repeated <= 0.75 * len(values):
+        return 0
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in unique.T], 1)
+    finest = np.argsort(-ranks.max(0), kind="stable")[:4]
+    nearest = cKDTree(ranks[:, finest]).query(ranks[:, finest], k=2, p=np.inf)[0][:, 1]
+    return repeated if counts[counts > 1].sum() > 1.5 * counts[nearest <= 1].sum() else 0
 
 
 def _frequent(values: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def test_bad_rows_keep_their_places_and_are_named(tmp_path):
     assert chunks[1].values[1].tolist() == [9.0, 10.0]
     assert bool(chunks[0].values[1:].isnan().all())
     with pytest.raises(
-        ValueError, match=r"5 of 7 rows are not only numbers.*line 3: 1 field instead.*drop_missing=True"
+        ValueError, match=r"(?s)5 of 7 rows are not only numbers.*line 3: 1 field instead.*drop_missing=True"
     ):
         read_table(path)
 
@@ -81,7 +81,7 @@ def test_a_spoilt_line_is_one_bad_row(tmp_path, spoilt, size):
     assert [chunk.places[position] for chunk in chunks for position in chunk.bad] == [11]
     values = torch.cat([chunk.values for chunk in chunks])
     assert torch.equal(values[10:, 0], torch.arange(10.0, 1000.0, dtype=torch.float64))
-    with pytest.raises(ValueError, match="1 of 1000 rows are not only numbers. line 11: ") as error:
+    with pytest.raises(ValueError, match="1 of 1000 rows are not only numbers:\n  .*line 11") as error:
         read_table(tmp_path / "a.csv")
     assert len(str(error.value)) < 400
 
@@ -141,10 +141,10 @@ def test_columns_of_numbers_are_named_where_others_are_none(tmp_path):
     with pytest.raises(ValueError, match="30 of 30 rows") as error:
         read_table(write(tmp_path / "a.csv", "\n".join(lines)))
     for part in (
-        "line 2: column day holds '2020-01-01', a date (and 29 similar): write dates as numbers",
-        "line 2: column kind holds 'blue', not a number (and 29 similar): omit the column",
-        "line 8: column b holds 'NA', a missing value: drop such rows, or fill them",
-        "columns with only numbers or missing values: a, b; use columns=",
+        "\n  day: a date in 30 of 30 rows, first in line 2 ('2020-01-01', '2020-01-02', '2020-01-03', ...)",
+        "\n  kind: text in 30 of 30 rows, first in line 2 ('blue'): omit the column",
+        "\n  b: a missing value in line 8 ('NA'): drop such rows, or fill them",
+        "\ncolumns with only numbers or missing values: columns=['a', 'b']\n",
         "drop_missing=True drops rows with missing values",
     ):
         assert part in str(error.value)
@@ -152,15 +152,15 @@ def test_columns_of_numbers_are_named_where_others_are_none(tmp_path):
 
 def test_a_few_bad_cells_are_not_the_fault_of_their_column(tmp_path):
     for text, remedy in (
-        ("blue", "correct or delete line 5$"),
-        ("2020-01-31", "correct or delete line 5 and 1 similar"),
+        ("blue", "text in line 5 .'blue'.: correct or delete it$"),
+        ("2020-01-31", "a date in 2 of 30 rows, first in line 5 .'2020-01-31'.: correct or delete them$"),
     ):
         lines = ["a,b", *(f"{i},{2 * i}" for i in range(30))]
         lines[4] = f"3,{text}"
-        lines[9] = f"8,{text}" if "and" in remedy else "8,16"
+        lines[9] = f"8,{text}" if "them" in remedy else "8,16"
         with pytest.raises(ValueError, match="of 30 rows") as error:
             read_table(write(tmp_path / "a.csv", "\n".join(lines)))
-        assert re.search(remedy, str(error.value).split("; columns with only")[0])
+        assert re.search(remedy, str(error.value).split("\ncolumns with only")[0])
         assert "omit the column" not in str(error.value)
 
 
@@ -168,8 +168,28 @@ def test_all_kinds_of_faults_are_named_and_the_columns_beside_them(tmp_path):
     lines = ["a,b,c", "1,2,", "1,2,3", "x,2,3", "2020-01-31,2,3", "1,2,4", "1,inf,5", "yes,2,3", "1,2,3"]
     with pytest.raises(ValueError, match="5 of 8 rows") as error:
         read_table(write(tmp_path / "a.csv", "\n".join(lines)))
-    for part in ("infinity in b", "a truth value in a", "columns with only numbers or missing values: c; use"):
+    for part in (
+        "  b: infinity in line 7 ('inf'): drop such rows",
+        "  a: a truth value in line 8 ('yes')",
+        "columns with only numbers or missing values: columns=['c']",
+    ):
         assert part in str(error.value)
+
+
+def test_letters_are_categories_and_a_long_list_of_errors_ends(tmp_path):
+    lines = ["id,type,flux", *(f"{i},{'GKF'[i % 3]},{'' if i == 7 else i}" for i in range(30))]
+    with pytest.raises(ValueError, match="30 of 30 rows") as error:
+        read_table(write(tmp_path / "a.csv", "\n".join(lines)))
+    assert str(error.value).split("\n")[1:] == [
+        "  type: text in 30 of 30 rows, first in line 2 ('G', 'K', 'F'): omit the column, or write a column of 0 and 1 "
+        "for each category",
+        "  flux: a missing value in line 9: drop such rows, or fill them",
+        "columns with only numbers or missing values: columns=['id', 'flux']",
+        "drop_missing=True drops rows with missing values",
+    ]
+    many = ["a,b,c,d,e,f,g,h (m)", *("x,x,x,x,x,x,x,1" for _ in range(3))]
+    with pytest.raises(ValueError, match=r"\n  also g\ncolumns with only numbers: h \(m\); use columns=\.\.\.$"):
+        read_table(write(tmp_path / "b.csv", "\n".join(many)))
 
 
 @pytest.mark.parametrize("mark", [";", "\t", ","])
@@ -187,7 +207,7 @@ def test_a_header_with_a_name_too_few_is_told_from_rows_with_a_field_too_many(tm
     ):
         with pytest.raises(ValueError, match=message):
             TableFile(write(tmp_path / "a.csv", text))
-    with pytest.raises(ValueError, match="1 of 2 rows .* line 2: 3 fields instead of 2"):
+    with pytest.raises(ValueError, match="1 of 2 rows .*\n  line 2: 3 fields instead of 2"):
         read_table(write(tmp_path / "a.csv", "a,b\n1,5,6\n2,7\n"))
 
 
@@ -218,7 +238,9 @@ def test_the_delimiter_is_what_all_lines_have_as_many_of(tmp_path):
     ragged = TableFile(write(tmp_path / "a.csv", "1,5;2,5;3\n1;2;3\n4;5\n6;7;8\n"))
     assert faults(next(ragged.chunks()))[2] == "2 fields instead of 3"
     path = write(tmp_path / "a.csv", "1,5;2,5\n1;2,5\n")
-    with pytest.raises(ValueError, match="2 of 2 rows.*column 0 holds '1,5', a decimal comma: write points"):
+    with pytest.raises(
+        ValueError, match="(?s)2 of 2 rows.*  column 0: a decimal comma in line 1 .'1,5'.: write points"
+    ):
         read_table(path)
 
 
@@ -228,7 +250,7 @@ def test_rows_with_missing_values_are_dropped_and_counted_on_demand(tmp_path):
     assert table.values.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     assert (table.rows.tolist(), table.places.tolist(), table.labels) == ([0, 3], [2, 6], ["x", "w"])
     assert (table.dropped, table.passed, table.unit) == (2, 1, "line")
-    with pytest.raises(ValueError, match=r"1 of 4 rows .* a date"):
+    with pytest.raises(ValueError, match=r"(?s)1 of 4 rows .* a date"):
         read_table(path, columns=["a", "day"], drop_missing=True)
     with pytest.raises(ValueError, match="all 4 rows miss a value"):
         read_table(write(tmp_path / "b.csv", "a,b\n" + "1,\n" * 4), drop_missing=True)

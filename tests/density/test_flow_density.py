@@ -15,6 +15,7 @@ import cflow
 from cflow import bases, discrete, fields, paths
 from cflow.density import FLOWS, ConditionalFlowDensity, FlowDensity
 from cflow.density.learning import HeldOut, Rows
+from cflow.density.rows import copied_rows
 from cflow.density.units import units_of
 from cflow.objectives import MaximumLikelihood
 
@@ -256,6 +257,32 @@ def test_rounded_values_and_repeated_rows_are_warned_of(moons):
     with pytest.warns(UserWarning, match="150 of 300 rows repeat others.*sample_weight") as caught:
         density.fit(np.concatenate([moons[:150], moons[:150]]))
     assert caught[0].filename == __file__
+
+
+def test_copies_are_told_from_rows_that_repeat_since_they_have_few_digits():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 3)) @ np.array([[1.0, 0.9, 0.5], [0.0, 0.4, 0.0], [0.0, 0.0, 0.2]])
+    assert copied_rows(x) == 0
+    for decimals in (0, 1, 2, 3):
+        rounded = x.round(decimals)
+        for columns in (1, 2, 3):
+            assert copied_rows(rounded[:, :columns]) == 0
+    assert 2000 - len(np.unique(x.round(1)[:, :2], axis=0)) > 100  # by chance
+    for table in (x, x.round(3), np.column_stack([x.round(4), rng.poisson(3, 2000)])):
+        for copies in (20, 200):
+            table[-copies:] = table[:copies]
+            assert copied_rows(table) == copies
+        table[-200:] = table[0]
+        assert copied_rows(table) == 200
+    assert copied_rows(rng.integers(0, 3, (200, 3))) == 0
+    digits = np.array([[float(f"{value:.2g}") for value in row] for row in np.exp(2 * rng.normal(size=(1000, 2)))])
+    assert len(np.unique(digits, axis=0)) < 980
+    assert copied_rows(digits) == 0
+    density = FlowDensity(**SMALL)
+    counts = np.column_stack([x[:300], rng.poisson(3, 300)])
+    counts[-20:] = counts[:20]
+    with pytest.warns(UserWarning, match="20 of 300 rows repeat"), pytest.warns(UserWarning, match="dequantise"):
+        density.fit(counts)
 
 
 def test_training_is_shown_where_it_is_asked_for(capsys, generator):

@@ -72,7 +72,7 @@ def test_the_command_leaves_pictures_a_model_anomalies_and_a_table(tmp_path):
     assert all(own[int(row["row"])].tolist() == [float(row[name]) for name in columns] for row in rows)
 
 
-def test_tables_are_conditioned_spread_and_scored(recipe, tmp_path, generator):
+def test_tables_are_conditioned_spread_and_scored(recipe, tmp_path, generator, capsys):
     values = table(np.random.default_rng(0))
     write("t.csv", values)
     recipe.main(recipe.Options(data=Path("t.csv"), condition=("a",), flow="maf", out=Path("out"), **SMALL))
@@ -83,6 +83,18 @@ def test_tables_are_conditioned_spread_and_scored(recipe, tmp_path, generator):
         {"n": [values[:, 2].min(), 1.0]},
     )
     assert list(report["models"])[1] == "gaussian"
+    with Path("out/intervals.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0])[:7] == ["row", "line", "a", "b", "b 5%", "b 50%", "b 95%"]
+    assert len(rows) == 32
+    for row in rows:
+        assert [float(row[name]) for name in "abn"] == values[int(row["row"])].tolist()
+        assert float(row["b 5%"]) < float(row["b 50%"]) < float(row["b 95%"])
+    inside = np.mean([float(row["b 5%"]) < float(row["b"]) < float(row["b 95%"]) for row in rows])
+    assert report["coverage_of_90"]["b"] == pytest.approx(inside, abs=1.5 / 32)  # quantiles are interpolated
+    said = capsys.readouterr().out
+    assert "90% intervals contain this share of the held-out rows: " in said
+    assert "intervals.csv" in said
     with Path("out/anomalies.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [float(row["a"]) for row in rows] == [values[int(row["row"]), 0] for row in rows]
@@ -104,7 +116,7 @@ def test_messy_tables_are_listed_with_their_own_values_lines_and_names(recipe, t
         lines.append(f"star {i}\t2020-01-01\t{'NA' if i == 7 else repr(float(a))}\t{n:.0f}\t{float(b)!r}")
     Path("t.tsv").write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
     options = {"data": Path("t.tsv"), "columns": ("a", "n"), "out": Path("out"), **SMALL}
-    with pytest.raises(ValueError, match="line 10: column a holds 'NA', a missing value.*drop_missing=True"):
+    with pytest.raises(ValueError, match="(?s)  a: a missing value in line 10 .'NA'.*drop_missing=True"):
         recipe.main(recipe.Options(**options))
     recipe.main(recipe.Options(**options, id="name", drop_missing=True))
     said = capsys.readouterr().out
@@ -155,6 +167,11 @@ def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_c
     values = table(np.random.default_rng(0))
     write("t.csv", values)
     assert recipe.read(recipe.Options(data=Path("t.csv"))).notes == []
+    own = np.random.default_rng(0).normal(size=(160, 3))
+    write("twice.csv", np.concatenate([own, own[:10]]))
+    assert [each[:24] for each in recipe.read(recipe.Options(data=Path("twice.csv"))).notes] == [
+        "10 of 170 rows repeat ot"
+    ]
     values[::20, 0] = -999
     write("t.csv", values)
     for options in ({}, {"columns": ("b",), "condition": ("a",)}):
@@ -164,12 +181,18 @@ def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_c
     write("t.csv", values)
     with pytest.raises(ValueError, match="^column a: the values differ by less .* --columns, .*: --id a"):
         recipe.read(recipe.Options(data=Path("t.csv")))
-    x = torch.from_numpy(table(np.random.default_rng(0)))
-    x[3, 1] = 1e8
-    with pytest.warns(UserWarning, match="few rows") as warned:
-        units = recipe.units_of(x, ["a", "b", "n"])
-    assert [str(each.message).split(":")[0] for each in warned] == ["column b"]
-    assert "robust" not in str(warned[0].message)
+    values = table(np.random.default_rng(0), 1000)
+    values[3, 1], values[[5, 7, 9], 0], values[11, 0] = 1e8, -99999, 1.5e6
+    write("t.csv", values)
+    read = recipe.read(recipe.Options(data=Path("t.csv"), columns=("b", "n"), condition=("a",), dequantise=False))
+    x = torch.from_numpy(values)
+    with pytest.warns(UserWarning, match="far from all others") as warned:
+        units = recipe.units_of(x, ["a", "b", "n"], read.listed)
+    (message,) = [str(each.message) for each in warned]
+    assert message.startswith(
+        "values far from all others ruin the fit: a -99999 (3 rows: a code for missing values?), 1500000 (line 13); "
+        "b 100000000 (line 5); correct or delete them"
+    )
     assert torch.equal(units.loc, x.mean(0))
 
 
@@ -183,6 +206,9 @@ def test_pictures_say_which_columns_they_leave_out_and_what_is_crossed(recipe, t
     assert {each["title"] for each in drawn.values()} == {"the first 8 of 9 columns"}
     assert drawn["corner"]["mark_label"] == "the 5 least likely"
     assert drawn["calibration"]["words"] == ("row", "samples")
+    options = {**SMALL, "steps": 2, "columns": ("a",), "condition": ("b",)}
+    recipe.main(recipe.Options(data=Path("t.csv"), flow="maf", out=Path("given"), **options))
+    assert drawn["corner"]["names"] == ["a", "b (given)"]
 
 
 def test_the_conditional_gaussian_is_that_of_linear_regression(recipe):
@@ -217,7 +243,7 @@ def test_ranks_and_tails_of_the_true_density_are_uniform(recipe, generator):
     with torch.no_grad():
         scores = recipe.score(flow, x, context, generator)
     samples, pit, tail, _ = recipe.calibrate(flow, split, scores, recipe.Options(), generator)
-    assert samples.shape == x.shape
+    assert samples.shape == (256, *x.shape)
     assert all(kstest(each.numpy(), "uniform").pvalue > 1e-4 for each in (*pit.T, tail))
 
 
