@@ -11,6 +11,7 @@ from cflow.density.density import FlowDensity
 from cflow.density.flows import FLOWS, make_flow, objective_of
 from cflow.density.lattice import dequantise, lattice_steps
 from cflow.density.outliers import FlowOutlierDetector
+from cflow.density.rows import copied_rows
 
 __all__ = [
     "FLOWS",
@@ -19,6 +20,7 @@ __all__ = [
     "FlowDensity",
     "FlowOutlierDetector",
     "compare",
+    "copied_rows",
     "dequantise",
     "lattice_steps",
     "make_flow",

@@ -63,13 +63,21 @@ def check_rows(estimator: Any, x: np.ndarray, context: np.ndarray | None, method
 
 
 def copied_rows(values: np.ndarray) -> int:
-    """Returns how many rows of ``values [N, D]`` are copies of others, and 0 if such repeats can be chance.
+    """Counts the rows that are copies of others; 0 if such repeats can be chance.
 
     Rows of few digits repeat by chance, but then more rows are next to another one: in every column the values are
     equal or neighbours. Copies are the other case. Fewer than five, or than one in a thousand rows, do not count.
     Neither a single column nor a table of which three quarters repeat (categories) can show copies.
 
+    Args:
+        values: a table ``[N, D]`` of finite numbers.
+
     Cost: one sort of every column, and a search in the four columns with the most distinct values.
+
+    Example:
+        >>> table = np.random.default_rng(0).normal(size=(100, 3))
+        >>> copied_rows(table), copied_rows(np.concatenate([table, table[:7]]))
+        (0, 7)
     """
     unique, counts = np.unique(values, axis=0, return_counts=True)
     repeated = len(values) - len(unique)
