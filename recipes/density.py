@@ -326,7 +326,7 @@ def main(options: Options) -> None:
             }
             for name, (change, error) in comparison.differences.items()
         }
-        say(f"{len(scores)} held-out rows, log-density in nats, ± one standard error:\n{comparison}")
+        say(f"{len(scores)} held-out rows, nats per row in the units of the table, ± one standard error:\n{comparison}")
     else:
         shift = float(flow.transform[0].scale.log().sum()) if table.standardised else 0.0
         report["log_prob_of_the_protocol"] = report["log_prob_held_out"] + shift
