@@ -52,6 +52,10 @@ class Options:
     """Name (or number) of the column with the names of the rows, which is listed and not modelled. Default: none."""
     drop_missing: bool = False
     """Omit rows with a missing value in a column that is read."""
+    missing: tuple[float, ...] = ()
+    """Codes of a missing value, such as -999; stored in the run, so that cflow score knows them. Default: none."""
+    robust: bool = False
+    """Measure columns by median and quantiles, and compress values far from the others."""
     header: Literal["auto", "yes", "no"] = "auto"
     """Whether a text file starts with a line of names; auto decides by the first line."""
     key: str | None = None
@@ -108,10 +112,10 @@ def train(table: Table, options: Options, out: Path):
         if getattr(options, name) is not None:
             raise ValueError(f"--flow {options.flow} --{name}: this flow has none; omit the latter.")
     seen = lambda parts: torch.cat([parts["train"], parts["validation"]])
-    units = units_of(seen(table.x), table.columns, table.listed) if table.standardised else None
+    units = units_of(seen(table.x), table.columns, table.listed, options.robust) if table.standardised else None
     context_units = None
     if table.context is not None:
-        context_units = units_of(seen(table.context), table.condition, table.listed)
+        context_units = units_of(seen(table.context), table.condition, table.listed, options.robust)
     torch.manual_seed(options.seed)  # the network's initial weights
     flow = make_flow(options.flow, len(table.columns), len(table.condition), settings, "density.py")
     objective = objective_of(flow)
@@ -306,6 +310,7 @@ def main(options: Options) -> None:
     report = {
         "columns": table.columns,
         "condition": table.condition,
+        "missing": options.missing,
         "dequantised": table.spread,
         "notes": table.notes,
         "steps": run.steps,
@@ -326,7 +331,7 @@ def main(options: Options) -> None:
             }
             for name, (change, error) in comparison.differences.items()
         }
-        say(f"{len(scores)} held-out rows, log-density in nats, ± one standard error:\n{comparison}")
+        say(f"{len(scores)} held-out rows, nats per row in the units of the table, ± one standard error:\n{comparison}")
     else:
         shift = float(flow.transform[0].scale.log().sum()) if table.standardised else 0.0
         report["log_prob_of_the_protocol"] = report["log_prob_held_out"] + shift

@@ -12,7 +12,13 @@ import torch
 from common import counted, plain
 
 from cflow import bijections, data
+<<<<<<< HEAD
 from cflow.density import copied_rows, dequantise, lattice_steps
+=======
+from cflow.density import dequantise, lattice_steps
+from cflow.density.rows import copied_rows
+from cflow.density.units import tails
+>>>>>>> fixa
 
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
 # MAF), Grathwohl et al., arXiv:1810.01367, table 2 (FFJORD), and Durkan et al., arXiv:1906.04032, table 1 (RQ-NSF).
@@ -94,6 +100,16 @@ def read(options) -> Table:
         notes += [f"column {each} has no name, as an index has none, and is omitted" for each in left]
         notes += [f"skipped {counted(table.passed, 'line')} without a row (empty, or a remark)"] if table.passed else []
     columns = names[: len(names) - len(condition)]
+    if options.missing and (coded_rows := np.isin(values, options.missing).any(1)).any():
+        codes = " ".join(plain(each) for each in options.missing)
+        if not options.drop_missing:
+            raise ValueError(
+                f"--missing {codes}: {counted(int(coded_rows.sum()), 'row')} of {len(values)} have such a value; pass "
+                f"--drop-missing to omit them."
+            )
+        values = values[~coded_rows]
+        places = {key: [each for each, out in zip(found, coded_rows) if not out] for key, found in places.items()}
+        notes.append(f"dropped {counted(int(coded_rows.sum()), 'row')} with a code of a missing value ({codes})")
     if len(values) < max(50, 2 * len(columns)):
         raise ValueError(
             f"the table has {counted(len(values), 'row')}; a density of {counted(len(columns), 'column')} takes "
@@ -156,13 +172,15 @@ def coded(names: list[str], values: np.ndarray) -> list[str]:
             if count >= 3 and len(np.unique(others)) >= 10 and np.abs(others - end(column)).min() > np.ptp(others):
                 found.append(
                     f"column {name}: {plain(float(end(column)), 6)} in {count} rows, far from all others; if it means "
-                    f"missing, make these cells empty and pass --drop-missing"
+                    f"missing, pass --missing {plain(float(end(column)), 6)} --drop-missing"
                 )
     return found
 
 
-def units_of(x: torch.Tensor, names: list[str], listed: Listed) -> bijections.Standardise:
+def units_of(x: torch.Tensor, names: list[str], listed: Listed, robust: bool = False) -> bijections.Bijection:
     """Fits the units of the columns, and warns of the values that decide the scale of one, and where they are."""
+    if robust:
+        return bijections.Compose(bijections.Standardise.fit(x, robust=True), *tails(x.shape[1]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         units = bijections.Standardise.fit(x)
@@ -175,7 +193,7 @@ def units_of(x: torch.Tensor, names: list[str], listed: Listed) -> bijections.St
     if odd:
         warnings.warn(
             f"values far from all others ruin the fit: {'; '.join(odd)}; correct or delete them (for a heavy tail: "
-            f"take the logarithm of the column)",
+            f"take the logarithm, or --robust)",
             stacklevel=1,
         )
     return units

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow.cli.commands import command
 from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of, spare
-from cflow.data.faults import Fault, counted
+from cflow.data.faults import NONE, Fault, counted
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
@@ -89,12 +89,14 @@ def score(
     file = TableFile(table, header=named, key=key, label=label)
     file = file.choose(_columns(flow, run, file, columns, condition))
     generator = torch.Generator(place).manual_seed(seed)
+    codes = torch.tensor(report_of(run).get("missing", []), dtype=torch.float64)
 
     total = Summary()
     with _written(output) as lines:
         lines = csv.writer(lines, lineterminator="\n")
         lines.writerow(["row", *(["line"] if file.unit == "line" else []), *([label] if label else []), "log_prob"])
         for chunk in file.chunks(batch):
+            _mark_missing(chunk, codes, file)
             scores = _scores(flow, chunk, generator, options)
             for position, value in enumerate(scores.tolist()):
                 place = [chunk.places[position]] if file.unit == "line" else []
@@ -199,6 +201,14 @@ def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], conditi
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _mark_missing(chunk: Chunk, codes: Tensor, file: TableFile) -> None:
+    """Adds the rows with a code of a missing value, which a run has stored, to the bad rows of a chunk."""
+    for position, column in torch.isin(chunk.values, codes).nonzero().tolist():
+        name, value = (file.names or file.columns)[column], float(chunk.values[position, column])
+        what = f"column {name} holds {value:.17g}, a code of a missing value in this run"
+        chunk.bad.setdefault(position, Fault(what, NONE, "drop such rows, or fill them", str(name), missing=True))
 
 
 def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Tensor:

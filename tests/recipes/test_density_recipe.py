@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,33 @@ def test_codes_for_missing_values_long_numbers_and_far_rows_are_named_by_their_c
         "b 100000000 (line 5); correct or delete them"
     )
     assert torch.equal(units.loc, x.mean(0))
+
+
+def test_codes_of_missing_values_are_dropped_and_known_to_score(recipe, tmp_path, capsys):
+    values = table(np.random.default_rng(0))
+    values[::20, 0], values[3, 1] = -999, 2500
+    write("t.csv", values)
+    options = {**SMALL, "data": Path("t.csv"), "columns": ("a", "b"), "flow": "maf", "missing": (-999.0,)}
+    with pytest.raises(ValueError, match="--missing -999: 8 rows of 160 have such a value; pass --drop-missing"):
+        recipe.main(recipe.Options(**options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # --robust needs no warning of values far away
+        recipe.main(recipe.Options(**options, drop_missing=True, robust=True, out=Path("out")))
+    assert "dropped 8 rows with a code of a missing value (-999)" in capsys.readouterr().out
+    with Path("out/anomalies.csv").open() as rows:
+        rows = list(csv.DictReader(rows))
+    assert sorted(int(row["row"]) for row in rows) == [i for i in range(160) if i % 20]
+    assert all(float(row["a"]) == values[int(row["row"]), 0] for row in rows)
+    command(["score", "out", "t.csv", "--output", "scores.csv"])
+    captured = capsys.readouterr()
+    assert "8 bad rows" in captured.out
+    assert "line 2: column a holds -999, a code of a missing value in this run" in captured.err
+    with Path("scores.csv").open() as scored:
+        scored = {row["row"]: row["log_prob"] for row in csv.DictReader(scored)}
+    assert [row for row, score in scored.items() if not score] == [str(i) for i in range(0, 160, 20)]
+    assert all(float(scored[row["row"]]) == pytest.approx(float(row["log_prob"]), abs=1e-3) for row in rows)
+    drawn = cflow.load("out/model").sample((200,))
+    assert float(drawn[:, 0].median()) == pytest.approx(50, abs=10)  # the far value is compressed
 
 
 def test_pictures_say_which_columns_they_leave_out_and_what_is_crossed(recipe, tmp_path, monkeypatch):
