@@ -12,13 +12,7 @@ import torch
 from common import counted, plain
 
 from cflow import bijections, data
-<<<<<<< HEAD
-from cflow.density import copied_rows, dequantise, lattice_steps
-=======
-from cflow.density import dequantise, lattice_steps
-from cflow.density.rows import copied_rows
-from cflow.density.units import tails
->>>>>>> fixa
+from cflow.density import copied_rows, dequantise, lattice_steps, tails
 
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to
 # MAF), Grathwohl et al., arXiv:1810.01367, table 2 (FFJORD), and Durkan et al., arXiv:1906.04032, table 1 (RQ-NSF).

@@ -12,6 +12,7 @@ from cflow.density.flows import FLOWS, make_flow, objective_of
 from cflow.density.lattice import dequantise, lattice_steps
 from cflow.density.outliers import FlowOutlierDetector
 from cflow.density.rows import copied_rows
+from cflow.density.units import tails
 
 __all__ = [
     "FLOWS",
@@ -25,4 +26,5 @@ __all__ = [
     "lattice_steps",
     "make_flow",
     "objective_of",
+    "tails",
 ]

@@ -17,7 +17,20 @@ EDGE = 5.0  # deviations; values well inside hardly change, values far outside e
 
 
 def tails(features: int) -> tuple[Map, ...]:
-    r"""Moves far values towards the middle: :math:`B \operatorname{arsinh}(x / B)`, where B is five deviations."""
+    r"""Returns maps that move far values towards the middle.
+
+    .. math:: z = B \operatorname{arsinh}(x / B), \qquad B = 5
+
+    Values well inside of B deviations hardly change, values far outside enter by their logarithm.
+
+    Args:
+        features: the number of columns, which have deviation 1.
+
+    Example:
+        >>> from cflow.bijections import Compose
+        >>> Compose(*tails(1)).encode(torch.tensor([[1.0], [1000.0]]))[0].flatten().round(decimals=1)
+        tensor([ 1., 30.])
+    """
     return Standardise(features, 0.0, EDGE), Arcsinh(features), Standardise(features, 0.0, 1 / EDGE)
 
 
