@@ -45,8 +45,9 @@ def score(
 ) -> None:
     """Compute the log-density of every row of a table, in nats.
 
-    The table is processed in chunks, so it may be larger than memory. Rows without a score (text, NaN, too few fields)
-    are listed, and their score in the output is empty. Empty lines and comments are counted.
+    The table is processed in chunks, so it may be larger than memory. Rows without a score (text, NaN, a code of a
+    missing value that the run has stored, too few fields) are listed, and their score in the output is empty. Empty
+    lines and comments are counted.
 
     Args:
         run: The folder of a run, or a folder that cflow.save wrote.
