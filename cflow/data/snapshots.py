@@ -203,7 +203,7 @@ def _read_text(path: Path, values, times, drop_missing: bool) -> tuple[Tensor, T
     try:
         table = read_table(path, columns=[*values, times], header=True, drop_missing=drop_missing)
     except ValueError as error:
-        raise ValueError(str(error).replace("columns=...", "values=[...]")) from None
+        raise ValueError(str(error).replace(": columns=[", ", for values= and times=: [")) from None
     return table.values[:, :-1].to(torch.get_default_dtype()), table.values[:, -1], table.dropped
 
 

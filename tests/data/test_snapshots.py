@@ -109,7 +109,7 @@ def test_tables_are_read(tmp_path):
 
 def test_rows_that_miss_a_value_are_dropped_and_counted_on_demand(tmp_path):
     (tmp_path / "cells.csv").write_text("cell;day;a\nx;0;1\ny;0;NA\nz;1;2\nu;;3\nv;1;4\n")
-    with pytest.raises(ValueError, match=r"2 of 5 rows.*drop_missing=True"):
+    with pytest.raises(ValueError, match=r"(?s)2 of 5 rows.*drop_missing=True"):
         read_snapshots(tmp_path / "cells.csv", values=["a"])
     snapshots = read_snapshots(tmp_path / "cells.csv", values=["a"], drop_missing=True)
     assert ([each.tolist() for each in snapshots.samples], snapshots.dropped) == ([[[1.0]], [[2.0], [4.0]]], 2)
@@ -138,7 +138,7 @@ def test_unreadable_files_are_explained(tmp_path):
     (tmp_path / "words.csv").write_text("kind,day,a\nblood,1,2\n")
     with pytest.raises(
         ValueError,
-        match="line 2: column kind holds 'blood', not a number.*omit the column.*a, day; use values=",
+        match=r"(?s)kind: text in line 2 \('blood'\): omit the column.*for values= and times=: \['a', 'day'\]",
     ):
         read_snapshots(tmp_path / "words.csv")
     (tmp_path / "empty.csv").write_text("")
