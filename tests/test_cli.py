@@ -147,6 +147,15 @@ def test_a_class_is_named_by_its_name_or_number(runs, tmp_path, capsys, monkeypa
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("num", "columns"), [(4, 4), (64, 8), (400, 20), (2, 2)])
+def test_pictures_are_nearly_square_with_one_class_per_column(num, columns, runs, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(cflow.plot, "images", lambda pixels, path, columns: drawn.update(columns=columns))
+    options = ["--num", str(num), "--solver", "euler", "--steps", "1", "--output", str(tmp_path / "x.png")]
+    main(["sample", str(runs / "images"), *options])  # four classes
+    assert drawn["columns"] == columns
+
+
 def test_labels_and_whole_numbers_in_text(runs, tmp_path):
     options = ["--num", "6", "--solver", "euler", "--steps", "1", "--output", str(tmp_path / "x.csv")]
     main(["sample", str(runs / "images"), *options])

@@ -174,7 +174,9 @@ def _draw(flow, x: Tensor, output: Path, labels: Tensor | None) -> None:
     if len(flow.event_shape) == 3 and flow.event_shape[0] in (1, 3):
         levels = flow.transform.levels
         pixels = x.float() / (levels - 1) if levels else (x.float() + 1) / 2
-        columns = len(labels.unique()) if labels is not None else min(len(x), round(len(x) ** 0.5))
+        # A whole number of rounds of the classes per row: every column has one class, and the picture is nearly square.
+        classes = len(labels.unique()) if labels is not None else 1
+        columns = min(len(x), classes * max(1, round(len(x) ** 0.5 / classes)))
         plot.images(pixels.clamp(0, 1), output, columns=columns)
     else:
         plot.scatter(x, output)
