@@ -100,7 +100,7 @@ def _asked(function, args, kwargs) -> int:
     options.pop("generator", None)
     try:
         result = function(*unreal_args, **options)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, NotImplementedError, TypeError):  # what operations without a meta kernel raise
         return 0  # the shape is known only after the operation has run: it is counted afterwards
     return sum(each.nbytes for each in _leaves(result) if isinstance(each, Tensor))
 

@@ -25,11 +25,6 @@ def say(*what) -> None:
         print(*what, flush=True)
 
 
-def counted(count: int, what: str) -> str:
-    """Returns a count with its noun in the singular or plural, such as ``3 rows``."""
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def plain(value: float, digits: int = 17) -> str:
     """Returns a number as a table would have it: whole ones without a point, others as short as they can be."""
     if value == round(value) and abs(value) < 1e15:
@@ -38,9 +33,11 @@ def plain(value: float, digits: int = 17) -> str:
 
 
 def digits_of(table: torch.Tensor) -> list[int]:
-    """Counts the significant digits that show six digits of the spread of each column of ``[N, D]``."""
-    offset = table.abs().max(0).values / table.std(0)
-    return [6 + max(0, math.floor(math.log10(each))) for each in offset.tolist()]
+    """Counts the significant digits that show six digits of the spread of each column of ``[N, D]``; at most 17."""
+    offset = table.abs().max(0).values / table.std(0, correction=0)
+    # A constant column has no spread, and shows every digit; a column of zeros needs none.
+    offset = offset.nan_to_num(nan=1.0, posinf=1e11).clamp(1.0, 1e11)
+    return [6 + math.floor(math.log10(each)) for each in offset.tolist()]
 
 
 def write_table(file: Path, names: list[str], rows: Iterable[Sequence[str]]) -> None:

@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from common import MAIN, claim, counted, end_run, plain, run_folder, say, say_resumed, write_table
+from common import MAIN, claim, end_run, plain, run_folder, say, say_resumed, write_table
 from density_table import PUBLISHED, Table, read, units_of
 from scipy.stats import kstest
 from sklearn.mixture import GaussianMixture
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 import cflow
 from cflow import plot, training
-from cflow.cli import run_recipe
+from cflow.cli import counted, run_recipe
 from cflow.density import FLOWS, Comparison, make_flow, objective_of
 
 NO_LAYERS, NO_NETWORK, SPLINES = ("ffjord", "flow-matching"), ("planar", "radial", "sylvester"), ("nsf", "nsf-ar")

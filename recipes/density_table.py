@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import counted, plain
+from common import plain
 
 from cflow import bijections, data
+from cflow.cli import counted
 from cflow.density import copied_rows, dequantise, lattice_steps, tails
 
 # Test log-likelihoods in nats with two standard errors, of Papamakarios et al., arXiv:1705.07057, table 1 (Gaussian to

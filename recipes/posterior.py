@@ -37,12 +37,12 @@ from typing import Literal, NamedTuple
 import posterior_checks as checks
 import posterior_simulations as simulations
 import torch
-from common import MAIN, claim, counted, end_run, plain, run_folder, say, say_resumed, write_table
+from common import MAIN, claim, end_run, plain, run_folder, say, say_resumed, write_table
 from posterior_tasks import TASKS, box, prior, read
 
 import cflow
 from cflow import bases, bijections, discrete, fields, metrics, objectives, paths, plot, solvers, training
-from cflow.cli import run_recipe
+from cflow.cli import counted, run_recipe
 
 OBSERVATIONS = range(1, 11)
 

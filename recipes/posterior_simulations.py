@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import counted, digits_of
+from common import digits_of
 
 from cflow import bijections, data
+from cflow.cli import counted
 from cflow.density import dequantise, lattice_steps
 
 THETA = ("theta", "thetas", "parameters", "params")

@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 import cflow
 from cflow import bases, discrete, fields, objectives, paths, solvers, training
-from cflow.bijections import Dequantise, Rescale
+from cflow.bijections import Dequantise, Rescale, Standardise
 from cflow.cli import main
 from cflow.cli.commands import plain_help
 from cflow.cli.runs import labels_of
@@ -145,6 +146,18 @@ def test_a_class_is_named_by_its_name_or_number(runs, tmp_path, capsys, monkeypa
             main(["sample", "run", "--label", label])
         said = f"--label {label}: the classes of this flow are 0 to 3 (cat, dog, 3, hen); pass one"
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [1_234_567.0, 0.123456789])
+def test_values_on_coarse_steps_keep_every_digit(first, tmp_path):
+    flow = cflow.ContinuousFlow(fields.MLP(1), bases.Normal(1), path=paths.Linear()).double()
+    flow = flow.with_transform(Standardise(1, 0.0, 1e9))
+    cflow.save(flow, tmp_path / "model")
+    (tmp_path / "metrics.json").write_text(json.dumps({"columns": ["n"], "dequantised": {"n": [first, 1e7]}}))
+    main(["sample", str(tmp_path), "--num", "20", "--seed", "0", "--output", str(tmp_path / "x.csv")])
+    values = read_table(tmp_path / "x.csv").values.double().flatten()
+    exact = first + 1e7 * ((values - first) / 1e7).round()
+    assert torch.allclose(values, exact, rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize(("num", "columns"), [(4, 4), (64, 8), (400, 20), (2, 2)])

@@ -26,9 +26,10 @@ import cflow
 from cflow.cli import bespoke, export, info, reflow, sample, score
 from cflow.cli.commands import app
 from cflow.cli.running import MISTAKES, check_typeguard, in_options, run_recipe, warnings_said
+from cflow.data.faults import counted
 from cflow.interrupts import restore
 
-__all__ = ["main", "run_recipe"]
+__all__ = ["counted", "main", "run_recipe"]
 
 DESCRIPTION = (
     "Sample, score, straighten and export trained flows. `cflow COMMAND --help` explains a command; `cflow --version` "

@@ -128,7 +128,8 @@ def _on_lattice(x: Tensor, report: dict) -> Tensor:
     lattice = report.get("dequantised") or {}
     for name, (first, step) in lattice.items():
         column = x[:, report["columns"].index(name)]
-        decimals = 6 - math.floor(math.log10(step))  # 14.26 rather than 14.25999999999993
+        # Twelve digits, so 14.26 rather than 14.25999999999993; the first value may be larger or finer than the step.
+        decimals = 11 - math.floor(math.log10(max(abs(first), step)))
         exact = first + step * ((column.double() - first) / step).round()
         column.copy_(exact.round(decimals=decimals))
     return x

@@ -108,7 +108,16 @@ class Fault:
 
 
 def counted(count: int, what: str) -> str:
-    """Formats a count with its noun, which gets an s where the count is not one."""
+    """Formats a count with its noun, which gets an s where the count is not one.
+
+    Args:
+        count: the number.
+        what: the noun in the singular.
+
+    Example:
+        >>> counted(1, "row"), counted(3, "row")
+        ('1 row', '3 rows')
+    """
     return f"{count} {what}{'s' * (count != 1)}"
 
 

@@ -101,13 +101,11 @@ def moons(
     matching papers. (Their tables use uniform instead of Gaussian noise, so figures are comparable but not equal.)
 
     Args:
-        n: number of draws.
         noise: standard deviation of the noise, before scaling.
         scale: factor by which the points are multiplied.
         shift: number that is added to both coordinates.
-        generator: source of random numbers. Default: torch's.
-        device: device of the draws. Default: torch's.
-        dtype: dtype of the draws. Default: torch's.
+
+    The other arguments are those of :func:`eight_gaussians`.
 
     Shapes: ``[n, 2]``. Cost: two uniform and two normal draws per sample.
 
@@ -149,12 +147,10 @@ def s_curve(n: int, *, noise: float = 0.1, scale: float = 2.0, generator=None, d
     With the default scale the spread is about twice that of a standard normal.
 
     Args:
-        n: number of draws.
         noise: standard deviation of the noise, before scaling.
         scale: factor by which the points are multiplied.
-        generator: source of random numbers. Default: torch's.
-        device: device of the draws. Default: torch's.
-        dtype: dtype of the draws. Default: torch's.
+
+    The other arguments are those of :func:`eight_gaussians`.
 
     Shapes: ``[n, 2]``. Cost: one uniform and two normal draws per sample.
 
@@ -194,12 +190,10 @@ def checkerboard(n: int, *, cells: int = 4, scale: float = 2.0, generator=None, 
     is [-4, 4] squared and 8 of 16 cells are black, as in the FFJORD paper.
 
     Args:
-        n: number of draws.
         cells: number of cells along a side, an even number.
         scale: side of a cell.
-        generator: source of random numbers. Default: torch's.
-        device: device of the draws. Default: torch's.
-        dtype: dtype of the draws. Default: torch's.
+
+    The other arguments are those of :func:`eight_gaussians`.
 
     Shapes: ``[n, 2]``. Cost: two integers and two uniform draws per sample.
 
@@ -263,15 +257,13 @@ def pinwheel(
     since the rotation maps several points (a, b) to one point.
 
     Args:
-        n: number of draws.
         arms: number of arms.
         radial_noise: standard deviation along an arm, before scaling.
         tangential_noise: standard deviation across an arm, before scaling.
         rate: how fast an arm turns.
         scale: factor by which the points are multiplied.
-        generator: source of random numbers. Default: torch's.
-        device: device of the draws. Default: torch's.
-        dtype: dtype of the draws. Default: torch's.
+
+    The other arguments are those of :func:`eight_gaussians`.
 
     Shapes: ``[n, 2]``. Cost: one integer and two normal draws per sample.
 
@@ -299,12 +291,10 @@ def spirals(n: int, *, noise: float = 0.3, scale: float = 1 / 3, generator=None,
     the noise after scaling is 0.1.
 
     Args:
-        n: number of draws.
         noise: standard deviation of the noise, before scaling.
         scale: factor by which the points are multiplied.
-        generator: source of random numbers. Default: torch's.
-        device: device of the draws. Default: torch's.
-        dtype: dtype of the draws. Default: torch's.
+
+    The other arguments are those of :func:`eight_gaussians`.
 
     Shapes: ``[n, 2]``. Cost: two uniform and two normal draws per sample.
 

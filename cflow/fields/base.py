@@ -92,6 +92,7 @@ class Field(FieldContract, nn.Module):
         the average velocity from ``t`` to ``s``; if ``s`` is omitted, it returns the velocity at ``t``, as for
         ``s = t``. Returns a tensor like ``x``, or ``[B, outputs, *event_shape]`` for several outputs.
         """
+        # An abstract method: nn.Module raises the same where a subclass has no forward.
         raise NotImplementedError(f"{type(self).__name__} has no forward(t, x, context=None, *, s=None); write it.")
 
     def check(

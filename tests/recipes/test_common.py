@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -72,3 +73,10 @@ def test_only_the_main_process_speaks(common, capsys, monkeypatch):
 )
 def test_numbers_are_written_as_a_table_has_them(common, value, digits, text):
     assert common.plain(value, digits) == text
+
+
+def test_digits_show_the_spread_and_constants_are_no_error(common):
+    spread = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    table = torch.stack([spread, 1e9 + spread, torch.full_like(spread, 3.5), torch.zeros_like(spread)], 1)
+    assert common.digits_of(table) == [6, 15, 17, 6]
+    assert common.digits_of(table[:1])[2] == 17
