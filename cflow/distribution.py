@@ -8,7 +8,6 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from cflow.shapes import Value, broadcast
-from cflow.support import support_of
 
 __all__ = ["FlowDistribution"]
 
@@ -52,7 +51,7 @@ class FlowDistribution(Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """The region in which the density is not zero, as far as the flow's maps bound it."""
-        return support_of(self.flow._maps(), len(self.event_shape))
+        return self.flow.support
 
     def expand(self, batch_shape, _instance=None) -> FlowDistribution:
         """Returns the distribution expanded to ``batch_shape``. ``_instance`` is torch's argument and not used."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from cflow.bijections.compose import Compose
 from cflow.bijections.map import Likelihood, Map
@@ -32,6 +33,7 @@ from cflow.shapes import (
     shown,
     unflatten,
 )
+from cflow.support import support_of
 
 __all__ = ["BaseFlow", "Flow"]
 
@@ -202,6 +204,11 @@ class BaseFlow(Calls):
     def has_rsample(self) -> bool:
         """Whether gradients flow through samples."""
         return False
+
+    @property
+    def support(self) -> Constraint:
+        """The region of the data in which the density is not zero, as far as the flow's maps bound it."""
+        return support_of(self._maps(), len(self.event_shape))
 
     # The protocol
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cflow.arguments import is_integer, plain
 
-__all__ = ["CALLS", "FLOWS", "advice", "check_keywords", "hint", "widths_of"]
+__all__ = ["CALLS", "FLOWS", "advice", "check_keywords", "closest", "hint", "widths_of"]
 
 
 def _named(**ours: str) -> dict[str, str]:
@@ -72,6 +72,8 @@ def advice(given: str, known: Sequence[str]) -> str:
         ('these belong to a solver: pass solver=solvers.Heun(steps=20); ', 'this flow needs no solver; ')
     """
     said = CALLS.get(given, "")
+    if "pass solver=" in said and "solver" not in known and "sampler" in known:
+        return "these belong to a sampler: pass sampler=ctmc.Analytic(steps=64); "
     for option, instead in WITHOUT.items():
         if option not in known and (given == option or f"pass {option}=" in said):
             return instead
@@ -90,6 +92,17 @@ def hint(given: str, known: Iterable[str], foreign: Mapping[str, str]) -> str:
     if meant not in known:
         meant = next(iter(difflib.get_close_matches(given, known, 1)), None)
     return "" if meant is None else f"did you mean {meant!r}? "
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Returns the end of a sentence that suggests the known word closest to ``word``.
+
+    Example:
+        >>> closest("eulr", ["euler", "heun"]), closest("x", ["euler", "heun"])
+        ("; did you mean 'euler'?", '.')
+    """
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def check_keywords(owner: str, given: Mapping[str, object], known: Sequence[str], takes: Sequence[str]) -> None:

@@ -115,13 +115,14 @@ def name_of(cls: type) -> str:
 def configuration(obj: Any) -> dict[str, Any]:
     """Reads an object's constructor arguments from its attributes.
 
-    A ``*args`` parameter is read as the sequence stored under its name.
+    A ``*args`` parameter is read as the sequence stored under its name. Where a method has the name of an argument, the
+    class attribute ``stored_as`` maps the argument to the attribute that stores it.
 
     Raises:
         ValueError: if a constructor argument is not stored as an attribute.
     """
-    missing = object()
-    arguments = {key: getattr(obj, key, missing) for key in parameters(type(obj))}
+    missing, stored = object(), getattr(type(obj), "stored_as", {})
+    arguments = {key: getattr(obj, stored.get(key, key), missing) for key in parameters(type(obj))}
     lost = [key for key, value in arguments.items() if value is missing]
     if lost:
         raise ValueError(

@@ -11,7 +11,7 @@ FOLDER = Path(cflow.__file__).parent
 # Every room imports only from rooms behind it.
 ORDER = [
     "__main__", "cli", "testing", "integrations", "density", "training", "plot", "metrics", "data", "objectives",
-    "continuous", "guidance", "divergence", "discrete", "standardised_context", "invertible_flow", "flow",
+    "continuous", "ctmc", "guidance", "divergence", "discrete", "standardised_context", "invertible_flow", "flow",
     "distribution", "support", "calls", "couplings", "paths", "fields", "bijections", "solvers", "bases", "times",
     "lost_rows", "io", "claims", "record", "modes", "keywords", "draws", "shapes", "registry",
     "building", "storage", "arguments", "interrupts",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cflow.shapes import Value, mean_rows, sum_rows
+from cflow.times import Times, Uniform
 
 __all__ = ["Path", "PathSample", "VelocityPath"]
 
@@ -49,6 +50,7 @@ class Path(ABC):
         affine: whether a point is a weighted sum of its two ends. The ends then follow from a velocity, and the
             schedule can be changed after training (``flow.with_path``).
         straight: whether a point moves between its two ends in a straight line at constant speed.
+        times: the distribution of the training times that suits the path.
 
     Example:
         >>> from cflow import paths
@@ -62,6 +64,7 @@ class Path(ABC):
     adds_noise: ClassVar[bool] = False
     affine: ClassVar[bool] = False
     straight: ClassVar[bool] = False
+    times: ClassVar[Times] = Uniform()
 
     def draw(self, x1: Value, generator: torch.Generator | None = None) -> Any:
         """Draws the noise for a batch of data ``x1 [B, *event]`` with ``generator``; None on paths without noise.
@@ -86,7 +89,8 @@ class Path(ABC):
         Args:
             x0: base samples ``[B, *event]``.
             x1: data samples ``[B, *event]``.
-            t: times ``[B]`` or ``[]``, 0 at the base and 1 at the data.
+            t: times ``[B]`` or ``[]``, 0 at the base and 1 at the data. Where the points determine the time, the result
+                has other times.
             mask: the entries of the event that count, broadcastable to ``[B, *event]``. Default: None, all of them.
             noise: the result of :meth:`draw`. Default: None, drawn here with ``generator``.
             generator: the source of the noise. Default: None, torch's default generator.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
+from cflow.keywords import closest
 from cflow.solvers.adaptive.methods import Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.grid.fixed import RK4, Euler, Heun, Midpoint, Ralston
 from cflow.solvers.grid.flow_map import FlowMap
@@ -53,7 +53,7 @@ def by_name(name: str, **options: Any) -> Solver:
     """
     if name not in METHODS:
         raise ValueError(
-            f"by_name({name!r}): there is no such solver{_closest(name, METHODS)} "
+            f"by_name({name!r}): there is no such solver{closest(name, METHODS)} "
             f"The solvers are {', '.join(sorted(METHODS))}."
         )
     method = METHODS[name]
@@ -61,13 +61,7 @@ def by_name(name: str, **options: Any) -> Solver:
     for option in options:
         if option not in known:
             raise ValueError(
-                f"by_name({name!r}, {option}=...): {method.__name__} has no such option{_closest(option, known)} "
+                f"by_name({name!r}, {option}=...): {method.__name__} has no such option{closest(option, known)} "
                 f"Its options are {', '.join(known)}."
             )
     return method(**options)
-
-
-def _closest(word: str, known) -> str:
-    """Returns the end of a message that suggests the closest known word."""
-    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "."

@@ -71,7 +71,7 @@ class ConsistencyFlowMatching(FlowMatching):
             )
         self.segments, self.delta, self.alpha = segments, delta, alpha
 
-    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
         low, high = flow.interval
         length = (high - low) / self.segments
         index = ((t - low) / length).floor().clamp(max=self.segments - 1)
@@ -84,7 +84,7 @@ class ConsistencyFlowMatching(FlowMatching):
             # If r is the end of its segment, this is the point on the path itself.
             aim = there.xt + expand_like(end - r, v) * v_there
         error = mean_square(here.xt + expand_like(end - t, v) * v - aim, None)
-        return error + self.alpha * mean_square(v - v_there, None)
+        return error + self.alpha * mean_square(v - v_there, None), t
 
     def _path(self, flow: Any) -> Path:
         path = super()._path(flow)

@@ -107,13 +107,13 @@ class TwoTimes(FlowMatching):
 
     def _steps(self, t: Tensor, generator) -> tuple[Tensor, Tensor]:
         """Draws steps, ``t <= s``, as many as there are times ``t``."""
-        other = self.times(len(t), generator=generator, device=t.device, dtype=t.dtype)
+        other = self.law(len(t), generator=generator, device=t.device, dtype=t.dtype)
         return torch.minimum(t, other), torch.maximum(t, other)
 
-    def _match(self, flow: Any, path: Path, batch: StepBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: StepBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
         low, high = flow.interval
         s = low + (high - low) * batch.s
-        sample = path.sample(batch.x0, batch.x1, t)
+        at_start, sample = t, path.sample(batch.x0, batch.x1, t)
         v = self._guided(flow, t, sample.xt, sample.target, context, batch.drop)
         # Steps first, as many rows as a range of this length can contain, so that no size is read from the device. For
         # a row without a step, the error of steps is the error of its velocity.
@@ -129,7 +129,7 @@ class TwoTimes(FlowMatching):
             matched=(error * (1 - stepped)).sum() / ((1 - self.share) * size) if self.share < 1 else 0.0,
             stepped=(error * stepped).sum() / (self.share * size),
         )
-        return error / (error.detach() + 1e-3) ** self.power if self.power else error
+        return (error / (error.detach() + 1e-3) ** self.power if self.power else error), at_start
 
     def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
         """Computes the error of steps, ``[B]``; ``v`` is a draw of the velocity at ``(t, x)``."""

@@ -60,7 +60,7 @@ class BridgeMatching(FlowMatching):
         super().__init__(coupling, times, weight, condition_dropout)
         self.antithetic = antithetic
 
-    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
         if not self.antithetic:
             return super()._match(flow, path, batch, t, context)
         twice = lambda each: torch.cat((each, each))
@@ -68,7 +68,7 @@ class BridgeMatching(FlowMatching):
         mask = on_tensors(twice, self._mask(batch))
         sample = path.sample(twice(batch.x0), twice(batch.x1), twice(t), mask=mask, noise=noise)
         loss = path.loss(flow.predict(sample.t, sample.xt, on_tensors(twice, context)), sample)
-        return loss.unflatten(0, (2, -1)).mean(0)
+        return loss.unflatten(0, (2, -1)).mean(0), t
 
     def _path(self, flow: Any) -> Path:
         path = super()._path(flow)

@@ -12,7 +12,7 @@ from cflow.objectives.objective import Objective, check_dropout, check_objects
 from cflow.paths import Path
 from cflow.registry import register
 from cflow.shapes import expand_as_leading, mask_of
-from cflow.times import Uniform
+from cflow.times import Times, Uniform
 
 __all__ = ["FlowMatching", "MatchingBatch"]
 
@@ -52,7 +52,8 @@ class FlowMatching(Objective):
 
     Args:
         coupling: the coupling of base and data samples. Default: None, independent.
-        times: the distribution of the training times. Default: None, ``times.Uniform()``.
+        times: the distribution of the training times. Default: None, that of the path: ``times.Uniform()``, or
+            ``times.Stratified()`` on paths of tokens.
         weight: a function ``(path, t) -> [B]``, such as ``objectives.MinSNR()``. Default: None, no weight.
         condition_dropout: the share of items whose context is replaced by the field's "no condition", which
             classifier-free guidance needs. One draw per item.
@@ -82,7 +83,7 @@ class FlowMatching(Objective):
         example = "couplings.OptimalTransport() or times.LogitNormal()"
         check_objects(type(self).__name__, example, coupling=coupling, times=times, weight=weight)
         self.coupling = Independent() if coupling is None else coupling
-        self.times = Uniform() if times is None else times
+        self.times = times
         self.weight, self.condition_dropout = weight, condition_dropout
 
     @property
@@ -97,21 +98,32 @@ class FlowMatching(Objective):
             x0, x1 = base.sample((x.shape[0],), generator=generator).to(x.dtype), x
         x0, x1, context = self.coupling(x0, x1, context, generator=generator)
         count, device = x1.shape[0], x1.device
-        # Times are floating numbers for all data.
-        dtype = x1.dtype if x1.is_floating_point() else base.dtype
-        t = self.times(count, generator=generator, device=device, dtype=dtype)
+        t = self._times(self.law, base, x1, generator)
         return MatchingBatch(x0, x1, t, context, self.draw_dropped(count, generator, device))
 
+    @property
+    def law(self) -> Times:
+        """The distribution of the training times, unless the path has its own."""
+        return Uniform() if self.times is None else self.times
+
+    @staticmethod
+    def _times(law: Times, base: nn.Module, x1: Tensor, generator) -> Tensor:
+        """Draws times, which are floating numbers for all data."""
+        dtype = x1.dtype if x1.is_floating_point() else base.dtype
+        return law(x1.shape[0], generator=generator, device=x1.device, dtype=dtype)
+
     def make_batch(self, flow: Any, x, context=None, generator=None) -> MatchingBatch:
-        batch = super().make_batch(flow, x, context, generator)
-        batch.noise = self._path(flow).draw(batch.x1, generator)
+        batch, path = super().make_batch(flow, x, context, generator), self._path(flow)
+        if self.times is None and path.times != self.law:
+            batch.t = self._times(path.times, flow.base, batch.x1, generator)
+        batch.noise = path.draw(batch.x1, generator)
         return batch
 
     def loss(self, flow: Any, batch: MatchingBatch) -> Tensor:
         path, context = self._path(flow), self.dropped(flow, batch.context, batch.drop)
         low, high = flow.interval
         t = low + (high - low) * batch.t
-        loss = self._match(flow, path, batch, t, context)
+        loss, t = self._match(flow, path, batch, t, context)
         if self.weight is None:
             return loss
         weight = self.weight(path, t)
@@ -122,10 +134,10 @@ class FlowMatching(Objective):
             )
         return loss * weight
 
-    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
-        """Computes the error of the network on the path, ``[B]``."""
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
+        """Computes the error of the network on the path, and the times of the points, both ``[B]``."""
         sample = path.sample(batch.x0, batch.x1, t, mask=self._mask(batch), noise=batch.noise)
-        return path.loss(flow.predict(t, sample.xt, context), sample)
+        return path.loss(flow.predict(sample.t, sample.xt, context), sample), sample.t
 
     def _check_mask(self, mask: Tensor | None) -> None:
         """Raises if there is a mask and the loss or the coupling would use entries outside it."""

@@ -65,12 +65,12 @@ class RectifiedFlow(FlowMatching):
         check_objects(type(self).__name__, "objectives.PseudoHuber()", error=error)
         self.error = Square() if error is None else error
 
-    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> Tensor:
+    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
         sample = path.sample(batch.x0, batch.x1, t, noise=batch.noise)
         prediction = flow.predict(t, sample.xt, context)
         if path.predict == "velocity" and getattr(self.error, "ends", False):
-            return self.error(sample.xt + expand_like(1 - t, prediction) * prediction, batch.x1)
-        return self.error(prediction, sample.target)
+            return self.error(sample.xt + expand_like(1 - t, prediction) * prediction, batch.x1), t
+        return self.error(prediction, sample.target), t
 
     def _path(self, flow: Any) -> Path:
         path = super()._path(flow)

@@ -1,0 +1,107 @@
+"""Losses of token paths, and the integrand of the bound from which most of them follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cflow.ctmc.categorical import CHUNK
+from cflow.ctmc.rates import Rate
+from cflow.paths import PathSample
+from cflow.shapes import rows, sum_rows
+
+__all__ = ["loss", "nats_per_time"]
+
+
+def loss(path: Any, prediction: Tensor, sample: PathSample) -> Tensor:
+    """Computes the loss of a path per item, ``[B]``, in nats per token, in float32 or better."""
+    x, x1, counted = sample.xt, sample.x1, sample.mask
+    crossed = path.minimised == "cross-entropy"
+    if path.source.absorbing and (path.carry_over if crossed else path.counts):
+        # With counts, the average over hidden tokens is the bound per token.
+        hidden = x == path.source.mask
+        return _average(_surprise(prediction, x1), hidden if counted is None else hidden & counted)
+    if crossed:
+        return _average(_surprise(_denoiser(path, prediction, x, sample.t), x1), counted)
+    each = nats_per_time(path, prediction, x, x1, sample.t, path.loss_rate, dtype=_precise(prediction))
+    weight = path.dense_weight(sample.t)
+    return _average(each * weight.reshape(-1, *(1,) * (x.dim() - 1)).to(each.dtype), counted)
+
+
+def nats_per_time(
+    path: Any, prediction: Tensor, x: Tensor, x1: Tensor, t: Tensor, rate: Rate, *, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    r"""Computes the integrand of the bound on the negative log-likelihood at each position, ``[B, *event]``.
+
+    .. math:: \sum_{j \ne x} \Big[ R^\theta(x, j) - R(x, j \mid x_1)
+              + R(x, j \mid x_1) \log \frac{R(x, j \mid x_1)}{R^\theta(x, j)} \Big]
+
+    where :math:`R^\theta` is the average of the rate over the network's posterior. Every term is zero or positive.
+
+    Args:
+        path: the path, bound to its source.
+        prediction: the network's logits ``[B, *event, K]``.
+        x: the states ``[B, *event]``.
+        x1: the tokens of the data ``[B, *event]``.
+        t: the times ``[B]``.
+        rate: the rate.
+        dtype: the dtype of the computation.
+
+    Cost: a few tensors of ``[B, *event, states]``; without gradients, a chunk of rows at a time.
+    """
+    if torch.is_grad_enabled() or x.numel() * path.source.states <= CHUNK or len(x) <= 1:
+        return _nats(path, prediction, x, x1, t, rate, dtype)
+    count = max(1, CHUNK // (rows(x).shape[1] * path.source.states))
+    parts = zip(*(each.split(count) for each in (prediction, x, x1, t.expand(len(x)))))
+    return torch.cat([_nats(path, *part, rate, dtype) for part in parts])
+
+
+def _nats(path: Any, prediction: Tensor, x: Tensor, x1: Tensor, t: Tensor, rate: Rate, dtype: torch.dtype) -> Tensor:
+    at = path.moment(x, t)
+    log_p = path.posterior(prediction, x, t).log_probs("denoiser", dtype=dtype)
+    if not rate.reshuffles(path.source):
+        # Only jumps to the data: the sums have a closed form.
+        size = log_p.shape[-1]
+        mine = log_p.gather(-1, x.clamp(max=size - 1).unsqueeze(-1)).squeeze(-1).exp().masked_fill(x >= size, 0)
+        surprise = -log_p.gather(-1, x1.unsqueeze(-1)).squeeze(-1)
+        pace = (at.d_kappa / at.remaining).to(dtype)
+        possible = (at.own > 0).to(dtype)
+        return pace * possible * (torch.where(x == x1, 0.0, surprise - 1) + 1 - mine)
+    table = path.table(x, t)
+    true = rate.conditional(at, x, x1, table).to(dtype)
+    model = rate.expected(at, x, log_p.exp(), table)
+    # r - 1 - log r for the ratio r of the two: no cancellation of large numbers.
+    positive = true > 0
+    ratio = torch.where(positive, model, 1.0) / torch.where(positive, true, 1.0)
+    tiny = torch.finfo(dtype).tiny
+    terms = torch.where(positive, true * (ratio - 1 - ratio.clamp(min=tiny).log()), model)
+    return terms.sum(-1)
+
+
+def _precise(prediction: Tensor) -> torch.dtype:
+    return torch.promote_types(prediction.dtype, torch.float32)
+
+
+def _denoiser(path: Any, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Returns logits of the denoiser's posterior."""
+    if path.head == "denoiser" or path.source.absorbing:
+        return prediction
+    evidence = path.evidence(x, t)
+    index = x.clamp(max=prediction.shape[-1] - 1).unsqueeze(-1)
+    return prediction.to(_precise(prediction)).scatter_add(-1, index, evidence.to(_precise(prediction)).unsqueeze(-1))
+
+
+def _surprise(logits: Tensor, x1: Tensor) -> Tensor:
+    """Computes the cross-entropy at each position, ``[B, *event]``."""
+    flat = logits.to(_precise(logits)).reshape(-1, logits.shape[-1])
+    return F.cross_entropy(flat, x1.flatten(), reduction="none").reshape(x1.shape)
+
+
+def _average(values: Tensor, where: Tensor | None) -> Tensor:
+    """Averages each row over the positions that count, ``[B]``; zero where there are none."""
+    if where is None:
+        return rows(values).mean(1)
+    return sum_rows(values.masked_fill(~where, 0)) / sum_rows(where).clamp(min=1)

@@ -1,0 +1,83 @@
+"""The rate that reverses a noising process; its bound is tight for every source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow.ctmc.rates.rate import Coefficients, Moment, Rate
+from cflow.registry import register
+
+__all__ = ["TimeReversal"]
+
+
+@register("ctmc.TimeReversal")
+@dataclass(frozen=True)
+class TimeReversal(Rate):
+    r"""Reverses the process that replaces tokens by draws of the source: the rate of D3PM, SEDD and UDLM.
+
+    .. math:: R_t(x, j \mid x_1) = g_t(x) \frac{p_t(j \mid x_1)}{p_t(x \mid x_1)}, \qquad
+              g_t = \frac{\dot\kappa_t}{\kappa_t} p_0 - (1 - \kappa_t) \dot p_0
+
+    The average over the posterior has a short form with the leave-one-out posterior l:
+    :math:`g_t(x) \, q(j) / q(x)` with :math:`q = \kappa_t l + (1 - \kappa_t) p_0`. Its bound is tight for every
+    source. For a mask source this is :class:`MinimalJump`. It is the only rate for sources that move.
+
+    Source: Austin et al., 2021, arXiv:2107.03006; Lou et al., Discrete Diffusion Modeling by Estimating the Ratios of
+    the Data Distribution, 2023, arXiv:2310.16834.
+    """
+
+    tight = True
+
+    def reshuffles(self, source: Any) -> bool:
+        return not source.absorbing
+
+    def gain(self, at: Moment) -> Tensor:
+        """Computes the rate ``g`` at which the noising process jumps to the present state."""
+        gain = torch.where(at.kappa > 0, at.d_kappa / at.kappa, 0.0) * at.own
+        return gain if at.slope is None else gain - at.remaining * at.slope
+
+    def coefficients(self, at: Moment) -> Coefficients:
+        gain, unknown = self.gain(at), at.remaining * at.own
+        over = torch.where(unknown > 0, 1 / unknown, 0.0)
+        # The product of gain and kappa, finite at t = 0.
+        moved = at.d_kappa * at.own if at.slope is None else at.d_kappa * at.own - at.kappa * at.remaining * at.slope
+        known = torch.where(unknown + at.kappa > 0, gain / (unknown + at.kappa), 0.0) * at.remaining
+        return Coefficients(moved * over, gain * over * at.remaining, known)
+
+    def check(self, source: Any, schedule: Any) -> None:
+        if not source.moves:
+            return
+        t = torch.linspace(1e-4, 1 - 1e-4, 1001, dtype=torch.float64).unsqueeze(-1)
+        table, slope = source.probs(t), source.d_probs(t)
+        pace, left = schedule.d_kappa(t) / schedule.kappa(t), schedule.remaining(t)
+        gain = pace.unsqueeze(-1) * table - left.unsqueeze(-1) * slope
+        if bool((gain < -1e-9).any()):
+            raise ValueError(
+                f"{source!r} with {schedule!r}: the noising process would need negative rates; use a smaller share, or "
+                f"another schedule."
+            )
+
+    def move(self, path: Any, posterior: Any, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
+        """Returns the states at time ``s``, from uniform numbers ``u [B, *event]``, one for each token.
+
+        The step is exact for a fixed posterior: ``x_s`` given ``x_t`` is proportional to the probability of noising
+        from ``x_s`` to ``x_t``, times ``kappa l + (1 - kappa) p_0`` at time s.
+        """
+        x, schedule, source = posterior.x, path.schedule, path.source
+        kappa, left = schedule.kappa(s), schedule.remaining(s)
+        ratio = schedule.kappa(t) / kappa
+        own = source.probs_of(x, s)
+        fresh = (schedule.remaining(t) * source.probs_of(x, t) - ratio * left * own).clamp(min=0)
+        mine = 0.0 if source.absorbing else posterior.log_prob_of(x, "leave-one-out").exp()
+        stay = ratio * (left * own + kappa * mine)
+        leave = torch.where(fresh + stay > 0, fresh / (fresh + stay), 0.0)
+        goes, v = u < leave, u / leave
+        chosen = goes & (v < kappa)
+        moved = x.masked_scatter(chosen, posterior.draw(chosen, (v / kappa)[chosen], "leave-one-out"))
+        again = goes & ~chosen
+        back = ((v - kappa) / left).clamp(0, 1 - 1e-16).where(again, 0.0)
+        return torch.where(again, source.draw(back, s), moved)
