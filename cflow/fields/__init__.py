@@ -1,4 +1,7 @@
-"""Networks for vector fields, called as ``field(t, x, context=None, *, s=None) -> like x``, and their parts."""
+"""Networks for vector fields, called as ``field(t, x, context=None, *, s=None) -> like x``, and their parts.
+
+Networks on tokens read integers and return logits.
+"""
 
 from cflow.fields.adapt import Adapted
 from cflow.fields.base import NULL, Field
@@ -11,6 +14,8 @@ from cflow.fields.mlp import MLP
 from cflow.fields.mmdit import MMDiT
 from cflow.fields.potential import Potential
 from cflow.fields.second_time import two_times
+from cflow.fields.token_conv import TokenConv
+from cflow.fields.token_dit import TokenDiT
 from cflow.fields.unet import UNet
 from cflow.fields.wrapper import FieldWrapper
 
@@ -28,6 +33,8 @@ __all__ = [
     "MMDiT",
     "Potential",
     "SinusoidalTime",
+    "TokenConv",
+    "TokenDiT",
     "UNet",
     "as_field",
     "two_times",

@@ -30,7 +30,8 @@ class Adapted(Field):
         outputs: how many tensors like ``x`` the network returns; its result is ``[B, outputs, *event_shape]`` for more
             than one.
 
-    Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; context ``[B, *context_shape]`` -> like ``x``.
+    Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; context ``[B, *context_shape]`` -> like ``x``, or
+    logits ``[B, *event_shape, K]`` if ``x`` are tokens (integers).
 
     Raises:
         ValueError: if the network's result has the wrong shape, or ``null`` does not fit ``context_shape``.
@@ -73,7 +74,10 @@ class Adapted(Field):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
-        result = self.call(self.network, t.to(x.dtype).expand(x.shape[0]), x, context)
+        tokens = not x.is_floating_point()
+        result = self.call(self.network, (t if tokens else t.to(x.dtype)).expand(x.shape[0]), x, context)
+        if tokens:
+            return self._logits(result, x)
         wanted = x.shape if self.outputs == 1 else (x.shape[0], self.outputs, *self.event_shape)
         if result.shape != wanted:
             raise ValueError(
@@ -81,6 +85,15 @@ class Adapted(Field):
                 f"{list(x.shape)}, not {list(wanted)}; select or reshape its result in call."
             )
         return result.to(x.dtype)
+
+    @staticmethod
+    def _logits(result: Tensor, x: Tensor) -> Tensor:
+        if result.shape[:-1] != x.shape or not result.is_floating_point():
+            raise ValueError(
+                f"Adapted: the network returned {result.dtype} of shape {list(result.shape)} for tokens of shape "
+                f"{list(x.shape)}; return one logit for each value of a token, {[*x.shape, 'K']}, in call."
+            )
+        return result
 
     def null_context(self, context: Tensor) -> Tensor:
         """Returns a context that means "no condition", shaped like ``context``: ``null``, repeated for every row."""

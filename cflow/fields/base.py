@@ -41,8 +41,9 @@ def is_null(context: Tensor) -> Tensor:
 class Field(FieldContract, nn.Module):
     """The base class of vector fields; a subclass writes ``forward`` and calls :meth:`check` first in it.
 
-    A field is called as ``field(t, x, context=None, *, s=None)`` and returns a tensor like ``x``. It draws no random
-    numbers. The output for a sample depends only on this sample.
+    A field is called as ``field(t, x, context=None, *, s=None)`` and returns a tensor like ``x``. For tokens, which are
+    integers, it returns their logits ``[B, *event_shape, vocabulary]``. It draws no random numbers. The output for a
+    sample depends only on this sample.
 
     A field with a divergence in closed form may also write ``value_and_divergence``, which ``divergence.Analytic``
     calls instead of ``forward``. A class that writes its own ``forward`` does not inherit this method, which would
@@ -116,9 +117,9 @@ class Field(FieldContract, nn.Module):
                 f"shape {pattern(self.event_shape, 'B')}."
             )
         if not isinstance(t, Tensor):
-            t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+            t = torch.as_tensor(t, dtype=self._time_dtype(x), device=x.device)
         if s is not None and not isinstance(s, Tensor):
-            s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+            s = torch.as_tensor(s, dtype=self._time_dtype(x), device=x.device)
         for key, time in (("t", t), ("s", s)) if s is not None else (("t", t),):
             if time.dim() != 0 and time.shape != x.shape[:1]:
                 raise ValueError(
@@ -146,6 +147,13 @@ class Field(FieldContract, nn.Module):
                 )
             self._check_labels(context)
         return t
+
+    def _time_dtype(self, x: Tensor) -> torch.dtype:
+        """Returns the dtype of a time that was passed as a number; tokens are integers, times are not."""
+        if x.is_floating_point():
+            return x.dtype
+        weights = next((each for each in self.parameters() if each.is_floating_point()), torch.empty(0))
+        return torch.promote_types(weights.dtype, torch.float32)
 
     def _check_labels(self, context: Tensor) -> None:
         if self.classes and (context.is_floating_point() or context.is_complex() or context.dtype == torch.bool):

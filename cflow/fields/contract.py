@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
@@ -24,11 +25,14 @@ class FieldContract:
         context_shape: the shape of one context: ``()`` for class labels, None for an unconditional field, a dict for a
             context of several parts; ``...`` if it is not declared.
         outputs: the number of returned tensors: 1 is a tensor like ``x``; more are ``[B, outputs, *event_shape]``, for
-            paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` if it is not declared.
+            paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` if it is not declared. A network
+            on tokens returns their logits, ``[B, *event_shape, vocabulary]``.
         classes: the number of class labels; 0 if the context is not a label.
         two_times: whether the field reads ``s`` and returns the average velocity from ``t`` to ``s``.
         interval: the first and the last time at which the field may be evaluated.
         converts: whether this field is the velocity that a path computes from a network's prediction (noise, score).
+        reads_time: whether the result depends on ``t``; a sampler of tokens may use one call for several times if not.
+        self_conditioned: whether the field takes the keyword ``previous``, the logits of an earlier call.
 
     Example:
         >>> class Shrink(FieldContract):
@@ -46,6 +50,8 @@ class FieldContract:
     two_times: bool = False
     interval: tuple[float, float] = (0.0, 1.0)
     converts: bool = False
+    reads_time: bool = True
+    self_conditioned: bool = False
 
     def null_context(self, context: Tensor) -> Tensor:
         """Returns a context that means "no condition", shaped like ``context``.
@@ -91,6 +97,15 @@ class Forwarding(FieldContract):
     two_times = _forwarded("two_times")
     interval = _forwarded("interval")
     converts = _forwarded("converts")
+    reads_time = _forwarded("reads_time")
+    self_conditioned = _forwarded("self_conditioned")
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        call = vars(cls).get("forward") or vars(cls).get("__call__")
+        # A call without this argument cannot pass it to the field inside.
+        if call and "self_conditioned" not in vars(cls) and "previous" not in inspect.signature(call).parameters:
+            cls.self_conditioned = False
 
     def null_context(self, context: Tensor) -> Tensor:
         """Returns the inner field's context that means "no condition", shaped like ``context``."""
@@ -128,12 +143,15 @@ def as_field(network: Any) -> FieldContract:
     return network if isinstance(network, FieldContract) else _Foreign(network)
 
 
+ATTRIBUTES = tuple(FieldContract.__annotations__)
+
+
 class _Foreign(FieldContract):
     """A network, or any callable, that does not derive from the contract."""
 
     def __init__(self, network: Callable):
         self.network = network
-        for name in ("event_shape", "context_shape", "outputs", "classes", "two_times", "interval", "converts"):
+        for name in ATTRIBUTES:
             declared = getattr(network, name, getattr(self, name))
             if declared is not None or name == "context_shape":  # only context_shape may be None
                 setattr(self, name, declared)

@@ -4,47 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cflow.fields.base import Field, check_outputs
 from cflow.fields.embedding import ContextEmbedding, check_condition
-from cflow.fields.transformer import (
-    Attention,
-    Modulation,
-    Patches,
-    TimesEmbedding,
-    attend,
-    check_sizes,
-    differentiated,
-    modulate,
-    rotate,
-)  # fmt: skip
+from cflow.fields.transformer import Block, Patches, TimesEmbedding, check_sizes, differentiated
 from cflow.registry import register
 
 __all__ = ["DiT"]
-
-
-class Block(nn.Module):
-    """Adds self-attention and a network of two layers to tokens; both start at zero."""
-
-    def __init__(self, width: int, heads: int, ratio: int):
-        super().__init__()
-        self.modulation = Modulation(width, width, 6)
-        self.attention = Attention(width, heads)
-        self.up, self.down = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
-
-    def forward(
-        self, x: Tensor, embedding: Tensor, turns: tuple[Tensor, Tensor] | None, differentiable: bool
-    ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)
-        q, k, v = self.attention.split(modulate(x, shift1, scale1))
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
-        x = torch.addcmul(x, gate1, self.attention.join(attend(q, k, v, differentiable)))
-        h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
-        return torch.addcmul(x, gate2, h)
 
 
 @register("fields.DiT")
@@ -85,6 +52,7 @@ class DiT(Field):
     2021, arXiv:2104.09864.
 
     Example:
+        >>> import torch
         >>> field = DiT(channels=1, size=8, patch=2, width=32, depth=2, heads=2, classes=10)
         >>> field(torch.tensor(0.5), torch.zeros(2, 1, 8, 8), torch.tensor([3, 7])).shape
         torch.Size([2, 1, 8, 8])

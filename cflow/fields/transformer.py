@@ -1,4 +1,4 @@
-"""Parts of transformers on images: patches, positions, attention, and modulation by the time."""
+"""Parts of transformers: patches of images, positions, attention, blocks, and modulation by the time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cflow.fields.base import image_sides
 from cflow.fields.embedding import SinusoidalTime, SpanEmbedding, forward_mode, shared_time
 
 __all__ = [
-    "Attention", "Modulation", "Patches", "TimesEmbedding", "attend", "check_sizes", "differentiated", "modulate",
-    "rotate",
+    "Attention", "Block", "Modulation", "Patches", "TimesEmbedding", "attend", "check_sizes", "differentiated",
+    "modulate", "rotate",
 ]  # fmt: skip
 
 POSITIONS = ("rope", "sincos")
@@ -92,11 +92,18 @@ def _unit(x: Tensor, scale: Tensor) -> Tensor:
     return x * (square + 1e-6).rsqrt().to(x.dtype) * scale.to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, differentiable: bool) -> Tensor:
-    """Computes softmax attention, with fused kernels unless second derivatives or forward mode are needed."""
+def attend(q: Tensor, k: Tensor, v: Tensor, differentiable: bool, causal: bool = False) -> Tensor:
+    """Computes softmax attention, with fused kernels unless second derivatives or forward mode are needed.
+
+    With ``causal``, a token attends to itself and to the tokens before it.
+    """
     if not differentiable:
-        return F.scaled_dot_product_attention(q, k, v)
-    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    weights = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).triu(1)
+        weights = weights.masked_fill(later, -torch.inf)
+    return torch.softmax(weights, -1) @ v
 
 
 def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
@@ -110,6 +117,32 @@ def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = turns
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+class Block(nn.Module):
+    """Adds self-attention and a network of two layers to tokens; both start at zero."""
+
+    def __init__(self, width: int, heads: int, ratio: int):
+        super().__init__()
+        self.modulation = Modulation(width, width, 6)
+        self.attention = Attention(width, heads)
+        self.up, self.down = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        turns: tuple[Tensor, Tensor] | None,
+        differentiable: bool,
+        causal: bool = False,
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)
+        q, k, v = self.attention.split(modulate(x, shift1, scale1))
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        x = torch.addcmul(x, gate1, self.attention.join(attend(q, k, v, differentiable, causal)))
+        h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
+        return torch.addcmul(x, gate2, h)
 
 
 def rotations(pairs: int, longest: float) -> Tensor:

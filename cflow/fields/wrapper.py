@@ -15,6 +15,7 @@ class FieldWrapper(Forwarding, Field):
 
     A subclass changes an attribute of the contract with a class attribute or a property. As for every :class:`Field`, a
     subclass with its own ``forward`` has no divergence in closed form unless it also writes ``value_and_divergence``.
+    It is not self-conditioned unless its ``forward`` has the argument ``previous``.
 
     Args:
         field: the field inside, or any other network.
@@ -36,9 +37,19 @@ class FieldWrapper(Forwarding, Field):
         nn.Module.__init__(self)
         self.field = field
 
-    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
-        # Other networks of one time may have no argument s.
-        return self.field(t, x, context) if s is None else self.field(t, x, context, s=s)
+    def forward(
+        self,
+        t: Tensor,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        s: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> Tensor:
+        """Calls the field inside with ``t``, ``x``, ``context``, and with ``s`` and ``previous`` if they are passed."""
+        # Other networks of one time may have no argument s, and those without self-conditioning no previous.
+        given = {name: each for name, each in (("s", s), ("previous", previous)) if each is not None}
+        return self.field(t, x, context, **given)
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Computes the inner field's value and divergence in closed form, at ``(t, x, context)``."""

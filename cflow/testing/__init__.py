@@ -7,6 +7,7 @@ a copy of the object, and draw from fixed generators.
 from cflow.testing.bases import check_base
 from cflow.testing.bijections import check_bijection, check_surjection, check_univariate
 from cflow.testing.couplings import check_coupling
+from cflow.testing.denoisers import check_denoiser
 from cflow.testing.divergences import check_divergence
 from cflow.testing.fields import check_field
 from cflow.testing.flows import check_flow
@@ -22,6 +23,7 @@ __all__ = [
     "check_base",
     "check_bijection",
     "check_coupling",
+    "check_denoiser",
     "check_divergence",
     "check_field",
     "check_flow",

@@ -12,7 +12,7 @@ from cflow.shapes import on_tensors, rows, sum_rows
 from cflow.testing.checks import close, demand
 from cflow.testing.copies import check_copies, draws_nothing
 
-__all__ = ["check_field"]
+__all__ = ["BATCH", "check_attributes", "check_calls", "check_field", "contexts", "opened"]
 
 BATCH = 4
 
@@ -41,35 +41,48 @@ def check_field(
         >>> from cflow.fields import MLP
         >>> check_field(MLP(2, hidden=(8,), classes=3))
     """
-    field = copy.deepcopy(field).double()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in field.parameters():
-            if parameter.numel() and not parameter.any():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    field = opened(field, generator)
     known = as_field(field)
-    _check_attributes(known)
+    check_attributes(known)
     event = Size(known.event_shape if event_shape is None else event_shape)
     low, high = known.interval
     x = torch.randn(BATCH, *event, generator=generator, dtype=torch.float64)
     t = low + (high - low) * (0.1 + 0.8 * torch.rand(BATCH, generator=generator, dtype=torch.float64))
     if context is None and known.context_shape is not ...:
-        context = _contexts(known.context_shape, known.classes, generator)
+        context = contexts(known.context_shape, known.classes, generator)
+    shape = event if known.outputs in (1, ...) else (known.outputs, *event)
 
-    _check_results(field, t, x, context)
+    check_calls(field, t, x, context, shape, saved, null, trained)
+    _check_derivatives(field, t, x, context)
+    _check_divergence(field, t, x, context)
+
+
+def opened(field: nn.Module, generator) -> nn.Module:
+    """Returns a copy of a field in float64, without parameters that are zero."""
+    field = copy.deepcopy(field).double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            if parameter.numel() and not parameter.any():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return field
+
+
+def check_calls(field, t: Tensor, x: Tensor, context, shape, saved: bool, null: bool, trained: bool) -> None:
+    """Checks what fields on numbers and on tokens have in common; ``shape`` is that of the result for one sample."""
+    _check_results(field, t, x, context, shape)
     _check_rows(field, t, x, context)
     if context is not None:
         _check_context(field, t, x, context, null)
     _check_second_time(field, t, x, context)
-    _check_derivatives(field, t, x, context)
     if trained:
         _check_gradients(field, t, x, context, null)
     check_copies(field, lambda each: each(t, x, context).detach(), "field", saved)
     _check_single_precision(field, t, x, context)
-    _check_divergence(field, t, x, context)
 
 
-def _check_attributes(field) -> None:
+def check_attributes(field) -> None:
+    """Checks the attributes of the contract."""
     demand(field.event_shape is ... or isinstance(field.event_shape, Size | dict), "event_shape is a torch.Size")
     shape, classes = field.context_shape, field.classes
     demand(shape in (None, ...) or isinstance(shape, Size | dict), "context_shape is None or a torch.Size")
@@ -79,16 +92,18 @@ def _check_attributes(field) -> None:
         field.outputs is ... or (isinstance(field.outputs, int) and field.outputs >= 1),
         "outputs is the number of outputs",
     )
-    demand(isinstance(field.two_times, bool), "two_times is a bool")
+    for name in ("two_times", "reads_time", "self_conditioned"):
+        demand(isinstance(getattr(field, name), bool), f"{name} is a bool")
     low, high = field.interval
     demand(0 <= low < high <= 1, "interval is a part of [0, 1]")
 
 
-def _contexts(shape, classes: int, generator):
+def contexts(shape, classes: int, generator):
+    """Draws contexts of a shape, or labels, for the batch of the suite."""
     if shape is None:
         return None
     if isinstance(shape, dict):
-        return {name: _contexts(part, 0, generator) for name, part in shape.items()}
+        return {name: contexts(part, 0, generator) for name, part in shape.items()}
     if classes:
         return torch.arange(BATCH) % classes
     return torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
@@ -102,9 +117,7 @@ def _cast(context, dtype: torch.dtype):
     return on_tensors(lambda part: part.to(dtype) if part.is_floating_point() else part, context)
 
 
-def _check_results(field, t: Tensor, x: Tensor, context) -> None:
-    known = as_field(field)
-    shape = x.shape[1:] if known.outputs in (1, ...) else (known.outputs, *x.shape[1:])
+def _check_results(field, t: Tensor, x: Tensor, context, shape) -> None:
     given = copy.deepcopy((t, x, context))
     with torch.no_grad():
         value = draws_nothing(lambda: field(t, x, context), "a call")
@@ -127,7 +140,7 @@ def _check_results(field, t: Tensor, x: Tensor, context) -> None:
 def _check_single_precision(field, t: Tensor, x: Tensor, context) -> None:
     with torch.no_grad():
         value = field(t, x, context)
-        rough = copy.deepcopy(field).float()(t.float(), x.float(), _cast(context, torch.float32))
+        rough = copy.deepcopy(field).float()(t.float(), _cast(x, torch.float32), _cast(context, torch.float32))
         demand(rough.dtype == torch.float32, f"in float32 the result is float32, not {rough.dtype}")
         gap = float((rough - value).norm() / value.norm().clamp(min=1e-3))
         demand(gap < 1e-3, f"float32 and float64 agree up to rounding: relative gap {gap:.3g}")
@@ -212,6 +225,8 @@ def _check_gradients(field, t: Tensor, x: Tensor, context, null: bool) -> None:
         calls.append(field(t, x, known.null_context(context)))
     if known.two_times:
         calls.append(field(t, x, context, s=t + 0.1))
+    if known.self_conditioned:
+        calls.append(field(t, x, context, previous=calls[0].detach()))
     generator = torch.Generator().manual_seed(2)
     total = sum((torch.randn(v.shape, generator=generator, dtype=v.dtype) * v).sum() for v in calls)
     demand(total.requires_grad, "the result has a graph to the parameters")

@@ -4,7 +4,20 @@ import torch
 from torch import nn
 
 from cflow import paths
-from cflow.fields import MLP, Adapted, ConcatSquash, DiT, EndTime, MMDiT, Potential, UNet, two_times
+from cflow.fields import (
+    MLP,
+    Adapted,
+    ConcatSquash,
+    DiT,
+    EndTime,
+    FieldWrapper,
+    MMDiT,
+    Potential,
+    TokenConv,
+    TokenDiT,
+    UNet,
+    two_times,
+)
 from cflow.guidance import AutoGuidance, CFGZeroStar, ClassifierFree
 from cflow.paths import Rescheduled
 from cflow.testing import GaussianBridgeField, GaussianField
@@ -73,3 +86,42 @@ UNSAVED = ("adapted", "classifier-free", "zero star", "auto")  # functions, and 
 
 OPTIONS = {name: {"saved": not name.startswith(UNSAVED)} for name in FIELDS}
 OPTIONS["adapted without null"]["null"] = False
+
+
+# Networks on tokens: four values and a mask.
+
+
+class Tempered(FieldWrapper):
+    """A wrapper around a denoiser that only forwards."""
+
+
+def token_dit(**options):
+    return TokenDiT(5, 5, 4, width=8, depth=2, heads=2, **options)
+
+
+def token_conv(**options):
+    return TokenConv(5, 5, 4, width=8, depth=3, kernel=3, **options)
+
+
+def adapted_denoiser():
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    return Adapted(network, lambda net, t, x, c: net(x.long()) * t[:, None, None], event_shape=5)
+
+
+DENOISERS = {
+    "token dit": token_dit,
+    "token dit with classes": lambda: token_dit(classes=4),
+    "token dit with context": lambda: token_dit(context=2, self_conditioning=True),
+    "token dit without time": lambda: token_dit(reads_time=False),
+    "token dit without time with classes": lambda: token_dit(reads_time=False, classes=4),
+    "token dit of earlier logits": lambda: token_dit(reads_time=False, self_conditioning=True),
+    "token dit, causal": lambda: token_dit(causal=True, reads_time=False),
+    "token dit, causal with classes": lambda: token_dit(causal=True, classes=4),
+    "token conv": token_conv,
+    "token conv with classes": lambda: token_conv(classes=4, dilations=(1, 2)),
+    "token conv with context": lambda: token_conv(context=2, reads_time=False),
+    "token conv of earlier logits": lambda: token_conv(self_conditioning=True),
+    "one token": lambda: TokenConv(1, 5, 4, width=8, depth=1),
+    "adapted denoiser": adapted_denoiser,
+    "wrapped denoiser": lambda: Tempered(token_dit(self_conditioning=True, classes=4)),
+}

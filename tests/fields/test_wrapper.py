@@ -68,7 +68,8 @@ def seeded(seed=1):
 def test_it_answers_all_that_a_field_is_asked(pair, generator):
     field, wrapped, x, context = pair
     asked = [name for name, value in vars(FieldContract).items() if not name.startswith("_") and not callable(value)]
-    assert asked == ["event_shape", "context_shape", "outputs", "classes", "two_times", "interval", "converts"]
+    assert asked == [*FieldContract.__annotations__]
+    assert asked[-2:] == ["reads_time", "self_conditioned"]
     assert [getattr(wrapped, name) for name in asked] == [getattr(field, name) for name in asked]
     t, s = torch.rand(2, 4, generator=generator)
     assert agree(lambda each: each(t, x, context), field, wrapped)
@@ -80,7 +81,7 @@ def test_it_answers_all_that_a_field_is_asked(pair, generator):
 
 
 def test_no_other_file_probes_what_a_field_is_asked():
-    asked = "event_shape|context_shape|outputs|classes|two_times|interval|converts|null_context|value_and_divergence"
+    asked = "|".join([*FieldContract.__annotations__, "null_context", "value_and_divergence"])
     probe = re.compile(rf"(getattr|hasattr)\([^()]*(\([^()]*\))?[^()]*, \"({asked})\"")
     assert probe.search('getattr(getattr(flow, "field", None), "classes", 0)')
     folder = Path(cflow.__file__).parent
@@ -216,6 +217,7 @@ def test_a_foreign_network_stays_what_it_is(generator):
     view = as_field(network)
     assert (view.event_shape, view.context_shape, view.outputs) == (..., ..., ...)
     assert (view.classes, view.two_times, view.interval, view.converts) == (0, False, (0.0, 1.0), False)
+    assert (view.reads_time, view.self_conditioned) == (True, False)
     with pytest.raises(ValueError, match=r"Foreign.null_context: this network has no context"):
         view.null_context(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="Foreign has no divergence in closed form"):
