@@ -288,7 +288,7 @@ def test_info_shows_flow_training_and_metrics(runs, capsys):
         (("sample", "vector"), "the condition of this flow is 2 numbers (c0, c1); pass --context 1.5,1.5"),
         (
             ("sample", "vector", "--context", "1,2", "--output", "a.png"),
-            "(3,) have no picture; use .npy",
+            "samples of shape (3,) have no picture; choose .npy, .npz, .csv.",
         ),
         (("sample", "vector", "--context", "1"), "got 1 numbers; pass 2 (c0, c1)"),
         (("sample", "vector", "--context", "1,x"), "neither numbers separated by commas nor a file"),
