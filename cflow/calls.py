@@ -77,6 +77,14 @@ class Calls(nn.Module):
         if "log_prob" in method and self.likelihood == "none":
             base = getattr(self, "base", None)
             what = type(self).__qualname__ + ("" if base is None else f" from base {type(base).__name__}")
+            mute = [
+                type(each).__name__ for part in self._maps() for each in part.members() if each.likelihood == "none"
+            ]
+            if mute:
+                raise ValueError(
+                    f"flow.{method}: behind {mute[0]} this {type(self).__qualname__} has no density; for tokens, build "
+                    f"continuous.RelaxedFlow, or compare samples with cflow.metrics."
+                )
             raise ValueError(
                 f"flow.{method}: this {what} has no density; compare samples with cflow.metrics"
                 + ("." if base is None else ", or build it with bases.Normal.")

@@ -425,7 +425,7 @@ class BaseFlow(Calls):
         """Applies the transforms to data: returns ``(u [B, *model], contribution [B])``.
 
         The contribution is the log-determinant. A row outside the domain of the transforms becomes NaN, with a
-        contribution of -inf.
+        contribution of -inf. Modelled events have the dtype of the flow, also where data are integers.
 
         Args:
             x: data ``[B, *event]``.
@@ -435,7 +435,7 @@ class BaseFlow(Calls):
         if not len(self.transform):
             return x, 0.0
         u, contribution = self.transform.encode(x, context, generator=generator)
-        return (fill_outside(u, contribution, math.nan) if self.transform.bounded else u), contribution
+        return self.cast(fill_outside(u, contribution, math.nan) if self.transform.bounded else u), contribution
 
     def postprocess(self, u: Value, context: Value | None = None, *, generator=None) -> tuple[Value, Tensor | float]:
         """Applies the inverse transforms: returns data and log-determinant, ``(x [B, *event], contribution [B])``.

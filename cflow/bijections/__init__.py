@@ -10,6 +10,7 @@ from cflow.bijections.low_rank import LowRank
 from cflow.bijections.lu import LULinear
 from cflow.bijections.map import Bijection, Cost, Map, Surjection
 from cflow.bijections.normalising import ActNorm, BatchNorm
+from cflow.bijections.one_hot import OneHot
 from cflow.bijections.orthogonal import Householder, Orthogonal
 from cflow.bijections.permute import Permute
 from cflow.bijections.rescale import Rescale
@@ -34,6 +35,7 @@ __all__ = [
     "Logit",
     "LowRank",
     "Map",
+    "OneHot",
     "Orthogonal",
     "Permute",
     "Rescale",

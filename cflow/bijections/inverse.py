@@ -41,7 +41,7 @@ class Inverse(Bijection):
             raise TypeError(
                 f"Inverse({type(bijection).__qualname__}): this is not a bijections.Map; pass one, such as Exp(2)."
             )
-        if bijection.likelihood == "bound":
+        if bijection.likelihood in ("bound", "none"):
             raise ValueError(
                 f"Inverse({type(bijection).__name__}): a surjection has no inverse; use its encode and decode directly."
             )

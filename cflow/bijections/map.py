@@ -51,8 +51,9 @@ class Map(nn.Module):
     .. math:: \log p(x \mid c) = \log p(z \mid c) + \text{contribution}, \qquad (z, \text{contribution}) =
         \text{encode}(x; c)
 
-    A subclass derives from :class:`Bijection` or :class:`Surjection`, writes :meth:`encode` and :meth:`decode`, and
-    calls :meth:`accept` first in both. The same map serves in front of a flow (``flow.with_transform``) and inside one
+    A subclass derives from :class:`Bijection` or :class:`Surjection`, or from this class if the density of latents says
+    nothing about the data. It writes :meth:`encode` and :meth:`decode`, and calls :meth:`accept` first in both. The
+    same map serves in front of a flow (``flow.with_transform``) and inside one
     (:class:`cflow.discrete.NormalizingFlow`).
 
     Shapes: ``x [B, *event_shape]``, ``z [B, *latent_shape]``, ``context [B, *context_shape]``, contributions ``[B]``,
@@ -64,7 +65,8 @@ class Map(nn.Module):
         context_shape: shape of the context that is read. Default: None, no context is read; one that is passed is
             ignored, so that maps with and without a context can be composed.
         likelihood: what the density of a flow with this map means: ``"exact"``; ``"estimate"`` where the contribution
-            is random and unbiased; ``"bound"`` for a lower bound (:class:`Surjection`). Fixed at construction.
+            is random and unbiased; ``"bound"`` for a lower bound (:class:`Surjection`); ``"none"`` if there is no
+            density. Fixed at construction.
         draws: whether a direction draws random numbers; only then does it use ``generator``. Fixed at construction.
         has_rsample: whether gradients pass through ``decode``. Fixed at construction.
         changes: whether the map depends on the batch in training mode, so that ``decode`` does not undo ``encode``.

@@ -50,7 +50,7 @@ class Reversible(Compose):
 
     def __init__(self, *maps: Map, event_shape=None):
         for i, each in enumerate(maps):
-            if isinstance(each, Map) and (each.draws or each.likelihood == "bound"):
+            if isinstance(each, Map) and (each.draws or each.likelihood in ("bound", "none")):
                 raise ValueError(
                     f"{type(self).__name__}: item {i} ({type(each).__name__}) draws random numbers or has no inverse; "
                     f"use Compose."

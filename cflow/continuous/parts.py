@@ -42,9 +42,5 @@ def check_parts(flow: Any) -> None:
             f"ContinuousFlow: the field returns {outputs} outputs and {flow.path!r} needs {wanted}; build the field "
             f"with outputs={wanted}" + (", or choose predict='velocity'." if wanted == 2 else ".")
         )
-    affine = flow.path is not None and flow.path.affine
-    if affine and flow.path.predict == "score" and not getattr(flow.base, "is_standard", False):
-        raise ValueError(
-            f"ContinuousFlow(path={flow.path!r}): a score needs a standard normal base, not "
-            f"{type(flow.base).__name__}; use bases.Normal(event_shape), or predict='velocity'."
-        )
+    if flow.path is not None:
+        flow.path.check_base(flow.base)

@@ -94,10 +94,10 @@ class VelocityField(Prediction):
         """Computes the velocity and its divergence in closed form (``divergence.Analytic``).
 
         Raises:
-            TypeError: if the field has no closed form, or the path needs two outputs for the velocity.
+            TypeError: if the field has no closed form, or the velocity is not a weighted sum of the prediction and x.
         """
-        if self.converts and not self.path.affine:
-            raise no_closed_form(repr(self.path), "its velocity is made of two outputs")
+        if self.converts and not self.path.linear:
+            raise no_closed_form(repr(self.path), "its velocity is not a weighted sum of one prediction and x")
         prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
         prediction = self._checked(prediction, x)
         if not self.converts:

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cflow.paths.path import PathSample, VelocityPath, first_time, mean_square
+from cflow.paths.path import PathSample, VelocityPath, cross_entropy, first_time, mean_square
 from cflow.shapes import expand_like
 
 __all__ = ["AffinePath"]
 
-Prediction = Literal["velocity", "x1", "noise", "score"]
+Prediction = Literal["velocity", "x1", "noise", "score", "logits"]
 
 
 class Coefficients(NamedTuple):
@@ -40,6 +40,11 @@ class AffinePath(VelocityPath):
     | ``x1``       | ``x1``                      | the posterior mean of the data        | ``sigma >= margin``    |
     | ``noise``    | ``x0``                      | the posterior mean of the base        | ``alpha >= margin``    |
     | ``score``    | ``-x0 / sigma``             | the score, for a standard normal base | both                   |
+    | ``logits``   | ``x1``, one-hot             | logits of the posterior mean          | ``sigma >= margin``    |
+
+    With ``logits``, data are one-hot tokens ``[*positions, K]`` (``bijections.OneHot``). The softmax of the prediction
+    over the last dimension is the posterior mean of the data, which here is the probability of every token. The loss is
+    the cross-entropy per position, with the same optimum as the squared error of ``x1``.
 
     ``interval`` is the range of times in the last column: training draws times in it, and solvers stay in it. One
     closed-form step (:meth:`closed_form_step`), which is exact for a constant posterior mean, covers the rest of
@@ -50,7 +55,8 @@ class AffinePath(VelocityPath):
         margin: the smallest ``alpha`` or ``sigma`` by which a conversion divides.
 
     Source: Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,
-    2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4.
+    2023, arXiv:2303.08797; Lipman et al., Flow Matching Guide and Code, 2024, arXiv:2412.06264, section 4; for logits,
+    One-step Language Modeling via Continuous Denoising, 2026, arXiv:2602.16813.
 
     Example:
         >>> class Squared(AffinePath):
@@ -69,11 +75,16 @@ class AffinePath(VelocityPath):
         tensor([[0.2500, 0.2500]])
     """
 
-    predictions: ClassVar[tuple[str, ...]] = ("velocity", "x1", "noise", "score")
+    predictions: ClassVar[tuple[str, ...]] = ("velocity", "x1", "noise", "score", "logits")
     affine: ClassVar[bool] = True
 
     def __init__(self, predict: Prediction = "velocity", *, margin: float = 1e-3):
         super().__init__(predict, margin)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the velocity is a weighted sum of the prediction and ``x``: not through the softmax of logits."""
+        return self.predict != "logits"
 
     # The schedule: a subclass computes it for t of any shape
 
@@ -124,7 +135,7 @@ class AffinePath(VelocityPath):
         if self.predict in ("noise", "score") and float(self.alpha(0 * one)) < self.margin:
             low = first_time(lambda t: self.alpha(t) >= m)
         steep = not bool(torch.isfinite(self.d_sigma(one)))
-        if (self.predict in ("x1", "score") or steep) and float(self.sigma(one)) < self.margin:
+        if (self.predict in ("x1", "score", "logits") or steep) and float(self.sigma(one)) < self.margin:
             high = first_time(lambda t: self.sigma(t) <= m)
         return low, high
 
@@ -137,12 +148,12 @@ class AffinePath(VelocityPath):
     def score_interval(self) -> tuple[float, float]:
         """The times at which the score divides by the margin or more.
 
-        A score is the expected base sample divided by ``sigma``; if the network predicts ``x1``, that base sample was
-        divided by ``sigma`` before.
+        A score is the expected base sample divided by ``sigma``; if the network predicts ``x1`` or its logits, that
+        base sample was divided by ``sigma`` before.
         """
         low, high = self.ends_interval
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        small = self.margin**0.5 if self.predict == "x1" else self.margin
+        small = self.margin**0.5 if self.predict in ("x1", "logits") else self.margin
         if float(self.sigma(ends)[1]) < small:
             high = min(high, first_time(lambda t: self.sigma(t) <= small))
         if float(self._determinant(ends)[0].abs()) < self.margin:  # guided velocities are solved for the ends
@@ -151,6 +162,19 @@ class AffinePath(VelocityPath):
 
     def _determinant(self, t: Tensor) -> Tensor:
         return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)
+
+    def check_base(self, base) -> None:
+        """Raises if the network predicts a score and ``base`` is not a standard normal, or logits without tokens."""
+        if self.predict == "score" and not getattr(base, "is_standard", False):
+            raise ValueError(
+                f"ContinuousFlow(path={self!r}): a score needs a standard normal base, not {type(base).__name__}; use "
+                f"bases.Normal(event_shape), or predict='velocity'."
+            )
+        if self.predict == "logits" and (not base.event_shape or base.event_shape[-1] < 2):
+            raise ValueError(
+                f"ContinuousFlow(path={self!r}): logits are over the last dimension, and events have shape "
+                f"{tuple(base.event_shape)}; use a base with events [*positions, vocabulary]."
+            )
 
     # Training
 
@@ -165,7 +189,7 @@ class AffinePath(VelocityPath):
         match self.predict:
             case "velocity":
                 target = c.d_alpha * x1 + c.d_sigma * x0
-            case "x1":
+            case "x1" | "logits":
                 target = x1
             case "noise":
                 target = x0
@@ -177,8 +201,11 @@ class AffinePath(VelocityPath):
         r"""Computes the mean squared error of ``prediction`` per item of ``sample``, ``[B]``, in float32 or better.
 
         Errors of scores are weighted by :math:`\sigma_t^2`: the loss is then the error of the noise, which is finite at
-        the data's end. The mean is over the entries in ``sample.mask``.
+        the data's end. The mean is over the entries in ``sample.mask``. Logits have the cross-entropy instead, a mean
+        over the positions in the mask.
         """
+        if self.predict == "logits":
+            return cross_entropy(prediction, sample.target, sample.mask)
         target = sample.target
         error = prediction.to(torch.promote_types(target.dtype, torch.float32)) - target
         if self.predict == "score":
@@ -195,6 +222,9 @@ class AffinePath(VelocityPath):
                 return self.velocity_ends(prediction, x, t)
             case "x1":
                 return prediction, (x - c.alpha * prediction) / c.sigma
+            case "logits":
+                x1 = prediction.softmax(-1)
+                return x1, (x - c.alpha * x1) / c.sigma
             case "noise":
                 return (x - c.sigma * prediction) / c.alpha, prediction
             case "score":
@@ -216,7 +246,8 @@ class AffinePath(VelocityPath):
     def velocity_trace(self, trace: Tensor, size: int, t: Tensor) -> Tensor:
         """Converts the trace of the prediction's Jacobian to the trace of the velocity's, ``[B]``.
 
-        The velocity is a weighted sum of the prediction and ``x``, so its trace is the same sum of their traces.
+        Where the path is ``linear``, the velocity is a weighted sum of the prediction and ``x``, so its trace is the
+        same sum of their traces.
 
         Args:
             trace: the trace of the Jacobian of the prediction ``[B]``.
@@ -249,6 +280,8 @@ class AffinePath(VelocityPath):
                 return x0
             case "score":
                 return -x0 / expand_like(self.sigma(t), x0)
+            case "logits":
+                return x1.clamp(min=torch.finfo(x1.dtype).tiny).log()
 
     def combine(self, x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """Computes the velocity at time ``t`` from the expected ends ``x1`` and ``x0``."""

@@ -147,10 +147,13 @@ class VelocityPath(Path):
         predict: what the network predicts, one of ``predictions``.
         margin: the smallest weight by which a conversion of the prediction divides, in (0, 0.5).
         outputs: how many tensors the network returns: ``[B, *event]`` for 1, ``[B, 2, *event]`` for 2.
+        linear: whether the velocity is a weighted sum of the prediction and ``x``, so that a divergence in closed form
+            follows from that of the network.
     """
 
     predictions: ClassVar[tuple[str, ...]] = ()
     outputs: int = 1
+    linear: bool = False
 
     def __init__(self, predict: str, margin: float):
         if predict not in self.predictions:
@@ -206,6 +209,9 @@ class VelocityPath(Path):
             at_data: True at the data's end of ``interval``, False at the base's.
         """
 
+    def check_base(self, base: Any) -> None:
+        """Raises a ValueError if the path cannot start from ``base``. Default: every base is accepted."""
+
     def step(self, prediction, x, t, s, *, mask=None, generator=None):
         """Moves ``x`` from ``t``, inside ``interval``, to ``s`` by the closed form; only entries in ``mask`` move.
 
@@ -232,6 +238,22 @@ def mean_square(error: Tensor, mask: Tensor | None) -> Tensor:
         return mean_rows(error.square())
     mask = mask.expand_as(error).to(error.dtype)
     return sum_rows(error.square() * mask) / sum_rows(mask).clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Computes the mean cross-entropy per position and item, ``[B, *positions, K] -> [B]``, in float32 or better.
+
+    Args:
+        logits: the logits ``[B, *positions, K]``.
+        target: the probabilities ``[B, *positions, K]``, one-hot for tokens.
+        mask: the entries that count, broadcastable to ``logits``; a position counts if one of its entries does.
+    """
+    wide = torch.promote_types(target.dtype, torch.float32)
+    each = -(target.to(wide) * logits.to(wide).log_softmax(-1)).sum(-1)
+    if mask is None:
+        return mean_rows(each)
+    mask = mask.expand_as(logits).any(-1).to(wide)
+    return sum_rows(each * mask) / sum_rows(mask).clamp(min=1)
 
 
 def first_time(holds: Callable[[Tensor], Tensor], bounds: Sequence[float] = (0.0, 1.0)) -> float:

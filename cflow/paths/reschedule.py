@@ -35,7 +35,7 @@ class Rescheduled(FieldWrapper):
     Cost: one function evaluation.
 
     Raises:
-        ValueError: if the two paths differ at an end.
+        ValueError: if the two paths differ at an end, or only the new one predicts logits.
         TypeError: when called with ``s``.
 
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv:2206.00364;
@@ -53,6 +53,11 @@ class Rescheduled(FieldWrapper):
     def __init__(self, field: nn.Module, trained: AffinePath, path: AffinePath):
         super().__init__(field)
         self.trained, self.path = trained, path
+        if path.predict == "logits" != trained.predict:
+            raise ValueError(
+                f"Rescheduled({trained!r} -> {path!r}): the field was not trained to logits, and its posterior mean "
+                f"may be outside the simplex; choose predict='x1'."
+            )
         self._check_ends()
         self._between = self._interval()
 

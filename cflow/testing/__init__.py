@@ -14,12 +14,14 @@ from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
 from cflow.testing.objectives import check_objective
 from cflow.testing.paths import GaussianField, check_path
+from cflow.testing.relaxed import RelaxedTokenField
 from cflow.testing.solvers import check_solver
 from cflow.testing.times import check_times
 
 __all__ = [
     "GaussianBridgeField",
     "GaussianField",
+    "RelaxedTokenField",
     "check_base",
     "check_bijection",
     "check_coupling",

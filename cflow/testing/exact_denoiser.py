@@ -35,7 +35,7 @@ class ExactDenoiser(Field):
         >>> from cflow import ctmc
         >>> law = torch.tensor([[0.5, 0.0], [0.0, 0.5]])
         >>> denoiser = ExactDenoiser(law, ctmc.Mask(2, vocabulary=2), ctmc.Mixture())
-        >>> denoiser(torch.tensor([0.5]), torch.tensor([[2, 1]])).softmax(-1)
+        >>> denoiser(torch.tensor([0.5]), torch.tensor([[2, 1]])).softmax(-1).detach()
         tensor([[[0., 1.],
                  [0., 1.]]], dtype=torch.float64)
     """

@@ -74,11 +74,17 @@ def check_path(path: AffinePath) -> None:
 
     Raises:
         AssertionError: if a property fails; the message states which.
+        ValueError: for a path that predicts logits, since Gaussian data are not one-hot.
 
     Example:
         >>> from cflow import paths
         >>> check_path(paths.Linear())
     """
+    if path.predict == "logits":
+        raise ValueError(
+            f"check_path({path!r}): the suite uses Gaussian data, which are not one-hot; check the same schedule with "
+            f"predict='x1'."
+        )
     double = {"dtype": torch.float64}
     ends = torch.tensor([0.0, 1.0], **double)
     alpha, sigma = path.alpha(ends), path.sigma(ends)

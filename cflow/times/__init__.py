@@ -1,5 +1,6 @@
 """Distributions of training times, and grids of sampling times; t = 0 is the base (noise), t = 1 the data."""
 
+from cflow.times.argmax_clock import ArgmaxClock
 from cflow.times.grids import cosine_grid, edm_grid, power_grid, quantile_grid, shifted_grid, uniform_grid
 from cflow.times.law import Times
 from cflow.times.laws import Beta, CosMap, Ends, LogitNormal, Mode, Uniform
@@ -7,6 +8,7 @@ from cflow.times.nested import Antithetic, Shifted, Stratified, shift_times
 
 __all__ = [
     "Antithetic",
+    "ArgmaxClock",
     "Beta",
     "CosMap",
     "Ends",

@@ -198,7 +198,7 @@ LABELS = {"context_shape": ()}
         (
             lambda: cflow.ContinuousFlow(MLP(2, outputs=2), bases.Normal(2), **BRIDGE),
             None,
-            "Bridge.*two outputs",
+            "Bridge.*weighted sum of one prediction",
         ),
         (
             lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), path=paths.Linear()).with_path(paths.Cosine()),

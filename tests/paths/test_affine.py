@@ -8,7 +8,6 @@ from torch import nn
 
 import cflow
 from cflow import bases, paths, solvers
-from cflow.paths import AffinePath
 from cflow.testing import GaussianField, check_path
 
 SCHEDULES = {
@@ -19,7 +18,8 @@ SCHEDULES = {
     "cosine": paths.Cosine,
     "vp": paths.VariancePreserving,
 }
-every_prediction = pytest.mark.parametrize("predict", AffinePath.predictions)
+GAUSSIAN = ("velocity", "x1", "noise", "score")  # logits are for one-hot data
+every_prediction = pytest.mark.parametrize("predict", GAUSSIAN)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
@@ -130,7 +130,7 @@ def test_a_time_per_row_agrees_with_one_time(generator):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: paths.Linear("epsilon"), "velocity, x1, noise, score"),
+        (lambda: paths.Linear("epsilon"), "velocity, x1, noise, score, logits"),
         (lambda: paths.Linear(sigma_min=1.0), r"\[0, 1\)"),
         (lambda: paths.Linear(margin=0.7), r"the margin is in \(0, 0.5\)"),
         (lambda: paths.Polynomial(0.5), "pass 1 or more"),

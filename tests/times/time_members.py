@@ -1,6 +1,6 @@
 """All laws of times of the package."""
 
-from cflow.times import Antithetic, Beta, CosMap, Ends, LogitNormal, Mode, Shifted, Stratified, Uniform
+from cflow.times import Antithetic, ArgmaxClock, Beta, CosMap, Ends, LogitNormal, Mode, Shifted, Stratified, Uniform
 
 PLAIN = [
     Uniform(),
@@ -16,6 +16,8 @@ PLAIN = [
     Beta(0.6, 2.5),
     Shifted(Uniform(), 3.0),
     Shifted(LogitNormal(0.3, 1.2), 0.4),
+    ArgmaxClock(2),
+    ArgmaxClock(50_000),
 ]
 NESTED = [
     Stratified(),
@@ -25,4 +27,5 @@ NESTED = [
     Antithetic(Stratified(CosMap())),
     Shifted(Stratified(), 2.0),
     Stratified(Shifted(CosMap(), 2.0)),
+    Stratified(ArgmaxClock(27)),
 ]

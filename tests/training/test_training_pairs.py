@@ -331,7 +331,7 @@ def test_flows_that_predict_the_data_are_straightened_too(path, tmp_path):
 def test_what_has_no_velocity_at_the_start_is_not_straightened(tmp_path):
     flow = cflow.ContinuousFlow(fields.MLP(2, hidden=(8,)), bases.Normal(2), path=paths.Linear("noise"))
     pairs = training.generate_pairs(flow, 8, tmp_path / "pairs", solver=solvers.Heun(steps=2))
-    with pytest.raises(ValueError, match=r"no velocity at t = 0; train a new flow of velocities"):
+    with pytest.raises(ValueError, match=r"velocities or x1 can continue; train a new flow of velocities"):
         training.reflow(flow, pairs, steps=1)
 
 

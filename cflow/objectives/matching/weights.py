@@ -13,10 +13,15 @@ from cflow.registry import register
 __all__ = ["MinSNR", "VelocityWeight"]
 
 
-def _check_affine(weight, path: VelocityPath) -> None:
+def _check_path(weight, path: VelocityPath) -> None:
     if not path.affine:
         raise ValueError(
             f"{weight!r} on {path!r}: this weight needs an affine path; omit it, or pass a function (path, t) -> [B]."
+        )
+    if path.predict == "logits":
+        raise ValueError(
+            f"{weight!r} on {path!r}: this weight is for squared errors, and the loss of logits is a cross-entropy; "
+            f"omit it, or pass a function (path, t) -> [B]."
         )
 
 
@@ -49,7 +54,7 @@ class VelocityWeight:
 
     def __call__(self, path: VelocityPath, t: Tensor) -> Tensor:
         """Returns the weights ``[B]`` for a prediction on ``path`` at times ``t [B]``."""
-        _check_affine(self, path)
+        _check_path(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         match path.predict:
             case "velocity":
@@ -91,7 +96,7 @@ class MinSNR:
 
     def __call__(self, path: VelocityPath, t: Tensor) -> Tensor:
         """Returns the weights ``[B]`` for a prediction on ``path`` at times ``t [B]``."""
-        _check_affine(self, path)
+        _check_path(self, path)
         alpha, sigma = path.alpha(t), path.sigma(t)
         square = sigma.square()
         match path.predict:

@@ -129,8 +129,8 @@ def _learn(flow, pairs, objective, steps: int, options: dict, name: str):
     predicts = "velocity" if flow.path is None else flow.path.predict
     if predicts not in ("velocity", "x1") or (flow.path is not None and not flow.path.affine):
         raise ValueError(
-            f"{name}: the flow is on {flow.path!r}, whose prediction has no velocity at t = 0; train a new flow of "
-            f"velocities on the pairs: training.fit(new, objectives.{type(objective).__name__}(), pairs.x)."
+            f"{name}: the flow is on {flow.path!r}, and only affine paths with velocities or x1 can continue; train a "
+            f"new flow of velocities on the pairs: training.fit(new, objectives.{type(objective).__name__}(), pairs.x)."
         )
     student = copy.deepcopy(flow)
     if student.path is None:
