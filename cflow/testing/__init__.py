@@ -9,6 +9,7 @@ from cflow.testing.bijections import check_bijection, check_surjection, check_un
 from cflow.testing.couplings import check_coupling
 from cflow.testing.denoisers import check_denoiser
 from cflow.testing.divergences import check_divergence
+from cflow.testing.exact_denoiser import ExactDenoiser
 from cflow.testing.fields import check_field
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
@@ -17,8 +18,10 @@ from cflow.testing.paths import GaussianField, check_path
 from cflow.testing.relaxed import RelaxedTokenField
 from cflow.testing.solvers import check_solver
 from cflow.testing.times import check_times
+from cflow.testing.token_flows import check_token_flow
 
 __all__ = [
+    "ExactDenoiser",
     "GaussianBridgeField",
     "GaussianField",
     "RelaxedTokenField",
@@ -35,5 +38,6 @@ __all__ = [
     "check_solver",
     "check_surjection",
     "check_times",
+    "check_token_flow",
     "check_univariate",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,9 +58,13 @@ class ExactDenoiser(Field):
         schedule, shape = self.path.schedule, (self.law.dim(), self.vocabulary, self.states)
         kappa = schedule.kappa(spread).expand(1, self.law.dim()).reshape(-1, 1, 1)
         known = torch.nn.functional.one_hot(data, self.states).double()
-        table = self.source.probs(spread)
+        table = self.source.probs(spread) if self.source.has_density else self._frequencies()
         table = table.reshape(-1, self.states).expand(self.law.dim(), -1).unsqueeze(1)
         return (kappa * known + (1 - kappa) * table).expand(shape)
+
+    def _frequencies(self) -> Tensor:
+        """Returns the frequencies of given tokens at each position, ``[D, states]``."""
+        return torch.nn.functional.one_hot(self.source.tokens, self.states).double().mean(0)
 
     def marginal(self, t: Tensor) -> Tensor:
         """Returns the probabilities of all states at one time, ``[states, ..., states]``."""
@@ -100,8 +103,3 @@ def correlated(size: int, count: int, seed: int = 0) -> Tensor:
 def entropy(law: Tensor) -> float:
     """Computes the entropy of a law, in nats."""
     return float(-torch.special.xlogy(law, law).sum())
-
-
-def pairs(states: int, count: int) -> Sequence[tuple[int, ...]]:
-    """Returns all tuples of states."""
-    return list(itertools.product(range(states), repeat=count))
