@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import cflow
-from cflow import ctmc
+from cflow import bases, ctmc, paths
+from cflow.bijections import OneHot
 from cflow.cli import main
 from cflow.data import Bytes, Characters, read_table
 from cflow.testing.exact_denoiser import ExactDenoiser
@@ -36,6 +37,14 @@ class Frequencies(torch.nn.Module):
         return logits if context is None else logits + self.shift[context].reshape(len(x), 1, -1)
 
 
+@cflow.register("tests.Same")
+class Same(torch.nn.Module):
+    """Logits of one-hot tokens: the point itself."""
+
+    def forward(self, t, x, context=None, *, s=None):
+        return x
+
+
 def tokens(shape, size, alphabet=None, classes=0, **options):
     return ctmc.TokenFlow(Frequencies(size, classes), ctmc.Mask(shape, size), alphabet=alphabet, **options)
 
@@ -46,6 +55,8 @@ def runs(tmp_path_factory):
     for name, alphabet in (("letters", LETTERS), ("lines", LINES), ("bytes", Bytes())):
         cflow.save(tokens(12, alphabet.size, alphabet), folder / name / "model")
     cflow.save(tokens(2, 5), folder / "pairs")
+    vectors = cflow.ContinuousFlow(Same(), bases.Normal((2, 5)), path=paths.Linear("logits"))
+    cflow.save(vectors.with_transform(OneHot(2, 5)), folder / "vectors")
     cflow.save(tokens((1, 4, 4), 2), folder / "pictures")
     cflow.save(tokens((3, 4), 27, LETTERS), folder / "tables")
     cflow.save(tokens(12, 27, LETTERS, classes=3), folder / "classes")
@@ -126,6 +137,7 @@ def test_what_would_control_a_terminal_is_not_printed(runs, tmp_path, capsys, mo
     ("run", "output", "message"),
     [
         ("pairs", "x.png", "--output x.png: tokens of shape (2,) have no picture; choose .npy, .npz, .csv."),
+        ("vectors", "x.png", "--output x.png: tokens of shape (2,) have no picture; choose .npy, .npz, .csv."),
         ("pairs", "x.txt", "this flow has no alphabet, so its samples are not text; choose .npy, .npz, .csv."),
         ("letters", "x.png", "tokens of shape (12,) have no picture; choose .txt, .npy, .npz, .csv."),
         ("letters", "x.jpg", "this ending is not supported; choose .txt, .npy, .npz, .csv."),
@@ -137,9 +149,16 @@ def test_files_that_a_flow_cannot_be_written_to_are_refused_before_anything_is_d
     run, output, message, runs, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ctmc.TokenFlow, "_sample", lambda *args, **options: pytest.fail("samples were drawn"))
+    for kind in (ctmc.TokenFlow, cflow.ContinuousFlow):
+        monkeypatch.setattr(kind, "_sample", lambda *args, **options: pytest.fail("samples were drawn"))
     assert message in refused(["sample", runs / run, "-o", output], capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_of_continuous_flows_are_whole_numbers(runs, tmp_path):
+    main(["sample", str(runs / "vectors"), "-n", "3", "--steps", "4", "--seed", "1", "-o", str(tmp_path / "x.csv")])
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert all(each.isdecimal() and int(each) < 5 for line in lines[1:] for each in line.split(","))
 
 
 def test_tokens_of_images_have_pictures(runs, tmp_path, monkeypatch):

@@ -37,9 +37,9 @@ def alphabet_of(flow):
 
 
 def vocabulary_of(flow) -> int:
-    """Returns the number of tokens of a flow over tokens; 0 for other flows."""
-    source = getattr(flow, "source", None)
-    return 0 if source is None else source.vocabulary
+    """Returns the number of tokens of a flow over tokens, from its source or its first map; 0 for other flows."""
+    parts = (getattr(flow, "source", None), *flow.transform.maps[:1])
+    return next((part.vocabulary for part in parts if hasattr(part, "vocabulary")), 0)
 
 
 def choose(flow, output: Path | None) -> Path:
