@@ -119,7 +119,13 @@ def test_texts_of_classes_have_their_class_above(runs, tmp_path):
     lines = (tmp_path / "x.txt").read_text().splitlines()
     assert lines[::2] == ["-" * 40 + f" {label}" for label in (0, 1, 2, 0)]
     assert all(text.count("abc"[label]) > 2 for text, label in zip(lines[1::2], (0, 1, 2, 0)))
-    main(["sample", str(runs / "classes"), *options, "--label", "2"])
+    cflow.save(cflow.load(runs / "classes"), tmp_path / "run" / "model")
+    (tmp_path / "run" / "metrics.json").write_text('{"classes": ["news", "poems", "code"]}')
+    main(["sample", str(tmp_path / "run"), *options])
+    again = (tmp_path / "x.txt").read_text().splitlines()
+    assert again[::2] == ["-" * 40 + f" {name}" for name in ("news", "poems", "code", "news")]
+    assert again[1::2] == lines[1::2]
+    main(["sample", str(tmp_path / "run"), *options, "--label", "code"])
     assert all(len(line) == 12 and line.count("c") > 2 for line in (tmp_path / "x.txt").read_text().splitlines())
 
 

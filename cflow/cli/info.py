@@ -44,9 +44,11 @@ def info(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
             }
             value = f"{type(value).__name__}({', '.join(f'{key}={_short(each)}' for key, each in arguments.items())})"
         elif name == "alphabet" and value is not None:
-            value = f"{counted(value.size, 'token')}: {value!r:.80}"
+            value = f"{counted(value.size, 'token')}: {_short(repr(value))}"
         elif name == "sampler" and value is not None:
             value = described(name, value)
+        elif isinstance(value, torch.Size):
+            value = tuple(value)
         if value is not None:
             print(f"  {name:14s} {value}")
     print(f"  {'event':14s} {tuple(flow.event_shape)}, likelihood {flow.likelihood}")

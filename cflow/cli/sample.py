@@ -120,7 +120,7 @@ def sample(
     shown = None if label is not None else labels
     outputs.write(flow, x, file, shown, report)
     if infill is not None or (output is None and file.suffix == ".txt" and num <= PRINTED):
-        outputs.show(flow, x, shown)
+        outputs.show(flow, x, shown, report)
     kind = kind_of(flow)
     how = "" if kind is None else f", {described(kind, chosen.get(kind, getattr(flow, kind)))}"
     print(f"{file}: {counted(num, 'sample')}, shape {tuple(x.shape[1:])}, seed {seed}{how}")
