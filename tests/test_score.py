@@ -155,7 +155,7 @@ def test_labels_solvers_and_standard_output_of_continuous_flows(runs, table, tmp
         (("none", "x.csv"), "has no density"),
         (("plain", "nowhere.csv"), "nowhere.csv"),
         (("plain", "x.csv", "-o", "s.npy"), "choose .csv"),
-        (("plain", "x.csv", "--batch", "0"), "a batch must be at least 1"),
+        (("plain", "x.csv", "--batch", "0"), "--batch 0: this must be at least 1"),
         (("plain", "x.csv", "--rtol", "1e-3"), "has no solver"),
         (("plain", "x.csv", "--condition", "a"), "without a condition"),
         (("plain", "x.csv", "--columns", "a"), "needs 2 columns for --columns, not 1 (a)"),

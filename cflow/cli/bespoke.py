@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from cflow.cli.commands import command
-from cflow.cli.runs import CONTINUOUS, bespoke_file, device_of, folder_of, guidance_of, labels_of, needs_solver
+from cflow.cli.runs import CONTINUOUS, bespoke_file, device_of, folder_of, guidance_of, labels_of
+from cflow.cli.samplers import needs_solver
 from cflow.io import load
 
 

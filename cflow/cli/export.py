@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from cflow.cli.commands import command
-from cflow.cli.runs import device_of, folder_of, guidance_of, needs_solver, sampler_of, solver_of
+from cflow.cli.runs import device_of, folder_of, guidance_of
+from cflow.cli.samplers import needs_solver, sampler_of, solver_of
 from cflow.io import load
 
 
@@ -48,9 +49,7 @@ def export(
         needs_solver(flow, given[0])
     if given and what == "network":
         raise ValueError(f"{given[0]}: the network alone takes no steps; omit the option, or export the sampler.")
-    options = (
-        sampler_of(run, folder, solver, steps=steps) if what == "sampler" else solver_of(folder, solver, steps=steps)
-    )
+    options = sampler_of(flow, run, folder, **asked) if what == "sampler" else solver_of(folder, solver, steps=steps)
     if what != "log_prob":
         options |= guidance_of(flow, run, guidance)
     elif guidance is not None:

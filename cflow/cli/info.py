@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cflow.cli.commands import command
 from cflow.cli.runs import folder_of, report_of
+from cflow.cli.samplers import described
+from cflow.data.faults import counted
 from cflow.io import FILE, load
 from cflow.registry import configuration
 
@@ -41,6 +43,12 @@ def info(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
                 if isinstance(each, torch.nn.ModuleList) or not isinstance(each, torch.nn.Module)
             }
             value = f"{type(value).__name__}({', '.join(f'{key}={_short(each)}' for key, each in arguments.items())})"
+        elif name == "alphabet" and value is not None:
+            value = f"{counted(value.size, 'token')}: {_short(repr(value))}"
+        elif name == "sampler" and value is not None:
+            value = described(name, value)
+        elif isinstance(value, torch.Size):
+            value = tuple(value)
         if value is not None:
             print(f"  {name:14s} {value}")
     print(f"  {'event':14s} {tuple(flow.event_shape)}, likelihood {flow.likelihood}")
@@ -64,6 +72,7 @@ def _counted(modules) -> str:
 
 
 def _short(value) -> str:
+    value = tuple(value) if isinstance(value, torch.Size) else value
     if isinstance(value, Tensor) and value.numel() > 4:
         return f"tensor of shape {list(value.shape)}"
     try:

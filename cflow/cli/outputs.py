@@ -37,9 +37,9 @@ def alphabet_of(flow):
 
 
 def vocabulary_of(flow) -> int:
-    """Returns the number of tokens of a flow over tokens; 0 for other flows."""
-    source = getattr(flow, "source", None)
-    return 0 if source is None else source.vocabulary
+    """Returns the number of tokens of a flow over tokens, from its source or its first map; 0 for other flows."""
+    parts = (getattr(flow, "source", None), *flow.transform.maps[:1])
+    return next((part.vocabulary for part in parts if hasattr(part, "vocabulary")), 0)
 
 
 def choose(flow, output: Path | None) -> Path:
@@ -67,10 +67,10 @@ def write(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) ->
     OUTPUTS[output.suffix.lower()].write(flow, x, output, labels, report)
 
 
-def joined(texts: Sequence[str], labels: Tensor | None = None) -> str:
+def joined(texts: Sequence[str], heads: Sequence[str] | None = None) -> str:
     """Joins texts for reading: one per line, or with lines of dashes between them if some text has several lines.
 
-    If each text has a class or a condition, a line of dashes with these numbers is before each text.
+    If there are ``heads``, a line of dashes with its head is before each text.
 
     Example:
         >>> joined(["the cat", "a dog"])
@@ -78,16 +78,15 @@ def joined(texts: Sequence[str], labels: Tensor | None = None) -> str:
         >>> joined(["one\\ntwo", "three"]).splitlines() == ["one", "two", "-" * 40, "three"]
         True
     """
-    if labels is not None:
-        heads = [", ".join(map(_plain, row)) for row in labels.reshape(len(texts), -1).numpy()]
+    if heads is not None:
         return "".join(f"{RULE} {head}\n{text}\n" for head, text in zip(heads, texts))
     between = f"\n{RULE}\n" if any("\n" in each or "\r" in each for each in texts) else "\n"
     return between.join(texts) + "\n"
 
 
-def show(flow, x: Tensor, labels: Tensor | None) -> None:
+def show(flow, x: Tensor, labels: Tensor | None, report: dict) -> None:
     """Prints samples of a flow with an alphabet. Characters that would control a terminal are replaced by U+FFFD."""
-    text = joined([alphabet_of(flow).shown(row) for row in x], labels).replace("\r\n", "\n")
+    text = _read(flow, x, labels, report).replace("\r\n", "\n")
     control = lambda each: unicodedata.category(each) == "Cc" and each not in "\n\t"
     text = "".join("\ufffd" if control(each) else each for each in text)
     encoding = sys.stdout.encoding or "utf-8"
@@ -149,9 +148,19 @@ def _write_csv(flow, x: Tensor, output: Path, labels: Tensor | None, report: dic
 
 
 def _write_text(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) -> None:
-    texts = [alphabet_of(flow).shown(row) for row in x]
     with output.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        file.write(joined(texts, labels))
+        file.write(_read(flow, x, labels, report))
+
+
+def _read(flow, x: Tensor, labels: Tensor | None, report: dict) -> str:
+    """Converts samples to text, each with the name of its class, or its condition, if these differ."""
+    texts = [alphabet_of(flow).shown(row) for row in x]
+    if labels is None:
+        return joined(texts)
+    names = report.get("classes", [])
+    if flow.classes and len(names) == flow.classes:
+        return joined(texts, [names[label] for label in labels.tolist()])
+    return joined(texts, [", ".join(map(_plain, row)) for row in labels.reshape(len(texts), -1).numpy()])
 
 
 def _plain(value) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cflow import metrics, plot
 from cflow.cli.commands import command
-from cflow.cli.runs import CONTINUOUS, device_of, folder_of, guidance_of, home_of, labels_of, needs_solver
+from cflow.cli.runs import CONTINUOUS, device_of, folder_of, guidance_of, home_of, labels_of
+from cflow.cli.samplers import needs_solver
 from cflow.io import load, save
 from cflow.solvers import Euler, by_name
 from cflow.storage import read_json, write_json, written

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -16,11 +15,10 @@ from cflow.data.faults import counted, is_finite
 from cflow.data.tables import ENDINGS, TableFile
 from cflow.guidance import ClassifierFree
 from cflow.io import find
-from cflow.solvers import METHODS, Bespoke, by_name
 
 __all__ = [
     "CONTINUOUS", "bespoke_file", "contexts_of", "device_of", "folder_of", "guidance_of", "home_of", "labels_of",
-    "needs_solver", "report_of", "sampler_of", "solver_of", "spare",
+    "report_of", "spare",
 ]  # fmt: skip
 
 
@@ -83,12 +81,6 @@ def device_of(name: str) -> torch.device:
 
 
 CONTINUOUS = "train a continuous flow (density.py has --flow flow-matching and --flow ffjord)"
-
-
-def needs_solver(flow, what: str, instead: str = "omit the option") -> None:
-    """Raises if an option or command needs a solver, and the flow has none; ``instead`` is what to do."""
-    if "solver" not in flow.options_of("sample"):
-        raise ValueError(f"{what}: a {type(flow).__name__} has no solver and no steps; {instead}.")
 
 
 def labels_of(flow, label: str | None, num: int, names: Sequence[str] = ()) -> Tensor | None:
@@ -157,43 +149,3 @@ def _sound(file: TableFile, context: str) -> Tensor:
     if not chunks:
         raise ValueError(f"--context {context}: there are no rows; write one row per line.")
     return torch.cat([chunk.values for chunk in chunks])
-
-
-def sampler_of(run: Path, folder: Path, name: str | None, **options: float | None) -> dict:
-    """Builds the solver of samples: that of the options, or that with which the run drew its samples.
-
-    The option ``steps`` alone changes the steps of the run's solver.
-    """
-    own = report_of(run).get("sampler")
-    if name is None and own and {key for key, value in options.items() if value is not None} <= {"steps"}:
-        name, options = own["solver"], own | ({} if options["steps"] is None else options)
-        options = {key: value for key, value in options.items() if key != "solver"}
-    return solver_of(folder, name, **options)
-
-
-def solver_of(folder: Path, name: str | None, **options: float | None) -> dict:
-    """Builds the solver of the options, as keywords of ``sample``; empty if there are no options."""
-    options = {key: value for key, value in options.items() if value is not None}
-    if name is not None and (name == "bespoke" or name.endswith(".json")):
-        file = bespoke_file(folder) if name == "bespoke" else Path(name)
-        if options:
-            raise ValueError(
-                f"--solver {name} --{next(iter(options))}: a fitted solver has fixed steps; omit the option."
-            )
-        if not file.is_file():
-            raise FileNotFoundError(f"--solver {name}: there is no {file}; fit one by `cflow bespoke {folder}`.")
-        return {"solver": Bespoke.read(file)}
-    if name is None and not options:
-        return {}
-    if name is None:
-        stochastic, counted = "diffusion" in options, "steps" in options
-        name = "euler_maruyama" if stochastic else "heun" if counted else "dopri5"
-    if "steps" not in options and any(
-        each.name == "steps" and each.default is None for each in fields(METHODS.get(name, Bespoke))
-    ):
-        raise ValueError(f"--solver {name}: the number of steps is missing; pass for example --steps 20.")
-    try:
-        return {"solver": by_name(name, **options)}
-    except ValueError as error:
-        fitted = "" if name in METHODS else " Also bespoke, fitted by `cflow bespoke`, and its .json file."
-        raise ValueError(f"{error}{fitted}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,17 +12,9 @@ import tyro
 
 from cflow.cli import outputs
 from cflow.cli.commands import command
-from cflow.cli.runs import (
-    contexts_of,
-    device_of,
-    folder_of,
-    guidance_of,
-    labels_of,
-    needs_solver,
-    report_of,
-    sampler_of,
-    spare,
-)  # fmt: skip
+from cflow.cli.infilling import sentence_of
+from cflow.cli.runs import contexts_of, device_of, folder_of, guidance_of, labels_of, report_of, spare
+from cflow.cli.samplers import check_method, described, kind_of, sampler_of
 from cflow.data.faults import counted
 from cflow.io import load
 from cflow.solvers import CudaGraph
@@ -35,15 +28,19 @@ def sample(
     /,
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     solver: str | None = None,
+    sampler: str | None = None,
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     diffusion: float | None = None,
+    temperature: float | None = None,
     cuda_graph: bool = False,
     label: str | None = None,
     context: Annotated[str | None, tyro.conf.arg(metavar="NUMBER,NUMBER|FILE")] = None,
     header: Literal["auto", "yes", "no"] = "auto",
     guidance: float | None = None,
+    infill: str | None = None,
+    blank: str = "_",
     seed: int | None = None,
     batch: int = 250,
     device: str = "cpu",
@@ -53,13 +50,15 @@ def sample(
 
     Args:
         run: The folder of a run, or a folder that cflow.save wrote.
-        num: Number of samples. Default: 64, or one for every row of --context.
+        num: Number of samples. Default: 64, or one for every row of --context, or 4 with --infill.
         solver: Euler, heun, adams_bashforth, dpm_solver_pp_2m, unipc, deis, rk4, dopri5, euler_maruyama and so on,
             bespoke (fitted by `cflow bespoke`), or a .json file of a fitted solver. Default: the solver of the run.
-        steps: Steps of a fixed-grid solver.
+        sampler: Analytic, euler, first_hitting and so on, for a flow over tokens. Default: the sampler of the run.
+        steps: Steps of a fixed-grid solver, or of a sampler.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
         diffusion: Strength of the noise of a stochastic solver.
+        temperature: Temperature of a sampler of tokens; below 1, likely tokens become more likely.
         cuda_graph: Replay each batch from a CUDA graph, which is faster for a small network on a large GPU.
         label: The class to sample, by its name or number. Default: every class in turn.
         context: The condition of a flow with a numeric condition: numbers, or a table (.csv, .npy and so on) of which
@@ -67,6 +66,9 @@ def sample(
         header: Whether the text file of --context starts with names (auto decides from the first line).
         guidance: Classifier-free guidance scale of a class-conditional flow (1 means no guidance). Default: that of the
             run.
+        infill: A sentence with blanks to fill, such as "The ___ of", for a flow with an alphabet. A short sentence is
+            continued up to the length of the samples. The results are printed.
+        blank: The character that marks one blank token in --infill.
         seed: Seed of the samples. Default: a new one each time.
         batch: Samples per batch.
         device: Device such as cpu or cuda.
@@ -83,37 +85,42 @@ def sample(
     flow = load(folder, device=device).eval()
     file = outputs.choose(flow, output)
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
-    asked = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "diffusion": diffusion}
-    given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
-    if given or cuda_graph:
-        needs_solver(flow, (given or ["--cuda-graph"])[0])
-    chosen = sampler_of(run, folder, solver, steps=steps, rtol=rtol, atol=atol, diffusion=diffusion)
+    asked = {"solver": solver, "sampler": sampler, "steps": steps, "rtol": rtol, "atol": atol}
+    asked |= {"diffusion": diffusion, "temperature": temperature}
+    check_method(flow, asked | {"cuda_graph": cuda_graph})
+    chosen = sampler_of(flow, run, folder, **asked)
     if cuda_graph:
         chosen = {"solver": CudaGraph(chosen.get("solver", flow.solver))}
     options = {"generator": generator, **chosen}
     contexts = contexts_of(flow, run, context, {"auto": None, "yes": True, "no": False}[header])
-    num = num or (64 if contexts is None or len(contexts) == 1 else len(contexts))
+    many = 64 if infill is None else 4
+    num = num or (many if contexts is None or len(contexts) == 1 else len(contexts))
     if contexts is None:
         labels = labels_of(flow, label, num, report_of(run).get("classes", []))
     else:
         labels = contexts[torch.arange(num) % len(contexts)]
     options |= guidance_of(flow, run, guidance)
+    if infill is None:
+        draw = flow.sample
+    else:
+        draw = partial(flow.infill, *sentence_of(flow, infill, blank, device))
     spare(None if context is None else Path(context), file, "file of contexts")
     file.parent.mkdir(parents=True, exist_ok=True)  # now, so that an error comes before the sampling
     parts = []
     for start in range(0, num, batch):
         count = min(batch, num - start)
         if labels is None:
-            parts.append(flow.sample((count,), **options).cpu())
+            parts.append(draw((count,), **options).cpu())
         else:
-            parts.append(flow.sample((), labels[start : start + count].to(device), **options).cpu())
+            parts.append(draw((), labels[start : start + count].to(device), **options).cpu())
         print(f"\r{start + count} of {num} samples", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     report = report_of(run)
     x = outputs.on_lattice(torch.cat(parts), report)
     shown = None if label is not None else labels
     outputs.write(flow, x, file, shown, report)
-    if output is None and file.suffix == ".txt" and num <= PRINTED:
-        outputs.show(flow, x, shown)
-    how = f", {chosen.get('solver', flow.solver)!r}" if "solver" in flow.options_of("sample") else ""
+    if infill is not None or (output is None and file.suffix == ".txt" and num <= PRINTED):
+        outputs.show(flow, x, shown, report)
+    kind = kind_of(flow)
+    how = "" if kind is None else f", {described(kind, chosen.get(kind, getattr(flow, kind)))}"
     print(f"{file}: {counted(num, 'sample')}, shape {tuple(x.shape[1:])}, seed {seed}{how}")

@@ -14,20 +14,23 @@ import torch
 import tyro
 from torch import Tensor
 
+from cflow.cli.bad_rows import mark_missing, mark_no_tokens
 from cflow.cli.commands import command
-from cflow.cli.runs import device_of, folder_of, needs_solver, report_of, solver_of, spare
-from cflow.data.faults import NONE, Fault, counted
+from cflow.cli.outputs import vocabulary_of
+from cflow.cli.runs import device_of, folder_of, report_of, spare
+from cflow.cli.samplers import needs_solver, solver_of
+from cflow.cli.summary import Summary
+from cflow.cli.texts import TextFile
+from cflow.data.faults import Fault, counted
 from cflow.data.tables import Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
-
-SHOWN = 20  # bad rows that are listed
 
 
 @command
 def score(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     /,
     columns: tuple[str, ...] = (),
     condition: tuple[str, ...] = (),
@@ -38,20 +41,24 @@ def score(
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    draws: int = 1,
     seed: int = 0,
-    batch: int = 4096,
+    batch: int | None = None,
     device: str = "cpu",
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("scores.csv"),
 ) -> None:
-    """Compute the log-density of every row of a table, in nats.
+    """Compute the log-density of every row of a table, or of a text, in nats.
 
     The table is processed in chunks, so it may be larger than memory. Rows without a score (text, NaN, a code of a
     missing value that the run has stored, too few fields) are listed, and their score in the output is empty. Empty
-    lines and comments are counted.
+    lines and comments are counted. For a flow over tokens, the rows are whole numbers and the score is a lower bound
+    on the log-probability.
 
     Args:
         run: The folder of a run, or a folder that cflow.save wrote.
-        table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array.
+        table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array; for a flow with an
+            alphabet also a .txt text. Each line of a text is a row; if the alphabet has the line break, the text is cut
+            into rows of the flow's length, and an incomplete last row is not scored.
         columns: Names (or numbers from 0) of the data columns, separated by spaces, in the order of training. Default:
             the names in the run; all columns except the condition if the run or the table has no names.
         condition: Names (or numbers) of the columns of the condition. Default: the names in the run; the last columns
@@ -63,15 +70,17 @@ def score(
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
+        draws: Evaluations that are averaged in each row, for a likelihood that is an estimate or a bound.
         seed: Seed of random numbers, for a likelihood that is an estimate or a bound.
-        batch: Rows per batch.
+        batch: Rows per batch. Default: 4096, or 64 for a flow over tokens.
         device: Device such as cpu or cuda.
         output: A .csv file with the number of each row from 0, its line in a text file, its label, and its log-density.
     """
     if output.suffix.lower() != ".csv":
         raise ValueError(f"--output {output}: this ending is not supported; choose .csv.")
-    if batch < 1 or seed < 0:
-        raise ValueError(f"--batch {batch} --seed {seed}: a batch must be at least 1, and a seed at least 0.")
+    for name, value, least in (("batch", batch, 1), ("draws", draws, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"--{name} {value}: this must be at least {least}; change it.")
     spare(table, output, "table")
     folder = folder_of(run)
     place = device_of(device)
@@ -86,9 +95,17 @@ def score(
     if given:
         needs_solver(flow, given[0])
     options = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol)
-    named = {"auto": None, "yes": True, "no": False}[header]
-    file = TableFile(table, header=named, key=key, label=label)
-    file = file.choose(_columns(flow, run, file, columns, condition))
+    vocabulary, unused = vocabulary_of(flow), 0
+    if table.suffix.lower() == ".txt":
+        asked = {"columns": columns, "condition": condition, "id": label, "key": key}
+        given = [f"--{name}" for name, value in asked.items() if value]
+        if given:
+            raise ValueError(f"{given[0]}: a text has no columns; omit the option, or pass a table.")
+        file = TextFile(flow, table)
+        unused = file.unused
+    else:
+        file = TableFile(table, header={"auto": None, "yes": True, "no": False}[header], key=key, label=label)
+        file = file.choose(_columns(flow, run, file, columns, condition))
     generator = torch.Generator(place).manual_seed(seed)
     codes = torch.tensor(report_of(run).get("missing", []), dtype=torch.float64)
 
@@ -96,9 +113,10 @@ def score(
     with _written(output) as lines:
         lines = csv.writer(lines, lineterminator="\n")
         lines.writerow(["row", *(["line"] if file.unit == "line" else []), *([label] if label else []), "log_prob"])
-        for chunk in file.chunks(batch):
-            _mark_missing(chunk, codes, file)
-            scores = _scores(flow, chunk, generator, options)
+        for chunk in file.chunks(batch or (64 if vocabulary else 4096)):
+            mark_missing(chunk, codes, file)
+            mark_no_tokens(chunk, vocabulary, math.prod(flow.event_shape), file)
+            scores = _scores(flow, chunk, generator, options, draws)
             for position, value in enumerate(scores.tolist()):
                 place = [chunk.places[position]] if file.unit == "line" else []
                 named = [] if chunk.labels is None else [chunk.labels[position]]
@@ -114,48 +132,14 @@ def score(
                 f"{math.prod(flow.event_shape)}."
             )
     kind = "" if flow.likelihood == "exact" else f" ({flow.likelihood})"
+    what = "log-density"
+    if vocabulary:
+        what = "log-probability"
+        kind += f", {-total.mean / math.prod(flow.event_shape) / math.log(2):.4g} bits per token"
     passed = f", {counted(total.passed, 'line')} without a row" if total.passed else ""
+    passed += f", {counted(unused, 'token')} after the last row" if unused else ""
     rows, bad = counted(total.rows, "row"), counted(total.bad, "bad row")
-    print(f"{output}: {rows}, mean log-density {total.said()} nats{kind}, {bad}{passed}")
-
-
-class Summary:
-    """Collects the statistics that are printed at the end."""
-
-    def __init__(self) -> None:
-        self.rows = self.bad = self.passed = 0
-        self.faults: dict[str, tuple[int, str, Fault]] = {}  # by kind: count, first position, first error
-        self.mean = self.squares = 0.0
-
-    def add(self, scores: Tensor, chunk: Chunk, file: TableFile) -> None:
-        """Adds a chunk to the statistics, and prints its bad rows."""
-        for position, what in sorted(chunk.bad.items()):
-            if self.bad < SHOWN:
-                print(f"\r{file.path}: {file.unit} {chunk.places[position]}: {what}", file=sys.stderr)
-            self.bad += 1
-            count, place, first = self.faults.get(what.kind, (0, f"{file.unit} {chunk.places[position]}", what))
-            self.faults[what.kind] = count + 1, place, first
-        self.passed += chunk.passed
-        self.rows += len(scores)
-        good = scores[[position not in chunk.bad for position in range(len(scores))]].double()
-        if len(good):  # combines means and squared deviations of two sets (Chan, Golub and LeVeque, 1979)
-            before, after = self.rows - self.bad - len(good), self.rows - self.bad
-            change = float(good.mean()) - self.mean
-            self.squares += float((good - good.mean()).square().sum()) + change**2 * before * len(good) / after
-            self.mean += change * len(good) / after
-
-    def said(self) -> str:
-        """Formats mean and standard error."""
-        count = self.rows - self.bad
-        return f"{self.mean:.6g}" + (f" ± {math.sqrt(self.squares / (count - 1) / count):.2g}" if count > 1 else "")
-
-    def tell_rest(self) -> None:
-        """Prints how many bad rows were not listed, and the remedy for each kind."""
-        if self.bad > SHOWN:
-            print(f"and {counted(self.bad - SHOWN, 'more bad row')}", file=sys.stderr)
-        for kind, (count, place, fault) in self.faults.items():
-            where = place + (f" and {count - 1} similar" if count > 1 else "")
-            print(f"{kind}: {fault.advice(count, self.rows, where)}", file=sys.stderr)
+    print(f"{output}: {rows}, mean {what} {total.said()} nats{kind}, {bad}{passed}")
 
 
 def _columns(flow, run: Path, file: TableFile, columns: tuple[str, ...], condition: tuple[str, ...]) -> list[int]:
@@ -204,15 +188,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _mark_missing(chunk: Chunk, codes: Tensor, file: TableFile) -> None:
-    """Adds the rows with a code of a missing value, which a run has stored, to the bad rows of a chunk."""
-    for position, column in torch.isin(chunk.values, codes).nonzero().tolist():
-        name, value = (file.names or file.columns)[column], float(chunk.values[position, column])
-        what = f"column {name} holds {value:.17g}, a code of a missing value in this run"
-        chunk.bad.setdefault(position, Fault(what, NONE, "drop such rows, or fill them", str(name), missing=True))
-
-
-def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Tensor:
+def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict, draws: int) -> Tensor:
     """Scores the good rows of a chunk, ``[n]``; rows without a score are added to its bad rows."""
     sound = [position for position in range(len(chunk.values)) if position not in chunk.bad]
     scores = torch.full((len(chunk.values),), torch.nan, dtype=torch.float64)
@@ -222,6 +198,8 @@ def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Te
         x, context = values[:, :size], values[:, size:].reshape(-1, *flow.context_shape)
         context = context.long() if flow.classes else context
     x = x.reshape(-1, *flow.event_shape)
+    x = x.long() if vocabulary_of(flow) else x
+    options = {**options, "draws": draws} if draws > 1 else options
     if sound:
         for position, value in zip(sound, _log_prob(flow, x, context, generator, options).tolist()):
             scores[position] = value
@@ -236,6 +214,8 @@ def _scores(flow, chunk: Chunk, generator: torch.Generator, options: dict) -> Te
 def _log_prob(flow, x: Tensor, context: Tensor | None, generator: torch.Generator, options: dict) -> Tensor:
     """Computes log-densities; a row whose solution fails is found by bisection and gets NaN."""
     try:
+        if "draws" in options:
+            return flow.log_prob_estimate(x, context, generator=generator, **options)[0].double().cpu()
         return flow.log_prob(x, context, generator=generator, **options).double().cpu()
     except FloatingPointError:
         if len(x) == 1:
