@@ -289,7 +289,7 @@ class TokenFlow(BaseFlow):
 
     @property
     def _reads_time(self) -> bool:
-        return getattr(as_field(self.denoiser), "reads_time", True)
+        return as_field(self.denoiser).reads_time
 
     @torch.no_grad()
     def infill(

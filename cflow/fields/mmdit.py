@@ -37,7 +37,7 @@ class Stream(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor):
         x = torch.addcmul(x, gate1, self.attention.join(attended))
-        h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
+        h = self.down(F.gelu(self.up(modulate(x, shift2, scale2))))
         return torch.addcmul(x, gate2, h)
 
 

@@ -27,7 +27,7 @@ class ConvBlock(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(embedding)
         mixed = self.conv(modulate(h, shift, scale).mT).mT
-        return h + gate * self.output(F.gelu(mixed, approximate="tanh"))
+        return h + gate * self.output(F.gelu(mixed))
 
 
 @register("fields.TokenConv")

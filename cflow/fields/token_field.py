@@ -60,6 +60,9 @@ class TokenField(Field):
         self.constant = None if reads_time or self.condition else nn.Parameter(torch.randn(1, width))
         self.guess = nn.Linear(vocabulary, width, bias=False) if self_conditioning else None
         self.modulation, self.output = Modulation(width, width, 2), nn.Linear(width, vocabulary)
+        # Blocks change small embeddings sooner than those of torch's default, of deviation 1: a loss of 2.43, not 2.60
+        # nats, after 300 steps on characters (3 blocks of width 96).
+        nn.init.normal_(self.table.weight, std=width**-0.5)
         for each in (self.output.weight, self.output.bias, *([] if self.guess is None else [self.guess.weight])):
             nn.init.zeros_(each)
 
