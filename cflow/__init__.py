@@ -30,7 +30,7 @@ from cflow import (
     times,
     training,
 )
-from cflow.continuous import ContinuousFlow
+from cflow.continuous import ContinuousFlow, RelaxedFlow
 from cflow.distribution import FlowDistribution
 from cflow.flow import BaseFlow, Flow
 from cflow.invertible_flow import BaseInvertibleFlow, InvertibleFlow
@@ -51,6 +51,7 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "InvertibleFlow",
+    "RelaxedFlow",
     "StandardisedContext",
     "TrainingEntry",
     "bases",

@@ -83,7 +83,7 @@ class Calls(nn.Module):
             if mute:
                 raise ValueError(
                     f"flow.{method}: behind {mute[0]} this {type(self).__qualname__} has no density; for tokens, build "
-                    f"continuous.RelaxedFlow, or compare samples with cflow.metrics."
+                    f"cflow.RelaxedFlow, or compare samples with cflow.metrics."
                 )
             raise ValueError(
                 f"flow.{method}: this {what} has no density; compare samples with cflow.metrics"

@@ -24,7 +24,7 @@ class OneHot(Map):
 
     It makes a flow over tokens from a continuous flow over ``[*positions, vocabulary]``. The density of such a flow at
     a corner of the simplex says nothing about the probability of the tokens, so its likelihood is ``"none"``;
-    :class:`cflow.continuous.RelaxedFlow` has a bound.
+    :class:`cflow.RelaxedFlow` has a bound.
 
     Args:
         event_shape: shape of the tokens, ``[*positions]``.

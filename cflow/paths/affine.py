@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cflow.paths.path import PathSample, VelocityPath, cross_entropy, first_time, mean_square
 from cflow.shapes import expand_like
+from cflow.times import ArgmaxClock
 
 __all__ = ["AffinePath"]
 
@@ -211,6 +212,21 @@ class AffinePath(VelocityPath):
         if self.predict == "score":
             error = expand_like(self.sigma(sample.t), error) * prediction.to(error.dtype) + sample.x0
         return mean_square(error, sample.mask)
+
+    def token_time(self, vocabulary: int) -> float:
+        """Returns the time at which the largest entry of a one-hot vector in standard normal noise is its token.
+
+        In 99.5 % of all cases, see :class:`cflow.times.ArgmaxClock`; ``vocabulary`` is the number of entries.
+        """
+        t = ArgmaxClock(vocabulary).icdf(torch.tensor(0.995, dtype=torch.float64))
+        return min(float(self.time_at(t, 1 - t)), self.interval[1])
+
+    def log_given(self, sample: PathSample, base) -> Tensor:
+        r"""Computes the log-density of the points of ``sample`` given their data, ``[B]``; ``base`` is that of ``x0``.
+
+        .. math:: \log q_t(x_t | x_1) = \log p_0(x_0) - D \log \sigma_t
+        """
+        return base.log_prob(sample.x0) - math.prod(sample.xt.shape[1:]) * self.sigma(sample.t).log()
 
     # From the prediction to what a solver uses
 

@@ -209,6 +209,29 @@ class VelocityPath(Path):
             at_data: True at the data's end of ``interval``, False at the base's.
         """
 
+    def token_time(self, vocabulary: int) -> float:
+        """Returns the time at which nearly all tokens of a relaxed sequence are visible: the flow may end there.
+
+        Args:
+            vocabulary: the number of tokens.
+
+        Raises:
+            ValueError: unless a subclass overrides the method.
+        """
+        raise ValueError(f"{self!r} is not a path to tokens; use paths.Linear('logits').")
+
+    def log_given(self, sample: PathSample, base: Any) -> Tensor:
+        """Computes the log-density of the points of ``sample`` given their data, ``[B]``, for independent pairs.
+
+        Args:
+            sample: the result of :meth:`sample`.
+            base: the distribution of ``sample.x0``.
+
+        Raises:
+            ValueError: unless a subclass overrides the method.
+        """
+        raise ValueError(f"{self!r} has no density given the data; use paths.Linear('logits').")
+
     def check_base(self, base: Any) -> None:
         """Raises a ValueError if the path cannot start from ``base``. Default: every base is accepted."""
 

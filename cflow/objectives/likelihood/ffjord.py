@@ -207,6 +207,11 @@ class FFJORD(MaximumLikelihood):
                 f"ContinuousFlow."
             )
         self._check_density(flow)
+        if flow.transform.likelihood == "none":
+            raise ValueError(
+                f"FFJORD: the density of this {type(flow).__qualname__} at time 1 is not that of its data, which are "
+                f"tokens; use objectives.FlowMatching()."
+            )
         if self.steer > 0 and flow.path is not None and flow.path.predict != "velocity":
             raise ValueError(
                 f"FFJORD(steer={self.steer}): random ends need the velocity before time 0, and {flow.path!r} has it in "
