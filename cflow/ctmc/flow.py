@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -184,15 +185,20 @@ class TokenFlow(BaseFlow):
 
     # The network
 
-    def predict(self, t: Tensor, x: Tensor, context: Value | None = None, *, s=None) -> Tensor:
+    def predict(
+        self, t: Tensor, x: Tensor, context: Value | None = None, *, s=None, previous: Tensor | None = None
+    ) -> Tensor:
         """Evaluates the denoiser on one batch dimension; returns logits, in float32 or better.
+
+        ``previous`` are the logits of an earlier call, for a denoiser with self-conditioning.
 
         Shapes: ``t [B]``, states ``x [B, *model]``, ``context [B, *context_shape]``; returns ``[B, *model, K]``. A
         denoiser has one time, so ``s`` must be None.
         """
         if s is not None:
             raise TypeError("TokenFlow.predict(s=...): a denoiser reads one time; omit s.")
-        logits = self.denoiser(t.to(self.dtype), x, context)
+        extra = {} if previous is None else {"previous": previous}
+        logits = self.denoiser(t.to(self.dtype), x, context, **extra)
         wanted = (*x.shape, self.source.vocabulary)
         if logits.shape != wanted:
             raise ValueError(
@@ -222,14 +228,19 @@ class TokenFlow(BaseFlow):
         logits = self._network(context, guidance)(t, x)
         return unflatten(self.path.posterior(logits, x, t).log_probs(head).exp().to(self.dtype), batch)
 
-    def _network(self, context: Value | None, guidance=None) -> Callable[[Tensor, Tensor], Tensor]:
-        """Returns the denoiser as a function ``(t [B], x) -> logits``, with its context and guidance."""
-        field: Any = Denoiser(self)
-        if guidance is not None:
-            if not callable(guidance):
-                raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
-            field = guidance(field)
+    def _network(self, context: Value | None, guidance=None) -> Callable[..., Tensor]:
+        """Returns the denoiser as a function ``(t [B], x, previous=None) -> logits``, with its context and guidance."""
+        if guidance is None:
+            return lambda t, x, previous=None: self.predict(t, x, context, previous=previous)
+        if not callable(guidance):
+            raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
+        field = guidance(Denoiser(self, getattr(guidance, "scales_rates", False)))
         return lambda t, x: field(t, x, context)
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the denoiser also takes the logits of an earlier call."""
+        return as_field(self.denoiser).self_conditioned
 
     # The methods from which the base class derives the protocol
 
@@ -284,12 +295,18 @@ class TokenFlow(BaseFlow):
                 f"flow.sample: the flow was trained with {self.trained_by[-1].coupling}, so base and data are not "
                 f"independent; pass a sampler with rate=ctmc.MinimalJump()."
             )
-        process = Process(self.path, self._network(context, guidance), start, free, generator, self._reads_time)
+        path, previous = self.path, self.self_conditioned and guidance is None
+        if getattr(guidance, "scales_rates", False):
+            if not sampler.scales or path.checked(sampler.rate).reshuffles(self.source):
+                raise ValueError(
+                    f"flow.sample(guidance={guidance!r:.60}): it changes rates of jumps to the data; pass "
+                    f"sampler=ctmc.Analytic(rate=ctmc.MinimalJump())."
+                )
+            path = copy.copy(path)
+            path.head, path.weights = "denoiser", True
+        reads_time = as_field(self.denoiser).reads_time
+        process = Process(path, self._network(context, guidance), start, free, generator, reads_time, previous)
         return sampler.states(process)
-
-    @property
-    def _reads_time(self) -> bool:
-        return as_field(self.denoiser).reads_time
 
     @torch.no_grad()
     def infill(
@@ -368,12 +385,19 @@ class TokenFlow(BaseFlow):
 class Denoiser(Forwarding):
     """The denoiser of a flow, as a field that guidance can change."""
 
-    def __init__(self, flow: TokenFlow):
-        self.field, self.flow = flow.denoiser, flow
+    def __init__(self, flow: TokenFlow, log_probs: bool = False):
+        self.field, self.flow, self.log_probs = flow.denoiser, flow, log_probs
+        self.states = flow.source.states
         self.event_shape, self.context_shape = flow.model_shape, flow.context_shape
         self.null_context = flow.null_context
 
     event_shape = context_shape = ...
 
     def __call__(self, t: Tensor, x: Tensor, context: Value | None = None, *, s=None) -> Tensor:
-        return self.flow.predict(torch.as_tensor(t, device=x.device).expand(len(x)), x, context, s=s)
+        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        logits, path = self.flow.predict(t, x, context, s=s), self.flow.path
+        if not self.log_probs:
+            return logits
+        if path.source.absorbing:  # tokens that are carried over do not jump
+            return torch.log_softmax(logits, -1)
+        return path.posterior(logits, x, t).log_probs("denoiser", dtype=logits.dtype)

@@ -90,6 +90,8 @@ class Posterior:
         head: which of the two the logits mean.
         sharpen: a change of l. Default: None.
         carries: whether the evidence may be infinite.
+        weights: whether the exponentials of the logits are rates of jumps to each token, relative to the schedule's,
+            so that their sum changes how fast tokens jump.
 
     Source: Leave-one-out posteriors of uniform diffusion, 2026, arXiv:2605.22765.
 
@@ -107,7 +109,9 @@ class Posterior:
         head: Head,
         sharpen: Sharpen | None = None,
         carries: bool = False,
+        weights: bool = False,
     ):
+        self.weights = weights
         self.logits, self.x, self.evidence, self.head, self.carries = logits, x, evidence, head, carries
         self.sharpen = None if sharpen is None or sharpen.neutral else sharpen
 
@@ -115,6 +119,11 @@ class Posterior:
     def size(self) -> int:
         """The number K of tokens."""
         return self.logits.shape[-1]
+
+    @property
+    def pace(self) -> Tensor | None:
+        """How fast each token jumps, relative to the schedule: ``[B, *event]`` in float64; None for one."""
+        return self.logits.logsumexp(-1).double().exp() if self.weights else None
 
     def log_probs(self, kind: Head, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Returns log-probabilities ``[B, *event, K]`` of the denoiser or of the leave-one-out posterior.

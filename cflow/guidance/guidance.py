@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Guidance:
         >>> torch.equal(Faster()(field)(t, x), 2 * field(t, x))
         True
     """
+
+    scales_rates: ClassVar[bool] = False
+    """Whether the guidance changes how fast the tokens of a token flow jump, not only to which tokens."""
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Computes the velocity of ``field`` under the guidance at ``(t, x)`` given ``context``, and its divergence.
@@ -191,7 +195,7 @@ class ClassifierFree(Guidance):
         _check_scale(self)
         if len(self.interval) != 2 or not self.interval[0] < self.interval[1]:
             raise ValueError(
-                f"ClassifierFree(interval={self.interval}): the interval is two increasing times; pass (0.1, 0.9)."
+                f"{type(self).__name__}(interval={self.interval}): pass two increasing times, such as (0.1, 0.9)."
             )
 
     def __call__(self, field) -> Guided:

@@ -22,8 +22,8 @@ def check_token_flow(
     r"""Checks source, schedule and rate of a token flow, and a sampler, with a perfect denoiser of a known law.
 
     The suite checks the schedule and its inverse, the distribution of the source, the conversions between the two
-    posteriors, the master equation of the rate (to 1e-10), the rates of the process against their average over the data,
-    the law of a step, and the bound: it equals the entropy for a tight rate and is above it for others. With a sampler
+    posteriors, the master equation of the rate (to 1e-10), the rates of the process against their average over the
+    data, the law of a step, and the bound: it equals the entropy for a tight rate and is above it for others. With a sampler
     it checks the law of samples, that seeds repeat, that rows do not depend on each other, and that fixed tokens never
     move.
 
@@ -189,7 +189,7 @@ def _check_bound(flow: TokenFlow, law: Tensor, draws: int) -> None:
     mean, error = float(value.mean()), float(value.std()) / draws**0.5
     exact = entropy(law)
     # Five standard errors: fails once in two million seeds.
-    if flow.path.default_rate.tight or not flow.path.default_rate.reshuffles(flow.source) and flow.source.absorbing:
+    if flow.path.default_rate.tight or (not flow.path.default_rate.reshuffles(flow.source) and flow.source.absorbing):
         demand(abs(mean - exact) < 5 * error, f"the bound {mean:.4f} +- {error:.4f} equals the entropy {exact:.4f}")
     else:
         demand(mean > exact - 5 * error, f"the bound {mean:.4f} +- {error:.4f} is not below the entropy {exact:.4f}")

@@ -64,7 +64,9 @@ def test_every_rate_is_right_for_every_source_and_schedule(source, schedule, rat
 
 
 CASES = [(source, sampler) for source in ("mask", "uniform") for sampler in SAMPLERS]
-CASES += [(source, sampler) for source in SOURCES for sampler in ("analytic", "euler", "gibbs") if source not in CASES[0]]
+CASES += [
+    (source, sampler) for source in SOURCES for sampler in ("analytic", "euler", "gibbs") if source not in CASES[0]
+]
 
 
 @pytest.mark.parametrize(("source", "sampler"), sorted({*CASES}))

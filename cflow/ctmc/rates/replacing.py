@@ -46,8 +46,10 @@ class Replacing(Rate):
 
     def move(self, path: Any, posterior: Any, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
         """Returns the states at time ``s``, from uniform numbers ``u [B, *event]``, one for each token."""
-        x = posterior.x
+        x, pace = posterior.x, posterior.pace
         to_data, to_source = (like(each, x) for each in self.odds(path.schedule, t, s))
+        if pace is not None:  # rates that only jump to the data
+            to_data = 1 - (1 - to_data) ** pace
         chosen = u < to_data
         if posterior.carries:
             chosen = chosen & (posterior.evidence != torch.inf)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cflow.ctmc.rates.rate import Coefficients, Moment, Rate
+from cflow.ctmc.rates.replacing import MinimalJump
 from cflow.registry import register
 
 __all__ = ["TimeReversal"]
@@ -67,6 +68,8 @@ class TimeReversal(Rate):
         The step is exact for a fixed posterior: ``x_s`` given ``x_t`` is proportional to the probability of noising
         from ``x_s`` to ``x_t``, times ``kappa l + (1 - kappa) p_0`` at time s.
         """
+        if posterior.weights:
+            return MinimalJump().move(path, posterior, t, s, u)  # the same for a mask source
         x, schedule, source = posterior.x, path.schedule, path.source
         kappa, left = schedule.kappa(s), schedule.remaining(s)
         ratio = schedule.kappa(t) / kappa

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Remasking(Stepping):
     Source: Wang et al., Remasking Discrete Diffusion Models with Inference-Time Scaling, 2025, arXiv:2503.00307.
     """
 
+    scales: ClassVar[bool] = False
     kind: Literal["cap", "rescale"] = "cap"
     eta: float = 0.02
     window: tuple[float, float] = (0.0, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,22 +27,28 @@ class Process:
         free: the positions that move, bool ``[B, *event]``. Default: None, all of them.
         generator: the source of random numbers, or a list with one for each row.
         reads_time: whether the network depends on the time. Otherwise logits are used again while no state changes.
+        self_conditioned: whether the network also gets the logits of the call before.
     """
 
     path: Any
-    network: Callable[[Tensor, Tensor], Tensor]
+    network: Callable[..., Tensor]
     start: Tensor
     free: Tensor | None = None
     generator: Source = None
     reads_time: bool = True
+    self_conditioned: bool = False
     _kept: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def predict(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluates the network at times ``[]`` or ``[B]`` and states ``x [B, *event]``."""
-        if not self.reads_time and self._kept is not None and torch.equal(self._kept[0], x):
-            return self._kept[1]
-        logits = self.network(t.expand(len(x)), x)
-        if not self.reads_time:
+        before = self._kept
+        if self.self_conditioned:
+            logits = self.network(t.expand(len(x)), x, None if before is None else before[1])
+        elif not self.reads_time and before is not None and torch.equal(before[0], x):
+            return before[1]
+        else:
+            logits = self.network(t.expand(len(x)), x)
+        if self.self_conditioned or not self.reads_time:
             self._kept = x, logits
         return logits
 
@@ -55,7 +61,12 @@ class Sampler(ABC):
     """Simulates the jumps of a token flow: the base class of samplers.
 
     A subclass writes :meth:`states`. Samplers are frozen dataclasses, so that they can be compared, printed and saved.
+
+    Attributes:
+        scales: whether the sampler works with guidance that changes how fast tokens jump.
     """
+
+    scales: ClassVar[bool] = False
 
     @abstractmethod
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Stepping(Sampler):
         ValueError: if ``steps`` is not a positive integer, or an option is out of range.
     """
 
+    scales: ClassVar[bool] = True
     steps: int = 64
     rate: Rate | None = None
     schedule: Schedule | None = None
@@ -194,8 +196,10 @@ def _movable(process: Process, x: Tensor) -> Tensor:
 def _rates(sampler: Stepping, process: Process, logits: Tensor, x: Tensor, t: Tensor) -> Tensor:
     path = process.path
     rate = path.checked(sampler.rate)
-    p = path.posterior(logits, x, t, sharpen=sampler.sharpen).log_probs("denoiser").exp()
-    return rate.expected(path.moment(x, t), x, p, path.table(x, t))
+    posterior = path.posterior(logits, x, t, sharpen=sampler.sharpen)
+    p, pace = posterior.log_probs("denoiser").exp(), posterior.pace
+    rates = rate.expected(path.moment(x, t), x, p, path.table(x, t))
+    return rates if pace is None else rates * pace.unsqueeze(-1)
 
 
 def _targets(rates: Tensor, jumps: Tensor, u: Tensor) -> Tensor:

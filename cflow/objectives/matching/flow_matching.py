@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cflow.couplings import Independent
@@ -28,6 +29,7 @@ class MatchingBatch:
         context: the conditions ``[B, *context_shape]``, or None.
         drop: the items that lose their condition, a bool tensor ``[B]``, or None.
         noise: the noise that the path has drawn, or None.
+        twice: whether the network first makes a prediction that it gets as its previous one (self-conditioning).
     """
 
     x0: Tensor
@@ -36,6 +38,7 @@ class MatchingBatch:
     context: Tensor | None = None
     drop: Tensor | None = None
     noise: Any = None
+    twice: bool = False
 
 
 @register("objectives.FlowMatching")
@@ -48,7 +51,8 @@ class FlowMatching(Objective):
     The minimiser determines the marginal velocity of the path under the coupling :math:`\pi`, for every prediction type
     (``flow.path.predict``). With ``couplings.OptimalTransport()`` this is OT-CFM; with the linear path and
     ``couplings.Independent()`` it is the first round of rectified flow. The objective trains any flow with ``path``,
-    ``interval`` and ``predict(t, x, context)``; the path computes the loss.
+    ``interval`` and ``predict(t, x, context)``; the path computes the loss. If the flow's network takes earlier
+    predictions (``TokenDiT(self_conditioning=True)``), half of the batches are trained with one.
 
     Args:
         coupling: the coupling of base and data samples. Default: None, independent.
@@ -117,6 +121,9 @@ class FlowMatching(Objective):
         if self.times is None and path.times != self.law:
             batch.t = self._times(path.times, flow.base, batch.x1, generator)
         batch.noise = path.draw(batch.x1, generator)
+        if getattr(flow, "self_conditioned", False):
+            coin = torch.rand((), generator=generator, device=batch.x1.device)
+            batch.twice = bool(coin < 0.5)
         return batch
 
     def loss(self, flow: Any, batch: MatchingBatch) -> Tensor:
@@ -137,7 +144,11 @@ class FlowMatching(Objective):
     def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
         """Computes the error of the network on the path, and the times of the points, both ``[B]``."""
         sample = path.sample(batch.x0, batch.x1, t, mask=self._mask(batch), noise=batch.noise)
-        return path.loss(flow.predict(sample.t, sample.xt, context), sample), sample.t
+        extra = {}
+        if batch.twice:
+            with torch.no_grad():
+                extra["previous"] = flow.predict(sample.t, sample.xt, context)
+        return path.loss(flow.predict(sample.t, sample.xt, context, **extra), sample), sample.t
 
     def _check_mask(self, mask: Tensor | None) -> None:
         """Raises if there is a mask and the loss or the coupling would use entries outside it."""

@@ -1,0 +1,331 @@
+"""Token flows under the protocol: training, saving, integer events, infilling, errors."""
+
+import copy
+
+import pytest
+import torch
+
+import cflow
+from cflow import couplings, ctmc, fields, objectives, training
+from cflow.testing import ExactDenoiser, check_flow, check_objective
+from cflow.testing.exact_denoiser import correlated, entropy
+
+SOURCES = {
+    "mask": lambda: ctmc.Mask(4, 3),
+    "uniform": lambda: ctmc.Uniform(4, 3),
+    "marginal": lambda: ctmc.Marginal(4, torch.tensor([0.5, 0.3, 0.2])),
+    "mask and uniform": lambda: ctmc.MaskAndUniform(4, 3),
+}
+
+
+def network(source, **options):
+    torch.manual_seed(0)
+    net = fields.TokenDiT(
+        source.event_shape.numel(), source.states, source.vocabulary, width=16, depth=1, heads=2, **options
+    )
+    torch.nn.init.normal_(net.output.weight, std=0.3)  # not zero, so that the untrained network says something
+    return net
+
+
+def make(source, path=None, **options):
+    return ctmc.TokenFlow(network(source, **options), source, path=path)
+
+
+@pytest.mark.parametrize(("source", "classes"), [*((source, 0) for source in SOURCES), ("mask", 3)])
+def test_token_flows_conform(source, classes):
+    check_flow(make(SOURCES[source](), classes=classes), torch.tensor(1) if classes else None)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("loss", ["cross-entropy", "kl", "elbo", "score-entropy"])
+@pytest.mark.parametrize("head", ["denoiser", "leave-one-out"])
+def test_every_loss_trains(source, loss, head, generator):
+    made = SOURCES[source]()
+    if made.moves and loss == "kl":
+        pytest.skip("minimal jumps do not exist for a source that moves")
+    flow = make(made, ctmc.Mixture(loss=loss, head=head))
+    check_objective(objectives.FlowMatching(), flow, torch.randint(3, (6, 4), generator=generator))
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform", "marginal"])
+@pytest.mark.parametrize("loss", ["kl", "elbo", "score-entropy"])
+def test_losses_that_are_bounds_average_to_the_bound(source, loss, generator):
+    """The mean loss of a perfect denoiser is its bound per token: the entropy, for tight rates."""
+    law = correlated(3, 2)
+    made = {"mask": ctmc.Mask(2, 3), "uniform": ctmc.Uniform(2, 3)}.get(source)
+    made = ctmc.Marginal(2, torch.tensor([0.5, 0.3, 0.2])) if made is None else made
+    path = ctmc.Mixture(ctmc.Cosine(), loss=loss)
+    flow = ctmc.TokenFlow(ExactDenoiser(law, made, path), made, path=path).double()
+    rows = torch.multinomial(law.flatten(), 2500, replacement=True, generator=generator)
+    x = flow.denoiser.sequences()[rows]
+    values = 2 * objectives.FlowMatching()(flow, x, generator=generator).detach()
+    rate = ctmc.MinimalJump() if loss == "kl" else None
+    wanted = -flow.log_prob(x, rate=rate, generator=generator).detach().mean()
+    error = float(values.std()) / 2500**0.5
+    assert abs(float(values.mean() - wanted)) < 7 * error
+    if source == "mask" or loss != "kl":
+        assert abs(float(values.mean()) - entropy(law)) < 5 * error
+
+
+def test_score_entropy_is_that_of_sedd(generator):
+    """The integrand of the bound for the time reversal is SEDD's formula with scores."""
+    source = ctmc.Uniform(2, 3)
+    path = ctmc.Mixture(head="leave-one-out").bind(source)
+    x, x1 = torch.randint(3, (2, 5, 2), generator=generator)
+    t = torch.rand(5, generator=generator, dtype=torch.float64)
+    logits = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
+    found = ctmc.losses.nats_per_time(path, logits, x, x1, t, ctmc.TimeReversal())
+    kappa = t.reshape(5, 1, 1)
+    channel = kappa * torch.nn.functional.one_hot(x1, 3) + (1 - kappa) / 3
+    true = channel / channel.gather(-1, x.unsqueeze(-1))
+    score = path.score(logits, x, t)
+    terms = score - true * score.log() + true * (true.log() - 1)
+    noising = 1 / t.reshape(5, 1) / 3  # the noising rate to one token, kappa' / kappa * p_0
+    wanted = noising * terms.scatter(-1, x.unsqueeze(-1), 0.0).sum(-1)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_counts_have_no_variance_for_independent_tokens(generator):
+    """With the same loss for every token, every draw of the bound is the same number."""
+    source = ctmc.Mask(16, 4)
+    path = ctmc.Mixture()
+
+    class Constant(fields.Field):
+        def forward(self, t, x, context=None, *, s=None):
+            return torch.zeros(*x.shape, 4, dtype=torch.float64)
+
+    flow = ctmc.TokenFlow(Constant((16,)), source, path=path)
+    value = flow.log_prob(torch.randint(4, (50, 16), generator=generator), generator=generator)
+    assert float(value.std()) < 1e-12
+    torch.testing.assert_close(value, torch.full_like(value, -16 * torch.tensor(4.0).double().log().item()))
+
+
+def test_one_step_of_a_mask_flow_costs_the_total_correlation(generator):
+    """All tokens are drawn independently, so the law of samples is the product of the marginals, exactly."""
+    law = correlated(3, 2)
+    source, path = ctmc.Mask(2, 3), ctmc.Mixture()
+    flow = ctmc.TokenFlow(ExactDenoiser(law, source, path), source, path=path).double()
+    x = flow.sample((20_000,), sampler=ctmc.Analytic(1), generator=generator)
+    found = torch.bincount(x[:, 0] * 3 + x[:, 1], minlength=9).double() / len(x)
+    product = law.sum(1, keepdim=True) * law.sum(0, keepdim=True)
+    assert 0.5 * float((found - product.flatten()).abs().sum()) < 0.02
+    divergence = float((law * (law / product).log()).sum())
+    correlation = entropy(law.sum(0)) + entropy(law.sum(1)) - entropy(law)
+    assert divergence == pytest.approx(correlation)
+    assert divergence > 0.05
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16])
+def test_equal_steps_of_a_mask_flow_have_the_floor_of_theory(steps, generator):
+    """Two tokens that determine each other disagree with probability 1 / (2 N)."""
+    law = torch.tensor([[0.5, 0.0], [0.0, 0.5]])
+    source, path = ctmc.Mask(2, 2), ctmc.Mixture()
+    flow = ctmc.TokenFlow(ExactDenoiser(law, source, path), source, path=path)
+    x = flow.sample((20_000,), sampler=ctmc.Analytic(steps), generator=generator)
+    wrong = 1 / (2 * steps)
+    assert abs(float((x[:, 0] != x[:, 1]).double().mean()) - wrong) < 5 * (wrong * (1 - wrong) / 20_000) ** 0.5
+
+
+def test_first_hitting_reveals_one_token_per_call(generator):
+    source = ctmc.Mask(5, 3)
+    flow, calls = make(source), []
+    flow.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    times, states = flow.trajectory((3,), sampler=ctmc.FirstHitting(), generator=generator)
+    hidden = (states == source.mask).sum(-1)
+    assert len(calls) == 5
+    assert hidden[:, 0].tolist() == [5, 4, 3, 2, 1, 0]
+    assert bool((times.diff() > 0).all())
+    calls.clear()
+    flow.sample((3,), sampler=ctmc.FirstHitting(together=2), generator=generator)
+    assert len(calls) == 3
+
+
+def test_every_step_is_one_call_and_a_timeless_network_is_asked_again_only_for_new_states(generator):
+    flow, calls = make(ctmc.Mask(4, 3), reads_time=False), []
+    flow.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    flow.sample((1,), sampler=ctmc.Analytic(200), generator=generator)
+    assert len(calls) <= 5
+    flow, calls = make(ctmc.Mask(4, 3)), []
+    flow.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    flow.sample((1,), sampler=ctmc.Analytic(20), generator=generator)
+    assert len(calls) == 20
+
+
+def test_integers_of_every_dtype_are_the_same_data(generator):
+    flow = make(ctmc.Mask(4, 3))
+    x = torch.randint(3, (5, 4), generator=generator)
+    value = lambda each: flow.log_prob(each, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.float32, torch.float64):
+        torch.testing.assert_close(value(x.to(dtype)), value(x), rtol=0, atol=0)
+
+
+def test_tokens_outside_the_vocabulary_are_named():
+    flow = make(ctmc.Mask(4, 3))
+    with pytest.raises(ValueError, match=r"token 7 \(row 1, position 2\)"):
+        flow.log_prob(torch.tensor([[0, 1, 2, 0], [0, 1, 7, 0]]))
+    with pytest.raises(ValueError, match=r"token 0.5 \(row 0, position 3, and 1 more\)"):
+        flow.log_prob(torch.tensor([[0, 1, 2, 0.5], [0, 1, 2, 1.5]]))
+    with pytest.raises(TypeError, match="bool"):
+        flow.log_prob(torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="token 3"):
+        training.fit(flow, objectives.FlowMatching(), torch.full((8, 4), 3), steps=1, batch_size=8)
+
+
+def test_the_support_is_that_of_the_tokens():
+    support = make(ctmc.Mask(4, 3))().support
+    assert support.check(torch.tensor([[0, 1, 2, 0], [0, 1, 3, 0]])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+def test_dtypes_train_the_same_weights_and_a_killed_run_resumes_to_the_bit(source, tmp_path, generator):
+    data = torch.randint(3, (64, 4), generator=generator)
+
+    def trained(rows, steps, out=None, **options):
+        flow = make(SOURCES[source]())
+        training.fit(
+            flow, objectives.FlowMatching(), rows, steps=steps, batch_size=16, out=out, checkpoint_every=3, **options
+        )
+        return flow.state_dict()
+
+    whole = trained(data, 9)
+    for dtype in (torch.uint8, torch.int32):
+        other = trained(data.to(dtype), 9)
+        assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+    def stop(step, flow, row):
+        if step == 7:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(data, 9, tmp_path, callbacks=(stop,))
+    resumed = trained(data, 9, tmp_path, resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_saving_keeps_path_sampler_and_source(tmp_path):
+    source = ctmc.Marginal(4, torch.tensor([0.5, 0.3, 0.2]))
+    path = ctmc.Mixture(ctmc.Polynomial((1.0, 2.0, 1.0, 0.5)), rate=ctmc.DetailedBalance(2.0), loss="elbo")
+    flow = ctmc.TokenFlow(network(source), source, path=path, sampler=ctmc.Analytic(8, temperature=0.9))
+    loaded = cflow.load(cflow.save(flow, tmp_path / "flow"))
+    assert loaded.path == flow.path
+    assert loaded.sampler == flow.sampler
+    assert loaded.path.source is loaded.source
+    assert copy.deepcopy(flow).path.source is not flow.source
+    draw = lambda each: each.sample((3,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(flow), draw(loaded))
+
+
+def test_infilling_of_a_mask_flow_draws_the_conditional_law(generator):
+    law = correlated(3, 2)
+    source, path = ctmc.Mask(2, 3), ctmc.Mixture()
+    flow = ctmc.TokenFlow(ExactDenoiser(law, source, path), source, path=path).double()
+    x = flow.infill(torch.tensor([1, -5]), torch.tensor([True, False]), (6000,), generator=generator)
+    assert bool((x[:, 0] == 1).all())
+    found = torch.bincount(x[:, 1], minlength=3).double() / len(x)
+    assert float((found - law[1] / law[1].sum()).abs().max()) < 0.04
+
+
+def test_infilling_refuses_what_it_cannot_read():
+    flow = make(ctmc.Mask(4, 3))
+    with pytest.raises(TypeError, match="bool"):
+        flow.infill(torch.zeros(4, dtype=torch.long), torch.ones(4))
+    with pytest.raises(ValueError, match="token 9"):
+        flow.infill(torch.full((4,), 9), torch.ones(4, dtype=torch.bool))
+    x = flow.infill(torch.full((2, 4), 9), torch.zeros(4, dtype=torch.bool), (3,))
+    assert x.shape == (3, 2, 4)
+
+
+def test_pairs_train_a_flow_from_data_to_data(generator):
+    rows = torch.randint(2, (64, 4), generator=generator)
+    source = ctmc.Given(rows, 3)
+    flow = make(source)
+    assert flow.likelihood == "none"
+    pairs = torch.stack((rows, rows + 1), 1)
+    training.fit(flow, objectives.FlowMatching(couplings.Paired()), pairs, steps=3, batch_size=16)
+    assert flow.sample((2,), sampler=ctmc.Analytic(4)).shape == (2, 4)
+    with pytest.raises(ValueError, match="no density"):
+        flow.log_prob(rows)
+    with pytest.raises(ValueError, match="no probabilities"):
+        ctmc.TokenFlow(network(source), source, path=ctmc.Mixture(head="leave-one-out"))
+
+
+def test_a_coupling_leaves_only_minimal_jumps(generator):
+    source = ctmc.Uniform(4, 3)
+    flow = make(source)
+    pairs = torch.randint(3, (64, 2, 4), generator=generator)
+    training.fit(flow, objectives.FlowMatching(couplings.Paired()), pairs, steps=1, batch_size=16)
+    assert flow.likelihood == "none"
+    with pytest.raises(ValueError, match="not independent"):
+        flow.sample((2,))
+    assert flow.sample((2,), sampler=ctmc.Analytic(4, rate=ctmc.MinimalJump())).shape == (2, 4)
+
+
+def test_self_conditioning_gives_the_network_its_earlier_logits(generator):
+    source = ctmc.Mask(4, 3)
+    flow, seen = make(source, self_conditioning=True), []
+    flow.denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("previous")), with_kwargs=True
+    )
+    flow.sample((2,), sampler=ctmc.Analytic(3), generator=generator)
+    assert [each is not None for each in seen] == [False, True, True]
+    data = torch.randint(3, (16, 4), generator=generator)
+    twice = []
+    for _ in range(24):
+        seen.clear()
+        objectives.FlowMatching()(flow, data, generator=generator)
+        twice.append(len(seen) == 2)
+    assert 4 < sum(twice) < 20  # a coin: outside once in a thousand seeds
+
+
+def test_weights_get_the_time_of_the_points(generator):
+    seen = []
+
+    class Weight:
+        def __call__(self, path, t):
+            seen.append(t)
+            return torch.ones_like(t)
+
+    flow, times = make(ctmc.Mask(4, 3)), []
+    flow.denoiser.register_forward_pre_hook(lambda module, args: times.append(args[0]))
+    objectives.FlowMatching(weight=Weight())(flow, torch.randint(3, (8, 4), generator=generator), generator=generator)
+    assert torch.equal(seen[0], times[0])
+
+
+def test_wrong_parts_are_refused():
+    source = ctmc.Mask(4, 3)
+    with pytest.raises(TypeError, match="not a source"):
+        ctmc.TokenFlow(network(source), cflow.bases.Normal(4))
+    with pytest.raises(ValueError, match="vocabulary"):
+        ctmc.TokenFlow(network(source), ctmc.Mask(4, 5))
+    with pytest.raises(TypeError, match="path of tokens"):
+        ctmc.TokenFlow(network(source), source, path=cflow.paths.Linear())
+    with pytest.raises(TypeError, match="not a sampler"):
+        make(source).sample((2,), sampler=ctmc.Analytic)
+    with pytest.raises(TypeError, match="sampler=ctmc.Analytic"):
+        make(source).sample((2,), steps=3)
+    with pytest.raises(ValueError, match="not available"):
+        ctmc.Mixture(loss="mse")
+    with pytest.raises(ValueError, match="one exponent for each position"):
+        make(source, ctmc.Mixture(ctmc.Polynomial((1.0, 2.0))))
+    with pytest.raises(ValueError, match="no closed form"):
+        make(ctmc.Uniform(4, 3)).sample((1,), sampler=ctmc.Analytic(2, rate=ctmc.CampbellRate()))
+
+
+def test_the_estimate_of_the_bound_is_nearer_than_one_draw(generator):
+    law = correlated(3, 2)
+    source, path = ctmc.Mask(2, 3), ctmc.Mixture()
+    flow = ctmc.TokenFlow(ExactDenoiser(law, source, path), source, path=path).double()
+    x = flow.denoiser.sequences()
+    value, error = flow.log_prob_estimate(x, draws=128, generator=generator)
+    assert bool(((value - law.flatten().log()).abs() < 5 * error + 1e-9).all())
+    pairs, _ = flow.log_prob_estimate(x, draws=64, complementary=True, generator=generator)
+    assert bool(((pairs - law.flatten().log()).abs() < 5 * error + 1e-9).all())
+    with pytest.raises(ValueError, match="hidden tokens to complement"):
+        make(ctmc.Uniform(4, 3)).log_prob(torch.zeros(1, 4, dtype=torch.long), complementary=True)
+
+
+def test_rare_tokens_are_drawn():
+    """A law with a tail of 1e-8 is drawn exactly: Gumbel noise in float32 would never reach it."""
+    u = torch.tensor([0.0, 0.5e-8, 2e-8, 1 - 0.5e-8, 1 - 1e-16], dtype=torch.float64)
+    weights = torch.tensor([1e-8, 1 - 2e-8, 1e-8], dtype=torch.float64)
+    assert ctmc.categorical.invert(weights, u).tolist() == [0, 0, 1, 2, 2]
