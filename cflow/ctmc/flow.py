@@ -224,12 +224,15 @@ class TokenFlow(BaseFlow):
 
     def _network(self, context: Value | None, guidance=None) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns the denoiser as a function ``(t [B], x) -> logits``, with its context and guidance."""
-        field: Any = Denoiser(self)
-        if guidance is not None:
-            if not callable(guidance):
-                raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
-            field = guidance(field)
+        field = self._guided(guidance)
         return lambda t, x: field(t, x, context)
+
+    def _guided(self, guidance) -> Any:
+        if guidance is None:
+            return Denoiser(self)
+        if not callable(guidance):
+            raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
+        return guidance(Denoiser(self))
 
     # The methods from which the base class derives the protocol
 
@@ -284,12 +287,9 @@ class TokenFlow(BaseFlow):
                 f"flow.sample: the flow was trained with {self.trained_by[-1].coupling}, so base and data are not "
                 f"independent; pass a sampler with rate=ctmc.MinimalJump()."
             )
-        process = Process(self.path, self._network(context, guidance), start, free, generator, self._reads_time)
+        reads_time = as_field(self._guided(guidance)).reads_time
+        process = Process(self.path, self._network(context, guidance), start, free, generator, reads_time)
         return sampler.states(process)
-
-    @property
-    def _reads_time(self) -> bool:
-        return as_field(self.denoiser).reads_time
 
     @torch.no_grad()
     def infill(
