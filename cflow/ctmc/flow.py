@@ -229,13 +229,17 @@ class TokenFlow(BaseFlow):
         return unflatten(self.path.posterior(logits, x, t).log_probs(head).exp().to(self.dtype), batch)
 
     def _network(self, context: Value | None, guidance=None) -> Callable[..., Tensor]:
-        """Returns the denoiser as a function ``(t [B], x, previous=None) -> logits``, with its context and guidance."""
+        """Returns the denoiser as a function ``(t [B], x, **earlier) -> logits``, with its context and guidance."""
+        field = self._guided(guidance)
+        return lambda t, x, **earlier: field(t, x, context, **earlier)
+
+    def _guided(self, guidance) -> Any:
+        """Returns the denoiser as a field, under guidance."""
         if guidance is None:
-            return lambda t, x, previous=None: self.predict(t, x, context, previous=previous)
+            return Denoiser(self)
         if not callable(guidance):
             raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
-        field = guidance(Denoiser(self, getattr(guidance, "scales_rates", False)))
-        return lambda t, x: field(t, x, context)
+        return guidance(Denoiser(self, getattr(guidance, "scales_rates", False)))
 
     @property
     def self_conditioned(self) -> bool:
@@ -295,7 +299,7 @@ class TokenFlow(BaseFlow):
                 f"flow.sample: the flow was trained with {self.trained_by[-1].coupling}, so base and data are not "
                 f"independent; pass a sampler with rate=ctmc.MinimalJump()."
             )
-        path, previous = self.path, self.self_conditioned and guidance is None
+        path, field = self.path, as_field(self._guided(guidance))
         if getattr(guidance, "scales_rates", False):
             if not sampler.scales or path.checked(sampler.rate).reshuffles(self.source):
                 raise ValueError(
@@ -304,8 +308,8 @@ class TokenFlow(BaseFlow):
                 )
             path = copy.copy(path)
             path.head, path.weights = "denoiser", True
-        reads_time = as_field(self.denoiser).reads_time
-        process = Process(path, self._network(context, guidance), start, free, generator, reads_time, previous)
+        network = self._network(context, guidance)
+        process = Process(path, network, start, free, generator, field.reads_time, field.self_conditioned)
         return sampler.states(process)
 
     @torch.no_grad()
@@ -393,9 +397,11 @@ class Denoiser(Forwarding):
 
     event_shape = context_shape = ...
 
-    def __call__(self, t: Tensor, x: Tensor, context: Value | None = None, *, s=None) -> Tensor:
+    def __call__(
+        self, t: Tensor, x: Tensor, context: Value | None = None, *, s=None, previous: Tensor | None = None
+    ) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))
-        logits, path = self.flow.predict(t, x, context, s=s), self.flow.path
+        logits, path = self.flow.predict(t, x, context, s=s, previous=previous), self.flow.path
         if not self.log_probs:
             return logits
         if path.source.absorbing:  # tokens that are carried over do not jump

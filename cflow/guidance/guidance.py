@@ -24,6 +24,9 @@ class Guidance:
     A subclass implements ``__call__(field) -> Guided``, ``velocity(field, t, x, context) -> v``, and
     ``value_and_divergence`` with the same arguments if its divergence follows from that of the field.
 
+    Attributes:
+        reads_time: whether the result depends on the time also for a field that reads no time.
+
     Example:
         >>> class Faster(Guidance):
         ...     def __call__(self, field):
@@ -39,6 +42,8 @@ class Guidance:
 
     scales_rates: ClassVar[bool] = False
     """Whether the guidance changes how fast the tokens of a token flow jump, not only to which tokens."""
+
+    reads_time = True
 
     def value_and_divergence(self, field, t, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Computes the velocity of ``field`` under the guidance at ``(t, x)`` given ``context``, and its divergence.
@@ -73,6 +78,11 @@ class Guided(FieldWrapper):
     def __init__(self, guidance: Guidance, field):
         super().__init__(field)
         self.guidance = guidance
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the guided field depends on the time."""
+        return as_field(self.field).reads_time or self.guidance.reads_time
 
     def __eq__(self, other) -> bool:
         """Returns whether the two guide the same field in the same way: a flow makes a new one for every solve."""
@@ -197,6 +207,11 @@ class ClassifierFree(Guidance):
             raise ValueError(
                 f"{type(self).__name__}(interval={self.interval}): pass two increasing times, such as (0.1, 0.9)."
             )
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the guidance acts only on a part of the times."""
+        return self.interval[0] > 0 or self.interval[1] < 1
 
     def __call__(self, field) -> Guided:
         """Returns ``field`` under this guidance."""

@@ -23,9 +23,9 @@ def check_token_flow(
 
     The suite checks the schedule and its inverse, the distribution of the source, the conversions between the two
     posteriors, the master equation of the rate (to 1e-10), the rates of the process against their average over the
-    data, the law of a step, and the bound: it equals the entropy for a tight rate and is above it for others. With a sampler
-    it checks the law of samples, that seeds repeat, that rows do not depend on each other, and that fixed tokens never
-    move.
+    data, the law of a step, and the bound: it equals the entropy for a tight rate and is above it for others. With a
+    sampler it checks the law of samples, that seeds repeat, that rows do not depend on each other, and that fixed
+    tokens never move.
 
     Args:
         source: the source; at most two positions and four tokens.

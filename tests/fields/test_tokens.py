@@ -179,6 +179,7 @@ def test_a_time_may_be_a_number_of_any_kind(make):
 @pytest.mark.parametrize("name", [NETWORKS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in NETWORKS[1:])])
 def test_denoisers_compile_without_a_graph_break(name, make):
     field, t, x, context = make(name)
+    torch.compiler.reset()  # all networks have one forward, and torch compiles one function eight times at most
     compiled = torch.compile(field, fullgraph=True, backend="aot_eager")
     for time in (t, t[0]):
         torch.testing.assert_close(compiled(time, x, context), field(time, x, context))

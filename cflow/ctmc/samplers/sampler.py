@@ -43,7 +43,7 @@ class Process:
         """Evaluates the network at times ``[]`` or ``[B]`` and states ``x [B, *event]``."""
         before = self._kept
         if self.self_conditioned:
-            logits = self.network(t.expand(len(x)), x, None if before is None else before[1])
+            logits = self.network(t.expand(len(x)), x, previous=None if before is None else before[1])
         elif not self.reads_time and before is not None and torch.equal(before[0], x):
             return before[1]
         else:
