@@ -126,7 +126,7 @@ class Mixture(Path):
     # The source
 
     def bind(self, source: Source) -> Mixture:
-        """Returns a copy of the path for a source, with which losses and steps can be computed.
+        """Returns a copy of the path for a ``source``, with which losses and steps can be computed.
 
         Raises:
             ValueError: if the rate does not exist for the source and the schedule, ``head`` needs probabilities that
@@ -188,7 +188,7 @@ class Mixture(Path):
 
     @staticmethod
     def spread(t: Tensor, x: Tensor) -> Tensor:
-        """Returns times ``[]`` or ``[B]`` in float64, shaped to broadcast to ``x [B, *event]``."""
+        """Returns times ``t``, ``[]`` or ``[B]``, in float64, shaped to broadcast to ``x [B, *event]``."""
         t = t.to(device=x.device, dtype=torch.float64)
         return expand_like(t, x) if t.dim() else t.reshape((1,) * x.dim())
 
@@ -280,7 +280,7 @@ class Mixture(Path):
     # From the prediction to what a sampler uses
 
     def evidence(self, x: Tensor, t: Tensor) -> Tensor:
-        """Computes the logarithm of what the present token says about the data's, ``[B, *event]``, in float64.
+        """Computes the logarithm of what tokens ``x`` at ``t`` say about the data's, ``[B, *event]``, in float64.
 
         See :class:`cflow.ctmc.Posterior`. At ``t = 1`` it is a large number, not infinity, except where a token is
         carried over.
@@ -321,7 +321,7 @@ class Mixture(Path):
         return rate.expected(self.moment(x, t), x, p, self.table(x, t))
 
     def checked(self, rate: Rate | None) -> Rate:
-        """Returns a rate, by default that of the path; raises if it does not exist for the source."""
+        """Returns ``rate``, by default that of the path; raises if it does not exist for the source."""
         if rate is None:
             return self.default_rate
         rate.check(self.source, self.schedule)
@@ -332,7 +332,10 @@ class Mixture(Path):
         return rate
 
     def table(self, x: Tensor, t: Tensor) -> Tensor:
-        """Returns the source's probabilities, which broadcast to ``[B, *event, states]``; zeros for given data."""
+        """Returns the source's probabilities for ``x`` at ``t``, which broadcast to ``[B, *event, states]``.
+
+        They are zeros for given data.
+        """
         if not self.source.has_density:
             return torch.zeros(self.source.states, dtype=torch.float64, device=x.device)
         return self.source.probs(self.spread(t, x))
@@ -347,7 +350,10 @@ class Mixture(Path):
         return q / q.gather(-1, x.unsqueeze(-1))
 
     def conditional(self, posterior: Posterior, t: Tensor) -> Tensor:
-        """Computes the probabilities of a token at time ``t``, given the others then: ``[B, *event, states]``."""
+        """Computes the probabilities of a token at time ``t``, given the others then: ``[B, *event, states]``.
+
+        They follow from the ``posterior`` at that time.
+        """
         at, table = self.moment(posterior.x, t), self.table(posterior.x, t)
         loo = posterior.log_probs("leave-one-out").exp()
         full = F.pad(loo, (0, self.source.states - loo.shape[-1]))

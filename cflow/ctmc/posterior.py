@@ -57,7 +57,7 @@ class Sharpen:
         return self.temperature == 1 and self.top_k is None and self.top_p == 1
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Returns changed logits ``[..., K]``, -inf for tokens that are dropped."""
+        """Returns changed ``logits [..., K]``, -inf for tokens that are dropped."""
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[..., -1:]
@@ -85,7 +85,7 @@ class Posterior:
     Args:
         logits: the network's output ``[B, *event, K]``.
         x: the states ``[B, *event]``.
-        evidence: the logarithm of the factor at the present token, ``[B, *event]``: zero where the state is no token of
+        evidence: the logarithm of the factor at the present token, ``[B, *event]``: zero where the state is not a token of
             the data, infinity where the token is carried over.
         head: which of the two the logits mean.
         sharpen: a change of l. Default: None.
@@ -138,6 +138,8 @@ class Posterior:
     def log_prob_of(self, tokens: Tensor, kind: Head) -> Tensor:
         """Returns the log-probabilities of states ``tokens [B, *event]``; -inf for the mask state. In float64.
 
+        The posterior is that of ``kind``.
+
         Cost: one pass over the logits, a chunk of rows at a time.
         """
         index, own, evidence = tokens.flatten(), self.x.flatten(), self._flat(torch.float64)
@@ -173,7 +175,7 @@ class Posterior:
         return torch.cat(parts) if parts else chosen
 
     def best(self, kind: Head = "denoiser") -> tuple[Tensor, Tensor]:
-        """Returns the likeliest tokens and their log-probabilities, both ``[B, *event]``."""
+        """Returns the likeliest tokens of the posterior ``kind`` and their log-probabilities, both ``[B, *event]``."""
         value, token = self.log_probs(kind).max(-1)
         return token, value
 

@@ -84,21 +84,24 @@ class Source(Base):
         raise self._no_probs()
 
     def d_probs(self, t: Tensor) -> Tensor:
-        """Returns the derivative of :meth:`probs` in time, for a source that moves."""
+        """Returns the derivative of :meth:`probs` at times ``t``, for a source that moves."""
         raise self._no_probs()
 
     def _no_probs(self) -> TypeError:
         return TypeError(f"{type(self).__name__} has no probabilities of tokens; use a source such as ctmc.Uniform.")
 
     def probs_of(self, x: Tensor, t: Tensor | None = None, table: Tensor | None = None) -> Tensor:
-        """Returns the probabilities of tokens ``x [B, *event]``, entry by entry; ``table`` replaces :meth:`probs`."""
+        """Returns the probabilities of tokens ``x [B, *event]`` at ``t``, entry by entry.
+
+        A ``table`` replaces :meth:`probs`.
+        """
         table = self.probs(t) if table is None else table
         if table.dim() == 1:
             return table[x]
         return table.expand(*x.shape, table.shape[-1]).gather(-1, x.unsqueeze(-1)).squeeze(-1)
 
     def draw(self, u: Tensor, t: Tensor | None = None) -> Tensor:
-        """Returns the states at which the cumulative probabilities pass ``u [B, *event]``, in [0, 1)."""
+        """Returns the states at which the cumulative probabilities at ``t`` pass ``u [B, *event]``, in [0, 1)."""
         table = self.probs(t)
         if table.dim() == 1:
             return invert(table, u)

@@ -52,7 +52,7 @@ class ExactDenoiser(Field):
         return torch.tensor(list(itertools.product(range(size), repeat=count)), device=self.law.device)
 
     def channel(self, t: Tensor) -> Tensor:
-        """Returns the probabilities of states given tokens of the data at one time, ``[D, K, states]``."""
+        """Returns the probabilities of states given tokens of the data at time ``t []``, ``[D, K, states]``."""
         data = torch.arange(self.vocabulary, device=self.law.device)
         spread = t.double().reshape(1, 1)
         schedule, shape = self.path.schedule, (self.law.dim(), self.vocabulary, self.states)
@@ -67,7 +67,7 @@ class ExactDenoiser(Field):
         return torch.nn.functional.one_hot(self.source.tokens, self.states).double().mean(0)
 
     def marginal(self, t: Tensor) -> Tensor:
-        """Returns the probabilities of all states at one time, ``[states, ..., states]``."""
+        """Returns the probabilities of all states at time ``t []``, ``[states, ..., states]``."""
         found = self.law
         for each in self.channel(t):
             # The first dimension is the next token; its state becomes the last dimension.

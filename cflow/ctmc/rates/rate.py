@@ -32,7 +32,13 @@ class Moment(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    r"""The rates of :class:`Rate`, as coefficients that broadcast to ``[B, *event]``."""
+    """The rates of :class:`Rate`, as coefficients that broadcast to ``[B, *event]``.
+
+    Attributes:
+        to_data: a, the rate to the token of the data.
+        to_source: c, the rate to draws of the source; None for zero.
+        to_source_known: c where the state is that of the data; None for zero.
+    """
 
     to_data: Tensor
     to_source: Tensor | None = None
@@ -62,14 +68,14 @@ class Rate(ABC):
 
     @abstractmethod
     def coefficients(self, at: Moment) -> Coefficients:
-        """Computes the coefficients a, c, and c where the state is that of the data, at a :class:`Moment`."""
+        """Computes the coefficients a, c, and c where the state is that of the data, ``at`` a :class:`Moment`."""
 
     def reshuffles(self, source: Any) -> bool:
-        """Returns whether tokens also jump to states of a source, not only to the data."""
+        """Returns whether tokens also jump to states of a ``source``, not only to the data."""
         return True
 
     def check(self, source: Any, schedule: Any) -> None:
-        """Raises a ValueError if the rate does not exist for a source and a schedule."""
+        """Raises a ValueError if the rate does not exist for a ``source`` and a ``schedule``."""
         if source.moves:
             raise ValueError(
                 f"{self!r} with {type(source).__name__}: this source moves in time; use ctmc.TimeReversal()."

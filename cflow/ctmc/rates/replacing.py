@@ -32,7 +32,7 @@ class Replacing(Rate):
 
     @abstractmethod
     def extra(self, schedule: Any, t: Tensor, s: Tensor) -> Tensor | None:
-        r"""Computes :math:`\Lambda` between the times ``t`` and ``s [B, *1]``; None for zero."""
+        r"""Computes :math:`\Lambda` of a ``schedule`` between the times ``t`` and ``s [B, *1]``; None for zero."""
 
     def odds(self, schedule: Any, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the probabilities that a token becomes one of the data, or of the source, from ``t`` to ``s``."""
@@ -45,7 +45,10 @@ class Replacing(Rate):
         return to_data.clamp(0, 1), (after - before * stays).clamp(0, 1)
 
     def move(self, path: Any, posterior: Any, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
-        """Returns the states at time ``s``, from uniform numbers ``u [B, *event]``, one for each token."""
+        """Returns the states at time ``s``, given a ``posterior`` at ``t`` on a ``path``.
+
+        Of ``u [B, *event]``, uniform numbers, each token reads one.
+        """
         x, pace = posterior.x, posterior.pace
         to_data, to_source = (like(each, x) for each in self.odds(path.schedule, t, s))
         if pace is not None:  # rates that only jump to the data

@@ -37,7 +37,7 @@ class TimeReversal(Rate):
         return not source.absorbing
 
     def gain(self, at: Moment) -> Tensor:
-        """Computes the rate ``g`` at which the noising process jumps to the present state."""
+        """Computes the rate ``g``, ``at`` a moment, at which the noising process jumps to the present state."""
         gain = torch.where(at.kappa > 0, at.d_kappa / at.kappa, 0.0) * at.own
         return gain if at.slope is None else gain - at.remaining * at.slope
 
@@ -63,8 +63,9 @@ class TimeReversal(Rate):
             )
 
     def move(self, path: Any, posterior: Any, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
-        """Returns the states at time ``s``, from uniform numbers ``u [B, *event]``, one for each token.
+        """Returns the states at time ``s``, given a ``posterior`` at ``t`` on a ``path``, by ``u [B, *event]``.
 
+        Of ``u``, uniform numbers, each token reads one.
         The step is exact for a fixed posterior: ``x_s`` given ``x_t`` is proportional to the probability of noising
         from ``x_s`` to ``x_t``, times ``kappa l + (1 - kappa) p_0`` at time s.
         """

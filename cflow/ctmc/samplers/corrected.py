@@ -39,7 +39,7 @@ class PredictorCorrector(Sampler):
         share: the share of the tokens that one correction chooses, in (0, 1]; at least one token.
         kind: the corrector.
 
-    Cost: ``1 + corrections`` calls of the network per step. After the last step there is no correction.
+    Cost: ``1 + corrections`` evaluations of the network per step. After the last step there is no correction.
 
     Raises:
         ValueError: for an option out of range.
@@ -78,7 +78,7 @@ class PredictorCorrector(Sampler):
             yield s, x
 
     def correct(self, process: Process, x: Tensor, t: Tensor) -> Tensor:
-        """Returns corrected states ``x`` at time ``t``."""
+        """Returns corrected states of a ``process``, for ``x`` at time ``t``."""
         path, source = process.path, process.path.source
         u = uniforms((len(x), 3, *x.shape[1:]), process.generator, x.device)
         order = rows(u[:, 0].masked_fill(~process.movable(), torch.inf)).argsort(1).argsort(1)

@@ -28,13 +28,13 @@ class FirstHitting(Sampler):
     result does not depend on a number of steps. It is the any-order autoregressive model.
 
     Args:
-        together: the number of tokens that are revealed by each call of the network; 1 is exact. More are drawn
+        together: the number of tokens that are revealed by each evaluation of the network; 1 is exact. More are drawn
             independently of each other, at the time of the first.
         temperature: as in :class:`Stepping`.
         top_k: as in :class:`Stepping`.
         top_p: as in :class:`Stepping`.
 
-    Cost: one call of the network per hidden token of the row with most of them, divided by ``together``.
+    Cost: one evaluation of the network per hidden token of the row with most of them, divided by ``together``.
 
     Raises:
         ValueError: for a source other than the mask.
@@ -56,7 +56,7 @@ class FirstHitting(Sampler):
         Sharpen(self.temperature, self.top_k, self.top_p)
 
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the times of the rows of ``process``, and their states, after each call of the network."""
+        """Yields the times of the rows of ``process``, and their states, after each evaluation of the network."""
         source, schedule, x = process.path.source, process.path.schedule, process.start
         require_mask(self, source)
         sharpen = Sharpen(self.temperature, self.top_k, self.top_p)
@@ -98,7 +98,7 @@ class Thinning(Sampler):
     Args:
         epsilon: where the simulation ends.
 
-    Cost: about :math:`D \log(1 / \epsilon)` calls of the network: expensive.
+    Cost: about :math:`D \log(1 / \epsilon)` evaluations of the network: expensive.
 
     Raises:
         ValueError: if ``epsilon`` is not in (0, 1), or the schedule differs between positions.

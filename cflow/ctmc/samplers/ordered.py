@@ -44,7 +44,7 @@ class Ordered(Sampler):
         top_k: as in :class:`Stepping`.
         top_p: as in :class:`Stepping`.
 
-    Cost: ``steps`` calls of the network; a token is drawn for every hidden position in each.
+    Cost: ``steps`` evaluations of the network; a token is drawn for every hidden position in each.
 
     Raises:
         ValueError: for an option out of range, or a source other than the mask.

@@ -47,7 +47,7 @@ class Remasking(Stepping):
     The other arguments are those of :class:`Stepping`: ``steps``, ``rate`` (which must be None), ``schedule``,
     ``temperature``, ``top_k``, ``top_p`` and ``greedy_end``.
 
-    Cost: ``steps + loop_steps`` calls of the network.
+    Cost: ``steps + loop_steps`` evaluations of the network.
 
     Raises:
         ValueError: for an option out of range, or a source other than the mask.
@@ -81,7 +81,10 @@ class Remasking(Stepping):
     def exchange(
         self, process: Process, logits: Tensor, x: Tensor, t: Tensor, s: Tensor, confidence: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Returns states at ``s``, and where tokens are revealed."""
+        """Returns states of a ``process`` at ``s``, given ``x`` and ``logits`` at ``t``, and where tokens are revealed.
+
+        With ``confidence``, the probability of each token, unsure tokens are hidden first.
+        """
         path = process.path
         before, after = path.schedule.kappa(t), path.schedule.kappa(s)
         most = ((1 - after) / before.clamp(min=1e-300)).clamp(max=1)

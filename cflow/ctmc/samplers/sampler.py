@@ -37,10 +37,10 @@ class Process:
     generator: Source = None
     reads_time: bool = True
     self_conditioned: bool = False
-    _kept: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _kept: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def predict(self, t: Tensor, x: Tensor) -> Tensor:
-        """Evaluates the network at times ``[]`` or ``[B]`` and states ``x [B, *event]``."""
+        """Evaluates the network at times ``t``, ``[]`` or ``[B]``, and states ``x [B, *event]``."""
         before = self._kept
         if self.self_conditioned:
             logits = self.network(t.expand(len(x)), x, previous=None if before is None else before[1])

@@ -22,7 +22,7 @@ __all__ = ["Analytic", "Euler", "Stepping", "TauLeaping"]
 
 @dataclass(frozen=True)
 class Stepping(Sampler):
-    """Steps from ``t = 0`` to ``t = 1`` with one call of the network each: the base class of such samplers.
+    """Steps from ``t = 0`` to ``t = 1`` with one evaluation of the network each: the base class of such samplers.
 
     A subclass writes ``advance(process, logits, x, t, s) -> x``.
 
@@ -59,7 +59,7 @@ class Stepping(Sampler):
         return Sharpen(self.temperature, self.top_k, self.top_p)
 
     def grid(self, process: Process) -> Tensor:
-        """Returns the times of the grid, ``[steps + 1]`` in float64."""
+        """Returns the times of the grid for a ``process``, ``[steps + 1]`` in float64."""
         times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64, device=process.start.device)
         if self.schedule is None:
             return times
@@ -71,7 +71,7 @@ class Stepping(Sampler):
 
     @abstractmethod
     def advance(self, process: Process, logits: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Returns the states at ``s``, given ``x`` at ``t`` and the network's ``logits`` there."""
+        """Returns the states of a ``process`` at ``s``, given ``x`` at ``t`` and the network's ``logits`` there."""
 
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields time and states of ``process`` after each step."""
@@ -106,7 +106,7 @@ class Analytic(Stepping):
     ``top_p`` and ``greedy_end``. The rate must have steps in closed form: ``MinimalJump``, ``TimeReversal``,
     ``DetailedBalance`` or ``Corrector``.
 
-    Cost: ``steps`` calls of the network. Logits are read only where a token may change.
+    Cost: ``steps`` evaluations of the network. Logits are read only where a token may change.
 
     Example:
         >>> Analytic(steps=8, temperature=0.9)
@@ -135,7 +135,7 @@ class Euler(Stepping):
     The other arguments are those of :class:`Stepping`: ``steps``, ``rate``, ``schedule``, ``temperature``, ``top_k``,
     ``top_p`` and ``greedy_end``.
 
-    Cost: ``steps`` calls of the network, and tensors of ``[B, *event, states]``.
+    Cost: ``steps`` evaluations of the network, and tensors of ``[B, *event, states]``.
 
     Source: Campbell et al., 2024, arXiv:2402.04997 (linear); Gat et al., 2024, arXiv:2407.15595.
     """
@@ -157,7 +157,7 @@ class Euler(Stepping):
         return x.masked_scatter(jumps, _targets(rates, jumps, u / jump))
 
     def probability(self, expected: Tensor) -> Tensor:
-        """Computes the probability of a jump from the expected number of jumps."""
+        """Computes the probability of a jump from the ``expected`` number of jumps."""
         return expected.clamp(max=1) if self.linear else -torch.expm1(-expected)
 
 
