@@ -1,4 +1,4 @@
-"""Checks of integer arguments, and the line of the caller for warnings."""
+"""Checks of integer arguments and of tokens, and the line of the caller for warnings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 from typing import Any
 
 import numpy
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["calling_line", "check_integer", "is_integer", "plain"]
+__all__ = ["calling_line", "check_integer", "check_tokens", "is_integer", "plain"]
 
 
 def calling_line() -> dict[str, Any]:
@@ -50,6 +53,34 @@ def check_integer(owner: str, name: str, value: Any, least: int, advice: str, *,
     """
     if not is_integer(value, least, numpy=numpy):
         raise ValueError(f"{owner}({name}={value!r}): {advice}")
+
+
+def check_tokens(who: str, x: Tensor, size: int, hint: str = "") -> Tensor:
+    """Returns tokens as int64; raises if one is not an integer from 0 to ``size - 1``.
+
+    Integers of every dtype and whole floating numbers are accepted. Values are read only where the data are on the CPU.
+
+    Raises:
+        TypeError: for a complex or boolean tensor.
+        ValueError: for a number that is not whole, or a token outside the vocabulary; the first one is named.
+    """
+    if x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{who}: tokens of dtype {x.dtype}; pass integers from 0 to {size - 1}.")
+    readable = x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(x)
+    if readable and x.numel():
+        bad = (x < 0) | (x > size - 1)
+        if x.is_floating_point():
+            bad = bad | (x != x.floor())
+        if bool(bad.any()):
+            row, *place = bad.nonzero()[0].tolist()
+            value = x[(row, *place)].item()
+            at = f"row {row}" + (f", position {place[0] if len(place) == 1 else place}" if place else "")
+            more = int(bad.sum()) - 1
+            raise ValueError(
+                f"{who}: token {value:.10g} ({at}{f', and {more} more' if more else ''}) is not an integer from 0 to "
+                f"{size - 1}; {hint or 'encode the data with this vocabulary'}."
+            )
+    return x.long()
 
 
 def plain(value: Any) -> Any:

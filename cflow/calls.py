@@ -80,7 +80,7 @@ class Calls(nn.Module):
             mute = [
                 type(each).__name__ for part in self._maps() for each in part.members() if each.likelihood == "none"
             ]
-            if mute:
+            if mute and getattr(base, "has_density", True):
                 raise ValueError(
                     f"flow.{method}: behind {mute[0]} this {type(self).__qualname__} has no density; for tokens, build "
                     f"cflow.RelaxedFlow, or compare samples with cflow.metrics."

@@ -3,6 +3,8 @@
 from cflow.bases.base import Base
 from cflow.bases.empirical import Empirical
 from cflow.bases.laws import Mixture, Normal, StudentT, Uniform
+from cflow.bases.orthant import Orthant
 from cflow.bases.product import Product
+from cflow.bases.simplex import Simplex
 
-__all__ = ["Base", "Empirical", "Mixture", "Normal", "Product", "StudentT", "Uniform"]
+__all__ = ["Base", "Empirical", "Mixture", "Normal", "Orthant", "Product", "Simplex", "StudentT", "Uniform"]

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from cflow.arguments import check_integer
+from cflow.arguments import check_integer, check_tokens
 from cflow.bijections.map import Map
 from cflow.registry import register
 from cflow.shapes import as_shape
@@ -63,9 +62,8 @@ class OneHot(Map):
 
     def encode(self, x: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         x, _ = self.accept(x, context, "encode")
+        check_tokens("OneHot.encode", x, self.vocabulary)
         valid = (x >= 0) & (x < self.vocabulary) & (x == x.floor())
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(x):
-            self._refuse(x, valid)
         tokens = torch.where(valid, x.detach(), 0).long().unsqueeze(-1)
         ones = torch.where(valid, 1.0, torch.nan).to(x.dtype).unsqueeze(-1)
         z = x.new_zeros(*x.shape, self.vocabulary).scatter(-1, tokens, ones)
@@ -74,18 +72,6 @@ class OneHot(Map):
     def decode(self, z: Tensor, context: Tensor | None = None, *, generator=None) -> tuple[Tensor, Tensor]:
         z, _ = self.accept(z, context, "decode")
         return z.argmax(-1), z.new_zeros(z.shape[0])
-
-    def _refuse(self, x: Tensor, valid: Tensor) -> None:
-        """Raises for the first value that is not a token."""
-        if bool(valid.all()):
-            return
-        row, *position = (~valid).nonzero()[0].tolist()
-        value = x[(row, *position)].item()
-        where = f"row {row}" + (f", position {', '.join(map(str, position))}" if position else "")
-        raise ValueError(
-            f"OneHot(vocabulary={self.vocabulary}).encode: {value:.8g} in {where} is not a token; pass whole numbers "
-            f"from 0 to {self.vocabulary - 1}."
-        )
 
     def extra_repr(self) -> str:
         return f"{tuple(self.event_shape)}, vocabulary={self.vocabulary}"

@@ -39,6 +39,7 @@ class Prediction(Forwarding):
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         second = {} if s is None else {"s": s}  # foreign networks with one time may not accept it
+        x = x if self.path is None else self.path.retract(x)
         return self._checked(self.field(t, *self._halved(x, context), **second), x)
 
     def _halved(self, x: Tensor, context):

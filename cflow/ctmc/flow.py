@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from cflow.arguments import check_tokens
 from cflow.bijections.map import Likelihood
 from cflow.ctmc.bound import draw_bound, levels
 from cflow.ctmc.mixture import Mixture
 from cflow.ctmc.samplers import Analytic, Process
-from cflow.ctmc.sources import Source, check_tokens
+from cflow.ctmc.sources import Source
 from cflow.fields import as_field
 from cflow.fields.contract import Forwarding
 from cflow.flow import BaseFlow

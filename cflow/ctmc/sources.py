@@ -8,41 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cflow.arguments import check_integer
+from cflow.arguments import check_integer, check_tokens
 from cflow.bases import Base
 from cflow.ctmc.categorical import invert, uniforms
 from cflow.draws import Source as Draws
 from cflow.registry import register
 
-__all__ = ["Given", "Marginal", "Mask", "MaskAndUniform", "Source", "Uniform", "check_tokens"]
-
-
-def check_tokens(who: str, x: Tensor, size: int, hint: str = "") -> Tensor:
-    """Returns tokens as int64; raises if one is not an integer from 0 to ``size - 1``.
-
-    Integers of every dtype and whole floating numbers are accepted. Values are read only where the data are on the CPU.
-
-    Raises:
-        TypeError: for a complex or boolean tensor.
-        ValueError: for a number that is not whole, or a token outside the vocabulary; the first one is named.
-    """
-    if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{who}: tokens of dtype {x.dtype}; pass integers from 0 to {size - 1}.")
-    readable = x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel() > 0
-    if readable:
-        bad = (x < 0) | (x > size - 1)
-        if x.is_floating_point():
-            bad = bad | (x != x.floor())
-        if bool(bad.any()):
-            row, *place = bad.nonzero()[0].tolist()
-            value = x[(row, *place)].item()
-            at = f"row {row}" + (f", position {place[0] if len(place) == 1 else place}" if place else "")
-            more = int(bad.sum()) - 1
-            raise ValueError(
-                f"{who}: token {value:g} ({at}{f', and {more} more' if more else ''}) is not an integer from 0 to "
-                f"{size - 1}; {hint or 'encode the data with this vocabulary'}."
-            )
-    return x.long()
+__all__ = ["Given", "Marginal", "Mask", "MaskAndUniform", "Source", "Uniform"]
 
 
 class Source(Base):

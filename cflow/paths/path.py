@@ -180,6 +180,10 @@ class VelocityPath(Path):
             t: the times, ``[]`` or ``[B]``.
         """
 
+    def retract(self, x: Tensor) -> Tensor:
+        """Returns the points at which the network is evaluated: ``x``, or the nearest points of a curved space."""
+        return x
+
     @property
     @abstractmethod
     def score_interval(self) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from cflow.times.argmax_clock import ArgmaxClock
 from cflow.times.grids import cosine_grid, edm_grid, power_grid, quantile_grid, shifted_grid, uniform_grid
 from cflow.times.law import Times
-from cflow.times.laws import Beta, CosMap, Ends, LogitNormal, Mode, Uniform
+from cflow.times.laws import Beta, CosMap, Ends, Exponential, LogitNormal, Mode, Uniform
 from cflow.times.nested import Antithetic, Shifted, Stratified, shift_times
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Beta",
     "CosMap",
     "Ends",
+    "Exponential",
     "LogitNormal",
     "Mode",
     "Shifted",

@@ -1,6 +1,18 @@
 """All laws of times of the package."""
 
-from cflow.times import Antithetic, ArgmaxClock, Beta, CosMap, Ends, LogitNormal, Mode, Shifted, Stratified, Uniform
+from cflow.times import (
+    Antithetic,
+    ArgmaxClock,
+    Beta,
+    CosMap,
+    Ends,
+    Exponential,
+    LogitNormal,
+    Mode,
+    Shifted,
+    Stratified,
+    Uniform,
+)
 
 PLAIN = [
     Uniform(),
@@ -17,6 +29,8 @@ PLAIN = [
     Shifted(Uniform(), 3.0),
     Shifted(LogitNormal(0.3, 1.2), 0.4),
     ArgmaxClock(2),
+    Exponential(0.25),
+    Exponential(3.0),
     ArgmaxClock(50_000),
 ]
 NESTED = [

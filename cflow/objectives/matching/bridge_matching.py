@@ -74,4 +74,6 @@ class BridgeMatching(FlowMatching):
         path = super()._path(flow)
         if not path.adds_noise:
             raise ValueError(f"BridgeMatching: {path!r} adds no noise; use objectives.FlowMatching.")
+        if path.predict == "logits":
+            raise ValueError(f"BridgeMatching: {path!r} predicts logits; use objectives.FlowMatching.")
         return path
