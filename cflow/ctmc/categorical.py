@@ -11,10 +11,13 @@ from torch import Tensor
 
 from cflow.draws import Source, draw_rows
 
-__all__ = ["CHUNK", "invert", "uniforms"]
+__all__ = ["CACHED", "CHUNK", "invert", "uniforms"]
 
 CHUNK = 1 << 22
 """The number of probabilities that are in memory at once beside the logits."""
+
+CACHED = 1 << 16
+"""The number of probabilities that a processor's cache holds with what is computed from them."""
 
 
 def uniforms(shape, generator: Source, device: torch.device) -> Tensor:
@@ -32,10 +35,10 @@ def invert(weights: Tensor, u: Tensor) -> Tensor:
         >>> invert(torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.0, 0.24, 0.26], dtype=torch.float64))
         tensor([0, 0, 2])
     """
-    sums = weights.double().cumsum(-1)
-    aim = u * sums[..., -1]
-    alone = sums.dim() == 1
-    found = torch.searchsorted(sums, aim if alone else aim.unsqueeze(-1), right=True)
+    sums = weights.cumsum(-1, dtype=torch.float64)
+    total = sums[..., -1]
     # A product that rounds up to the total belongs to the last category with a positive weight.
-    last = (sums < sums[..., -1:]).sum(-1)
-    return torch.minimum(found if alone else found.squeeze(-1), last)
+    aim = torch.minimum(u * total, torch.nextafter(total, torch.full_like(total, -torch.inf)))
+    alone = sums.dim() == 1
+    found = torch.searchsorted(sums, aim if alone else aim.unsqueeze(-1), right=True).clamp(max=sums.shape[-1] - 1)
+    return found if alone else found.squeeze(-1)

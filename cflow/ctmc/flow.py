@@ -308,7 +308,7 @@ class TokenFlow(BaseFlow):
                     f"sampler=ctmc.Analytic(rate=ctmc.MinimalJump())."
                 )
             path = copy.copy(path)
-            path.head, path.weights = "denoiser", True
+            path.head, path.paced = "denoiser", True
         network = self._network(context, guidance)
         process = Process(path, network, start, free, generator, field.reads_time, field.self_conditioned)
         return sampler.states(process)

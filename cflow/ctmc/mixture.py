@@ -86,7 +86,7 @@ class Mixture(Path):
     times: ClassVar[Times] = Stratified()
     stored_as: ClassVar[dict[str, str]] = {"loss": "minimised"}
     bound_source: Source | None = None
-    weights = False  # whether logits are rates, not only probabilities
+    paced = False  # whether logits are rates, not only probabilities
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ class Mixture(Path):
             sharpen: a change of the distribution that is drawn from. Default: None.
         """
         carries = self.source.absorbing and self.carry_over
-        return Posterior(prediction, x, self.evidence(x, t), self.head, sharpen, carries, self.weights)
+        return Posterior(prediction, x, self.evidence(x, t), self.head, sharpen, carries, self.paced)
 
     def rates(self, prediction: Tensor, x: Tensor, t: Tensor, *, rate: Rate | None = None) -> Tensor:
         """Computes the rates of jumps, ``[B, *event, states]`` per unit of time, zero at the present state.

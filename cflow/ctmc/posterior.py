@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cflow.ctmc.categorical import CHUNK, invert
+from cflow.ctmc.categorical import CACHED, CHUNK, invert
 from cflow.registry import register
 
 __all__ = ["Head", "Posterior", "Sharpen"]
@@ -85,12 +86,12 @@ class Posterior:
     Args:
         logits: the network's output ``[B, *event, K]``.
         x: the states ``[B, *event]``.
-        evidence: the logarithm of the factor at the present token, ``[B, *event]``: zero where the state is not a token of
-            the data, infinity where the token is carried over.
+        evidence: the logarithm of the factor at the present token, ``[B, *event]``: zero where the state is not a token
+            of the data, infinity where the token is carried over.
         head: which of the two the logits mean.
         sharpen: a change of l. Default: None.
         carries: whether the evidence may be infinite.
-        weights: whether the exponentials of the logits are rates of jumps to each token, relative to the schedule's,
+        paced: whether the exponentials of the logits are rates of jumps to each token, relative to the schedule's,
             so that their sum changes how fast tokens jump.
 
     Source: Leave-one-out posteriors of uniform diffusion, 2026, arXiv:2605.22765.
@@ -109,9 +110,9 @@ class Posterior:
         head: Head,
         sharpen: Sharpen | None = None,
         carries: bool = False,
-        weights: bool = False,
+        paced: bool = False,
     ):
-        self.weights = weights
+        self.paced = paced
         self.logits, self.x, self.evidence, self.head, self.carries = logits, x, evidence, head, carries
         self.sharpen = None if sharpen is None or sharpen.neutral else sharpen
 
@@ -123,7 +124,7 @@ class Posterior:
     @property
     def pace(self) -> Tensor | None:
         """How fast each token jumps, relative to the schedule: ``[B, *event]`` in float64; None for one."""
-        return self.logits.logsumexp(-1).double().exp() if self.weights else None
+        return self.logits.logsumexp(-1).double().exp() if self.paced else None
 
     def log_probs(self, kind: Head, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Returns log-probabilities ``[B, *event, K]`` of the denoiser or of the leave-one-out posterior.
@@ -151,6 +152,20 @@ class Posterior:
         found = torch.cat(parts) if parts else evidence
         return found.masked_fill(index >= self.size, -torch.inf).reshape(tokens.shape)
 
+    def weights(self, index: Tensor, kind: Head) -> Iterator[tuple[slice, Tensor]]:
+        """Yields weights ``[N, K]`` in proportion to the probabilities, in float64, a chunk of positions at a time.
+
+        Args:
+            index: the positions, as numbers of the flattened states ``[N]``.
+            kind: ``"denoiser"`` or ``"leave-one-out"``.
+        """
+        own, evidence, logits, begin = self.x.flatten(), self._flat(torch.float64), self.logits, 0
+        logits = logits.reshape(-1, self.size)
+        for rows in self._chunks(index):
+            changed = self._changed(logits[rows].double(), own[rows], evidence[rows], kind)
+            yield slice(begin, begin + len(rows)), changed.sub_(changed.amax(-1, keepdim=True)).exp_()
+            begin += len(rows)
+
     def draw(self, where: Tensor, u: Tensor, kind: Head, *, without: Tensor | None = None) -> Tensor:
         """Draws tokens at the positions that ``where [B, *event]`` marks, with uniform numbers ``u [N]`` in float64.
 
@@ -163,15 +178,13 @@ class Posterior:
         Shapes: returns ``[N]``. Cost: one pass over the marked rows of the logits, in chunks.
         """
         chosen = where.flatten().nonzero().squeeze(-1)
-        own, evidence = self.x.flatten(), self._flat(torch.float64)
-        logits, parts = self.logits.reshape(-1, self.size), []
-        for rows, v, out in zip(*(self._chunks(each) for each in (chosen, u, chosen if without is None else without))):
-            changed = self._changed(logits[rows].double(), own[rows], evidence[rows], kind)
-            weights = torch.exp(changed - changed.amax(-1, keepdim=True))
+        parts = []
+        for part, weights in self.weights(chosen, kind):
             if without is not None:
+                out = without[part]
                 here = (out < self.size).nonzero().squeeze(-1)
                 weights[here, out[here]] = 0
-            parts.append(invert(weights, v))
+            parts.append(invert(weights, u[part]))
         return torch.cat(parts) if parts else chosen
 
     def best(self, kind: Head = "denoiser") -> tuple[Tensor, Tensor]:
@@ -183,7 +196,8 @@ class Posterior:
         return self.evidence.expand(self.x.shape).flatten().to(dtype)
 
     def _chunks(self, each: Tensor) -> tuple[Tensor, ...]:
-        return each.split(max(1, CHUNK // self.size))
+        most = CACHED if self.logits.device.type == "cpu" else CHUNK
+        return each.split(max(1, most // self.size))
 
     def _changed(self, logits: Tensor, own: Tensor, evidence: Tensor, kind: Head) -> Tensor:
         """Returns the logits ``[N, K]`` of a posterior, for present states ``own [N]``."""

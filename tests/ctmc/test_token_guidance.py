@@ -66,7 +66,7 @@ def test_mixed_rates_are_geometric_means(generator):
     wanted = wanted.nan_to_num(0.0)
     logits = flow._network(label, guidance.PredictorFree(2.5))(t, x)
     path = ctmc.Mixture(rate=ctmc.MinimalJump()).bind(flow.source)
-    path.weights = True
+    path.paced = True
     posterior = path.posterior(logits, x, t)
     found = path.rates(logits, x, t) * posterior.pace.unsqueeze(-1)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
@@ -80,7 +80,7 @@ def test_the_pace_is_that_of_the_sum_of_weights():
     label = torch.ones(count, dtype=torch.long)
     logits = flow._network(label, guidance.PredictorFree(3.0))(now, x)
     path = flow.path.bind(flow.source)
-    path.weights = True
+    path.paced = True
     pace = path.posterior(logits, x, now).pace[0]
     moved = path.step(logits, x, torch.tensor(0.2), torch.tensor(0.6), generator=torch.Generator().manual_seed(0))
     expected = 1 - (0.4 / 0.8) ** pace

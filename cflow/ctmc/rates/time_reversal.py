@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.ctmc.rates.rate import Coefficients, Moment, Rate
+from cflow.ctmc.categorical import invert
+from cflow.ctmc.rates.rate import Coefficients, Moment, Rate, like, own_of
 from cflow.ctmc.rates.replacing import MinimalJump
 from cflow.registry import register
 
@@ -69,19 +70,40 @@ class TimeReversal(Rate):
         The step is exact for a fixed posterior: ``x_s`` given ``x_t`` is proportional to the probability of noising
         from ``x_s`` to ``x_t``, times ``kappa l + (1 - kappa) p_0`` at time s.
         """
-        if posterior.weights:
+        if posterior.paced:
             return MinimalJump().move(path, posterior, t, s, u)  # the same for a mask source
         x, schedule, source = posterior.x, path.schedule, path.source
-        kappa, left = schedule.kappa(s), schedule.remaining(s)
-        ratio = schedule.kappa(t) / kappa
+        before, kappa, left = schedule.kappa(t), schedule.kappa(s), schedule.remaining(s)
+        ratio = before / kappa
         own = source.probs_of(x, s)
         fresh = (schedule.remaining(t) * source.probs_of(x, t) - ratio * left * own).clamp(min=0)
-        mine = 0.0 if source.absorbing else posterior.log_prob_of(x, "leave-one-out").exp()
-        stay = ratio * (left * own + kappa * mine)
-        leave = torch.where(fresh + stay > 0, fresh / (fresh + stay), 0.0)
-        goes, v = u < leave, u / leave
-        chosen = goes & (v < kappa)
-        moved = x.masked_scatter(chosen, posterior.draw(chosen, (v / kappa)[chosen], "leave-one-out"))
-        again = goes & ~chosen
+        total = fresh + ratio * left * own
+        # With the data's part of the probability to stay, fewer leave. So only these are evaluated.
+        leave = torch.where(total > 0, fresh / total, 0.0)
+        may = u < leave
+        moved, leave = _leave(posterior, may, fresh, total, before, kappa, u) if not source.absorbing else (x, leave)
+        v = u / leave
+        again = may & (v < 1) & (v >= kappa)
+        if source.absorbing:
+            chosen = may & (v < kappa)
+            moved = x.masked_scatter(chosen, posterior.draw(chosen, (v / kappa)[chosen], "leave-one-out"))
         back = ((v - kappa) / left).clamp(0, 1 - 1e-16).where(again, 0.0)
         return torch.where(again, source.draw(back, s), moved)
+
+
+def _leave(posterior: Any, may: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws the tokens of the data that replace those that ``may`` leave; also returns the probabilities to leave."""
+    x = posterior.x
+    index = may.flatten().nonzero().squeeze(-1)
+    fresh, total, before, kappa, u = (like(each, x).reshape(-1)[index] for each in values)
+    mine, states, shares = x.flatten()[index], [], []
+    for part, weights in posterior.weights(index, "leave-one-out"):
+        stays = own_of(weights, mine[part]) / weights.sum(-1)
+        shares.append(fresh[part] / (total[part] + before[part] * stays))
+        aim = u[part] / (shares[-1] * kappa[part])
+        hit = aim < 1
+        states.append(mine[part].masked_scatter(hit, invert(weights[hit], aim[hit])))
+    if not states:
+        return x, torch.zeros_like(total).expand(x.shape)
+    none = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    return x.masked_scatter(may, torch.cat(states)), none.masked_scatter(may, torch.cat(shares))
