@@ -192,7 +192,7 @@ class Objective(nn.Module):
         self.check_transform(flow)
         context = flow.cast(context)
         u = self.preprocess(flow, flow.cast(x), context, generator)
-        return self.prepare(flow.base, u, context, generator)
+        return self.prepare(getattr(flow, "base", None), u, context, generator)  # a density needs no base
 
     def forward(self, flow: Any, x: Tensor, context: Tensor | None = None, *, generator=None) -> Tensor:
         """Computes the loss of ``flow``, ``[B]``, for data ``x`` given ``context``; draws use ``generator``."""

@@ -1,4 +1,4 @@
-"""Pictures of samples, trajectories, densities, calibration and training curves.
+"""Pictures of samples, tokens, trajectories, densities, calibration and training curves.
 
 Every function returns a matplotlib figure, and writes it if a path is given (its suffix sets the format). Where it
 makes sense, functions accept flows, training runs and dicts. Figures are made without pyplot, so they need no display
@@ -12,6 +12,7 @@ from cflow.plot.density_plots import Grid, densities, density, grid
 from cflow.plot.figure import BLUE, GREY, ORANGE, finish, new_figure
 from cflow.plot.image_grids import image_trajectories, images
 from cflow.plot.plane import scatter, scatters, trajectories
+from cflow.plot.token_grids import tokens
 
 __all__ = [
     "BLUE",
@@ -29,6 +30,7 @@ __all__ = [
     "new_figure",
     "scatter",
     "scatters",
+    "tokens",
     "training",
     "trajectories",
 ]

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from cflow import metrics
 from cflow.bijections import Dequantise
 from cflow.metrics import bits_per_dim
 
@@ -22,3 +23,14 @@ def test_nats_become_bits():
         bits_per_dim(torch.zeros(3), (3, 0))
     with pytest.raises(ValueError, match="levels=1"):
         bits_per_dim(torch.zeros(3), 3, levels=1)
+
+
+def test_bits_and_perplexity_of_tokens():
+    """A row of 10 tokens, each with probability 1/2, then each with probability 1/32."""
+    rows = -10 * torch.tensor([2.0, 32.0], dtype=torch.float64).log()
+    assert metrics.bits_per_token(rows, (2, 5)).tolist() == pytest.approx([1, 5])
+    assert metrics.perplexity(rows, 10).tolist() == pytest.approx([2, 32])
+    assert float(metrics.perplexity(rows.mean(), 10)) == pytest.approx(8)  # 2 to the mean of 1 and 5 bits
+    for name in ("bits_per_token", "perplexity"):
+        with pytest.raises(ValueError, match=f"{name}.*without tokens"):
+            getattr(metrics, name)(rows, (3, 0))

@@ -72,3 +72,23 @@ def test_a_flow_without_a_density_is_refused():
     flow = cflow.ContinuousFlow(fields.MLP(2), bases.Empirical(torch.randn(8, 2)), path=paths.Linear())
     with pytest.raises(ValueError, match="has no density .*flow matching"):
         objectives.MaximumLikelihood()(flow, torch.randn(4, 2))
+
+
+def test_a_flow_without_a_base_is_trained(generator):
+    """Logits of one token: the most likely ones are the logarithms of the frequencies."""
+
+    @cflow.register("tests.Categorical")
+    class Categorical(cflow.BaseFlow):
+        likelihood = "exact"
+
+        def __init__(self):
+            super().__init__(1)
+            self.logits = torch.nn.Parameter(torch.zeros(3))
+
+        def _log_prob(self, x, context, generator):
+            return self.logits.log_softmax(0)[x.long()[:, 0]]
+
+    flow = Categorical()
+    x = torch.tensor([[0.0]] * 5 + [[1.0]] * 3 + [[2.0]] * 2)
+    training.fit(flow, objectives.MaximumLikelihood(), x, steps=300, batch_size=10, lr=0.05, ema=None)
+    assert torch.allclose(flow.logits.softmax(0), torch.tensor([0.5, 0.3, 0.2]), atol=1e-2)

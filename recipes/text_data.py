@@ -1,0 +1,198 @@
+"""Texts for ``text.py``: reading, cleaning, splitting and encoding them, and how well counts alone predict them."""
+
+import re
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cflow import data
+
+WORDS = ("reference", "stdlib")  # texts that every installation of Python has
+FASTA = (".fa", ".fasta", ".fna", ".faa")
+# Typographic quotes, dashes and dots, as a keyboard has them.
+PLAIN = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-", 0x2026: "..."}
+
+
+@dataclass
+class Corpus:
+    """A text as rows of tokens.
+
+    Attributes:
+        name: a short name.
+        note: what was read, and how it was cleaned.
+        alphabet: what tokens stand for.
+        train: rows to learn from, ``[N, L]``; they overlap.
+        held: rows of the last tenth of the text, ``[M, L]``; they do not overlap.
+        seen: the tokens of the training part, ``[S]``, for counts.
+        characters: characters per token, in the held-out rows.
+    """
+
+    name: str
+    note: str
+    alphabet: data.Alphabet
+    train: torch.Tensor
+    held: torch.Tensor
+    seen: torch.Tensor
+    characters: float
+
+
+def reference() -> str:
+    """Returns the prose of Python's language reference, without what it has twice.
+
+    A block of lines is prose if it has 40 characters or more, all of ASCII and at least nine tenths of them letters or
+    spaces, and ends with a full stop or a colon. So code, grammar, tables and headings are omitted. Each block becomes
+    one line. Topics repeat blocks of each other; each is kept once, or held-out text would have been seen in training.
+    """
+    from pydoc_data.topics import topics
+
+    kept: dict[str, None] = {}  # a dict keeps the order
+    for name in sorted(topics):
+        for block in re.split(r"\n\s*\n", topics[name]):
+            line = " ".join(block.split()).translate(PLAIN)
+            letters = sum(each.isalpha() or each == " " for each in line)
+            if len(line) >= 40 and line.isascii() and line[-1] in ".:" and letters >= 0.9 * len(line):
+                kept[line] = None
+    return "\n".join(kept)
+
+
+def library(most: int) -> str:
+    """Returns sources of Python's own library, in the order of their names, up to ``most`` characters."""
+    parts, size = [], 0
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        if size > most:
+            break
+        parts.append(file.read_text(encoding="utf-8", errors="replace"))
+        size += len(parts[-1])
+    return "\n".join(parts)
+
+
+def is_fasta(name: str) -> bool:
+    """Returns whether a file has sequences, by its ending."""
+    return Path(name.removesuffix(".gz")).suffix.lower() in FASTA
+
+
+def texts(name: str, most: int) -> tuple[list[str], str]:
+    """Reads texts: one, or one for each sequence of a FASTA file; and says what was read.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is not UTF-8.
+    """
+    if name == "reference":
+        return [reference()[:most]], "prose of Python's language reference, each paragraph once"
+    if name == "stdlib":
+        return [library(most)[:most]], f"sources of Python's library, the first {most:,} characters"
+    if is_fasta(name):
+        found = [sequence for _, sequence in data.read_fasta(name)]
+        total, kept = 0, []
+        for sequence in found:
+            kept.append(sequence[: most - total])
+            total += len(kept[-1])
+            if total >= most:
+                break
+        return kept, f"{len(kept)} of {len(found)} sequences"
+    file = Path(name)
+    if not file.is_file():
+        raise FileNotFoundError(f"--data {name}: there is no such file; pass a text, or one of {', '.join(WORDS)}.")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--data {name}: byte {error.start} is not UTF-8 text; save the file as UTF-8.") from None
+    return [text[:most]], f"{file.name}" + (f", the first {most:,} characters" if len(text) > most else "")
+
+
+def split(parts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits texts after nine tenths of their characters, so that no character is in both halves."""
+    left = sum(map(len, parts)) * 9 // 10
+    train, held = [], []
+    for part in parts:
+        train.append(part[:left])
+        held.append(part[left:] if left < len(part) else "")
+        left = max(0, left - len(part))
+    return [each for each in train if each], [each for each in held if each]
+
+
+def alphabet_of(kind: str, train: Sequence[str], whole: Sequence[str], symbols: str | None, size: int):
+    """Builds the alphabet: characters of the whole text, bytes, or pieces that are frequent in the training part."""
+    if symbols is not None:
+        if kind != "characters":
+            raise ValueError(f"--alphabet {symbols!r:.40}: this option goes with --tokens characters; omit it.")
+        return data.Characters(symbols)
+    match kind:
+        case "bytes":
+            return data.Bytes()
+        case "pieces":
+            return data.WordPieces.fit("\n".join(train), size)
+    return data.Characters.fit("".join(whole), size)
+
+
+def smallest(tokens: torch.Tensor, size: int) -> torch.Tensor:
+    """Stores tokens in the smallest integers that have them all."""
+    return tokens.to(torch.uint8 if size <= 256 else torch.int32)
+
+
+def cut(parts: Sequence[torch.Tensor], length: int, stride: int) -> torch.Tensor:
+    """Cuts texts into rows ``[N, length]``; texts that are shorter than a row are not used."""
+    rows = [data.windows(each, length, stride) for each in parts if len(each) >= length]
+    if len(rows) == 1:
+        return rows[0]  # a view of the text: overlapping rows need no memory
+    return torch.cat(rows) if rows else torch.empty(0, length, dtype=torch.uint8)
+
+
+def read(name: str, kind: str, symbols: str | None, size: int, most: int, length: int) -> Corpus:
+    """Reads a text and cuts it into rows.
+
+    Args:
+        name: a file, or one of ``WORDS``.
+        kind: ``"characters"``, ``"bytes"`` or ``"pieces"``.
+        symbols: the characters of the alphabet. Default: None, those of the text.
+        size: the most tokens of an alphabet that is fitted.
+        most: the most characters that are used.
+        length: tokens in a row.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a text that is too short, and for a character outside the alphabet.
+    """
+    parts, note = texts(name, most)
+    train, held = split(parts)
+    if not train:
+        raise ValueError(f"--data {name}: the text is empty; pass a longer one.")
+    alphabet = alphabet_of(kind, train, parts, symbols, size)
+    encoded = [[smallest(alphabet.encode(part), alphabet.size) for part in half] for half in (train, held)]
+    # Rows of one text start at every token; many sequences are cut at every quarter of a row, to save memory.
+    rows = cut(encoded[0], length, 1 if len(encoded[0]) == 1 else max(1, length // 4))
+    tested = cut(encoded[1], length, length)
+    if not len(rows) or len(tested) < 2:
+        characters = sum(map(len, parts))
+        raise ValueError(
+            f"--length {length}: of {characters:,} characters, {len(rows)} rows are left for training and "
+            f"{len(tested)} to test by; pass a longer text, or a smaller --length."
+        )
+    text = [alphabet.decode(row) for row in tested]
+    name = name if name in WORDS else Path(name).stem
+    return Corpus(
+        name, note, alphabet, rows, tested, torch.cat(encoded[0]).long(), sum(map(len, text)) / tested.numel()
+    )
+
+
+def counted_bits(corpus: Corpus) -> dict[str, float]:
+    """Computes bits per token of the held-out rows, predicted by counts of the training text.
+
+    ``unigram`` predicts a token by its frequency, ``bigram`` by the frequency of pairs, smoothed by the unigram: a pair
+    that was never seen counts as if it had been seen as often as by chance among as many pairs as there are tokens.
+    """
+    size, seen, held = corpus.alphabet.size, corpus.seen, corpus.held.long()
+    single = (torch.bincount(seen, minlength=size).double() + 1) / (len(seen) + size)
+    pairs = torch.bincount(seen[:-1] * size + seen[1:], minlength=size**2) if size <= 2048 else None
+    first = single[held[:, 0]].log2().sum()
+    found = {"unigram": -float(single[held].log2().mean())}
+    if pairs is not None:
+        pairs = pairs.reshape(size, size).double()
+        weight = pairs.gt(0).sum(1, keepdim=True).clamp(min=1)  # Witten and Bell: as many as followers were seen
+        after = (pairs + weight * single) / (pairs.sum(1, keepdim=True) + weight)
+        found["bigram"] = -float((after[held[:, :-1], held[:, 1:]].log2().sum() + first) / held.numel())
+    return found
