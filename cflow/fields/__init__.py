@@ -1,6 +1,6 @@
 """Networks for vector fields, called as ``field(t, x, context=None, *, s=None) -> like x``, and their parts.
 
-Networks on tokens read integers and return logits.
+Networks on tokens read integers and return logits; :class:`RelaxedTokens` evaluates them at vectors.
 """
 
 from cflow.fields.adapt import Adapted
@@ -13,6 +13,7 @@ from cflow.fields.end_time import EndTime
 from cflow.fields.mlp import MLP
 from cflow.fields.mmdit import MMDiT
 from cflow.fields.potential import Potential
+from cflow.fields.relaxed_tokens import RelaxedTokens
 from cflow.fields.second_time import two_times
 from cflow.fields.token_conv import TokenConv
 from cflow.fields.token_dit import TokenDiT
@@ -32,6 +33,7 @@ __all__ = [
     "FieldWrapper",
     "MMDiT",
     "Potential",
+    "RelaxedTokens",
     "SinusoidalTime",
     "TokenConv",
     "TokenDiT",

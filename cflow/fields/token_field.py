@@ -90,11 +90,20 @@ class TokenField(Field):
         """
         t = self.check(t, x, context, s)
         self._check_tokens(x, previous)
+        return self.logits(t, self.table(x.long()), context, previous, differentiated(t, context, previous))
+
+    def logits(
+        self, t: Tensor, h: Tensor, context: Tensor | None, previous: Tensor | None, differentiable: bool
+    ) -> Tensor:
+        """Computes the logits from embedded tokens ``h`` ``[B, length, width]``.
+
+        The arguments ``t``, ``context`` and ``previous`` are those of :meth:`forward`, ``differentiable`` is that of
+        :meth:`mix`.
+        """
         embedding = self._embedding(t, context)
-        h = self.table(x.long())
         if self.guess is not None:
             h = h + self._guessed(previous, h)
-        h = self.mix(h, embedding, differentiated(t, context, previous))
+        h = self.mix(h, embedding, differentiable)
         logits = self.output(modulate(h, *self.modulation(embedding)))
         return logits.to(torch.promote_types(self.output.weight.dtype, torch.float32))
 

@@ -13,6 +13,7 @@ from cflow.fields import (
     FieldWrapper,
     MMDiT,
     Potential,
+    RelaxedTokens,
     TokenConv,
     TokenDiT,
     UNet,
@@ -55,6 +56,8 @@ NETWORKS = {
     "dit of two sides": lambda: DiT(1, (4, 6), patch=2, width=8, depth=1, heads=2),
     "dit with classes": lambda: DiT(1, 4, patch=2, width=8, depth=2, heads=1, classes=4),
     "dit with context": lambda: DiT(2, 4, patch=2, width=8, depth=1, heads=2, context=2),
+    "relaxed tokens": lambda: RelaxedTokens(TokenDiT(4, 3, 3, width=8, depth=1, heads=2)),
+    "relaxed tokens with classes": lambda: RelaxedTokens(TokenConv(4, 3, 3, width=8, depth=1, classes=4)),
     "mmdit with context": lambda: MMDiT(1, 4, tokens=2, token_width=3, patch=2, width=8, depth=2, heads=2),
 }
 FIELDS = {
