@@ -41,7 +41,7 @@ class TokenFlow(BaseFlow):
     nats. Cost: one evaluation of the denoiser per draw of the bound; that of a sampler is the sampler's.
 
     Every method that samples accepts ``sampler`` and ``guidance``; methods that compute a likelihood accept ``rate``,
-    ``complementary`` (a pair of evaluations per draw, with less variance) and ``guidance``.
+    ``antithetic`` (two evaluations per draw, with mirrored noise, so less variance) and ``guidance``.
 
     Args:
         denoiser: a network called as ``denoiser(t, x, context)``, with states ``x [B, *event]``; it returns logits
@@ -74,7 +74,7 @@ class TokenFlow(BaseFlow):
 
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "sample": ("sampler", "guidance"),
-        "log_prob": ("rate", "complementary", "guidance"),
+        "log_prob": ("rate", "antithetic", "guidance"),
     }
 
     def __init__(
@@ -249,9 +249,9 @@ class TokenFlow(BaseFlow):
 
     # The methods from which the base class derives the protocol
 
-    def _log_prob(self, x, context, generator, *, rate=None, complementary=False, guidance=None, level=None):
+    def _log_prob(self, x, context, generator, *, rate=None, antithetic=False, guidance=None, level=None):
         level = levels(len(x), generator, x.device) if level is None else level
-        value = draw_bound(self.path, self._network(context, guidance), x, rate, level, generator, complementary)
+        value = draw_bound(self.path, self._network(context, guidance), x, rate, level, generator, antithetic)
         return value.to(torch.promote_types(value.dtype, self.dtype))
 
     def log_prob_estimate(self, x, context=None, *, draws: int = 32, generator=None, **options):
@@ -264,7 +264,7 @@ class TokenFlow(BaseFlow):
             context: the conditions ``[*batch, *context_shape]``.
             draws: the number of draws, two or more; each is one evaluation of the denoiser.
             generator: source of random numbers, or a list with one for each row.
-            **options: ``rate``, ``complementary`` and ``guidance``.
+            **options: ``rate``, ``antithetic`` and ``guidance``.
         """
         self._check(options, "log_prob_estimate", generator)
         if draws < 2:

@@ -198,6 +198,14 @@ class Mixture(Path):
         """Draws one uniform number for every token of ``x1 [B, *event]``, with ``generator``."""
         return uniforms(x1.shape, generator, x1.device)
 
+    def mirror(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns times and noise that hide about the complement of the tokens that ``t`` and ``noise`` hide.
+
+        With a mask source each token is hidden in one of the two, and one token in both.
+        """
+        low, high = self.interval
+        return low + high - t, 1 - noise
+
     def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
         """Returns noisy tokens between ``x0`` and ``x1 [B, *event]``; their times may differ from ``t``.
 

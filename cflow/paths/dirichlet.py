@@ -92,6 +92,10 @@ class Dirichlet(VelocityPath):
         """Draws uniform numbers of the shape of ``x1``: the noise of Beta variables, for every time."""
         return draw_rows(torch.rand, x1.shape, generator, dtype=x1.dtype, device=x1.device)
 
+    def mirror(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the times ``t``, and one minus ``noise``."""
+        return t, 1 - noise
+
     def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
         r"""Computes the points at times ``t [B]`` between uniform points ``x0`` and one-hot tokens ``x1``.
 

@@ -136,6 +136,10 @@ class Interpolant(VelocityPath):
         """Draws standard normal noise of the shape of ``x1`` with ``generator``."""
         return torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
 
+    def mirror(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the times ``t`` and the negative of ``noise``."""
+        return t, -noise
+
     def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
         """Returns the points at times ``t [B]`` between ``x0`` and ``x1`` ``[B, *event]``.
 

@@ -73,6 +73,16 @@ class Path(ABC):
         """
         return None
 
+    def mirror(self, t: Tensor, noise: Any) -> tuple[Tensor, Any]:
+        """Returns times and noise with the same law that are as different as possible: ``(t [B], noise)``.
+
+        Averages over both have less noise. ``t`` are times, and ``noise`` is the result of :meth:`draw`.
+
+        Raises:
+            ValueError: on paths without noise.
+        """
+        raise ValueError(f"{self!r}: there is no noise to mirror; pass antithetic=False.")
+
     @abstractmethod
     def sample(
         self,

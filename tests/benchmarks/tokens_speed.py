@@ -144,7 +144,9 @@ def compare(masked, size, rounds):
                 most = 0.1 if size == 27 else 0.2
                 time_share, memory_share = middle[name] / middle[peer], peak[name] / peak[peer]
                 verdict = "PASS" if time_share <= most and memory_share <= 0.25 else "FAIL"
-                print(f"{verdict}  {name} over {peer}: time {time_share:.3f} (at most {most}), memory {memory_share:.3f}")
+                print(
+                    f"{verdict}  {name} over {peer}: time {time_share:.3f} (at most {most}), memory {memory_share:.3f}"
+                )
 
 
 def main():

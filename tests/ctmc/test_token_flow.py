@@ -318,10 +318,33 @@ def test_the_estimate_of_the_bound_is_nearer_than_one_draw(generator):
     x = flow.denoiser.sequences()
     value, error = flow.log_prob_estimate(x, draws=128, generator=generator)
     assert bool(((value - law.flatten().log()).abs() < 5 * error + 1e-9).all())
-    pairs, _ = flow.log_prob_estimate(x, draws=64, complementary=True, generator=generator)
+    pairs, _ = flow.log_prob_estimate(x, draws=64, antithetic=True, generator=generator)
     assert bool(((pairs - law.flatten().log()).abs() < 5 * error + 1e-9).all())
-    with pytest.raises(ValueError, match="hidden tokens to complement"):
-        make(ctmc.Uniform(4, 3)).log_prob(torch.zeros(1, 4, dtype=torch.long), complementary=True)
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+def test_mirrored_noise_has_the_same_mean_and_less_variance(source, generator):
+    law = correlated(3, 2)
+    made = {"mask": ctmc.Mask(2, 3), "uniform": ctmc.Uniform(2, 3)}[source]
+    path = ctmc.Mixture(ctmc.Cosine(), loss="elbo")
+    flow = ctmc.TokenFlow(ExactDenoiser(law, made, path), made, path=path).double()
+    rows = torch.multinomial(law.flatten(), 2000, replacement=True, generator=generator)
+    x = flow.denoiser.sequences()[rows]
+    values = 2 * objectives.FlowMatching(antithetic=True)(flow, x, generator=generator).detach()
+    assert abs(float(values.mean()) - entropy(law)) < 5 * float(values.std()) / 2000**0.5
+    one = flow.log_prob(x, generator=generator).detach()
+    two = flow.log_prob(x, antithetic=True, generator=generator).detach()
+    assert abs(float(two.mean()) + entropy(law)) < 5 * float(two.std()) / 2000**0.5
+    assert float(two.std()) < float(one.std())
+    source, x1 = ctmc.Mask(8, 3), torch.randint(3, (50, 8), generator=generator)
+    bound = ctmc.Mixture().bind(source)
+    t, u = torch.rand(50, generator=generator), bound.draw(x1, generator)
+    hidden = [
+        bound.sample(source.sample((50,)), x1, *where[:1], noise=where[1]).xt == source.mask
+        for where in ((t, u), bound.mirror(t, u))
+    ]
+    assert bool(((hidden[0].int() + hidden[1].int()) >= 1).all())
+    assert ((hidden[0].sum(1) + hidden[1].sum(1)) == 9).all()
 
 
 def test_rare_tokens_are_drawn():

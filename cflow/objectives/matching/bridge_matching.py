@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
+from cflow.objectives.matching.flow_matching import FlowMatching
 from cflow.paths import Path
 from cflow.registry import register
-from cflow.shapes import on_tensors
 
 __all__ = ["BridgeMatching"]
 
@@ -53,22 +49,6 @@ class BridgeMatching(FlowMatching):
         >>> BridgeMatching()(flow, torch.randn(16, 2)).shape
         torch.Size([16])
     """
-
-    def __init__(
-        self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, antithetic: bool = False
-    ):
-        super().__init__(coupling, times, weight, condition_dropout)
-        self.antithetic = antithetic
-
-    def _match(self, flow: Any, path: Path, batch: MatchingBatch, t: Tensor, context) -> tuple[Tensor, Tensor]:
-        if not self.antithetic:
-            return super()._match(flow, path, batch, t, context)
-        twice = lambda each: torch.cat((each, each))
-        noise = torch.cat((batch.noise, -batch.noise))
-        mask = on_tensors(twice, self._mask(batch))
-        sample = path.sample(twice(batch.x0), twice(batch.x1), twice(t), mask=mask, noise=noise)
-        loss = path.loss(flow.predict(sample.t, sample.xt, on_tensors(twice, context)), sample)
-        return loss.unflatten(0, (2, -1)).mean(0), t
 
     def _path(self, flow: Any) -> Path:
         path = super()._path(flow)
