@@ -321,7 +321,7 @@ class Given(Source):
     """Draws rows of given tokens, with replacement: the source of flows from data to data.
 
     It has no probabilities, so the flow has no bound (``flow.likelihood`` is ``"none"``), and it samples by
-    ``ctmc.MinimalJump`` alone. Train pairs of rows with ``couplings.Pairs()``.
+    ``ctmc.MinimalJump`` alone. Train pairs of rows with ``couplings.Paired()``.
 
     Args:
         tokens: rows ``[N, *event]``, integers.
