@@ -24,8 +24,8 @@ def warn_of_scale(flow: Any, objective: Any, x: Any, context: Any = None, line: 
     """Warns if columns of a batch, after transforms, have a mean or scale far from that of the base's draws.
 
     A network that starts from the scale of the base cannot learn data that are a thousand times larger, and the loss
-    does not show it. There is no warning if transforms are trained (they may adapt the scale), or if the data are not
-    plain tensors of the flow's events. No random state changes.
+    does not show it. There is no warning if transforms are trained (they may adapt the scale), if the data are tokens,
+    or if they are not plain tensors of the flow's events. No random state changes.
 
     Extreme rows count, unless the base has heavy tails too: then quantiles are compared. A column of the base that is
     mostly one value (a category) is compared by its deviation; a constant one is not compared. The warning points to
@@ -39,6 +39,8 @@ def warn_of_scale(flow: Any, objective: Any, x: Any, context: Any = None, line: 
     base = getattr(flow, "base", None)
     shape = getattr(base, "event_shape", None)
     if shape is None or getattr(base, "context_shape", None) is not None or shape != flow.model_shape:
+        return
+    if flow.transform.likelihood == "none":
         return
     x = flow.cast(x)
     seeded = lambda: torch.Generator(x.device).manual_seed(0)

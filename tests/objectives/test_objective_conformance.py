@@ -35,6 +35,13 @@ MEMBERS = {
     "FlowMatching with classes": lambda: (
         objectives.FlowMatching(condition_dropout=0.3), continuous(classes=3), rows(6, 2), LABELS
     ),
+    "FlowMatching of tokens": lambda: (
+        objectives.FlowMatching(),
+        cflow.ContinuousFlow(
+            continuous().field, bases.Simplex(2), path=paths.Dirichlet(), transform=[bijections.OneHot((), 2)]
+        ),
+        torch.arange(6) % 2,
+    ),
     "BridgeMatching": lambda: (
         objectives.BridgeMatching(), continuous(paths.BrownianBridge(), outputs=2), rows(6, 2)
     ),

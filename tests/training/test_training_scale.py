@@ -49,6 +49,16 @@ def test_data_a_thousand_times_too_large_are_warned_of_once(how, threads, genera
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("base", [bases.Normal((1, 40)), bases.Simplex((1, 40))], ids=lambda base: type(base).__name__)
+def test_tokens_have_no_scale(base, generator):
+    """One-hot vectors are far from points of the simplex, and a rare token makes a narrow column."""
+    field = fields.Adapted(torch.nn.Linear(40, 40), lambda net, t, x, c: net(x), event_shape=(1, 40))
+    path = paths.Dirichlet() if isinstance(base, bases.Simplex) else None
+    flow = cflow.RelaxedFlow(field, base, path=path)
+    tokens = torch.randint(40, (256, 1), generator=generator)
+    fit(flow, tokens, objectives.FlowMatching())  # a warning is an error here
+
+
 @pytest.mark.parametrize("scale", [1000.0, 1e-3])
 def test_the_remedy_is_silent(scale, generator):
     x = scale * torch.randn(256, 2, generator=generator)
