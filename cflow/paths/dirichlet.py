@@ -17,7 +17,7 @@ from cflow.shapes import expand_like, sum_rows
 
 __all__ = ["Dirichlet"]
 
-NODES = 20
+NODES = {torch.float64: 20}  # 12 for other dtypes: an error of 1e-6
 
 
 @register("paths.Dirichlet")
@@ -46,8 +46,9 @@ class Dirichlet(VelocityPath):
         maximum: :math:`a_{\max}`, the largest a. At 8, the largest entry of a point is its token in 99.8 % of all cases
             for 2 tokens, and in 94 % for 40.
 
-    Shapes: events are ``[*positions, K]``. Cost: C takes a quadrature in float64 for every entry, with 20 nodes of a
-    few exponentials each; its relative error is below 1e-8 for 2 to 40 tokens.
+    Shapes: events are ``[*positions, K]``. Cost: C takes a quadrature in float64 for every entry, with 12 nodes of a
+    few exponentials each, or 20 where points are float64: under a microsecond per entry on one core of a CPU. The
+    relative error is below 1e-5, or 1e-8, for 2 to 40 tokens.
 
     Raises:
         ValueError: if ``maximum`` is not positive.
@@ -156,7 +157,7 @@ def speed_of_corner(x: Tensor, a: Tensor) -> Tensor:
     :math:`e^L`: below it the first form has no cancellation, and above it the second. Neither divides by a power that
     vanishes, so C is finite and accurate at both ends: 0 at x = 0, and :math:`-L / (K - 1)` at x = 1.
     """
-    double = torch.float64
+    double, count = torch.float64, NODES.get(x.dtype, 12)
     size, a = x.shape[-1], a.to(double)
     bound = torch.special.digamma(a + 1) - torch.special.digamma(a + size)
     x = x.to(double).clamp(torch.finfo(double).tiny, 1 - torch.finfo(double).eps)
@@ -164,7 +165,7 @@ def speed_of_corner(x: Tensor, a: Tensor) -> Tensor:
     below = log_x < bound
     length = torch.where(below, 1 / (a + 1), -log_x)
     total = torch.zeros_like(x)
-    for (low, low_weight), (high, high_weight) in zip(_rule("laguerre"), _rule("legendre")):
+    for (low, low_weight), (high, high_weight) in zip(_rule("laguerre", count), _rule("legendre", count)):
         y = torch.where(below, -low * length, high * length)
         gap = bound - log_x - y
         # The factor exp((a + 1) y) is the weight of Laguerre's rule.
@@ -174,11 +175,11 @@ def speed_of_corner(x: Tensor, a: Tensor) -> Tensor:
 
 
 @functools.cache
-def _rule(kind: str) -> list[tuple[float, float]]:
-    """Returns the nodes and weights of Gauss and Laguerre, or of Gauss and Legendre on [0, 1]."""
+def _rule(kind: str, count: int) -> list[tuple[float, float]]:
+    """Returns ``count`` nodes and weights of Gauss and Laguerre, or of Gauss and Legendre on [0, 1]."""
     if kind == "laguerre":
-        nodes, weights = numpy.polynomial.laguerre.laggauss(NODES)
+        nodes, weights = numpy.polynomial.laguerre.laggauss(count)
     else:
-        nodes, weights = numpy.polynomial.legendre.leggauss(NODES)
+        nodes, weights = numpy.polynomial.legendre.leggauss(count)
         nodes, weights = (nodes + 1) / 2, weights / 2
     return list(zip(nodes.tolist(), weights.tolist()))

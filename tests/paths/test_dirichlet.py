@@ -55,6 +55,14 @@ def test_the_speed_is_accurate_up_to_both_ends(size, a):
     assert torch.allclose(ends, torch.tensor([0.0, -bound / (size - 1)] * 2, dtype=torch.float64), atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [2, 4, 40])
+def test_float32_takes_fewer_nodes_and_keeps_its_digits(size):
+    x = torch.cat([torch.logspace(-8, -0.01, 500), 1 - torch.logspace(-5, -1, 100)])[:, None].expand(-1, size)
+    for a in (0.0, 0.5, 8.0):
+        exact = speed_of_corner(x.double(), torch.tensor(a))
+        assert ((speed_of_corner(x, torch.tensor(a)) - exact) / exact).abs().max() < 1e-5
+
+
 def test_gradients_of_the_speed_are_finite_and_right():
     x = torch.tensor([0.0, 1e-9, 0.05, 0.2, 0.7, 1.0], dtype=torch.float64).requires_grad_()
     (slope,) = torch.autograd.grad(speed_of_corner(x, torch.tensor(3.0)).sum(), x)
