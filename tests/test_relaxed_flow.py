@@ -181,6 +181,22 @@ def test_it_is_saved_with_its_maps(tmp_path, generator):
     assert torch.equal(flow.log_prob(x, generator=seeded()), again.log_prob(x, generator=seeded()))
 
 
+def test_another_schedule_ends_at_the_same_noise(generator):
+    probs = dependent(generator)
+    flow = exact_flow(probs, paths.Linear("logits"))
+    other = flow.with_path(paths.Cosine("logits"))
+    ends = [torch.tensor(each.end_time, dtype=torch.float64) for each in (flow, other)]
+    ratios = [each.path.alpha(end) / each.path.sigma(end) for each, end in zip((flow, other), ends)]
+    torch.testing.assert_close(*ratios)
+    assert other.bound_time is None
+    x = flow.field.words.repeat(3, 1)
+    with torch.no_grad():
+        bounds = [each.log_prob(x, generator=torch.Generator().manual_seed(1)) for each in (flow, other)]
+    torch.testing.assert_close(*bounds, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="predicts logits"):
+        flow.with_path(paths.Linear())
+
+
 def test_gradients_reach_the_network_and_tokens_of_any_dtype_agree(generator):
     flow = cflow.RelaxedFlow(Network(), bases.Normal((2, 3)), solver=solvers.RK4(4))
     x = torch.tensor([[0, 2], [1, 1]])

@@ -106,13 +106,18 @@ class RelaxedFlow(ContinuousFlow):
                 f"RelaxedFlow(transform={self.transform!r:.60}): the data must be tokens; let bijections.OneHot be the "
                 f"last map, or omit transform."
             )
+        self.bound_time = bound_time
         low, high = path.interval
-        self.bound_time = path.token_time(base.event_shape[-1]) if bound_time is None else bound_time
-        if not low < self.bound_time <= high:
+        if not low < self.end_time <= high:
             raise ValueError(
                 f"RelaxedFlow(bound_time={bound_time}): the logits are well conditioned in [{low:.3g}, {high:.6g}]; "
                 f"pass a time inside, such as 0.8."
             )
+
+    @property
+    def end_time(self) -> float:
+        """The time at which the flow ends and tokens are drawn: ``bound_time``, or that of the path."""
+        return self.path.token_time(self.model_shape[-1]) if self.bound_time is None else self.bound_time
 
     @property
     def likelihood(self) -> Likelihood:
@@ -127,9 +132,9 @@ class RelaxedFlow(ContinuousFlow):
         if not temperature >= 0:
             raise ValueError(f"flow.sample(temperature={temperature}): it is 0 or more; pass 0 or 1.")
         x0 = self.cast(self.base.sample((count,), generator=generator))
-        solution = transport(self, x0, 0.0, self.bound_time, context, generator, **options)
+        solution = transport(self, x0, 0.0, self.end_time, context, generator, **options)
         z = self._solved(solution, "sample").y
-        t = torch.full((count,), self.bound_time, dtype=z.dtype, device=z.device)
+        t = torch.full((count,), self.end_time, dtype=z.dtype, device=z.device)
         logits = self.predict(t, z, context).double()
         if temperature == 0:
             return torch.zeros_like(z).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -140,11 +145,11 @@ class RelaxedFlow(ContinuousFlow):
 
     def _log_prob(self, u: Tensor, context: Tensor | None, generator, **options) -> Tensor:
         """Computes one draw of the bound for one-hot tokens ``u [B, *positions, vocabulary]``."""
-        t = torch.full((len(u),), self.bound_time, dtype=u.dtype, device=u.device)
+        t = torch.full((len(u),), self.end_time, dtype=u.dtype, device=u.device)
         x0 = self.cast(self.base.sample((len(u),), generator=generator))
         sample = self.path.sample(x0, u, t, noise=self.path.draw(u, generator))
         posterior = self.predict(t, sample.xt, context).log_softmax(-1)
-        solution = transport(self, sample.xt, self.bound_time, 0.0, context, generator, ladj=True, **options)
+        solution = transport(self, sample.xt, self.end_time, 0.0, context, generator, ladj=True, **options)
         self._solved(solution, "log_prob")
         prior = self.base.log_prob(solution.y) + solution.quadratures["ladj"]
         # A token of probability zero times the zeros of the other tokens would be NaN.
