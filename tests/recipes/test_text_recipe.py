@@ -165,7 +165,8 @@ def test_parts_have_no_character_in_common(texts):
 
 def test_counts_predict_as_computed_by_hand(texts):
     """Training text aab: frequencies 3/5 and 2/5 with one more of each; pairs aa and ab, each once."""
-    corpus = texts.Corpus("x", "", data.Characters("ab"), None, None, torch.tensor([[0, 1]]), torch.tensor([0, 0, 1]), 1.0)
+    held, seen = torch.tensor([[0, 1]]), torch.tensor([0, 0, 1])
+    corpus = texts.Corpus("x", "", data.Characters("ab"), None, None, held, seen, 1.0)
     found = texts.counted_bits(corpus)
     assert found["unigram"] == pytest.approx(-(math.log2(3 / 5) + math.log2(2 / 5)) / 2)
     after_a = (1 + 2 * 2 / 5) / (2 + 2)  # two different followers were seen
@@ -199,7 +200,7 @@ def test_mistakes_are_explained(recipe):
         ({"data": "empty.txt"}, ValueError, "the text is empty"),
         ({"alphabet": "abc"}, ValueError, "'t' at position 0 is not one of the 3 symbols"),
         ({"alphabet": "abc", "tokens": "bytes"}, ValueError, "goes with --tokens characters"),
-        ({"length": 1000}, ValueError, "0 for validation and 0 for the test; pass a longer text, or a smaller --length"),
+        ({"length": 1000}, ValueError, "0 for validation and 0 for the test; pass a longer text, or a smaller"),
         ({"width": 40}, ValueError, "pass a multiple of 32"),
         ({"draws": 1}, ValueError, "needs 2 or more"),
         ({"steps": 0}, ValueError, "--steps 0: pass 1 or more"),
