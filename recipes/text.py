@@ -10,11 +10,12 @@
 A network learns to fill in hidden tokens (or, with another source, to find and correct random ones). A sampler starts
 with a row in which all tokens are hidden, and reveals them step by step, in any order. So the same flow completes a
 text with gaps. Its likelihood is a lower bound, so bits per character are an upper bound. They are printed next to what
-counts of characters, and of pairs of characters, reach. The last tenth of the text is held out.
+counts of characters, and of pairs of characters, reach. The last tenth of the text is held out for this. The twentieth
+before it decides when to stop, and which weights are kept.
 
-``--baseline ar`` trains a transformer of the same size by the next token, on the same rows, for as many steps. Its bits
-are exact. It also judges samples: at several temperatures, the bits per character that it needs for them are printed
-next to the entropy of their tokens, since each alone can be made as good as one likes.
+``--baseline ar`` trains a transformer of about the same size by the next token, on the same rows, for as many steps.
+Its bits are exact. It also judges samples: at several temperatures, the bits per token that it needs for them are
+printed next to the entropy of their tokens, since each alone can be made as good as one likes.
 
 Writes ``model/`` (``cflow sample`` draws from it), ``samples.txt``, ``decoding.png``, ``training.png``,
 ``metrics.json``, ``history.csv`` and ``checkpoints/`` into one folder; with a baseline also ``frontier.png`` and
@@ -66,15 +67,17 @@ class Options:
     schedule: Literal["linear", "cosine", "polynomial", "log-linear"] = "linear"
     """How the share of tokens that are revealed depends on time."""
     baseline: Literal["none", "ar"] = "none"
-    """Also train an autoregressive transformer of the same size, and judge samples by it."""
+    """Also train an autoregressive transformer of about the same size, and judge samples by it."""
     length: int = 64
     """Tokens in a row."""
+    network: Literal["convolutions", "transformer"] = "convolutions"
+    """Network of the flow: dilated convolutions learn sooner on short rows, a transformer sees far."""
     width: int = 128
-    """Width of the transformer, a multiple of 32."""
-    depth: int = 4
-    """Blocks of the transformer."""
+    """Width of the networks, a multiple of 32."""
+    depth: int = 10
+    """Blocks of convolutions; a transformer has one block for 2.5 of these, which is about the same size."""
     steps: int = 4000
-    """Training steps."""
+    """Training steps, at most."""
     batch_size: int = 16
     """Rows per step, on each process."""
     lr: float = 2e-3
@@ -111,19 +114,43 @@ def check(options: Options) -> None:
 # Learning
 
 
-def network(options: Options, states: int, vocabulary: int, causal: bool = False) -> fields.TokenDiT:
-    """Builds the transformer. How many tokens are hidden tells the time, so only other sources need to read it."""
+def network(options: Options, states: int, vocabulary: int) -> torch.nn.Module:
+    """Builds the network of the flow. How many tokens are hidden tells the time; other sources need to read it."""
     torch.manual_seed(options.seed)  # its initial weights; everything else has its own generators
-    return fields.TokenDiT(
+    reads_time = options.source != "mask"
+    if options.network == "transformer":
+        return transformer(options, states, vocabulary, reads_time=reads_time)
+    # Together the blocks see the whole row, and each of its tokens first through near ones.
+    dilations = [2**k for k in range(10) if k == 0 or 2**k <= options.length / 8]
+    return fields.TokenConv(
         options.length,
         states,
         vocabulary,
         width=options.width,
         depth=options.depth,
-        heads=options.width // 32,
-        reads_time=not causal and options.source != "mask",
-        causal=causal,
+        kernel=3,
+        dilations=dilations,
+        reads_time=reads_time,
     )
+
+
+def transformer(options: Options, states: int, vocabulary: int, **settings) -> fields.TokenDiT:
+    """Builds a transformer with about as many parameters as the convolutions: one block for 2.5 of theirs."""
+    return fields.TokenDiT(
+        options.length,
+        states,
+        vocabulary,
+        width=options.width,
+        depth=max(1, round(options.depth / 2.5)),
+        heads=options.width // 32,
+        **settings,
+    )
+
+
+def autoregressive(options: Options, vocabulary: int) -> Autoregressive:
+    """Builds the baseline."""
+    torch.manual_seed(options.seed)
+    return Autoregressive(transformer(options, vocabulary + 1, vocabulary, reads_time=False, causal=True))
 
 
 def build(options: Options, corpus: text_data.Corpus) -> ctmc.TokenFlow:
@@ -153,8 +180,9 @@ def learn(flow, objective, corpus: text_data.Corpus, options: Options, out: Path
         lr=options.lr,
         schedule=training.Cosine(warmup=min(200, options.steps // 5)),
         ema=training.EMA(decay=0.995),
-        validation=corpus.held[:512],
-        validate_every=max(1, options.steps // 10),
+        validation=corpus.validation[:256],
+        validate_every=max(1, options.steps // 20),
+        patience=6,
         checkpoint_every=max(1, options.steps // 10),
         seed=options.seed,
         out=out,
@@ -162,6 +190,11 @@ def learn(flow, objective, corpus: text_data.Corpus, options: Options, out: Path
         resume=options.resume,
         progress=True,
     )
+
+
+def millions(flow) -> str:
+    """Returns the number of parameters."""
+    return f"{sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M"
 
 
 # Measuring
@@ -286,21 +319,21 @@ def main(options: Options) -> None:
     say(f"{corpus.name}: {corpus.note}")
     say(
         f"{len(corpus.seen):,} tokens to learn from, {corpus.held.numel():,} held out ({len(corpus.held)} rows of "
-        f"{length}); {alphabet.size} different ones"
+        f"{length}); {alphabet.size} different tokens"
     )
     flow = build(options, corpus)
-    say(f"network: {sum(each.numel() for each in flow.parameters()) / 1e6:.2f} M parameters; writing to {out}/")
+    say(f"{options.network}: {millions(flow)} parameters; writing to {out}/")
     claim(out, place)
     run = learn(flow, objectives.FlowMatching(), corpus, options, out)
     if options.resume:
         say_resumed(run)
-    say(f"trained {run.steps} steps in {run.seconds:.0f} s")
+    say(f"trained {run.steps} steps in {run.seconds:.0f} s; the weights of step {run.best_step} are kept")
     judge = None
     if options.baseline == "ar":
-        say("training the baseline: an autoregressive transformer, as large, as long")
-        judge = Autoregressive(network(options, alphabet.size + 1, alphabet.size, causal=True))
+        judge = autoregressive(options, alphabet.size)
+        say(f"training the baseline, an autoregressive transformer: {millions(judge)} parameters")
         second = learn(judge, objectives.MaximumLikelihood(), corpus, options, out / "ar")
-        say(f"trained {second.steps} steps in {second.seconds:.0f} s")
+        say(f"trained {second.steps} steps in {second.seconds:.0f} s; the weights of step {second.best_step} are kept")
     if not MAIN:
         return
     plot.training(run, out / "training.png", title="loss: cross-entropy of hidden tokens, nats")

@@ -25,6 +25,7 @@ class Corpus:
         note: what was read, and how it was cleaned.
         alphabet: what tokens stand for.
         train: rows to learn from, ``[N, L]``; they overlap.
+        validation: rows that decide which weights are kept, ``[V, L]``: of the twentieth before the last tenth.
         held: rows of the last tenth of the text, ``[M, L]``; they do not overlap.
         seen: the tokens of the training part, ``[S]``, for counts.
         characters: characters per token, in the held-out rows.
@@ -34,6 +35,7 @@ class Corpus:
     note: str
     alphabet: data.Alphabet
     train: torch.Tensor
+    validation: torch.Tensor
     held: torch.Tensor
     seen: torch.Tensor
     characters: float
@@ -104,15 +106,19 @@ def texts(name: str, most: int) -> tuple[list[str], str]:
     return [text[:most]], f"{file.name}" + (f", the first {most:,} characters" if len(text) > most else "")
 
 
-def split(parts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits texts after nine tenths of their characters, so that no character is in both halves."""
-    left = sum(map(len, parts)) * 9 // 10
-    train, held = [], []
-    for part in parts:
-        train.append(part[:left])
-        held.append(part[left:] if left < len(part) else "")
-        left = max(0, left - len(part))
-    return [each for each in train if each], [each for each in held if each]
+def split(parts: Sequence[str], shares: Sequence[int] = (17, 1, 2)) -> list[list[str]]:
+    """Splits texts into consecutive parts with these shares of their characters; no character is in two parts."""
+    whole, total = sum(map(len, parts)), sum(shares)
+    ends = [whole * sum(shares[: k + 1]) // total for k in range(len(shares))]
+    found, start = [], 0
+    for end in ends:
+        place, pieces = 0, []
+        for part in parts:
+            pieces.append(part[max(0, start - place) : max(0, end - place)])
+            place += len(part)
+        found.append([each for each in pieces if each])
+        start = end
+    return found
 
 
 def alphabet_of(kind: str, train: Sequence[str], whole: Sequence[str], symbols: str | None, size: int):
@@ -158,24 +164,30 @@ def read(name: str, kind: str, symbols: str | None, size: int, most: int, length
         ValueError: for a text that is too short, and for a character outside the alphabet.
     """
     parts, note = texts(name, most)
-    train, held = split(parts)
+    train, validation, held = split(parts)
     if not train:
         raise ValueError(f"--data {name}: the text is empty; pass a longer one.")
     alphabet = alphabet_of(kind, train, parts, symbols, size)
-    encoded = [[smallest(alphabet.encode(part), alphabet.size) for part in half] for half in (train, held)]
+    encoded = [[smallest(alphabet.encode(part), alphabet.size) for part in each] for each in (train, validation, held)]
     # Rows of one text start at every token; many sequences are cut at every quarter of a row, to save memory.
     rows = cut(encoded[0], length, 1 if len(encoded[0]) == 1 else max(1, length // 4))
-    tested = cut(encoded[1], length, length)
-    if not len(rows) or len(tested) < 2:
+    kept, tested = (cut(each, length, length) for each in encoded[1:])
+    if not len(rows) or not len(kept) or len(tested) < 2:
         characters = sum(map(len, parts))
         raise ValueError(
-            f"--length {length}: of {characters:,} characters, {len(rows)} rows are left for training and "
-            f"{len(tested)} to test by; pass a longer text, or a smaller --length."
+            f"--length {length}: of {characters:,} characters, {len(rows)} rows are left for training, {len(kept)} for "
+            f"validation and {len(tested)} for the test; pass a longer text, or a smaller --length."
         )
     text = [alphabet.decode(row) for row in tested]
-    name = name if name in WORDS else Path(name).stem
     return Corpus(
-        name, note, alphabet, rows, tested, torch.cat(encoded[0]).long(), sum(map(len, text)) / tested.numel()
+        name if name in WORDS else Path(name).stem,
+        note,
+        alphabet,
+        rows,
+        kept,
+        tested,
+        torch.cat(encoded[0]).long(),
+        sum(map(len, text)) / tested.numel(),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "recipes" / "guide"
 GUIDES = sorted(FOLDER.glob("*.md"))
 PARTS = (
-    "bases", "bijections", "couplings", "data", "density", "discrete", "divergence", "fields", "guidance",
+    "bases", "bijections", "couplings", "ctmc", "data", "density", "discrete", "divergence", "fields", "guidance",
     "integrations", "metrics", "objectives", "paths", "plot", "solvers", "times", "training",
 )  # fmt: skip
 guides = pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)

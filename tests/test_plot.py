@@ -60,6 +60,32 @@ def test_trajectory_of_images_has_a_row_per_sample_and_a_column_per_time(tmp_pat
     assert [int(bottom[int((k + 0.5) * len(bottom) / 4)]) for k in range(4)] == pytest.approx([0, 43, 85, 128], abs=3)
 
 
+def test_tokens_have_a_row_per_step_and_a_colour_per_state():
+    states = torch.tensor([[3, 3, 3, 3], [3, 1, 3, 0], [2, 0, 3, 0], [2, 0, 1, 0]])
+    figure = plot.tokens(states, mask=3, times=[0, 0.3, 0.6, 1], symbols="abc")
+    (axis,) = figure.axes
+    colours = np.asarray(axis.images[0].get_array())
+    kinds = {
+        name: tuple(colours[place]) for name, place in {"hidden": (0, 0), "other": (1, 1), "final": (3, 3)}.items()
+    }
+    assert len(set(kinds.values())) == 3
+    expected = [
+        ["hidden"] * 4,
+        ["hidden", "other", "hidden", "final"],
+        ["final", "final", "hidden", "final"],
+        ["final"] * 4,
+    ]
+    for row, names in enumerate(expected):
+        assert [tuple(colours[row, k]) for k in range(4)] == [kinds[name] for name in names]
+    letters = {(int(x), int(y)): text.get_text() for text in axis.texts for x, y in [text.get_position()]}
+    assert letters == {
+        (int(column), int(row)): "abc"[states[row, column]] for row, column in (states != 3).nonzero().tolist()
+    }
+    assert [each.get_text() for each in axis.get_yticklabels()] == ["t = 0.00", "t = 0.30", "t = 0.60", "t = 1.00"]
+    long = plot.tokens(torch.zeros(3, 500, dtype=torch.uint8), symbols="a")
+    assert not long.axes[0].texts  # no room for letters
+
+
 def test_density_is_drawn_where_it_is_in_chunks_without_a_graph(tmp_path):
     seen = []
 
@@ -161,6 +187,10 @@ def test_bad_input_is_refused(tmp_path):
         plot.trajectories(torch.zeros(1, 3, 2), path)
     with pytest.raises(ValueError, match=r"\[T, B, C, H, W\]"):
         plot.image_trajectories(torch.zeros(3, 1, 4, 4), path)
+    with pytest.raises(ValueError, match=r"the states of one sequence are integers \[T, L\]"):
+        plot.tokens(torch.zeros(3, 1, 4, dtype=torch.int64), path)
+    with pytest.raises(ValueError, match="2 times for 3 rows"):
+        plot.tokens(torch.zeros(3, 4, dtype=torch.int64), path, times=[0.0, 1.0])
     with pytest.raises(ValueError, match="2 times for 3 columns"):
         plot.image_trajectories(torch.zeros(3, 1, 1, 4, 4), path, times=[0.0, 1.0])
     with pytest.raises(ValueError, match="low < high"):

@@ -16,7 +16,7 @@ import cflow
 from cflow import ctmc, data, fields, metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "text.py"
-SMALL = {"steps": 6, "width": 32, "depth": 1, "batch_size": 8, "length": 16, "evaluations": (2,), "draws": 2}
+SMALL = {"steps": 6, "width": 32, "depth": 2, "batch_size": 8, "length": 16, "evaluations": (2,), "draws": 2}
 STORY = "the cat sat on the mat. a dog ran to the cat, and the cat ran up a tree.\n" * 20
 
 
@@ -46,7 +46,7 @@ def equal(one, two):
 
 def test_the_command_leaves_text_pictures_and_a_model(tmp_path):
     (tmp_path / "story.txt").write_text(STORY)
-    options = "--data story.txt --steps 6 --width 32 --depth 1 --batch-size 8 --length 16 --evaluations 2 4"
+    options = "--data story.txt --steps 6 --width 32 --depth 2 --batch-size 8 --length 16 --evaluations 2 4"
     command = [sys.executable, str(RECIPE), *options.split(), "--baseline", "ar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -103,9 +103,11 @@ def test_tokens_of_every_integer_dtype_train_the_same_flow(recipe, texts, monkey
 
 @pytest.mark.parametrize("source", ["uniform", "marginal"])
 def test_random_tokens_in_place_of_hidden_ones(recipe, source, capsys):
-    recipe.main(recipe.Options(data="story.txt", source=source, tokens="bytes", schedule="cosine", **SMALL))
+    options = {"tokens": "bytes", "schedule": "cosine", "network": "transformer"}
+    recipe.main(recipe.Options(data="story.txt", source=source, **options, **SMALL))
     flow = cflow.load(f"runs/text-story-bytes-{source}/model")
     assert (flow.source.states, flow.path.head, flow.path.schedule) == (256, "leave-one-out", ctmc.Cosine())
+    assert isinstance(flow.denoiser, fields.TokenDiT)
     assert flow.denoiser.reads_time
     assert "TimeReversal()" in capsys.readouterr().out
     if source == "marginal":
@@ -139,8 +141,7 @@ def test_the_reference_is_prose_without_repetitions(texts):
     assert len(lines) > 500
     assert len(lines) == len(set(lines))
     assert all(line.isascii() and line[-1] in ".:" for line in lines)
-    (train,), (held,) = texts.split(["\n".join(lines)])
-    assert train + held == "\n".join(lines)
+    (train,), _, (held,) = texts.split(["\n".join(lines)])
     assert not set(train.split("\n")) & set(held.split("\n"))
 
 
@@ -153,17 +154,19 @@ def test_the_library_is_bounded(texts):
     assert "1,000" in note
 
 
-def test_halves_have_no_character_in_common(texts):
-    for parts in (["abcdefghij"], ["abc", "defg", "hij"], ["a"] * 10, ["abcdefghi", "j"]):
-        train, held = texts.split(parts)
-        assert "".join(train) == "abcdefghi"[: len("".join(train))] or set("".join(parts)) == {"a"}
-        assert len("".join(train)) == 9
-        assert "".join(train + held) == "".join(parts)
+def test_parts_have_no_character_in_common(texts):
+    letters = "".join(map(chr, range(40, 100)))
+    for pieces in ([letters], [letters[:50], letters[50:52], letters[52:]], list(letters)):
+        parts = texts.split(pieces)
+        assert [len("".join(part)) for part in parts] == [51, 3, 6]
+        assert "".join("".join(part) for part in parts) == letters
+        assert all(any(text in piece for piece in pieces) for part in parts for text in part)
 
 
 def test_counts_predict_as_computed_by_hand(texts):
     """Training text aab: frequencies 3/5 and 2/5 with one more of each; pairs aa and ab, each once."""
-    corpus = texts.Corpus("x", "", data.Characters("ab"), None, torch.tensor([[0, 1]]), torch.tensor([0, 0, 1]), 1.0)
+    held, seen = torch.tensor([[0, 1]]), torch.tensor([0, 0, 1])
+    corpus = texts.Corpus("x", "", data.Characters("ab"), None, None, held, seen, 1.0)
     found = texts.counted_bits(corpus)
     assert found["unigram"] == pytest.approx(-(math.log2(3 / 5) + math.log2(2 / 5)) / 2)
     after_a = (1 + 2 * 2 / 5) / (2 + 2)  # two different followers were seen
@@ -197,7 +200,7 @@ def test_mistakes_are_explained(recipe):
         ({"data": "empty.txt"}, ValueError, "the text is empty"),
         ({"alphabet": "abc"}, ValueError, "'t' at position 0 is not one of the 3 symbols"),
         ({"alphabet": "abc", "tokens": "bytes"}, ValueError, "goes with --tokens characters"),
-        ({"length": 1000}, ValueError, "0 to test by; pass a longer text, or a smaller --length"),
+        ({"length": 1000}, ValueError, "0 for validation and 0 for the test; pass a longer text, or a smaller"),
         ({"width": 40}, ValueError, "pass a multiple of 32"),
         ({"draws": 1}, ValueError, "needs 2 or more"),
         ({"steps": 0}, ValueError, "--steps 0: pass 1 or more"),
