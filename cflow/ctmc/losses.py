@@ -73,12 +73,12 @@ def _nats(path: Any, prediction: Tensor, x: Tensor, x1: Tensor, t: Tensor, rate:
     table = path.table(x, t)
     true = rate.conditional(at, x, x1, table).to(dtype)
     model = rate.expected(at, x, log_p.exp(), table)
-    # r - 1 - log r for the ratio r of the two: no cancellation of large numbers.
-    positive = true > 0
-    ratio = torch.where(positive, model, 1.0) / torch.where(positive, true, 1.0)
+    # With the logarithm of the ratio: no cancellation where the two are equal, no overflow where they are far apart.
     tiny = torch.finfo(dtype).tiny
-    terms = torch.where(positive, true * (ratio - 1 - ratio.clamp(min=tiny).log()), model)
-    return terms.sum(-1)
+    log_ratio = model.clamp(min=tiny).log() - true.clamp(min=tiny).log()
+    near = log_ratio < 1
+    equal = true * (torch.expm1(log_ratio.where(near, 0.0)) - log_ratio)
+    return torch.where(near, equal, model - true - true * log_ratio).sum(-1)
 
 
 def _precise(prediction: Tensor) -> torch.dtype:

@@ -28,6 +28,8 @@ LOSSES = ("cross-entropy", "kl", "elbo", "score-entropy")
 HEADS = ("denoiser", "leave-one-out")
 CERTAIN = 700.0
 """The logarithm of odds that are as good as infinite; its exponential is finite in float64."""
+CLOSEST = 1e-12
+"""How close to both ends the times of bounds are, as a share of tokens: rates may be infinite at the ends."""
 
 
 @register("ctmc.Mixture")
@@ -241,7 +243,9 @@ class Mixture(Path):
             xt = torch.where(u < kappa, x1, x0)
         if counted is not None:
             xt = torch.where(counted, xt, x0)
-        return PathSample(xt, time.to(t.dtype), x0, x1, x1, counted)
+        # The integrand of a bound diverges at t = 1, which float32 would round to.
+        keeps = self.counts or self.minimised == "cross-entropy"
+        return PathSample(xt, time.to(t.dtype) if keeps else time, x0, x1, x1, counted)
 
     def _hidden(self, u: Tensor, level: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns which tokens are hidden ``[B, *event]``, and the times ``[B]``: the last hidden token appears then.
@@ -271,7 +275,7 @@ class Mixture(Path):
         """Returns times that are denser at the data, from uniform numbers."""
         r = self._rooted
         root = 2 * (1 - level) / (r + (r**2 + 4 * (1 - r) * (1 - level)).sqrt())
-        late = 1 - root.square()
+        late = (1 - root.square()).clamp(CLOSEST, 1 - CLOSEST)
         return late if self.schedule.by_position else self.schedule.time_at(late)
 
     def dense_weight(self, t: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class Euler(Stepping):
             moving = _movable(process, x)
             drawn = process.path.posterior(logits, x, t, sharpen=self.sharpen).draw(moving, u[moving], "denoiser")
             return x.masked_scatter(moving, drawn)
-        rates = _rates(self, process, logits, x, t)
+        rates = _rates(self, process, logits, x, t, s)
         total = rates.sum(-1)
         jump = self.probability((s - t) * total)
         if process.free is not None:
@@ -193,12 +193,16 @@ def _movable(process: Process, x: Tensor) -> Tensor:
     return moving & (x == path.source.mask) if path.source.absorbing and path.carry_over else moving
 
 
-def _rates(sampler: Stepping, process: Process, logits: Tensor, x: Tensor, t: Tensor) -> Tensor:
+def _rates(sampler: Stepping, process: Process, logits: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     path = process.path
     rate = path.checked(sampler.rate)
     posterior = path.posterior(logits, x, t, sharpen=sampler.sharpen)
     p, pace = posterior.log_probs("denoiser").exp(), posterior.pace
-    rates = rate.expected(path.moment(x, t), x, p, path.table(x, t))
+    at = path.moment(x, t)
+    # A slope that is infinite at t = 0 is replaced by its average over the step.
+    average = (path.schedule.kappa(path.spread(s, x)) - at.kappa) / (s - t)
+    at = at._replace(d_kappa=torch.where(at.d_kappa == torch.inf, average, at.d_kappa))
+    rates = rate.expected(at, x, p, path.table(x, t))
     return rates if pace is None else rates * pace.unsqueeze(-1)
 
 
