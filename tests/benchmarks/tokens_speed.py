@@ -30,7 +30,7 @@ except ImportError:
     MixtureDiscreteEulerSolver, ModelWrapper = None, nn.Module
 
 STEPS = 32
-SIZES = {27: (64, 256, 64), 50_000: (4, 128, 16)}
+SIZES = {27: (64, 256, 64), 50_000: (2, 128, 16)}
 """Batch, length and width of the network for each vocabulary."""
 
 
