@@ -42,7 +42,7 @@ class BridgeMatching(FlowMatching):
     Albergo, Boffi and Vanden-Eijnden, Stochastic Interpolants, 2023, arXiv:2303.08797, sections 2 and 6 (antithetic).
 
     Example:
-        >>> import cflow
+        >>> import cflow, torch
         >>> from cflow import bases, fields, paths
         >>> source = torch.rand(100, 2)
         >>> flow = cflow.ContinuousFlow(fields.MLP(2, outputs=2), bases.Empirical(source), path=paths.BrownianBridge())
