@@ -25,6 +25,9 @@ from cflow.shapes import Value, as_shape, flatten, shown, unflatten
 
 __all__ = ["TokenFlow"]
 
+IMPOSSIBLE = 1e4
+"""The logarithm of odds that are as good as zero, with squares that do not overflow in float32."""
+
 
 @register("ctmc.TokenFlow")
 class TokenFlow(BaseFlow):
@@ -226,8 +229,8 @@ class TokenFlow(BaseFlow):
         x, context, batch = self._enter(x, context, "posterior", self.model_shape)
         x = check_tokens("TokenFlow.posterior", x, self.source.states)
         t = torch.as_tensor(t, dtype=self.dtype, device=x.device).expand(batch).reshape(-1)
-        logits = self._network(context, guidance)(t, x)
-        return unflatten(self.path.posterior(logits, x, t).log_probs(head).exp().to(self.dtype), batch)
+        logits, path = self._network(context, guidance)(t, x), self._guided_path(guidance)
+        return unflatten(path.posterior(logits, x, t).log_probs(head).exp().to(self.dtype), batch)
 
     def _network(self, context: Value | None, guidance=None) -> Callable[..., Tensor]:
         """Returns the denoiser as a function ``(t [B], x, **earlier) -> logits``, with its context and guidance."""
@@ -240,7 +243,15 @@ class TokenFlow(BaseFlow):
             return Denoiser(self)
         if not callable(guidance):
             raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
-        return guidance(Denoiser(self, getattr(guidance, "scales_rates", False)))
+        return guidance(Denoiser(self, True, _scales_rates(guidance)))
+
+    def _guided_path(self, guidance) -> Mixture:
+        """Returns the path for the logits under guidance; these are rates where the guidance scales rates."""
+        if not _scales_rates(guidance):
+            return self.path
+        path = copy.copy(self.path)
+        path.head, path.paced = "denoiser", True
+        return path
 
     @property
     def self_conditioned(self) -> bool:
@@ -250,6 +261,11 @@ class TokenFlow(BaseFlow):
     # The methods from which the base class derives the protocol
 
     def _log_prob(self, x, context, generator, *, rate=None, antithetic=False, guidance=None, level=None):
+        if _scales_rates(guidance):
+            raise ValueError(
+                f"flow.log_prob(guidance={guidance!r:.60}): it changes how fast tokens jump, which the bound does not "
+                f"contain; use guidance.ClassifierFree."
+            )
         level = levels(len(x), generator, x.device) if level is None else level
         value = draw_bound(self.path, self._network(context, guidance), x, rate, level, generator, antithetic)
         return value.to(torch.promote_types(value.dtype, self.dtype))
@@ -295,20 +311,19 @@ class TokenFlow(BaseFlow):
         sampler = self.sampler if sampler is None else sampler
         if isinstance(sampler, type) or not callable(getattr(sampler, "states", None)):
             raise TypeError(f"flow.sample(sampler={sampler!r:.60}): not a sampler; pass one such as ctmc.Analytic(64).")
-        if not self._independent and self.path.checked(getattr(sampler, "rate", None)).needs_probs:
+        if not (self._independent and self.source.has_density) and sampler.needs_probs(self.path):
+            coupled = [entry.coupling for entry in self.trained_by if not entry.independent]
+            why = f"trained with {coupled[-1]}" if coupled else f"from {type(self.source).__name__}"
             raise ValueError(
-                f"flow.sample: the flow was trained with {self.trained_by[-1].coupling}, so base and data are not "
-                f"independent; pass a sampler with rate=ctmc.MinimalJump()."
+                f"flow.sample: this sampler needs probabilities of a source that is independent of the data, not a "
+                f"flow {why}; pass ctmc.Analytic(rate=ctmc.MinimalJump())."
             )
-        path, field = self.path, as_field(self._guided(guidance))
-        if getattr(guidance, "scales_rates", False):
-            if not sampler.scales or path.checked(sampler.rate).reshuffles(self.source):
-                raise ValueError(
-                    f"flow.sample(guidance={guidance!r:.60}): it changes rates of jumps to the data; pass "
-                    f"sampler=ctmc.Analytic(rate=ctmc.MinimalJump())."
-                )
-            path = copy.copy(path)
-            path.head, path.paced = "denoiser", True
+        path, field = self._guided_path(guidance), as_field(self._guided(guidance))
+        if path.paced and (not sampler.scales or path.checked(sampler.rate).reshuffles(self.source)):
+            raise ValueError(
+                f"flow.sample(guidance={guidance!r:.60}): it changes rates of jumps to the data; pass "
+                f"sampler=ctmc.Analytic(rate=ctmc.MinimalJump())."
+            )
         network = self._network(context, guidance)
         process = Process(path, network, start, free, generator, field.reads_time, field.self_conditioned)
         return sampler.states(process)
@@ -387,11 +402,19 @@ class TokenFlow(BaseFlow):
         return torch.stack(times), states.reshape(len(states), *batch, *self.model_shape)
 
 
-class Denoiser(Forwarding):
-    """The denoiser of a flow, as a field that guidance can change."""
+def _scales_rates(guidance) -> bool:
+    return getattr(guidance, "scales_rates", False)
 
-    def __init__(self, flow: TokenFlow, log_probs: bool = False):
-        self.field, self.flow, self.log_probs = flow.denoiser, flow, log_probs
+
+class Denoiser(Forwarding):
+    """The denoiser of a flow, as a field that guidance can change.
+
+    With ``finite`` its logits are finite, so that their differences exist: a token that is impossible with and without
+    the condition stays impossible.
+    """
+
+    def __init__(self, flow: TokenFlow, finite: bool = False, log_probs: bool = False):
+        self.field, self.flow, self.finite, self.log_probs = flow.denoiser, flow, finite, log_probs
         self.states = flow.source.states
         self.event_shape, self.context_shape = flow.model_shape, flow.context_shape
         self.null_context = flow.null_context
@@ -403,8 +426,8 @@ class Denoiser(Forwarding):
     ) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         logits, path = self.flow.predict(t, x, context, s=s, previous=previous), self.flow.path
-        if not self.log_probs:
-            return logits
-        if path.source.absorbing:  # tokens that are carried over do not jump
-            return torch.log_softmax(logits, -1)
-        return path.posterior(logits, x, t).log_probs("denoiser", dtype=logits.dtype)
+        if self.log_probs and path.source.absorbing:  # tokens that are carried over do not jump
+            logits = torch.log_softmax(logits, -1)
+        elif self.log_probs:
+            logits = path.posterior(logits, x, t).log_probs("denoiser", dtype=logits.dtype)
+        return torch.maximum(logits, logits.amax(-1, keepdim=True) - IMPOSSIBLE) if self.finite else logits

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cflow.ctmc import losses
 from cflow.ctmc.categorical import uniforms
-from cflow.ctmc.posterior import Head, Posterior, Sharpen
+from cflow.ctmc.posterior import CERTAIN, Head, Posterior, Sharpen
 from cflow.ctmc.rates import MinimalJump, Moment, Rate, TimeReversal
 from cflow.ctmc.schedules import Linear, Schedule
 from cflow.ctmc.sources import Source
@@ -26,8 +26,6 @@ __all__ = ["Mixture"]
 Loss = Literal["cross-entropy", "kl", "elbo", "score-entropy"]
 LOSSES = ("cross-entropy", "kl", "elbo", "score-entropy")
 HEADS = ("denoiser", "leave-one-out")
-CERTAIN = 700.0
-"""The logarithm of odds that are as good as infinite; its exponential is finite in float64."""
 CLOSEST = 1e-12
 """How close to both ends the times of bounds are, as a share of tokens: rates may be infinite at the ends."""
 

@@ -14,6 +14,9 @@ from cflow.registry import register
 
 __all__ = ["Head", "Posterior", "Sharpen"]
 
+CERTAIN = 700.0
+"""The logarithm of odds that are as good as infinite; its exponential is finite in float64."""
+
 Head = Literal["denoiser", "leave-one-out"]
 
 
@@ -124,7 +127,7 @@ class Posterior:
     @property
     def pace(self) -> Tensor | None:
         """How fast each token jumps, relative to the schedule: ``[B, *event]`` in float64; None for one."""
-        return self.logits.logsumexp(-1).double().exp() if self.paced else None
+        return self.logits.double().logsumexp(-1).clamp(-CERTAIN, CERTAIN).exp() if self.paced else None
 
     def log_probs(self, kind: Head, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Returns log-probabilities ``[B, *event, K]`` of the denoiser or of the leave-one-out posterior.

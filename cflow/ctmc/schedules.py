@@ -104,8 +104,16 @@ class Polynomial(Schedule):
     exponent: float | tuple = 2.0
 
     def __post_init__(self):
-        if not bool(((exponents := torch.tensor(self.exponent)) > 0).all()) or not bool(exponents.isfinite().all()):
-            raise ValueError(f"Polynomial(exponent={self.exponent}): exponents are positive numbers; pass 2.0.")
+        object.__setattr__(self, "exponent", _as_tuples(self.exponent))
+        try:
+            exponents = torch.tensor(self.exponent, dtype=torch.float64)
+        except (TypeError, ValueError):
+            exponents = torch.zeros(1)
+        if not bool((exponents > 0).all()) or not bool(exponents.isfinite().all()) or not exponents.numel():
+            raise ValueError(
+                f"Polynomial(exponent={self.exponent!r:.60}): exponents are positive numbers; pass 2.0, or a nested "
+                f"tuple of the event's shape."
+            )
 
     @property
     def by_position(self) -> bool:
@@ -127,6 +135,11 @@ class Polynomial(Schedule):
 
     def time_at(self, kappa: Tensor) -> Tensor:
         return kappa ** (1 / self._power(kappa))
+
+
+def _as_tuples(value):
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @register("ctmc.Cosine")

@@ -306,10 +306,25 @@ class MaskAndUniform(Source):
             ((b / self.vocabulary).unsqueeze(-1).expand(*b.shape, self.vocabulary), mask.unsqueeze(-1)), -1
         )
 
-    def probs(self, t: Tensor | None = None) -> Tensor:
+    def _uniform(self, t: Tensor | None) -> Tensor:
+        """Computes the share ``b`` of uniform tokens."""
         t = torch.zeros((), dtype=torch.float64, device=self.device) if t is None else t
-        b = 4 * self.share * t * (1 - t)
+        return 4 * self.share * t * (1 - t)
+
+    def probs(self, t: Tensor | None = None) -> Tensor:
+        b = self._uniform(t)
         return self._mixed(b, 1 - b)
+
+    def probs_of(self, x: Tensor, t: Tensor | None = None, table: Tensor | None = None) -> Tensor:
+        if table is not None:
+            return super().probs_of(x, t, table)
+        b = self._uniform(t)
+        return torch.where(x == self.mask, 1 - b, b / self.vocabulary)
+
+    def draw(self, u: Tensor, t: Tensor | None = None) -> Tensor:
+        b = self._uniform(t)
+        token = (u / b * self.vocabulary).clamp(0, self.vocabulary - 1).long()
+        return torch.where(u < b, token, self.mask)
 
     def d_probs(self, t: Tensor) -> Tensor:
         slope = 4 * self.share * (1 - 2 * t)

@@ -286,6 +286,8 @@ class CFGZeroStar(Guidance):
 
     def __call__(self, field) -> Guided:
         """Returns ``field`` under this guidance."""
+        if hasattr(field, "states"):
+            raise TypeError("CFGZeroStar(field): this guides velocities; use guidance.ClassifierFree for tokens.")
         return _conditional(self, field)
 
     def velocity(self, field, t: Tensor | float, x: Tensor, context: Tensor | None) -> Tensor:

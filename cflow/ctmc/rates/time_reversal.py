@@ -53,7 +53,7 @@ class TimeReversal(Rate):
     def check(self, source: Any, schedule: Any) -> None:
         if not source.moves:
             return
-        t = torch.linspace(1e-4, 1 - 1e-4, 1001, dtype=torch.float64).unsqueeze(-1)
+        t = torch.linspace(1e-4, 1 - 1e-4, 1001, dtype=torch.float64).reshape(-1, *(1,) * len(source.event_shape))
         table, slope = source.probs(t), source.d_probs(t)
         pace, left = schedule.d_kappa(t) / schedule.kappa(t), schedule.remaining(t)
         gain = pace.unsqueeze(-1) * table - left.unsqueeze(-1) * slope

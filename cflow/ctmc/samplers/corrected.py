@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +33,10 @@ class PredictorCorrector(Sampler):
     ``"forward-backward"`` replaces the chosen tokens by noise of that time around draws of the denoiser's posterior,
     the corrector iteration of Gat et al.
 
+    The corrector draws from the same changed distribution as the predictor (``temperature``, ``top_k``, ``top_p``).
+
     Args:
-        predictor: the sampler that takes the steps. Default: ``Analytic(64)``.
+        predictor: the sampler that takes the steps, such as ``Euler``. Default: ``Analytic(64)``.
         corrections: the number of corrections after each step.
         share: the share of the tokens that one correction chooses, in (0, 1]; at least one token.
         kind: the corrector.
@@ -55,8 +57,11 @@ class PredictorCorrector(Sampler):
 
     def __post_init__(self):
         require_steps(self, "corrections")
-        if not callable(getattr(self.predictor, "advance", None)):
-            raise TypeError(f"PredictorCorrector(predictor={self.predictor!r}): pass one such as ctmc.Analytic(64).")
+        if getattr(type(self.predictor), "states", None) is not Stepping.states:  # others have states of their own
+            raise TypeError(
+                f"PredictorCorrector(predictor={self.predictor!r:.60}): this sampler has other states between steps; "
+                f"pass one such as ctmc.Analytic(64)."
+            )
         if not 0 < self.share <= 1 or self.kind not in KINDS:
             raise ValueError(f"{self!r}: share is in (0, 1], kind is one of {', '.join(KINDS)}; change it.")
 
@@ -65,17 +70,19 @@ class PredictorCorrector(Sampler):
         """The rate of the predictor."""
         return self.predictor.rate
 
+    def needs_probs(self, path: Any) -> bool:
+        """Returns whether corrections use the source's probabilities: on a ``path`` from a mask they do not."""
+        return not path.source.absorbing or self.predictor.needs_probs(path)
+
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields time and states of ``process`` after each step with its corrections."""
         x, grid = process.start, self.predictor.grid(process)
         for k in range(self.predictor.steps):
-            t, s = grid[k], grid[k + 1]
-            logits = process.predict(t, x)
-            x = self.predictor.advance(process, logits, x, t, s)
+            x = self.predictor.step(process, x, grid, k)
             if k < self.predictor.steps - 1:
                 for _ in range(self.corrections):
-                    x = self.correct(process, x, s)
-            yield s, x
+                    x = self.correct(process, x, grid[k + 1])
+            yield grid[k + 1], x
 
     def correct(self, process: Process, x: Tensor, t: Tensor) -> Tensor:
         """Returns corrected states of a ``process``, for ``x`` at time ``t``."""
@@ -88,10 +95,11 @@ class PredictorCorrector(Sampler):
         kappa = at.kappa.expand(x.shape)
         if self.kind == "gibbs":
             seen = x.masked_fill(chosen, source.mask) if source.absorbing else x
-            posterior = path.posterior(process.predict(t, seen), seen, t)
+            posterior = path.posterior(process.predict(t, seen), seen, t, sharpen=self.predictor.sharpen)
             kind = "leave-one-out"
         else:
-            posterior, kind = path.posterior(process.predict(t, x), x, t), "denoiser"
+            posterior = path.posterior(process.predict(t, x), x, t, sharpen=self.predictor.sharpen)
+            kind = "denoiser"
         data = chosen & (u[:, 1] < kappa)
         noise = chosen & ~data
         drawn = x.masked_scatter(data, posterior.draw(data, u[:, 2][data], kind))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,10 @@ class Thinning(Sampler):
     def __post_init__(self):
         if not 0 < self.epsilon < 1:
             raise ValueError(f"Thinning(epsilon={self.epsilon}): it is in (0, 1); pass 1e-3.")
+
+    def needs_probs(self, path: Any) -> bool:
+        """Returns False: minimal jumps on a ``path`` use no probabilities of the source."""
+        return False
 
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the times of the rows of ``process``, and their states, after each candidate."""

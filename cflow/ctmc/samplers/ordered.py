@@ -77,9 +77,8 @@ class Ordered(Sampler):
         for k in range(self.steps):
             hidden = process.movable() & (x == path.source.mask)
             # The time at which as many tokens are hidden as there are now.
-            share = rows(hidden).sum(1) / rows(x).shape[1]
-            now = path.schedule.time_at(1 - share.double())
-            now = now if now.dim() == 1 else rows(now).mean(1)
+            share = rows(hidden).sum(1).double() / rows(x).shape[1]
+            now = rows(path.schedule.time_at(1 - path.spread(share, x))).mean(1)
             posterior = path.posterior(process.predict(now, x), x, now, sharpen=sharpen)
             u = uniforms((len(x), 2, *x.shape[1:]), process.generator, x.device)
             drawn = x.masked_scatter(hidden, posterior.draw(hidden, u[:, 0][hidden], "leave-one-out"))

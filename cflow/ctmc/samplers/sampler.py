@@ -68,6 +68,10 @@ class Sampler(ABC):
 
     scales: ClassVar[bool] = False
 
+    def needs_probs(self, path: Any) -> bool:
+        """Returns whether the source's probabilities are used on a ``path``: base and data must then be independent."""
+        return path.checked(getattr(self, "rate", None)).needs_probs
+
     @abstractmethod
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields times, ``[]`` or ``[B]``, and states ``[B, *event]`` of a process after each step, up to ``t = 1``."""

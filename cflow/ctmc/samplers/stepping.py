@@ -77,13 +77,15 @@ class Stepping(Sampler):
         """Yields time and states of ``process`` after each step."""
         x, grid = process.start, self.grid(process)
         for k in range(self.steps):
-            t, s = grid[k], grid[k + 1]
-            logits = process.predict(t, x)
-            if k == self.steps - 1 and self.greedy_end:
-                x = likeliest(process, logits, x, t)
-            else:
-                x = self.advance(process, logits, x, t, s)
-            yield s, x
+            x = self.step(process, x, grid, k)
+            yield grid[k + 1], x
+
+    def step(self, process: Process, x: Tensor, grid: Tensor, k: int) -> Tensor:
+        """Returns the states of a ``process`` after step ``k`` on a ``grid``, given the states ``x`` before it."""
+        logits = process.predict(grid[k], x)
+        if k == self.steps - 1 and self.greedy_end:
+            return likeliest(process, logits, x, grid[k])
+        return self.advance(process, logits, x, grid[k], grid[k + 1])
 
 
 def likeliest(process: Process, logits: Tensor, x: Tensor, t: Tensor) -> Tensor:
