@@ -60,4 +60,5 @@ class RelaxedTokens(FieldWrapper):
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
         table = self.field.table.weight
-        return self.field.logits(t, x.to(table.dtype) @ table, context, None, differentiated(x, t, context))
+        logits = self.field.logits(t, x.to(table.dtype) @ table, context, None, differentiated(x, t, context))
+        return logits.to(x.dtype)

@@ -94,8 +94,8 @@ class Dirichlet(VelocityPath):
         return draw_rows(torch.rand, x1.shape, generator, dtype=x1.dtype, device=x1.device)
 
     def mirror(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the times ``t``, and one minus ``noise``."""
-        return t, 1 - noise
+        """Returns the times ``t``, and one minus ``noise``, below 1."""
+        return t, (1 - noise).clamp(max=1 - torch.finfo(noise.dtype).eps)
 
     def sample(self, x0, x1, t, *, mask=None, noise=None, generator=None) -> PathSample:
         r"""Computes the points at times ``t [B]`` between uniform points ``x0`` and one-hot tokens ``x1``.
