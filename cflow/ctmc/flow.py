@@ -56,7 +56,7 @@ class TokenFlow(BaseFlow):
             declares.
         alphabet: what tokens stand for (``data.Characters`` and so on), with ``encode``, ``decode`` and ``size``.
             Default: None.
-        transform: maps of the data, integers to integers.
+        transform: maps of the data, integers to integers, such as ``bijections.Permute``.
 
     Raises:
         TypeError: if denoiser, source or path has the wrong type.
@@ -184,8 +184,24 @@ class TokenFlow(BaseFlow):
             ValueError: for a token outside the vocabulary; its value, row and position are named. Data on a device are
                 not read.
         """
+        if len(self.transform):  # maps take floating numbers; the tokens of a vocabulary are exact in them
+            x = x.to(self.dtype)
         u, contribution = super().preprocess(x, context, generator=generator)
+        if isinstance(contribution, Tensor):  # probabilities of tokens do not change with their names
+            contribution = contribution.clamp(max=0).masked_fill(contribution.isfinite(), 0.0)
         return check_tokens(type(self).__name__, u, self.source.vocabulary), contribution
+
+    def postprocess(self, u: Value, context: Value | None = None, *, generator=None):
+        """Applies the inverse transforms to tokens ``u``; returns int64 ``x [B, *event]`` and a contribution of zero.
+
+        Args:
+            u: tokens ``[B, *model]``.
+            context: contexts ``[B, *context_shape]``, or None.
+            generator: not read, since maps of integers do not draw.
+        """
+        if not len(self.transform):
+            return u, 0.0
+        return super().postprocess(u.to(self.dtype), context, generator=generator)[0].round().long(), 0.0
 
     # The network
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cflow.arguments import check_tokens
 from cflow.ctmc import losses
 from cflow.ctmc.categorical import uniforms
 from cflow.ctmc.posterior import CERTAIN, Head, Posterior, Sharpen
@@ -48,8 +49,9 @@ class Mixture(Path):
     | ``"score-entropy"`` | the denoising score entropy of SEDD; it equals the bound for ``TimeReversal``       |
 
     **Counts.** With a mask source a training time does not decide each token by itself. It decides how many are hidden,
-    1 to D with equal probability, and which ones are random; the time then is one at which that many are hidden. The
-    mean is the same, and the variance is finite (with independent decisions and the weight ``1 / (1 - t)`` it is not).
+    and which ones are random; the time then is one at which that many are hidden. For bounds the number is 1 to D with
+    equal probability. The mean is the same, and the variance is finite (with independent decisions and the weight
+    ``1 / (1 - t)`` it is not). For the cross-entropy the share of hidden tokens is that of the schedule at the time.
 
     **Heads.** ``head`` is what the network's logits mean: the denoiser p, which sees the noisy token of the same
     position, or the leave-one-out posterior l, which does not (:class:`cflow.ctmc.Posterior`). For a mask source they
@@ -130,7 +132,8 @@ class Mixture(Path):
 
         Raises:
             ValueError: if the rate does not exist for the source and the schedule, ``head`` needs probabilities that
-                the source does not have, or the schedule's exponents do not have the event's shape.
+                the source does not have, or visible tokens that are carried over, or the schedule's exponents do not
+                have the event's shape.
         """
         path = copy.copy(self)
         path.bound_source = source
@@ -138,6 +141,11 @@ class Mixture(Path):
             raise ValueError(
                 f"{self!r} with {type(source).__name__}: this source has no probabilities; use head='denoiser' and "
                 f"rate=ctmc.MinimalJump()."
+            )
+        if source.absorbing and self.head != "denoiser" and not self.carry_over:
+            raise ValueError(
+                f"Mixture(head={self.head!r}, carry_over=False) with {type(source).__name__}: this head says nothing "
+                f"about visible tokens; use head='denoiser', or carry them over."
             )
         path.default_rate.check(source, self.schedule)
         if self.schedule.by_position:
@@ -219,13 +227,14 @@ class Mixture(Path):
             generator: the source of the noise. Default: None, torch's default generator.
 
         Raises:
-            ValueError: if shapes do not match, or the path has no source.
+            ValueError: if shapes do not match, a token of ``x0`` is not a state, or the path has no source.
         """
         if x0.shape != x1.shape or t.shape not in ((), x1.shape[:1]):
             raise ValueError(
                 f"Mixture.sample(x0 {list(x0.shape)}, x1 {list(x1.shape)}, t {list(t.shape)}): pass ends of one shape, "
                 f"and one time for each row."
             )
+        x0 = check_tokens("Mixture.sample: x0", x0, self.source.states, "pass pairs whose first half has these tokens")
         u = self.draw(x1, generator) if noise is None else noise
         counted = None if mask is None else mask.expand(x1.shape)
         level = t.double().expand(x1.shape[:1])

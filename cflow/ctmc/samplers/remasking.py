@@ -42,7 +42,7 @@ class Remasking(Stepping):
             None, no loop.
         loop_steps: the number of steps of the loop, beside ``steps``.
         by_confidence: whether the tokens that were drawn with a small probability are hidden first: the probability of
-            each is multiplied by D times a softmax of its negative confidence. A heuristic.
+            each is multiplied by the number of visible tokens times a softmax of its negative confidence. A heuristic.
 
     The other arguments are those of :class:`Stepping`: ``steps``, ``rate`` (which must be None), ``schedule``,
     ``temperature``, ``top_k``, ``top_p`` and ``greedy_end``.
