@@ -52,15 +52,13 @@ class ExactDenoiser(Field):
         return torch.tensor(list(itertools.product(range(size), repeat=count)), device=self.law.device)
 
     def channel(self, t: Tensor) -> Tensor:
-        """Returns the probabilities of states given tokens of the data at time ``t []``, ``[D, K, states]``."""
+        """Returns the probabilities of states given tokens of the data at times ``t [B]``, ``[B, D, K, states]``."""
         data = torch.arange(self.vocabulary, device=self.law.device)
-        spread = t.double().reshape(1, 1)
-        schedule, shape = self.path.schedule, (self.law.dim(), self.vocabulary, self.states)
-        kappa = schedule.kappa(spread).expand(1, self.law.dim()).reshape(-1, 1, 1)
+        spread, shape = t.double().reshape(-1, 1), (len(t), self.law.dim())
+        kappa = self.path.schedule.kappa(spread).expand(shape).reshape(*shape, 1, 1)
         known = torch.nn.functional.one_hot(data, self.states).double()
         table = self.source.probs(spread) if self.source.has_density else self._frequencies()
-        table = table.reshape(-1, self.states).expand(self.law.dim(), -1).unsqueeze(1)
-        return (kappa * known + (1 - kappa) * table).expand(shape)
+        return kappa * known + (1 - kappa) * table.expand(*shape, self.states).unsqueeze(2)
 
     def _frequencies(self) -> Tensor:
         """Returns the frequencies of given tokens at each position, ``[D, states]``."""
@@ -69,28 +67,29 @@ class ExactDenoiser(Field):
     def marginal(self, t: Tensor) -> Tensor:
         """Returns the probabilities of all states at time ``t []``, ``[states, ..., states]``."""
         found = self.law
-        for each in self.channel(t):
+        for each in self.channel(t.reshape(1))[0]:
             # The first dimension is the next token; its state becomes the last dimension.
             found = torch.tensordot(found, each, dims=([0], [0]))
         return found
 
     def forward(self, t: Tensor, x: Tensor, context: Any = None, *, s: Any = None) -> Tensor:
-        sequences, weights = self.sequences(), self.law.reshape(-1)
-        logits = torch.empty((*x.shape, self.vocabulary), dtype=torch.float64, device=x.device)
-        leave = self.path.head == "leave-one-out"
-        for now in t.unique():
-            row = (t == now).nonzero().squeeze(1)
-            channel = self.channel(now)
-            terms = [channel[k][sequences[:, k]][:, x[row, k]] for k in range(x.shape[1])]  # [K^D, rows]
-            for i in range(x.shape[1]):
-                product = weights.unsqueeze(1)
-                for k, term in enumerate(terms):
-                    if not (leave and k == i):
-                        product = product * term
-                total = torch.zeros(self.vocabulary, len(row), dtype=torch.float64, device=x.device)
-                total.index_add_(0, sequences[:, i], product.expand(-1, len(row)))
-                logits[row, i] = total.T.log()
-        return self.scale * logits.clamp(min=-1e4)
+        count, rank = x.shape
+        # The probabilities of the states given each token of the data, [B, D, K].
+        index = x.reshape(count, rank, 1, 1).expand(-1, -1, self.vocabulary, -1)
+        given = self.channel(t.expand(count)).gather(-1, index).squeeze(-1)
+        terms = [
+            given[:, k].reshape(count, *(self.vocabulary if k == i else 1 for i in range(rank))) for k in range(rank)
+        ]
+        leave, totals = self.path.head == "leave-one-out", []
+        for i in range(rank):
+            joint = self.law.expand(count, *self.law.shape)
+            for k, term in enumerate(terms):
+                if not (leave and k == i):
+                    joint = joint * term
+            totals.append(
+                joint.movedim(i + 1, 1).reshape(count, self.vocabulary, self.vocabulary ** (rank - 1)).sum(-1)
+            )
+        return self.scale * torch.stack(totals, 1).log().clamp(min=-1e4)
 
 
 def correlated(size: int, count: int, seed: int = 0) -> Tensor:

@@ -188,9 +188,11 @@ class Corrector(Replacing):
 def integral(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """Integrates a smooth function entry by entry, by 24 Gauss-Legendre nodes."""
     half, middle = (high - low) / 2, (high + low) / 2
-    return half * sum(weight * f(middle + half * node) for node, weight in _gauss())
+    nodes, weights = (half.new_tensor(each).reshape(-1, *(1,) * half.dim()) for each in _gauss())
+    return half * (weights * f(middle + half * nodes)).sum(0)
 
 
 @functools.lru_cache
-def _gauss() -> list[tuple[float, float]]:
-    return list(zip(*(each.tolist() for each in numpy.polynomial.legendre.leggauss(24))))
+def _gauss() -> tuple[list[float], list[float]]:
+    nodes, weights = numpy.polynomial.legendre.leggauss(24)
+    return nodes.tolist(), weights.tolist()
