@@ -89,7 +89,7 @@ def _denoiser(path: Any, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Returns logits of the denoiser's posterior."""
     if path.head == "denoiser" or path.source.absorbing:
         return prediction
-    evidence = path.evidence(x, t)
+    evidence = path.evidence(x, t).expand(x.shape)
     index = x.clamp(max=prediction.shape[-1] - 1).unsqueeze(-1)
     return prediction.to(_precise(prediction)).scatter_add(-1, index, evidence.to(_precise(prediction)).unsqueeze(-1))
 

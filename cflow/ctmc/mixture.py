@@ -312,7 +312,7 @@ class Mixture(Path):
             return torch.where(x == source.mask, 0.0, carried).double()
         kappa, left = self.schedule.kappa(t), self.schedule.remaining(t)
         evidence = torch.log1p(kappa / (left * source.probs_of(x, t))).nan_to_num(0.0).clamp(max=CERTAIN)
-        return evidence.masked_fill(x >= source.vocabulary, 0.0)
+        return evidence if source.states == source.vocabulary else evidence.masked_fill(x >= source.vocabulary, 0.0)
 
     def posterior(self, prediction: Tensor, x: Tensor, t: Tensor, *, sharpen: Sharpen | None = None) -> Posterior:
         """Returns the posterior of the data's tokens, from the logits ``prediction`` at states ``x [B, *event]``.

@@ -149,24 +149,32 @@ class Posterior:
         index, own, evidence = tokens.flatten(), self.x.flatten(), self._flat(torch.float64)
         logits, parts = self.logits.reshape(-1, self.size), []
         for rows in self._chunks(torch.arange(len(index), device=index.device)):
-            changed = self._changed(logits[rows].double(), own[rows], evidence[rows], kind)
+            changed = self._changed(logits.index_select(0, rows).double(), own[rows], evidence[rows], kind)
             at = changed.gather(-1, index[rows].clamp(max=self.size - 1).unsqueeze(-1)).squeeze(-1)
             parts.append(at - changed.logsumexp(-1))
         found = torch.cat(parts) if parts else evidence
         return found.masked_fill(index >= self.size, -torch.inf).reshape(tokens.shape)
 
     def weights(self, index: Tensor, kind: Head) -> Iterator[tuple[slice, Tensor]]:
-        """Yields weights ``[N, K]`` in proportion to the probabilities, in float64, a chunk of positions at a time.
+        """Yields weights ``[N, K]`` in proportion to the probabilities, a chunk of positions at a time.
+
+        They are in float64, or in the dtype of the logits if these are the logarithms of the weights.
 
         Args:
             index: the positions, as numbers of the flattened states ``[N]``.
             kind: ``"denoiser"`` or ``"leave-one-out"``.
         """
-        own, evidence, logits, begin = self.x.flatten(), self._flat(torch.float64), self.logits, 0
-        logits = logits.reshape(-1, self.size)
+        plain = kind == self.head and not self.carries and self.sharpen is None and self.logits.element_size() >= 4
+        own, evidence, begin = self.x.flatten(), self._flat(torch.float64), 0
+        logits = self.logits.reshape(-1, self.size)
         for rows in self._chunks(index):
-            changed = self._changed(logits[rows].double(), own[rows], evidence[rows], kind)
-            yield slice(begin, begin + len(rows)), changed.sub_(changed.amax(-1, keepdim=True)).exp_()
+            weights = logits.index_select(0, rows)
+            if plain:
+                weights = weights.softmax(-1)
+            else:
+                weights = self._changed(weights.double(), own[rows], evidence[rows], kind)
+                weights = weights.sub_(weights.amax(-1, keepdim=True)).exp_()
+            yield slice(begin, begin + len(rows)), weights
             begin += len(rows)
 
     def draw(self, where: Tensor, u: Tensor, kind: Head, *, without: Tensor | None = None) -> Tensor:

@@ -108,7 +108,7 @@ class Source(Base):
         return self._sum_event(start.reshape(*batch, *self.event_shape)).to(self.dtype)
 
     def _log_start(self, x: Tensor) -> Tensor:
-        return self.probs_of(x).log()
+        return self.probs_of(x).log().expand(x.shape)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return self.log_prob(x)
@@ -174,7 +174,7 @@ class Uniform(Source):
         return torch.full((self.states,), 1 / self.states, dtype=torch.float64, device=self.device)
 
     def probs_of(self, x: Tensor, t: Tensor | None = None, table: Tensor | None = None) -> Tensor:
-        return torch.full(x.shape, 1 / self.states, dtype=torch.float64, device=x.device)
+        return torch.full((1,) * x.dim(), 1 / self.states, dtype=torch.float64, device=x.device)
 
     def draw(self, u: Tensor, t: Tensor | None = None) -> Tensor:
         return (u * self.states).long().clamp(max=self.states - 1)

@@ -82,6 +82,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=300.0, help="of processor time for each model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--calls", nargs="+", type=int, default=[8, 16, 32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--kinds", nargs="+", choices=("mask", "uniform"), default=["mask", "uniform"])
+    parser.add_argument("--samplers", nargs="+", help="Default: all")
     parser.add_argument("--rows", type=int, default=64, help="samples of each seed")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/tokens"))
@@ -95,6 +97,23 @@ def main():
             jobs = [(text, name) for text in asked.texts for name in asked.models]
             cells.run(bits_cell, jobs, asked.out, settings, asked.processes)
         show_bits(asked.out, asked.texts)
+    if "toys" in asked.parts and not asked.table:
+        import tokens_toys
+
+        tokens_toys.show()
+    if {"samplers", "variance"} & set(asked.parts):
+        import tokens_samplers as samplers
+
+        text, out = asked.texts[0], asked.out / "samplers"
+        if "variance" in asked.parts and not asked.table:
+            samplers.variance(asked.out, text, asked.data)
+        if "samplers" in asked.parts:
+            names = asked.samplers or list(samplers.SAMPLERS)
+            if not asked.table:
+                settings = {"folder": asked.data, "rows": asked.rows, "out": str(out), "models_of": str(asked.out)}
+                jobs = samplers.jobs(text, asked.calls, asked.kinds, names)
+                cells.run(samplers.draw, jobs, out, settings, asked.processes)
+            samplers.table(out, asked.out, text, asked.calls, asked.kinds, names, asked.data)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models of text that are compared in ``tokens.py``: one network, trained by each objective for the same time of one core.
+"""Models of text that are compared in ``tokens.py``: one network, trained by each objective for the same time.
 
 A model is ``(network, loss, score)``: ``loss(rows)`` is minimised, and ``score(rows)`` returns the bits of each row by
 every name of a likelihood or bound that the model has.

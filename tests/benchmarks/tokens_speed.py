@@ -5,7 +5,8 @@
 Both draw from the same network, an embedding and a linear layer, with as many calls of it. Time is processor time of
 the sampler minus that of its network calls, which the network counts; libraries alternate, and the figures are medians.
 Memory is the largest sum of tensors outside the network, as PyTorch's profiler counts them, beyond that before the
-sampler and the logits of one call. The peer draws in float32 by default; its example of text draws in float64, as ours always does.
+sampler and the logits of one call. The peer draws in float32 by default; its example of text draws in float64.
+``MinimalJump`` is the process that the peer simulates; ours by default is that with the tight bound.
 """
 
 import argparse
@@ -58,11 +59,11 @@ class Probabilities(ModelWrapper):
         return torch.softmax(self.model(t, x).float(), -1)
 
 
-def ours(masked, size, rate):
+def ours(masked, size, rate=None, head="denoiser"):
     batch, length, width = SIZES[size]
     source = (ctmc.Mask if masked else ctmc.Uniform)(length, size)
     net = Net(source.states, size, width)
-    flow = ctmc.TokenFlow(net, source)
+    flow = ctmc.TokenFlow(net, source, path=ctmc.Mixture(head=head))
     return net, lambda: flow.sample((batch,), sampler=ctmc.Analytic(STEPS, rate=rate))
 
 
@@ -81,12 +82,18 @@ def theirs(masked, size, dtype):
 
 
 def ways(masked, size):
-    found = {"cflow": ours(masked, size, None)}
-    if not masked:
-        found["cflow, MinimalJump"] = ours(masked, size, ctmc.MinimalJump())
+    if masked:
+        found = {"cflow": ours(masked, size)}
+    else:
+        found = {
+            "cflow, MinimalJump": ours(masked, size, ctmc.MinimalJump()),
+            "cflow, leave-one-out": ours(masked, size, head="leave-one-out"),
+            "cflow, denoiser": ours(masked, size),
+        }
     if MixtureDiscreteEulerSolver is not None:
         found["flow_matching, float32"] = theirs(masked, size, torch.float32)
-        found["flow_matching, float64"] = theirs(masked, size, torch.float64)
+        if size == 27:
+            found["flow_matching, float64"] = theirs(masked, size, torch.float64)
     return found
 
 

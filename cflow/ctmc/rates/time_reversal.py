@@ -95,7 +95,9 @@ def _leave(posterior: Any, may: Tensor, *values: Tensor) -> tuple[Tensor, Tensor
     """Draws the tokens of the data that replace those that ``may`` leave; also returns the probabilities to leave."""
     x = posterior.x
     index = may.flatten().nonzero().squeeze(-1)
-    fresh, total, before, kappa, u = (like(each, x).reshape(-1)[index] for each in values)
+    alone = lambda each: each.reshape(1).expand(len(index))
+    spread = lambda each: like(each, x).reshape(-1)[index]
+    fresh, total, before, kappa, u = (alone(each) if each.numel() == 1 else spread(each) for each in values)
     mine, states, shares = x.flatten()[index], [], []
     for part, weights in posterior.weights(index, "leave-one-out"):
         stays = own_of(weights, mine[part]) / weights.sum(-1)
@@ -104,6 +106,6 @@ def _leave(posterior: Any, may: Tensor, *values: Tensor) -> tuple[Tensor, Tensor
         hit = aim < 1
         states.append(mine[part].masked_scatter(hit, invert(weights[hit], aim[hit])))
     if not states:
-        return x, torch.zeros_like(total).expand(x.shape)
+        return x, torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     none = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     return x.masked_scatter(may, torch.cat(states)), none.masked_scatter(may, torch.cat(shares))
