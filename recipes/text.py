@@ -76,7 +76,7 @@ class Options:
     """Width of the networks, a multiple of 32."""
     depth: int = 10
     """Blocks of convolutions; a transformer has one block for 2.5 of these, which is about the same size."""
-    steps: int = 4000
+    steps: int = 3000
     """Training steps, at most."""
     batch_size: int = 16
     """Rows per step, on each process."""
