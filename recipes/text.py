@@ -45,7 +45,7 @@ SCHEDULES = {
     "log-linear": ctmc.LogLinear(),
 }
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
-JUDGED = 128  # samples at each of them
+JUDGED = 64  # samples at each of them
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Options:
     """Width of the networks, a multiple of 32."""
     depth: int = 10
     """Blocks of convolutions; a transformer has one block for 2.5 of these, which is about the same size."""
-    steps: int = 4000
+    steps: int = 3000
     """Training steps, at most."""
     batch_size: int = 16
     """Rows per step, on each process."""
@@ -231,8 +231,8 @@ def judged(x: torch.Tensor, judge: Autoregressive, corpus: text_data.Corpus) -> 
 
 
 def frontier(flow, judge: Autoregressive, corpus: text_data.Corpus, options: Options, generator) -> dict:
-    """Judges samples at several temperatures, those of the baseline, and as many held-out rows."""
-    steps = max(options.evaluations)
+    """Judges samples at several temperatures, as many steps as tokens; those of the baseline; and held-out rows."""
+    steps = options.length
     rows = {"held-out text": corpus.held[:JUDGED].long()}
     for temperature in TEMPERATURES:
         sampler = ctmc.Analytic(steps=steps, temperature=temperature)
