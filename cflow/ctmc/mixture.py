@@ -15,7 +15,7 @@ from cflow.ctmc import losses
 from cflow.ctmc.categorical import uniforms
 from cflow.ctmc.posterior import CERTAIN, Head, Posterior, Sharpen
 from cflow.ctmc.rates import MinimalJump, Moment, Rate, TimeReversal
-from cflow.ctmc.schedules import Linear, Schedule
+from cflow.ctmc.schedules import Average, Linear, Schedule
 from cflow.ctmc.sources import Source
 from cflow.paths import Path, PathSample
 from cflow.registry import configuration, register
@@ -278,19 +278,22 @@ class Mixture(Path):
         """
         return 2 / (2 + math.sqrt(self.source.event_shape.numel()))
 
+    @property
+    def _clock(self) -> Schedule:
+        """The schedule in which the times of bounds are drawn: the average over positions."""
+        return Average(self.schedule, self.source.event_shape) if self.schedule.by_position else self.schedule
+
     def _dense(self, level: Tensor) -> Tensor:
         """Returns times that are denser at the data, from uniform numbers."""
         r = self._rooted
         root = 2 * (1 - level) / (r + (r**2 + 4 * (1 - r) * (1 - level)).sqrt())
-        late = (1 - root.square()).clamp(CLOSEST, 1 - CLOSEST)
-        return late if self.schedule.by_position else self.schedule.time_at(late)
+        return self._clock.time_at((1 - root.square()).clamp(CLOSEST, 1 - CLOSEST))
 
     def dense_weight(self, t: Tensor) -> Tensor:
         """Computes the inverse density of the times of bounds, ``[B]`` for ``t [B]``, in float64."""
-        t, r = t.double(), self._rooted
-        share = 1 - t if self.schedule.by_position else self.schedule.remaining(t)
-        inverse = share.sqrt() / ((1 - r) * share.sqrt() + r / 2)
-        return inverse if self.schedule.by_position else inverse / self.schedule.d_kappa(t)
+        t, r, clock = t.double(), self._rooted, self._clock
+        root = clock.remaining(t).sqrt()
+        return root / ((1 - r) * root + r / 2) / clock.d_kappa(t)
 
     def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
         """Computes the loss of the logits ``prediction`` per item of ``sample``, ``[B]``, in nats per token."""

@@ -208,3 +208,27 @@ class LogLinear(Schedule):
 
     def time_at(self, kappa: Tensor) -> Tensor:
         return torch.log1p(kappa * math.expm1(self._growth)) / self._growth
+
+
+class Average(Schedule):
+    """Averages a schedule over the positions of an event: ``[B] -> [B]``.
+
+    Args:
+        schedule: a schedule with one exponent for each position.
+        event_shape: the shape of an event.
+    """
+
+    def __init__(self, schedule: Schedule, event_shape: torch.Size):
+        self.schedule, self.event_shape = schedule, event_shape
+
+    def _averaged(self, method, t: Tensor) -> Tensor:
+        return method(t.reshape(-1, *(1,) * len(self.event_shape))).flatten(1).mean(1)
+
+    def kappa(self, t: Tensor) -> Tensor:
+        return self._averaged(self.schedule.kappa, t)
+
+    def d_kappa(self, t: Tensor) -> Tensor:
+        return self._averaged(self.schedule.d_kappa, t)
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return self._averaged(self.schedule.remaining, t)

@@ -41,6 +41,20 @@ def test_bounds_are_finite_at_both_ends_in_float32(schedule):
     assert tried >= 9
 
 
+def test_draws_of_the_bound_are_limited_where_a_position_starts_steeply(generator):
+    """Early draws are at most a small multiple of the bound, though the slope of the first schedule is infinite."""
+    source = ctmc.Mask(2, 3)
+    path = ctmc.Mixture(ctmc.Polynomial((0.3, 3.0)), loss="elbo").bind(source)
+    x1 = torch.zeros(20_000, 2, dtype=torch.long)
+    draw = lambda level: path.loss(
+        torch.zeros(20_000, 2, 3, dtype=torch.float64),
+        path.sample(source.sample((20_000,)), x1, level, generator=generator),
+    )
+    assert float(draw(torch.logspace(-7, -2, 20_000, dtype=torch.float64)).max()) < 5
+    value = draw((torch.arange(20_000) + torch.rand(20_000, generator=generator, dtype=torch.float64)) / 20_000)
+    assert abs(float(value.mean()) - float(torch.tensor(3.0).log())) < 5 * float(value.std()) / 20_000**0.5
+
+
 @pytest.mark.parametrize("sampler", [ctmc.Euler(32), ctmc.Euler(32, linear=True), ctmc.TauLeaping(64)])
 def test_euler_steps_start_where_the_schedule_has_an_infinite_slope(sampler, generator):
     law = correlated(3, 2)
