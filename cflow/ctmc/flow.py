@@ -14,14 +14,14 @@ from torch.distributions import constraints
 from cflow.arguments import check_tokens
 from cflow.bijections.map import Likelihood
 from cflow.ctmc.bound import draw_bound, levels
-from cflow.ctmc.mixture import Mixture
+from cflow.ctmc.mixture import HEADS, Mixture
 from cflow.ctmc.samplers import Analytic, Process
 from cflow.ctmc.sources import Source
 from cflow.fields import as_field
 from cflow.fields.contract import Forwarding
 from cflow.flow import BaseFlow
 from cflow.registry import register
-from cflow.shapes import Value, as_shape, flatten, shown, unflatten
+from cflow.shapes import Value, as_shape, batch_of, flatten, shown, unflatten
 
 __all__ = ["TokenFlow"]
 
@@ -131,6 +131,10 @@ class TokenFlow(BaseFlow):
                     f"TokenFlow: the denoiser has {name}={size} and the source {getattr(source, name)}; give both the "
                     f"same."
                 )
+        if self.alphabet is not None and not hasattr(self.alphabet, "size"):
+            raise TypeError(
+                f"TokenFlow(alphabet={self.alphabet!r:.60}): not an alphabet; pass one such as data.Characters('ACGT')."
+            )
         if self.alphabet is not None and self.alphabet.size != source.vocabulary:
             raise ValueError(
                 f"TokenFlow(alphabet={self.alphabet!r:.60}): it has {self.alphabet.size} tokens and the source "
@@ -242,6 +246,8 @@ class TokenFlow(BaseFlow):
 
         Shapes: returns ``[*batch, *model, K]``, in the flow's dtype. Cost: one evaluation of the denoiser.
         """
+        if head not in HEADS:
+            raise ValueError(f"flow.posterior(head={head!r}): not available; choose one of {', '.join(HEADS)}.")
         x, context, batch = self._enter(x, context, "posterior", self.model_shape)
         x = check_tokens("TokenFlow.posterior", x, self.source.states)
         t = torch.as_tensor(t, dtype=self.dtype, device=x.device).expand(batch).reshape(-1)
@@ -381,7 +387,14 @@ class TokenFlow(BaseFlow):
         if len(self.transform):
             raise ValueError("flow.infill: this flow has transforms of its data; infill with the flow inside.")
         shape = as_shape(shape)
-        fixed = fixed.expand(torch.broadcast_shapes(fixed.shape, x.shape))
+        batch_of(x, self.event_shape, "flow.infill: x")
+        try:
+            fixed = fixed.expand(torch.broadcast_shapes(fixed.shape, x.shape))
+        except RuntimeError:
+            raise ValueError(
+                f"flow.infill(x {list(x.shape)}, fixed {list(fixed.shape)}): fixed does not broadcast to x; pass one "
+                f"bool for each token."
+            ) from None
         blank = torch.zeros((), dtype=x.dtype, device=x.device)
         x, inner, batch = self._enter(torch.where(fixed, x, blank), context, "infill")
         x = check_tokens("flow.infill", x, self.source.vocabulary)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cflow.arguments import check_tokens
 from cflow.ctmc import losses
+from cflow.ctmc.arguments import check_rate, check_schedule
 from cflow.ctmc.categorical import uniforms
 from cflow.ctmc.posterior import CERTAIN, Head, Posterior, Sharpen
 from cflow.ctmc.rates import MinimalJump, Moment, Rate, TimeReversal
@@ -100,12 +101,8 @@ class Mixture(Path):
         carry_over: bool = True,
     ):
         self.schedule = Linear() if schedule is None else schedule
-        for name, value, method, example in (
-            ("schedule", self.schedule, "kappa", "Linear()"),
-            ("rate", rate, "coefficients", "TimeReversal()"),
-        ):
-            if value is not None and (isinstance(value, type) or not hasattr(value, method)):
-                raise TypeError(f"Mixture({name}={value!r:.60}): pass an object such as ctmc.{example}.")
+        check_schedule("Mixture", schedule)
+        check_rate("Mixture", rate)
         for name, value, known in (("loss", loss, LOSSES), ("head", head, HEADS)):
             if value not in known:
                 raise ValueError(f"Mixture({name}={value!r}): not available; choose one of {', '.join(known)}.")
@@ -346,6 +343,7 @@ class Mixture(Path):
         """Returns ``rate``, by default that of the path; raises if it does not exist for the source."""
         if rate is None:
             return self.default_rate
+        check_rate("flow", rate)
         rate.check(self.source, self.schedule)
         if rate.needs_probs and not self.source.has_density:
             raise ValueError(

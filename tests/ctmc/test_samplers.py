@@ -117,3 +117,28 @@ def test_guidance_of_velocities_refuses_tokens():
     flow = make(ctmc.Mask(4, 3), context_shape=())
     with pytest.raises(TypeError, match="this guides velocities"):
         flow.sample((2,), torch.tensor(0), guidance=guidance.CFGZeroStar(2.0))
+
+
+def test_parts_of_a_wrong_kind_are_named():
+    flow, x = make(ctmc.Mask(4, 3)), torch.zeros(4, dtype=torch.long)
+    for call in (
+        lambda: ctmc.Analytic(rate=ctmc.MinimalJump),
+        lambda: ctmc.Mixture(rate="minimal"),
+        lambda: flow.log_prob(x, rate="minimal"),
+    ):
+        with pytest.raises(TypeError, match="not a rate; pass an object such as ctmc.TimeReversal"):
+            call()
+    with pytest.raises(TypeError, match="not a schedule"):
+        ctmc.Euler(schedule="cosine")
+    with pytest.raises(TypeError, match="not an alphabet"):
+        ctmc.TokenFlow(flow.denoiser, flow.source, alphabet="abc")
+    with pytest.raises(ValueError, match="does not broadcast"):
+        flow.infill(x, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(TypeError, match="pass a torch.Tensor"):
+        flow.infill([0, 1, 2, 0], torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="choose one of denoiser, leave-one-out"):
+        flow.posterior(0.5, x, head="loo")
+    for wrong in (lambda: ctmc.Remasking(eta=2.0), lambda: ctmc.PredictorCorrector(share=0)):
+        with pytest.raises(ValueError, match="eta|share") as caught:
+            wrong()
+        assert len(str(caught.value)) < 210

@@ -63,7 +63,10 @@ class PredictorCorrector(Sampler):
                 f"pass one such as ctmc.Analytic(64)."
             )
         if not 0 < self.share <= 1 or self.kind not in KINDS:
-            raise ValueError(f"{self!r}: share is in (0, 1], kind is one of {', '.join(KINDS)}; change it.")
+            raise ValueError(
+                f"PredictorCorrector(share={self.share}, kind={self.kind!r}): share is in (0, 1], kind is "
+                f"{' or '.join(KINDS)}; change it."
+            )
 
     @property
     def rate(self):

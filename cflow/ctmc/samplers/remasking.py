@@ -71,8 +71,9 @@ class Remasking(Stepping):
         fine = fine and (self.loop is None) == (self.loop_steps == 0) and self.loop_steps >= 0
         if not fine or (self.loop is not None and not 0 < self.loop < 1):
             raise ValueError(
-                f"{self!r}: kind is one of {', '.join(KINDS)}, eta in [0, 1], window two times, loop a time with "
-                f"loop_steps, rate None; change it."
+                f"Remasking(kind={self.kind!r}, eta={self.eta}, window={self.window}, loop={self.loop}, "
+                f"loop_steps={self.loop_steps}, rate={self.rate}): kind is {' or '.join(KINDS)}, eta in [0, 1], window "
+                f"two times, loop a time with loop_steps, rate None."
             )
 
     def advance(self, process: Process, logits: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

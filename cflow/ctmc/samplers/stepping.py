@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cflow.ctmc.arguments import check_rate, check_schedule
 from cflow.ctmc.categorical import invert, uniforms
 from cflow.ctmc.posterior import Sharpen
 from cflow.ctmc.rates import Rate
@@ -38,6 +39,7 @@ class Stepping(Sampler):
 
     Raises:
         ValueError: if ``steps`` is not a positive integer, or an option is out of range.
+        TypeError: for a rate or a schedule that is not an object of its kind.
     """
 
     scales: ClassVar[bool] = True
@@ -51,6 +53,8 @@ class Stepping(Sampler):
 
     def __post_init__(self):
         require_steps(self)
+        check_rate(type(self).__name__, self.rate)
+        check_schedule(type(self).__name__, self.schedule)
         self.sharpen  # noqa: B018 - its checks
 
     @property
