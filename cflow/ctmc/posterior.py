@@ -177,25 +177,18 @@ class Posterior:
             yield slice(begin, begin + len(rows)), weights
             begin += len(rows)
 
-    def draw(self, where: Tensor, u: Tensor, kind: Head, *, without: Tensor | None = None) -> Tensor:
+    def draw(self, where: Tensor, u: Tensor, kind: Head) -> Tensor:
         """Draws tokens at the positions that ``where [B, *event]`` marks, with uniform numbers ``u [N]`` in float64.
 
         Args:
             where: the positions, bool.
             u: one number in [0, 1) for each marked position, in their order.
             kind: ``"denoiser"`` or ``"leave-one-out"``.
-            without: a token for each marked position that is not drawn ``[N]``. Default: None.
 
         Shapes: returns ``[N]``. Cost: one pass over the marked rows of the logits, in chunks.
         """
         chosen = where.flatten().nonzero().squeeze(-1)
-        parts = []
-        for part, weights in self.weights(chosen, kind):
-            if without is not None:
-                out = without[part]
-                here = (out < self.size).nonzero().squeeze(-1)
-                weights[here, out[here]] = 0
-            parts.append(invert(weights, u[part]))
+        parts = [invert(weights, u[part]) for part, weights in self.weights(chosen, kind)]
         return torch.cat(parts) if parts else chosen
 
     def best(self, kind: Head = "denoiser") -> tuple[Tensor, Tensor]:
