@@ -86,9 +86,8 @@ def table(out, models_of, text, calls, kinds, names, folder):
     if judge is not None:
         with torch.no_grad():
             bits = torch.cat([models.per_row(judge.surprise(part).sum(1)) for part in held.split(64)])
-        print(
-            f"\n{text}: held-out text {float(bits.mean()):.3f} bits, distinct 4-grams of 64 rows {distinct(held[:64]):.3f}"
-        )
+        grams = distinct(held[:64])
+        print(f"\n{text}: held-out text {float(bits.mean()):.3f} bits, distinct 4-grams of 64 rows {grams:.3f}")
     for kind in kinds:
         found = {}
         for _, _, name, n, seed in (job for job in jobs(text, calls, (kind,), names)):
@@ -148,7 +147,7 @@ def variance(models_of, text, folder, rows=8, draws=256):
     ways = {
         "independent times, weight 1 / t": (independent, 1),
         "numbers of hidden tokens": (lambda x: -flow.log_prob(x, generator=generator), 1),
-        "complementary pairs": (lambda x: -flow.log_prob(x, generator=generator, complementary=True), 2),
+        "complementary pairs": (lambda x: -flow.log_prob(x, generator=generator, antithetic=True), 2),
     }
     print(f"\n{text}, mask: bound of {rows} rows, {draws} draws of each, bits per character")
     print(f"{'':36s}{'mean':>8s}{'deviation of a draw':>22s}{'for one call':>14s}{'largest draw':>14s}")

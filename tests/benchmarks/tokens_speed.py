@@ -130,11 +130,12 @@ def compare(masked, size, rounds):
     batch, length, _ = SIZES[size]
     found, kept = ways(masked, size), {}
     with torch.no_grad():
-        for number in range(rounds + 1):
+        warm = 1 if size == 27 else 0
+        for number in range(rounds + warm):
             names = list(found)
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 result = clock(*found[name])
-                if number:
+                if number >= warm:
                     kept.setdefault(name, []).append(result)
         peak = {name: memory(sample, 4 * batch * length * size) for name, (_, sample) in found.items()}
     print(f"\n{'mask' if masked else 'uniform'}, vocabulary {size}, {batch} x {length} tokens, {STEPS} steps")

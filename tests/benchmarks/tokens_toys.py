@@ -12,7 +12,7 @@ from cflow import RelaxedFlow, bases, ctmc, solvers
 from cflow.testing import ExactDenoiser, RelaxedTokenField
 
 STEPS = (1, 2, 4, 8, 16, 64)
-CELLS, HALVINGS = 512, 36
+CELLS, HALVINGS = 4096, 40
 PAIR = torch.eye(2, dtype=torch.float64) / 2
 UNEQUAL = torch.diag(torch.tensor([0.6, 0.4]))
 
@@ -53,11 +53,14 @@ def transition(path, rate, logits, x, t, s):
         posterior = path.posterior(logits[rows], x[rows], t)
         return rate.move(path, posterior, path.spread(t, x[rows]), path.spread(s, x[rows]), u)
 
-    grid = (torch.arange(CELLS + 1, dtype=torch.float64) / CELLS).clamp(max=1 - 1e-16)
-    rows = torch.arange(len(x)).repeat_interleave(CELLS + 1)
+    # Tokens change at small numbers, and shortly before the probability that they change at all: the grid is finer there.
+    small = torch.logspace(-9, 0, CELLS, dtype=torch.float64)
+    last = rate.odds(path.schedule, t, s)[0] * (1 - small) if hasattr(rate, "odds") else small
+    grid = torch.cat([torch.zeros(1, dtype=torch.float64), small, last]).clamp(max=1 - 1e-16).unique()
+    rows = torch.arange(len(x)).repeat_interleave(len(grid))
     found = after(grid.repeat(len(x)).unsqueeze(1).expand(-1, 2), rows).reshape(len(x), -1, 2)
     row, cell, place = (found[:, 1:] != found[:, :-1]).nonzero().unbind(1)
-    low, high, first = cell.double() / CELLS, (cell + 1).double() / CELLS, found[row, cell, place]
+    low, high, first = grid[cell], grid[cell + 1], found[row, cell, place]
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         now = after(middle.unsqueeze(1).expand(-1, 2), row).gather(1, place.unsqueeze(1)).squeeze(1)
