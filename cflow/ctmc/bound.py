@@ -36,6 +36,7 @@ def draw_bound(
     level: Tensor,
     generator: Source,
     antithetic: bool = False,
+    counted: Tensor | None = None,
 ) -> Tensor:
     r"""Computes one draw of a lower bound on the log-likelihood, ``[B]`` in nats.
 
@@ -51,6 +52,7 @@ def draw_bound(
         level: the quantiles of the times ``[B]``, in [0, 1).
         generator: the source of random numbers, or a list with one for each row.
         antithetic: whether a draw is the average over two points with mirrored noise: two evaluations, less variance.
+        counted: the positions that count, bool ``[B, *event]``. Default: None, all of them.
     """
     chosen = path.checked(rate)
     if not math.prod(x1.shape[1:]):
@@ -59,13 +61,13 @@ def draw_bound(
     exact.minimised, exact.rate = "elbo", chosen
     u = draw_rows(torch.rand, x1.shape, generator, dtype=torch.float64, device=x1.device)
     start = _start(path, x1, generator)
-    sample = exact.sample(start, x1, level, noise=u)
+    sample = exact.sample(start, x1, level, mask=counted, noise=u)
     loss = exact.loss(predict(sample.t, sample.xt), sample)
     if antithetic:
         level, u = exact.mirror(level, u)
-        sample = exact.sample(start, x1, level, noise=u)
+        sample = exact.sample(start, x1, level, mask=counted, noise=u)
         loss = (loss + exact.loss(predict(sample.t, sample.xt), sample)) / 2
-    return -rows(x1).shape[1] * loss
+    return -(rows(x1).shape[1] if counted is None else rows(counted).sum(1)) * loss
 
 
 def _start(path: Any, x1: Tensor, generator: Source) -> Tensor:

@@ -14,19 +14,16 @@ from torch.distributions import constraints
 from cflow.arguments import check_tokens
 from cflow.bijections.map import Likelihood
 from cflow.ctmc.bound import draw_bound, levels
+from cflow.ctmc.denoiser import Denoiser, scales_rates
 from cflow.ctmc.mixture import HEADS, Mixture
 from cflow.ctmc.samplers import Analytic, Process
 from cflow.ctmc.sources import Source
 from cflow.fields import as_field
-from cflow.fields.contract import Forwarding
 from cflow.flow import BaseFlow
 from cflow.registry import register
-from cflow.shapes import Value, as_shape, batch_of, flatten, shown, unflatten
+from cflow.shapes import Value, as_shape, batch_of, flatten, mask_of, shown, unflatten
 
 __all__ = ["TokenFlow"]
-
-IMPOSSIBLE = 1e4
-"""The logarithm of odds that are as good as zero, with squares that do not overflow in float32."""
 
 
 @register("ctmc.TokenFlow")
@@ -45,6 +42,9 @@ class TokenFlow(BaseFlow):
 
     Every method that samples accepts ``sampler`` and ``guidance``; methods that compute a likelihood accept ``rate``,
     ``antithetic`` (two evaluations per draw, with mirrored noise, so less variance) and ``guidance``.
+
+    If the context has the part ``mask``, only marked positions count: in training, in the likelihood, and in samples,
+    which have token 0 elsewhere.
 
     Args:
         denoiser: a network called as ``denoiser(t, x, context)``, with states ``x [B, *event]``; it returns logits
@@ -222,7 +222,7 @@ class TokenFlow(BaseFlow):
         if s is not None:
             raise TypeError("TokenFlow.predict(s=...): a denoiser reads one time; omit s.")
         extra = {} if previous is None else {"previous": previous}
-        logits = self.denoiser(t.to(self.dtype), x, context, **extra)
+        logits = self.denoiser(t.to(self.dtype).clamp(*self.interval), x, context, **extra)
         wanted = (*x.shape, self.source.vocabulary)
         if logits.shape != wanted:
             raise ValueError(
@@ -265,11 +265,11 @@ class TokenFlow(BaseFlow):
             return Denoiser(self)
         if not callable(guidance):
             raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
-        return guidance(Denoiser(self, True, _scales_rates(guidance)))
+        return guidance(Denoiser(self, True, scales_rates(guidance)))
 
     def _guided_path(self, guidance) -> Mixture:
         """Returns the path for the logits under guidance; these are rates where the guidance scales rates."""
-        if not _scales_rates(guidance):
+        if not scales_rates(guidance):
             return self.path
         path = copy.copy(self.path)
         path.head, path.paced = "denoiser", True
@@ -283,13 +283,14 @@ class TokenFlow(BaseFlow):
     # The methods from which the base class derives the protocol
 
     def _log_prob(self, x, context, generator, *, rate=None, antithetic=False, guidance=None, level=None):
-        if _scales_rates(guidance):
+        if scales_rates(guidance):
             raise ValueError(
                 f"flow.log_prob(guidance={guidance!r:.60}): it changes how fast tokens jump, which the bound does not "
                 f"contain; use guidance.ClassifierFree."
             )
         level = levels(len(x), generator, x.device) if level is None else level
-        value = draw_bound(self.path, self._network(context, guidance), x, rate, level, generator, antithetic)
+        network, counted = self._network(context, guidance), self._counted(context)
+        value = draw_bound(self.path, network, x, rate, level, generator, antithetic, counted)
         return value.to(torch.promote_types(value.dtype, self.dtype))
 
     def log_prob_estimate(self, x, context=None, *, draws: int = 32, generator=None, **options):
@@ -327,7 +328,16 @@ class TokenFlow(BaseFlow):
     def _simulate(self, start, free, context, generator, sampler, guidance) -> Tensor:
         for _, state in self._states(start, free, context, generator, sampler, guidance):
             start = state
-        return start
+        counted = self._counted(context)
+        return start if counted is None else start.masked_fill(~counted, 0)
+
+    def _counted(self, context: Value | None) -> Tensor | None:
+        """Returns the positions that count, ``[B, *model]``, from the part ``mask`` of the context; None for all."""
+        mask = mask_of(None, context)
+        if mask is None:
+            return None
+        shape = (len(mask), *self.model_shape)
+        return mask.bool().reshape(*mask.shape, *(1,) * (len(shape) - mask.dim())).expand(shape)
 
     def _states(self, start, free, context, generator, sampler, guidance):
         sampler = self.sampler if sampler is None else sampler
@@ -346,7 +356,9 @@ class TokenFlow(BaseFlow):
                 f"flow.sample(guidance={guidance!r:.60}): it changes rates of jumps to the data; pass "
                 f"sampler=ctmc.Analytic(rate=ctmc.MinimalJump())."
             )
-        network = self._network(context, guidance)
+        network, counted = self._network(context, guidance), self._counted(context)
+        if counted is not None:
+            free = counted if free is None else free & counted
         process = Process(path, network, start, free, generator, field.reads_time, field.self_conditioned)
         return sampler.states(process)
 
@@ -429,34 +441,3 @@ class TokenFlow(BaseFlow):
             states.append(state)
         states = torch.stack(states)
         return torch.stack(times), states.reshape(len(states), *batch, *self.model_shape)
-
-
-def _scales_rates(guidance) -> bool:
-    return getattr(guidance, "scales_rates", False)
-
-
-class Denoiser(Forwarding):
-    """The denoiser of a flow, as a field that guidance can change.
-
-    With ``finite`` its logits are finite, so that their differences exist: a token that is impossible with and without
-    the condition stays impossible.
-    """
-
-    def __init__(self, flow: TokenFlow, finite: bool = False, log_probs: bool = False):
-        self.field, self.flow, self.finite, self.log_probs = flow.denoiser, flow, finite, log_probs
-        self.states = flow.source.states
-        self.event_shape, self.context_shape = flow.model_shape, flow.context_shape
-        self.null_context = flow.null_context
-
-    event_shape = context_shape = ...
-
-    def __call__(
-        self, t: Tensor, x: Tensor, context: Value | None = None, *, s=None, previous: Tensor | None = None
-    ) -> Tensor:
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
-        logits, path = self.flow.predict(t, x, context, s=s, previous=previous), self.flow.path
-        if self.log_probs and path.source.absorbing:  # tokens that are carried over do not jump
-            logits = torch.log_softmax(logits, -1)
-        elif self.log_probs:
-            logits = path.posterior(logits, x, t).log_probs("denoiser", dtype=logits.dtype)
-        return torch.maximum(logits, logits.amax(-1, keepdim=True) - IMPOSSIBLE) if self.finite else logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -14,13 +13,14 @@ from cflow.arguments import check_tokens
 from cflow.ctmc import losses
 from cflow.ctmc.arguments import check_rate, check_schedule
 from cflow.ctmc.categorical import uniforms
+from cflow.ctmc.noising import dense_times, hide
 from cflow.ctmc.posterior import CERTAIN, Head, Posterior, Sharpen
 from cflow.ctmc.rates import MinimalJump, Moment, Rate, TimeReversal
-from cflow.ctmc.schedules import Average, Linear, Schedule
+from cflow.ctmc.schedules import Linear, Schedule
 from cflow.ctmc.sources import Source
 from cflow.paths import Path, PathSample
 from cflow.registry import configuration, register
-from cflow.shapes import expand_like, rows
+from cflow.shapes import expand_like
 from cflow.times import Stratified, Times
 
 __all__ = ["Mixture"]
@@ -28,8 +28,6 @@ __all__ = ["Mixture"]
 Loss = Literal["cross-entropy", "kl", "elbo", "score-entropy"]
 LOSSES = ("cross-entropy", "kl", "elbo", "score-entropy")
 HEADS = ("denoiser", "leave-one-out")
-CLOSEST = 1e-12
-"""How close to both ends the times of bounds are, as a share of tokens: rates may be infinite at the ends."""
 
 
 @register("ctmc.Mixture")
@@ -236,61 +234,19 @@ class Mixture(Path):
         counted = None if mask is None else mask.expand(x1.shape)
         level = t.double().expand(x1.shape[:1])
         if self.counts:
-            hidden, time = self._hidden(u, level, counted)
+            hidden, time = hide(self, u, level, counted)
             xt = x1.masked_fill(hidden, self.source.mask)
         else:
-            time = level if self.minimised == "cross-entropy" else self._dense(level)
+            time = level if self.minimised == "cross-entropy" else dense_times(self, level)
             spread = self.spread(time, x1)
             kappa, left = self.schedule.kappa(spread), self.schedule.remaining(spread)
-            if self.source.moves:
-                x0 = self.source.draw(((u - kappa) / left).clamp(0, 1 - 1e-16), spread)
-            xt = torch.where(u < kappa, x1, x0)
+            noise = self.source.draw(((u - kappa) / left).clamp(0, 1 - 1e-16), spread) if self.source.moves else x0
+            xt = torch.where(u < kappa, x1, noise)
         if counted is not None:
             xt = torch.where(counted, xt, x0)
         # The integrand of a bound diverges at t = 1, which float32 would round to.
         keeps = self.counts or self.minimised == "cross-entropy"
         return PathSample(xt, time.to(t.dtype) if keeps else time, x0, x1, x1, counted)
-
-    def _hidden(self, u: Tensor, level: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns which tokens are hidden ``[B, *event]``, and the times ``[B]``: the last hidden token appears then.
-
-        Of D tokens, those with the m smallest of D uniform numbers are hidden, and the time is that of the m-th
-        smallest: given m, it then has the law of the times at which m tokens are hidden.
-        """
-        u = rows(u) if counted is None else rows(u.masked_fill(~counted, torch.inf))
-        size = torch.full_like(level, u.shape[1]) if counted is None else rows(counted).sum(1).double()
-        share = self.schedule.remaining(level) if self.minimised == "cross-entropy" else 1 - level
-        count = torch.minimum((share * size).floor() + 1, size).long()
-        last = u.sort(1).values.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
-        hidden = (u <= last) & (count > 0).unsqueeze(1)
-        time = self.schedule.time_at((1 - last.squeeze(1)).clamp(0, 1))
-        return hidden.reshape(-1, *self.source.event_shape), time
-
-    @property
-    def _rooted(self) -> float:
-        """The weight of the root in the law of the times of bounds.
-
-        The share w of noisy tokens has the distribution function ``(1 - r) w + r sqrt(w)``. The integrand at w has a
-        second moment of about ``D / w + D^2``, and a density in proportion to its root has the smallest variance.
-        """
-        return 2 / (2 + math.sqrt(self.source.event_shape.numel()))
-
-    @property
-    def _clock(self) -> Schedule:
-        """The schedule in which the times of bounds are drawn: the average over positions."""
-        return Average(self.schedule, self.source.event_shape) if self.schedule.by_position else self.schedule
-
-    def _dense(self, level: Tensor) -> Tensor:
-        """Returns times that are denser at the data, from uniform numbers."""
-        r = self._rooted
-        root = 2 * (1 - level) / (r + (r**2 + 4 * (1 - r) * (1 - level)).sqrt())
-        return self._clock.time_at((1 - root.square()).clamp(CLOSEST, 1 - CLOSEST))
-
-    def dense_weight(self, t: Tensor) -> Tensor:
-        """Computes the inverse density of the times of bounds, ``[B]`` for ``t [B]``, in float64."""
-        t, r, clock = t.double(), self._rooted, self._clock
-        root = clock.remaining(t).sqrt()
-        return root / ((1 - r) * root + r / 2) / clock.d_kappa(t)
 
     def loss(self, prediction: Tensor, sample: PathSample) -> Tensor:
         """Computes the loss of the logits ``prediction`` per item of ``sample``, ``[B]``, in nats per token."""

@@ -347,6 +347,40 @@ def test_mirrored_noise_has_the_same_mean_and_less_variance(source, generator):
     assert ((hidden[0].sum(1) + hidden[1].sum(1)) == 9).all()
 
 
+class Padded(fields.Field):
+    """A network on rows of several lengths, with constant logits; the context marks the tokens that are present."""
+
+    def __init__(self):
+        super().__init__((4,), {"mask": (4,)})
+        self.logits = torch.nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
+
+    def forward(self, t, x, context=None, *, s=None):
+        return self.logits.expand(*x.shape, 3)
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform", "mask and uniform"])
+def test_only_marked_positions_count(source, generator):
+    flow = ctmc.TokenFlow(Padded(), SOURCES[source](), path=ctmc.Mixture(head="leave-one-out"))
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True], [False] * 4])
+    x = torch.randint(3, (3, 4), generator=generator)
+    other = torch.where(mask, x, 2 - x)
+    draw = lambda each: flow.log_prob(each, {"mask": mask}, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(x), draw(other))
+    assert float(draw(x)[2].detach()) == 0
+    loss = objectives.FlowMatching()
+    values = [loss(flow, each, {"mask": mask}, generator=torch.Generator().manual_seed(0)) for each in (x, other)]
+    assert torch.equal(*values)
+    samples = flow.sample((50,), {"mask": mask}, generator=generator)
+    assert bool((samples[:, ~mask] == 0).all())
+    assert bool((samples[:, mask] > 0).any())
+    if source == "mask":  # tokens are independent, so the bound of each row is exact
+        nats = flow.denoiser.logits.log_softmax(0)[x]
+        torch.testing.assert_close(
+            flow.log_prob_estimate(x, {"mask": mask}, draws=400, generator=generator)[0],
+            (nats * mask).sum(1), rtol=0.05, atol=0.05,
+        )  # fmt: skip
+
+
 def test_rare_tokens_are_drawn():
     """A law with a tail of 1e-8 is drawn exactly: Gumbel noise in float32 would never reach it."""
     u = torch.tensor([0.0, 0.5e-8, 2e-8, 1 - 0.5e-8, 1 - 1e-16], dtype=torch.float64)
