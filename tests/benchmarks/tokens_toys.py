@@ -53,7 +53,7 @@ def transition(path, rate, logits, x, t, s):
         posterior = path.posterior(logits[rows], x[rows], t)
         return rate.move(path, posterior, path.spread(t, x[rows]), path.spread(s, x[rows]), u)
 
-    # Tokens change at small numbers, and shortly before the probability that they change at all: the grid is finer there.
+    # The grid is finer at small numbers, and before the probability that a token changes at all.
     small = torch.logspace(-9, 0, CELLS, dtype=torch.float64)
     last = rate.odds(path.schedule, t, s)[0] * (1 - small) if hasattr(rate, "odds") else small
     grid = torch.cat([torch.zeros(1, dtype=torch.float64), small, last]).clamp(max=1 - 1e-16).unique()
