@@ -325,18 +325,18 @@ def test_tables_of_tokens_are_scored_by_the_bound(runs, tmp_path, capsys):
     numpy.savetxt(tmp_path / "x.csv", x.numpy(), fmt="%d.0", delimiter=",")
     for name in ("x.npy", "x.csv"):
         options = ["--seed", "2", "--batch", "100", "-o", str(tmp_path / "s.csv")]
-        main(["score", str(runs / "letters"), str(tmp_path / name), *options])
+        main(["score", "--draws", "1", str(runs / "letters"), str(tmp_path / name), *options])
         assert scores_of(tmp_path / "s.csv") == pytest.approx(bound(runs / "letters", x, 2))
         said = capsys.readouterr().out
         mean = numpy.mean(bound(runs / "letters", x, 2))
         assert f"70 rows, mean log-probability {mean:.6g} ± " in said
-        assert f"nats (bound), {-mean / 12 / math.log(2):.4g} bits per token, 0 bad rows" in said
+        assert f"nats (bound, 1 draw per row), {-mean / 12 / math.log(2):.4g} bits per token, 0 bad rows" in said
 
 
 def test_a_class_in_the_last_column_is_the_condition(runs, tmp_path):
     x, labels = drawn(runs / "letters", 9, 1), torch.arange(9) % 3
     numpy.save(tmp_path / "x.npy", torch.cat([x, labels[:, None]], 1).numpy())
-    main(["score", str(runs / "classes"), str(tmp_path / "x.npy"), "-o", str(tmp_path / "s.csv")])
+    main(["score", "--draws", "1", str(runs / "classes"), str(tmp_path / "x.npy"), "-o", str(tmp_path / "s.csv")])
     flow, generator = cflow.load(runs / "classes"), torch.Generator().manual_seed(0)
     expected = flow.log_prob(x, labels, generator=generator).tolist()
     assert scores_of(tmp_path / "s.csv") == pytest.approx(expected)
@@ -350,7 +350,7 @@ def test_the_average_of_draws_is_close_to_the_log_probability(runs, tmp_path):
 
 def test_numbers_that_are_no_tokens_are_bad_rows(runs, tmp_path, capsys):
     (tmp_path / "x.csv").write_text("1,2\n0.5,1\n4,5\n-1,0\nx,1\n3,4\n")
-    main(["score", str(runs / "pairs"), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv")])
+    main(["score", "--draws", "1", str(runs / "pairs"), str(tmp_path / "x.csv"), "-o", str(tmp_path / "s.csv")])
     assert numpy.isfinite(scores_of(tmp_path / "s.csv")).tolist() == [True, False, False, False, False, True]
     captured = capsys.readouterr()
     for part in (
@@ -369,7 +369,7 @@ def test_lines_of_a_text_are_rows(runs, tmp_path, capsys):
     texts = ["the quick fo", "brown fox ju", "mps over the"]
     content = f"{texts[0]}\n\n{texts[1]}\r\nshort\nThe lazy dog\n{texts[2]}"
     (tmp_path / "x.txt").write_text(content, newline="")
-    main(["score", str(runs / "letters"), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
+    main(["score", "--draws", "1", str(runs / "letters"), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
     with (tmp_path / "s.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [row["line"] for row in rows] == ["1", "3", "4", "5", "6"]
@@ -385,7 +385,7 @@ def test_lines_of_a_text_are_rows(runs, tmp_path, capsys):
 def test_a_text_with_line_breaks_in_the_alphabet_is_cut_into_rows(runs, tmp_path, capsys):
     text = "ab\n" * 10 + "aa"
     (tmp_path / "x.txt").write_text(text)
-    main(["score", str(runs / "lines"), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
+    main(["score", "--draws", "1", str(runs / "lines"), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
     expected = bound(runs / "lines", LINES.encode(text)[:24].reshape(2, 12))
     assert scores_of(tmp_path / "s.csv") == pytest.approx(expected)
     assert "2 rows" in (said := capsys.readouterr().out)

@@ -41,7 +41,7 @@ def score(
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    draws: int = 1,
+    draws: int | None = None,
     seed: int = 0,
     batch: int | None = None,
     device: str = "cpu",
@@ -70,7 +70,8 @@ def score(
         steps: Steps of a fixed-grid solver.
         rtol: Relative tolerance of an adaptive solver.
         atol: Absolute tolerance of an adaptive solver.
-        draws: Evaluations that are averaged in each row, for a likelihood that is an estimate or a bound.
+        draws: Evaluations that are averaged in each row, for a likelihood that is an estimate or a bound. Default: 8
+            for a flow over tokens, otherwise 1.
         seed: Seed of random numbers, for a likelihood that is an estimate or a bound.
         batch: Rows per batch. Default: 4096, or 64 for a flow over tokens.
         device: Device such as cpu or cuda.
@@ -96,6 +97,7 @@ def score(
         needs_solver(flow, given[0])
     options = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol)
     vocabulary, unused = vocabulary_of(flow), 0
+    draws = (8 if vocabulary else 1) if draws is None else draws
     if table.suffix.lower() == ".txt":
         asked = {"columns": columns, "condition": condition, "id": label, "key": key}
         given = [f"--{name}" for name, value in asked.items() if value]
@@ -135,7 +137,8 @@ def score(
     what = "log-density"
     if vocabulary:
         what = "log-probability"
-        kind += f", {-total.mean / math.prod(flow.event_shape) / math.log(2):.4g} bits per token"
+        bits = -total.mean / math.prod(flow.event_shape) / math.log(2)
+        kind = f" ({flow.likelihood}, {counted(draws, 'draw')} per row), {bits:.4g} bits per token"
     passed = f", {counted(total.passed, 'line')} without a row" if total.passed else ""
     passed += f", {counted(unused, 'token')} after the last row" if unused else ""
     rows, bad = counted(total.rows, "row"), counted(total.bad, "bad row")

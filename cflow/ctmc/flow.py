@@ -40,8 +40,10 @@ class TokenFlow(BaseFlow):
     Shapes: tokens ``x [*batch, *event]``, int64; ``context [*batch, *context_shape]``; log-likelihoods ``[*batch]`` in
     nats. Cost: one evaluation of the denoiser per draw of the bound; that of a sampler is the sampler's.
 
-    Every method that samples accepts ``sampler`` and ``guidance``; methods that compute a likelihood accept ``rate``,
-    ``antithetic`` (two evaluations per draw, with mirrored noise, so less variance) and ``guidance``.
+    Every method that samples accepts ``sampler``, ``guidance`` and ``start``: states at ``t = 0`` in place of draws of
+    the source, ``[*model]`` or one for each sample (a text to be corrected, with ``ctmc.Given``). Methods that compute
+    a likelihood accept ``rate``, ``antithetic`` (two evaluations per draw, with mirrored noise, so less variance) and
+    ``guidance``.
 
     If the context has the part ``mask``, only marked positions count: in training, in the likelihood, and in samples,
     which have token 0 elsewhere.
@@ -76,7 +78,7 @@ class TokenFlow(BaseFlow):
     """
 
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "sample": ("sampler", "guidance"),
+        "sample": ("sampler", "guidance", "start"),
         "log_prob": ("rate", "antithetic", "guidance"),
     }
 
@@ -321,8 +323,17 @@ class TokenFlow(BaseFlow):
             return each.sum(0).reshape(batch), each.sum(0).reshape(batch)
         return (each.mean(0) + outer).reshape(batch), (each.std(0) / math.sqrt(draws)).reshape(batch)
 
-    def _sample(self, count, context, generator, *, sampler=None, guidance=None):
-        start = self.source.sample((count,), generator=generator)
+    def _sample(self, count, context, generator, *, sampler=None, guidance=None, start=None):
+        if start is None:
+            start = self.source.sample((count,), generator=generator)
+        else:
+            lead = batch_of(start, self.model_shape, "flow.sample: start").numel()
+            if lead not in (1, count):
+                raise ValueError(
+                    f"flow.sample(start of shape {list(start.shape)}): pass one for all, or {count}, one per sample."
+                )
+            start = check_tokens("flow.sample: start", start.to(self.device), self.source.states)
+            start = start.reshape(lead, *self.model_shape).expand(count, *self.model_shape)
         return self._simulate(start, None, context, generator, sampler, guidance)
 
     def _simulate(self, start, free, context, generator, sampler, guidance) -> Tensor:

@@ -143,6 +143,12 @@ class Mixture(Path):
                 f"about visible tokens; use head='denoiser', or carry them over."
             )
         path.default_rate.check(source, self.schedule)
+        ends = self.schedule.kappa(torch.tensor([0.0, 1.0]).double().reshape(2, *(1,) * len(source.event_shape)))
+        if not bool((ends[0].abs() < 1e-6).all() and ((ends[1] - 1).abs() < 1e-6).all()):
+            raise ValueError(
+                f"{self!r:.80}: kappa goes from {float(ends[0].max()):.3g} at t = 0 to {float(ends[1].min()):.3g} at "
+                f"t = 1; write a schedule from 0 (source) to 1 (data)."
+            )
         if self.schedule.by_position:
             shape = self.schedule.kappa(torch.full((1,) * (1 + len(source.event_shape)), 0.5)).shape[1:]
             if shape != source.event_shape:

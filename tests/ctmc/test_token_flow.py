@@ -249,6 +249,36 @@ def test_pairs_train_a_flow_from_data_to_data(generator):
         ctmc.TokenFlow(network(source), source, path=ctmc.Mixture(head="leave-one-out"))
 
 
+def test_given_starts_are_where_samples_start(generator):
+    source = ctmc.Given(torch.zeros(1, 4, dtype=torch.long), 3)
+    flow = make(source)
+
+    class Stay(fields.Field):
+        def forward(self, t, x, context=None, *, s=None):
+            return 50.0 * torch.nn.functional.one_hot(x, 3).double()
+
+    stays = ctmc.TokenFlow(Stay((4,)), source)
+    start = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])
+    assert torch.equal(stays.sample((2,), start=start, generator=generator), start)
+    assert torch.equal(stays.sample((3,), start=start[0]), start[0].expand(3, 4))
+    with pytest.raises(ValueError, match="one for all, or 3"):
+        flow.sample((3,), start=start)
+    with pytest.raises(ValueError, match="token 7"):
+        flow.sample((1,), start=torch.full((4,), 7))
+
+
+def test_a_schedule_of_the_wrong_direction_is_refused():
+    class Backwards(ctmc.Schedule):
+        def kappa(self, t):
+            return 1 - t
+
+        def d_kappa(self, t):
+            return -torch.ones_like(t)
+
+    with pytest.raises(ValueError, match="from 0 \\(source\\) to 1"):
+        make(ctmc.Mask(4, 3), ctmc.Mixture(Backwards()))
+
+
 def test_a_coupling_leaves_only_minimal_jumps(generator):
     source = ctmc.Uniform(4, 3)
     flow = make(source)
