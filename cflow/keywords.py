@@ -72,7 +72,8 @@ def advice(given: str, known: Sequence[str]) -> str:
         ('these belong to a solver: pass solver=solvers.Heun(steps=20); ', 'this flow needs no solver; ')
     """
     said = CALLS.get(given, "")
-    if "pass solver=" in said and "solver" not in known and "sampler" in known:
+    sampling = "pass solver=" in said or given in ("temperature", "top_k", "top_p", "eta", "together")
+    if sampling and "solver" not in known and "sampler" in known:
         return "these belong to a sampler: pass sampler=ctmc.Analytic(steps=64); "
     for option, instead in WITHOUT.items():
         if option not in known and (given == option or f"pass {option}=" in said):

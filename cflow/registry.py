@@ -7,6 +7,7 @@ do). Then an object can be saved (:mod:`cflow.io` reads the attributes), rebuilt
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from typing import Any
 from zlib import crc32
@@ -83,12 +84,13 @@ def lookup(name: str) -> type:
     """Returns the class with this registered name.
 
     Raises:
-        ValueError: if there is none; the message lists the registered names.
+        ValueError: if there is none; the message lists registered names that are close.
     """
     if name not in _classes:
+        near = difflib.get_close_matches(name, _classes, 3)
         raise ValueError(
-            f"{name!r} is not a registered class; import the module that defines it, with @cflow.register. "
-            f"Registered: {', '.join(sorted(_classes))}."
+            f"{name!r} is not a registered class; import the module that defines it, with @cflow.register."
+            + (f" Registered, with a name like it: {', '.join(near)}." if near else "")
         )
     return _classes[name]
 

@@ -170,13 +170,17 @@ def read(name: str, kind: str, symbols: str | None, size: int, most: int, length
     alphabet = alphabet_of(kind, train, parts, symbols, size)
     encoded = [[smallest(alphabet.encode(part), alphabet.size) for part in each] for each in (train, validation, held)]
     # Rows of one text start at every token; many sequences are cut at every quarter of a row, to save memory.
+    short = sum(len(each) < length for each in encoded[0])
+    if short:
+        note += f"; {short} of {len(encoded[0])} texts to learn from have fewer than {length} tokens and are not used"
     rows = cut(encoded[0], length, 1 if len(encoded[0]) == 1 else max(1, length // 4))
     kept, tested = (cut(each, length, length) for each in encoded[1:])
     if not len(rows) or not len(kept) or len(tested) < 2:
         characters = sum(map(len, parts))
         raise ValueError(
             f"--length {length}: of {characters:,} characters, {len(rows)} rows are left for training, {len(kept)} for "
-            f"validation and {len(tested)} for the test; pass a longer text, or a smaller --length."
+            f"validation and {len(tested)} for the test{' (texts are shorter than a row)' if short else ''}; pass a "
+            f"longer text, or a smaller --length."
         )
     text = [alphabet.decode(row) for row in tested]
     return Corpus(
@@ -186,7 +190,7 @@ def read(name: str, kind: str, symbols: str | None, size: int, most: int, length
         rows,
         kept,
         tested,
-        torch.cat(encoded[0]).long(),
+        torch.cat([each for each in encoded[0] if len(each) >= length]).long(),
         sum(map(len, text)) / tested.numel(),
     )
 

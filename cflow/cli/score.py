@@ -22,7 +22,7 @@ from cflow.cli.samplers import needs_solver, solver_of
 from cflow.cli.summary import Summary
 from cflow.cli.texts import TextFile
 from cflow.data.faults import Fault, counted
-from cflow.data.tables import Chunk, TableFile
+from cflow.data.tables import ENDINGS, Chunk, TableFile
 from cflow.io import load
 from cflow.storage import written
 
@@ -106,6 +106,8 @@ def score(
         file = TextFile(flow, table)
         unused = file.unused
     else:
+        if vocabulary and table.suffix.lower() not in ENDINGS:
+            raise ValueError(f"{table}: this ending is not supported; choose .txt (a text), {', '.join(ENDINGS)}.")
         file = TableFile(table, header={"auto": None, "yes": True, "no": False}[header], key=key, label=label)
         file = file.choose(_columns(flow, run, file, columns, condition))
     generator = torch.Generator(place).manual_seed(seed)

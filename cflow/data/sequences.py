@@ -32,6 +32,7 @@ def windows(tokens: Tensor, length: int, stride: int | None = None) -> Tensor:
     ``tokens``.
 
     Raises:
+        TypeError: if ``tokens`` is not a tensor.
         ValueError: for a text that is shorter than a row, a batch of texts, or a length or stride below 1.
 
     Example:
@@ -45,6 +46,10 @@ def windows(tokens: Tensor, length: int, stride: int | None = None) -> Tensor:
     stride = length if stride is None else stride
     if not is_integer(length, 1) or not is_integer(stride, 1):
         raise ValueError(f"windows(length={length!r}, stride={stride!r}): both are integers of at least 1; pass such.")
+    if not isinstance(tokens, Tensor):
+        raise TypeError(
+            f"windows(tokens={type(tokens).__name__}): not a tensor of tokens; pass alphabet.encode(text) first."
+        )
     if tokens.dim() != 1:
         raise ValueError(
             f"windows(tokens of shape {list(tokens.shape)}): a text has shape [L]; cut each text, then torch.cat the "

@@ -27,7 +27,8 @@ class FieldContract:
         outputs: the number of returned tensors: 1 is a tensor like ``x``; more are ``[B, outputs, *event_shape]``, for
             paths that learn a velocity and a score (``paths.BrownianBridge``); ``...`` if it is not declared. A network
             on tokens returns their logits, ``[B, *event_shape, vocabulary]``.
-        classes: the number of class labels; 0 if the context is not a label.
+        classes: the number of class labels; 0 if the context is not a label. Labels are 0 to ``classes - 1``, and the
+            label ``classes`` means "no condition", so a table of labels has ``classes + 1`` rows.
         two_times: whether the field reads ``s`` and returns the average velocity from ``t`` to ``s``.
         interval: the first and the last time at which the field may be evaluated.
         converts: whether this field is the velocity that a path computes from a network's prediction (noise, score).

@@ -101,7 +101,8 @@ class TokenConv(TokenField):
                 f"TokenConv(width={width}, depth={depth}, kernel={kernel}): all must be positive; pass a width "
                 f"divisible by 4 and an odd kernel."
             )
-        dilations = tuple(d for d in (1, 4, 16, 64) if d < max(length, 2)) if dilations is None else tuple(dilations)
+        fitting = (d for d in (1, 4, 16, 64) if not is_integer(length) or d < max(length, 2))
+        dilations = tuple(fitting if dilations is None else dilations)
         if not dilations or not all(is_integer(each, 1) for each in dilations):
             raise ValueError(f"TokenConv(dilations={dilations}): pass positive integers, such as (1, 4, 16).")
         super().__init__(

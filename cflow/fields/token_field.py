@@ -48,7 +48,7 @@ class TokenField(Field):
     ):
         name = type(self).__name__
         for key, value in (("length", length), ("states", states), ("vocabulary", vocabulary)):
-            check_integer(name, key, value, 1, "this is not a positive integer; pass the sizes of the sequences.")
+            check_integer(name, key, value, 1, "pass a positive integer, such as 64; flatten images to rows.")
         check_condition(name, classes, context)
         super().__init__((length,), () if classes else (context,) if context else None)
         self.length, self.states, self.vocabulary, self.width = length, states, vocabulary, width

@@ -54,7 +54,7 @@ def distinct(tokens):
 
 
 def draw(text, kind, name, calls, seed, *, folder, rows, out, models_of):
-    """Draws samples, keeps them, and counts the calls of the network."""
+    """Draws samples, keeps them, and counts the function evaluations."""
     _, held, alphabet = models.text(text, folder)
     flow = models.load(Path(models_of), text, kind, alphabet.size)
     counted = []
