@@ -39,8 +39,6 @@ NAMES = (
     "flow_matching uniform",
     "uniform denoiser",
     "mask cosine",
-    "one-hot",
-    "dirichlet",
 )
 TEXTS = ("tinyshakespeare", "enwiki206")
 
@@ -113,7 +111,7 @@ def main():
                 settings = {"folder": asked.data, "rows": asked.rows, "out": str(out), "models_of": str(asked.out)}
                 jobs = samplers.jobs(text, asked.calls, asked.kinds, names)
                 cells.run(samplers.draw, jobs, out, settings, asked.processes)
-            samplers.table(out, asked.out, text, asked.calls, asked.kinds, names, asked.data)
+            samplers.table(out, asked.out, text, asked.calls, asked.kinds, names, asked.data, asked.rows)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def entropy(tokens, size):
 
 
 def distinct(tokens):
-    """Computes the share of 4-grams that differ from all others."""
+    """Computes the number of different 4-grams over that of all."""
     grams = tokens.unfold(1, 4, 1).reshape(-1, 4)
     return len(grams.unique(dim=0)) / len(grams)
 
@@ -79,15 +79,15 @@ def judged(out, text, job, judge):
     return None if kept is None else kept["bits"]
 
 
-def table(out, models_of, text, calls, kinds, names, folder):
+def table(out, models_of, text, calls, kinds, names, folder, rows):
     """Prints bits under the judge / entropy minus that of the text / distinct 4-grams, and the checks."""
     _, held, alphabet = models.text(text, folder)
     judge = models.load(models_of, text, "autoregressive", alphabet.size)
     if judge is not None:
         with torch.no_grad():
             bits = torch.cat([models.per_row(judge.surprise(part).sum(1)) for part in held.split(64)])
-        grams = distinct(held[:64])
-        print(f"\n{text}: held-out text {float(bits.mean()):.3f} bits, distinct 4-grams of 64 rows {grams:.3f}")
+        grams = distinct(held[:rows])
+        print(f"\n{text}: held-out text {float(bits.mean()):.3f} bits, distinct 4-grams of {rows} rows {grams:.3f}")
     for kind in kinds:
         found = {}
         for _, _, name, n, seed in (job for job in jobs(text, calls, (kind,), names)):
