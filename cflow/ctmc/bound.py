@@ -54,7 +54,7 @@ def draw_bound(
         antithetic: whether a draw is the average over two points with mirrored noise: two evaluations, less variance.
         counted: the positions that count, bool ``[B, *event]``. Default: None, all of them.
     """
-    chosen = path.checked(rate)
+    chosen = path.checked(rate, path.default_rate)
     if not math.prod(x1.shape[1:]):
         return torch.zeros(len(x1), device=x1.device)
     exact = copy.copy(path)

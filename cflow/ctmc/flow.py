@@ -354,15 +354,19 @@ class TokenFlow(BaseFlow):
         sampler = self.sampler if sampler is None else sampler
         if isinstance(sampler, type) or not callable(getattr(sampler, "states", None)):
             raise TypeError(f"flow.sample(sampler={sampler!r:.60}): not a sampler; pass one such as ctmc.Analytic(64).")
-        if not (self._independent and self.source.has_density) and sampler.needs_probs(self.path):
+        learned = self.path.head == "denoiser"
+        if not (self._independent and self.source.has_density) and (sampler.needs_probs(self.path) or not learned):
             coupled = [entry.coupling for entry in self.trained_by if not entry.independent]
             why = f"trained with {coupled[-1]}" if coupled else f"from {type(self.source).__name__}"
             raise ValueError(
                 f"flow.sample: this sampler needs probabilities of a source that is independent of the data, not a "
-                f"flow {why}; pass ctmc.Analytic(rate=ctmc.MinimalJump())."
+                f"flow {why}; "
+                + ("pass ctmc.Analytic(rate=ctmc.MinimalJump())." if learned else "use head='denoiser'.")
             )
         path, field = self._guided_path(guidance), as_field(self._guided(guidance))
-        if path.paced and (not sampler.scales or path.checked(sampler.rate).reshuffles(self.source)):
+        if path.paced and (
+            not sampler.scales or path.checked(sampler.rate, path.sampling_rate).reshuffles(self.source)
+        ):
             raise ValueError(
                 f"flow.sample(guidance={guidance!r:.60}): it changes rates of jumps to the data; pass "
                 f"sampler=ctmc.Analytic(rate=ctmc.MinimalJump())."

@@ -59,8 +59,9 @@ class Mixture(Path):
 
     Args:
         schedule: the probability that a token is that of the data. Default: None, :class:`cflow.ctmc.Linear`.
-        rate: the rate of the bound, and of the samplers that take one. Default: None, ``MinimalJump()`` for a mask
-            source and for given data, ``TimeReversal()`` for others, with which the bound is tight.
+        rate: the rate of the bound, and of the samplers that take one. Default: None: the bound takes
+            ``MinimalJump()`` for a mask source and for given data, and ``TimeReversal()`` for others, with which it is
+            tight; samplers take ``MinimalJump()``, or ``TimeReversal()`` for a source that moves.
         loss: the loss, see the table.
         head: what the logits mean.
         carry_over: whether visible tokens of a mask source are known to be those of the data. Without it, the loss also
@@ -169,11 +170,22 @@ class Mixture(Path):
 
     @property
     def default_rate(self) -> Rate:
-        """The rate of the path, or, where none was given, the one that is right for the source."""
+        """The rate of the bound: that of the path, or, where none was given, one with a tight bound."""
         if self.rate is not None:
             return self.rate
         source = self.source
         return MinimalJump() if source.absorbing or not source.has_density else TimeReversal()
+
+    @property
+    def sampling_rate(self) -> Rate:
+        """The rate of samplers: that of the path, or, where none was given, the one with the fewest jumps.
+
+        With a perfect network every rate has the same samples. With a real one, tokens that jump more often lose
+        variety: with a uniform source, samples by ``TimeReversal`` had less entropy than those by ``MinimalJump``.
+        """
+        if self.rate is not None:
+            return self.rate
+        return TimeReversal() if self.source.moves else MinimalJump()
 
     @property
     def loss_rate(self) -> Rate:
@@ -295,16 +307,16 @@ class Mixture(Path):
             prediction: the network's logits ``[B, *event, K]``.
             x: the states.
             t: the times, ``[]`` or ``[B]``.
-            rate: the rate. Default: None, that of the path.
+            rate: the rate. Default: None, ``sampling_rate``.
         """
-        rate = self.checked(rate)
+        rate = self.checked(rate, self.sampling_rate)
         p = self.posterior(prediction, x, t).log_probs("denoiser").exp()
         return rate.expected(self.moment(x, t), x, p, self.table(x, t))
 
-    def checked(self, rate: Rate | None) -> Rate:
-        """Returns ``rate``, by default that of the path; raises if it does not exist for the source."""
+    def checked(self, rate: Rate | None, default: Rate) -> Rate:
+        """Returns ``rate``, or ``default`` for None; raises if it does not exist for the source."""
         if rate is None:
-            return self.default_rate
+            return default
         check_rate("flow", rate)
         rate.check(self.source, self.schedule)
         if rate.needs_probs and not self.source.has_density:
@@ -362,7 +374,7 @@ class Mixture(Path):
             s: the time after the step, ``[]`` or ``[B]``.
             mask: the positions that move. Default: None, all of them.
             generator: the source of random numbers, or a list with one for each row.
-            rate: the rate. Default: None, that of the path.
+            rate: the rate. Default: None, ``sampling_rate``.
             sharpen: a change of the distribution that tokens are drawn from, such as a temperature. Default: None.
 
         Cost: one uniform number per token; logits are read only where a token may change.
@@ -370,7 +382,7 @@ class Mixture(Path):
         Raises:
             ValueError: for a rate whose steps have no closed form.
         """
-        rate = self.checked(rate)
+        rate = self.checked(rate, self.sampling_rate)
         if not hasattr(rate, "move"):
             raise ValueError(f"{rate!r}: its steps have no closed form; use ctmc.Euler(rate={rate!r}).")
         u = uniforms(x.shape, generator, x.device)

@@ -32,6 +32,7 @@ RATES = {
 # Sampler, largest total variation of 4000 draws: noise 0.02 to 0.03, the rest is the error of 32 steps.
 SAMPLERS = {
     "analytic": (ctmc.Analytic(32), 0.06),
+    "analytic, time reversal": (ctmc.Analytic(32, rate=ctmc.TimeReversal()), 0.06),
     "analytic, other grid": (ctmc.Analytic(32, schedule=ctmc.Cosine()), 0.06),
     "analytic, detailed balance": (ctmc.Analytic(48, rate=ctmc.DetailedBalance(2.0)), 0.07),
     "analytic, corrector": (ctmc.Analytic(48, rate=ctmc.Corrector(1.0)), 0.08),

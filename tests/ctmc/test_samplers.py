@@ -64,7 +64,7 @@ def test_a_coupling_leaves_only_samplers_that_need_no_probabilities(generator):
     flow.record(objectives.FlowMatching(couplings.Paired()))
     flow.record(objectives.FlowMatching())
     minimal = ctmc.Analytic(4, rate=ctmc.MinimalJump())
-    for sampler in (ctmc.Analytic(4), ctmc.PredictorCorrector(minimal)):
+    for sampler in (ctmc.Analytic(4, rate=ctmc.TimeReversal()), ctmc.PredictorCorrector(minimal)):
         with pytest.raises(ValueError, match=r"trained with couplings.Paired"):
             flow.sample((2,), sampler=sampler)
     for sampler in (minimal, ctmc.Euler(4, rate=ctmc.MinimalJump()), ctmc.Thinning(0.5)):

@@ -286,8 +286,13 @@ def test_a_coupling_leaves_only_minimal_jumps(generator):
     training.fit(flow, objectives.FlowMatching(couplings.Paired()), pairs, steps=1, batch_size=16)
     assert flow.likelihood == "none"
     with pytest.raises(ValueError, match="independent of the data"):
-        flow.sample((2,))
-    assert flow.sample((2,), sampler=ctmc.Analytic(4, rate=ctmc.MinimalJump())).shape == (2, 4)
+        flow.sample((2,), sampler=ctmc.Analytic(4, rate=ctmc.TimeReversal()))
+    assert flow.sample((2,), sampler=ctmc.Analytic(4)).shape == (2, 4)
+    # The leave-one-out posterior of a network follows from the source's probabilities.
+    other = make(source, ctmc.Mixture(head="leave-one-out"))
+    other.record(objectives.FlowMatching(couplings.Paired()))
+    with pytest.raises(ValueError, match="head='denoiser'"):
+        other.sample((2,))
 
 
 def test_self_conditioning_gives_the_network_its_earlier_logits(generator):

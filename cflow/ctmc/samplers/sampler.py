@@ -70,7 +70,7 @@ class Sampler(ABC):
 
     def needs_probs(self, path: Any) -> bool:
         """Returns whether the source's probabilities are used on a ``path``: base and data must then be independent."""
-        return path.checked(getattr(self, "rate", None)).needs_probs
+        return path.checked(getattr(self, "rate", None), path.sampling_rate).needs_probs
 
     @abstractmethod
     def states(self, process: Process) -> Iterator[tuple[Tensor, Tensor]]:

@@ -201,7 +201,7 @@ def _movable(process: Process, x: Tensor) -> Tensor:
 
 def _rates(sampler: Stepping, process: Process, logits: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     path = process.path
-    rate = path.checked(sampler.rate)
+    rate = path.checked(sampler.rate, path.sampling_rate)
     posterior = path.posterior(logits, x, t, sharpen=sampler.sharpen)
     p, pace = posterior.log_probs("denoiser").exp(), posterior.pace
     at = path.moment(x, t)
