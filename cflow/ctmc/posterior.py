@@ -79,8 +79,8 @@ class Posterior:
 
     Two distributions of the token :math:`x_1^i` follow from each other exactly, position by position:
 
-    .. math:: p_i(j) = p(x_1^i = j \mid x_t), \qquad l_i(j) = p(x_1^i = j \mid x_t^{-i}), \qquad
-              p_i(j) \propto l_i(j) \Big(1 + \mathbf 1[j = x_t^i] \frac{\kappa}{(1 - \kappa) \, p_0(x_t^i)} \Big)
+    .. math:: p_i(j) = p(x_1^i = j \mid x_t), \qquad l_i(j) = p(x_1^i = j \mid x_t^{-i}),
+              \qquad p_i(j) \propto l_i(j) \Big(1 + \mathbf 1[j = x_t^i] \frac{\kappa}{(1 - \kappa) \, p_0(x_t^i)} \Big)
 
     The denoiser p uses all noisy tokens; the leave-one-out posterior l does not use the token of the same position. The
     factor is the evidence of that token. For a mask source it is infinite at visible tokens, which are so carried over,

@@ -16,8 +16,8 @@ __all__ = ["TokenDiT"]
 class TokenDiT(TokenField):
     r"""Computes logits of tokens with a transformer (diffusion transformer with rotary positions, adaLN-zero).
 
-    .. math:: (t, x) \mapsto \ell, \qquad
-        p(x_1^i = k \mid x_t = x) = \operatorname{softmax}(\ell_i)_k
+    .. math:: (t, x) \mapsto \ell,
+        \qquad p(x_1^i = k \mid x_t = x) = \operatorname{softmax}(\ell_i)_k
 
     Every block adds self-attention between the tokens and a network of two layers. The embedding of time and condition
     shifts and scales their inputs and gates their outputs. Queries and keys are normalised and rotated by their

@@ -24,15 +24,15 @@ NODES = {torch.float64: 20}  # 12 for other dtypes: an error of 1e-6
 class Dirichlet(VelocityPath):
     r"""Moves from the uniform distribution on the simplex to tokens, along Dirichlet distributions.
 
-    .. math:: q_t(x \mid e_i) = \operatorname{Dir}(x; 1 + a e_i), \quad a = a_{\max} t, \qquad
-              x_t = (1 - b) x_0 + b e_i, \quad b \sim \operatorname{Beta}(a, K)
+    .. math:: q_t(x \mid e_i) = \operatorname{Dir}(x; 1 + a e_i), \quad a = a_{\max} t,
+              \qquad x_t = (1 - b) x_0 + b e_i, \quad b \sim \operatorname{Beta}(a, K)
 
     for every position on its own. On straight lines between the ends, the support would shrink to a small simplex
     around the token; here it is the whole simplex until the end. The network predicts logits of the tokens, trained by
     the cross-entropy per position. The marginal velocity is the mean of
 
-    .. math:: u_a(x \mid e_i) = C(x_i, a) (e_i - x), \qquad
-              C(x, a) = \frac{\int_0^x s^a (1 - s)^{K - 2} (L - \log s) \, ds}{x^a (1 - x)^{K - 1}},
+    .. math:: u_a(x \mid e_i) = C(x_i, a) (e_i - x),
+              \qquad C(x, a) = \frac{\int_0^x s^a (1 - s)^{K - 2} (L - \log s) \, ds}{x^a (1 - x)^{K - 1}},
               \quad L = \psi(a + 1) - \psi(a + K)
 
     under their probabilities, times :math:`a_{\max}`. The entries of a velocity sum to zero, also beside the simplex,

@@ -18,8 +18,8 @@ __all__ = ["Fisher"]
 class Fisher(VelocityPath):
     r"""Moves from uniform points of the positive orthant of the unit sphere to tokens, along great circles.
 
-    .. math:: x_t = \exp_{x_0}(t \log_{x_0} e_i), \qquad
-              v_t(x) = \frac{1}{1 - t} \sum_i p_i \log_x e_i, \quad
+    .. math:: x_t = \exp_{x_0}(t \log_{x_0} e_i),
+              \qquad v_t(x) = \frac{1}{1 - t} \sum_i p_i \log_x e_i, \quad
               \log_x e_i = \frac{\theta_i}{\sin \theta_i} (e_i - \cos(\theta_i) x), \quad \cos \theta_i = x_i
 
     for every position on its own. The squares of a point are probabilities, and distances on the sphere are those of

@@ -23,8 +23,8 @@ KNOTS, REACH = 513, 9.5  # REACH: standard deviations of the quadrature; a norma
 class ArgmaxClock(Times):
     r"""Draws times uniformly in the share of tokens that the largest entry of a noisy one-hot vector reveals.
 
-    .. math:: \alpha(t) = \frac{P(t) - 1/K}{1 - 1/K}, \qquad
-              P(t) = \int \varphi\Bigl(u - \frac{t}{1 - t}\Bigr) \Phi(u)^{K - 1} du
+    .. math:: \alpha(t) = \frac{P(t) - 1/K}{1 - 1/K},
+              \qquad P(t) = \int \varphi\Bigl(u - \frac{t}{1 - t}\Bigr) \Phi(u)^{K - 1} du
 
     On the linear path from standard normal noise to a one-hot vector with K entries, :math:`P(t)` is the probability
     that the largest entry is the token. For large K it is flat at first and then steep: with uniform times, most draws

@@ -20,7 +20,9 @@ class CampbellRate(Rate):
     r"""Computes the rate :math:`R^*` of Campbell et al., which follows from the marginals alone.
 
     .. math:: R^*_t(x, j \mid x_1) = \frac{\mathrm{ReLU}(\partial_t p_t(j \mid x_1) - \partial_t p_t(x \mid x_1))}
-              {Z_t \, p_t(x \mid x_1)}, \qquad Z_t = \#\{j : p_t(j \mid x_1) > 0\}
+              {Z_t \, p_t(x \mid x_1)}
+
+    where :math:`Z_t` is the number of states j with a positive probability.
 
     For mask and uniform sources it is :class:`MinimalJump`. For others, tokens also jump from likely states of the
     source to unlikely ones. Steps have no closed form; use ``ctmc.Euler``.

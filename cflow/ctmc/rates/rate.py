@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 __all__ = ["Coefficients", "Moment", "Rate", "like", "off_diagonal", "own_of", "pad", "zeros"]
 
 
-class Moment(NamedTuple):
+@dataclass(frozen=True)
+class Moment:
     """The schedule and the source at the times of a batch; every entry broadcasts to ``[B, *event]``, in float64.
 
     Attributes:
@@ -31,7 +33,8 @@ class Moment(NamedTuple):
     slope: Tensor | None = None
 
 
-class Coefficients(NamedTuple):
+@dataclass(frozen=True)
+class Coefficients:
     """The rates of :class:`Rate`, as coefficients that broadcast to ``[B, *event]``.
 
     Attributes:
@@ -90,7 +93,8 @@ class Rate(ABC):
             x1: the tokens of the data ``[B, *event]``.
             table: the source's probabilities, which broadcast to ``[B, *event, states]``.
         """
-        a, c, known = self.coefficients(at)
+        found = self.coefficients(at)
+        a, c, known = found.to_data, found.to_source, found.to_source_known
         possible = (at.own > 0) | (x == x1)
         rates = zeros(x, table).scatter(-1, x1.unsqueeze(-1), like(a, x).unsqueeze(-1))
         if c is not None:
@@ -106,7 +110,8 @@ class Rate(ABC):
             p: the denoiser's probabilities ``[B, *event, K]``.
             table: as in :meth:`conditional`.
         """
-        a, c, known = self.coefficients(at)
+        found = self.coefficients(at)
+        a, c, known = found.to_data, found.to_source, found.to_source_known
         mine = own_of(p, x)
         possible = (at.own > 0).to(p.dtype)
         rates = pad((like(a, x).to(p.dtype) * possible).unsqueeze(-1) * p, table.shape[-1])

@@ -21,8 +21,8 @@ __all__ = ["TimeReversal"]
 class TimeReversal(Rate):
     r"""Reverses the process that replaces tokens by draws of the source: the rate of D3PM, SEDD and UDLM.
 
-    .. math:: R_t(x, j \mid x_1) = g_t(x) \frac{p_t(j \mid x_1)}{p_t(x \mid x_1)}, \qquad
-              g_t = \frac{\dot\kappa_t}{\kappa_t} p_0 - (1 - \kappa_t) \dot p_0
+    .. math:: R_t(x, j \mid x_1) = g_t(x) \frac{p_t(j \mid x_1)}{p_t(x \mid x_1)},
+              \qquad g_t = \frac{\dot\kappa_t}{\kappa_t} p_0 - (1 - \kappa_t) \dot p_0
 
     The average over the posterior has a short form with the leave-one-out posterior l:
     :math:`g_t(x) \, q(j) / q(x)` with :math:`q = \kappa_t l + (1 - \kappa_t) p_0`. Its bound is tight for every

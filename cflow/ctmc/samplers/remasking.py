@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from cflow.ctmc.categorical import uniforms
+from cflow.ctmc.rates import Rate  # noqa: F401 - an annotation that the constructor inherits; the reference reads it
 from cflow.ctmc.samplers.exact import require_mask
 from cflow.ctmc.samplers.sampler import Process
 from cflow.ctmc.samplers.stepping import Stepping, likeliest
+from cflow.ctmc.schedules import Schedule  # noqa: F401 - the same
 from cflow.registry import register
 
 __all__ = ["Remasking"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -207,7 +207,7 @@ def _rates(sampler: Stepping, process: Process, logits: Tensor, x: Tensor, t: Te
     at = path.moment(x, t)
     # A slope that is infinite at t = 0 is replaced by its average over the step.
     average = (path.schedule.kappa(path.spread(s, x)) - at.kappa) / (s - t)
-    at = at._replace(d_kappa=torch.where(at.d_kappa == torch.inf, average, at.d_kappa))
+    at = replace(at, d_kappa=torch.where(at.d_kappa == torch.inf, average, at.d_kappa))
     rates = rate.expected(at, x, p, path.table(x, t))
     return rates if pace is None else rates * pace.unsqueeze(-1)
 
