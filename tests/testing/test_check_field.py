@@ -203,7 +203,7 @@ DEFECTS = {
     "result of a sample does not depend": (Centred, {}),
     "time of the first": (FirstTime, {}),
     "inputs are not changed": (Overwriting, {}),
-    "derivative": (Detached, {}),
+    "graph to the parameters": (Detached, {}),
     "agrees with differences": (Halting, {}),
     r"no gradient reaches \['unused'\]": (Unused, {}),
     "finite at t = 0.0": (Singular, {}),
