@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from cflow.arguments import is_integer, plain
 
-__all__ = ["CALLS", "FLOWS", "advice", "check_keywords", "closest", "hint", "widths_of"]
+__all__ = ["CALLS", "FLOWS", "advice", "check_keywords", "closest", "hint", "made_by_name", "widths_of"]
 
 
 def _named(**ours: str) -> dict[str, str]:
@@ -104,6 +106,34 @@ def closest(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def made_by_name(owner: str, what: str, classes: Mapping[str, type], name: str, options: Mapping[str, Any]) -> Any:
+    """Builds an object of a dataclass from its name and its options.
+
+    Args:
+        owner: name of the calling function, for errors.
+        what: what is built, such as ``"solver"``.
+        classes: the dataclasses by name.
+        name: a key of ``classes``.
+        options: arguments of the constructor.
+
+    Raises:
+        ValueError: if there is no such class, or it has no such option; the message lists the valid ones.
+    """
+    if name not in classes:
+        raise ValueError(
+            f"{owner}({name!r}): there is no such {what}{closest(name, classes)} The {what}s are "
+            f"{', '.join(sorted(classes))}."
+        )
+    known = [each.name for each in fields(classes[name])]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{owner}({name!r}, {option}=...): {classes[name].__name__} has no such option"
+                f"{closest(option, known)} Its options are {', '.join(known)}."
+            )
+    return classes[name](**options)
 
 
 def check_keywords(owner: str, given: Mapping[str, object], known: Sequence[str], takes: Sequence[str]) -> None:

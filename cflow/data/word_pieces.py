@@ -101,7 +101,8 @@ class WordPieces(Alphabet):
         """Converts ``text`` to tokens ``[L]``, fewer than its characters; see :meth:`Alphabet.encode`."""
         check_text("WordPieces.encode", text)
         numbers = lambda part: self._tokenizer.encode(part, add_special_tokens=False).ids
-        lost = [each for each in set(text) if not each.isspace() and not numbers(each)]  # dropped without a word
+        # The tokenizer would omit these characters.
+        lost = [each for each in set(text) if not each.isspace() and not numbers(each)]
         if lost:
             place = min(map(text.index, lost))
             raise ValueError(
@@ -124,7 +125,7 @@ def _built(document: str) -> Any:
     library = _library("WordPieces")
     try:
         tokenizer = library.Tokenizer.from_str(document)
-    except Exception as error:  # the class that the library raises
+    except Exception as error:  # the library has no class of its own for this; it raises Exception itself
         raise ValueError(
             f"WordPieces: this JSON text is not a tokenizer ({error!s:.80}); write it by tokenizer.to_str()."
         ) from error

@@ -72,6 +72,7 @@ class TokenField(Field):
         ``embedding`` ``[1, width]`` or ``[B, width]`` is that of time and condition; ``differentiable`` is whether
         these are differentiated, which :func:`attend` needs to know.
         """
+        # An abstract method: nn.Module raises the same where a subclass has no forward.
         raise NotImplementedError(f"{type(self).__name__} has no mix(h, embedding, differentiable); write it.")
 
     def forward(

@@ -135,19 +135,6 @@ class Dirichlet(VelocityPath):
         centred = x + (1 - x.sum(-1, keepdim=True)) / x.shape[-1]
         return speed - centred * speed.sum(-1, keepdim=True)
 
-    @property
-    def score_interval(self) -> tuple[float, float]:
-        """The whole interval; there is no score."""
-        return self.interval
-
-    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change of ``x`` from ``t`` to ``s`` with the ``velocity`` at ``tau``: an Euler step."""
-        return expand_like(s - t, x) * velocity
-
-    def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
-        """Returns 1: the interval has no outside. ``t``, ``s`` and ``at_data`` are not used."""
-        return torch.ones_like(t)
-
 
 def speed_of_corner(x: Tensor, a: Tensor) -> Tensor:
     r"""Computes C, the speed towards a token whose entry is ``x``, ``[..., K]``; ``a`` broadcasts to ``x``.

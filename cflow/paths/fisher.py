@@ -100,19 +100,6 @@ class Fisher(VelocityPath):
         pull = prediction.softmax(-1) * angle_over_sine(x) / expand_like(1 - t, x)
         return pull - (pull * x).sum(-1, keepdim=True) * x
 
-    @property
-    def score_interval(self) -> tuple[float, float]:
-        """The whole interval; there is no score."""
-        return self.interval
-
-    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change of ``x`` from ``t`` to ``s`` with the ``velocity`` at ``tau``: an Euler step."""
-        return expand_like(s - t, x) * velocity
-
-    def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
-        """Returns 1: there is no density. ``t``, ``s`` and ``at_data`` are not used."""
-        return torch.ones_like(t)
-
 
 def angle_over_sine(cosine: Tensor) -> Tensor:
     """Computes an angle over its sine from the cosine; smooth at zero angle, where a series takes over."""

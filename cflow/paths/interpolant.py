@@ -194,10 +194,6 @@ class Interpolant(VelocityPath):
         second = prediction[:, 1]
         return second if self.predict in SCORED else -second / expand_like(self.gamma(t), x)
 
-    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change from ``t`` to ``s`` with the ``velocity`` at ``(tau, x)``: an Euler step."""
-        return (s - t) * velocity
-
 
 @register("paths.BrownianBridge")
 class BrownianBridge(Interpolant):

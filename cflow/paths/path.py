@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cflow.shapes import Value, mean_rows, sum_rows
+from cflow.shapes import Value, expand_like, mean_rows, sum_rows
 from cflow.times import Times, Uniform
 
 __all__ = ["Path", "PathSample", "VelocityPath"]
@@ -195,13 +195,12 @@ class VelocityPath(Path):
         return x
 
     @property
-    @abstractmethod
     def score_interval(self) -> tuple[float, float]:
-        """The times at which the score is well conditioned."""
+        """The times at which the score is well conditioned. Default: ``interval``."""
+        return self.interval
 
-    @abstractmethod
     def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change of ``x`` from time ``t`` to time ``s`` by a closed form.
+        """Computes the change of ``x`` from time ``t`` to time ``s`` by a closed form. Default: an Euler step.
 
         Args:
             velocity: the marginal velocity at ``(tau, x)``.
@@ -210,18 +209,20 @@ class VelocityPath(Path):
             t: the start of the step; it may be outside ``interval``.
             s: the end of the step; it may be outside ``interval``.
         """
+        return expand_like(s - t, x) * velocity
 
-    @abstractmethod
     def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
         """Computes the factor by which points grow from ``t`` to ``s``, times beyond one end of ``interval``.
 
-        Densities use this change of scale there. Its inverse and log-determinant are exact for every network.
+        The default is 1: points do not grow, or the interval is all of [0, 1]. Densities use this change of scale
+        there. Its inverse and log-determinant are exact for every network.
 
         Args:
             t: the start.
             s: the end.
             at_data: True at the data's end of ``interval``, False at the base's.
         """
+        return torch.ones_like(t)
 
     def token_time(self, vocabulary: int) -> float:
         """Returns the time at which nearly all tokens of a relaxed sequence are visible: the flow may end there.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
-from cflow.keywords import closest
+from cflow.keywords import made_by_name
 from cflow.solvers.adaptive.methods import Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.grid.fixed import RK4, Euler, Heun, Midpoint, Ralston
 from cflow.solvers.grid.flow_map import FlowMap
@@ -51,17 +50,4 @@ def by_name(name: str, **options: Any) -> Solver:
         >>> by_name("euler", steps=8)
         Euler(steps=8)
     """
-    if name not in METHODS:
-        raise ValueError(
-            f"by_name({name!r}): there is no such solver{closest(name, METHODS)} "
-            f"The solvers are {', '.join(sorted(METHODS))}."
-        )
-    method = METHODS[name]
-    known = [field.name for field in fields(method)]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"by_name({name!r}, {option}=...): {method.__name__} has no such option{closest(option, known)} "
-                f"Its options are {', '.join(known)}."
-            )
-    return method(**options)
+    return made_by_name("by_name", "solver", METHODS, name, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from cflow.ctmc.samplers.corrected import PredictorCorrector
@@ -11,7 +10,7 @@ from cflow.ctmc.samplers.ordered import Ordered
 from cflow.ctmc.samplers.remasking import Remasking
 from cflow.ctmc.samplers.sampler import Sampler
 from cflow.ctmc.samplers.stepping import Analytic, Euler, TauLeaping
-from cflow.keywords import closest
+from cflow.keywords import made_by_name
 
 __all__ = ["SAMPLERS", "sampler_by_name"]
 
@@ -41,17 +40,4 @@ def sampler_by_name(name: str, **options: Any) -> Sampler:
         >>> sampler_by_name("first-hitting", together=2)
         FirstHitting(together=2, temperature=1.0, top_k=None, top_p=1.0)
     """
-    method = SAMPLERS.get(name.replace("-", "_"))
-    if method is None:
-        raise ValueError(
-            f"sampler_by_name({name!r}): there is no such sampler{closest(name, SAMPLERS)} The samplers are "
-            f"{', '.join(sorted(SAMPLERS))}."
-        )
-    known = [each.name for each in fields(method)]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"sampler_by_name({name!r}, {option}=...): {method.__name__} has no such option"
-                f"{closest(option, known)} Its options are {', '.join(known)}."
-            )
-    return method(**options)
+    return made_by_name("sampler_by_name", "sampler", SAMPLERS, name.replace("-", "_"), options)
