@@ -48,6 +48,7 @@ class Base(nn.Module, ABC):
     has_density = True
     is_gaussian = False  # a normal with ``loc`` and ``scale``, entry by entry: scores follow from velocities
     is_standard = False  # a normal of mean zero and variance one
+    manifold = None  # that of the points, for densities with respect to its volume; None: the Euclidean space
     fixed_buffers = True  # training steps do not change them, so they are not averaged
 
     def __init__(self, event_shape: int | Sequence[int]):

@@ -1,0 +1,6 @@
+"""Riemannian manifolds: points, tangent vectors, geodesics, volumes and densities, as functions of plain tensors."""
+
+from cflow.manifolds.manifold import Manifold
+from cflow.manifolds.sphere import Sphere
+
+__all__ = ["Manifold", "Sphere"]

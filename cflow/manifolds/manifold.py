@@ -1,0 +1,270 @@
+"""The contract of manifolds: points, tangent vectors, geodesics and volumes, as functions of plain tensors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Size, Tensor
+
+from cflow.manifolds.numerics import expand_rows, norm
+
+__all__ = ["Manifold"]
+
+
+class Manifold(ABC):
+    r"""A Riemannian manifold whose points are tensors of an ambient space: the base class of manifolds.
+
+    A subclass is a frozen dataclass (one that holds tables, as a mesh does, is also an ``nn.Module``) and writes the
+    methods that start with an underscore. The public methods are the contract; they add masks and broadcast.
+
+    Points and tangent vectors are tensors ``[*batch, *event]``, a tangent vector being a vector of the ambient space.
+    Batches broadcast; times and distances are ``[*batch]``. Nothing is stored and no tensor is of a special class. All
+    methods work in the dtype and on the device of the points, are differentiable, and give finite values and gradients
+    where two points coincide or lie opposite each other. Where the shortest geodesic is not unique, :meth:`log` returns
+    one of the shortest, always the same.
+
+    Every method but :meth:`frame`, :meth:`log_volume_element` and :meth:`cost` accepts ``mask``, broadcastable to
+    ``[*batch, *event]``: entries outside do not move, their tangent vectors are zero, and they count for no distance
+    and no inner product. It belongs to sets of points (:class:`cflow.manifolds.Power`), and must be constant over each
+    point.
+
+    Attributes:
+        event_shape: the shape of one point in the ambient space.
+        dim: the number of dimensions of the manifold.
+        flat: whether straight lines of the ambient space between two points are geodesics, so that affine paths and all
+            solvers stay on the manifold.
+        log_volume: the logarithm of the volume of the whole manifold, in nats; infinite if the volume is.
+
+    Example:
+        >>> from cflow import manifolds
+        >>> sphere = manifolds.Sphere(2)
+        >>> north, east = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
+        >>> float(sphere.dist(north, east)), sphere.log(north, east)
+        (1.5707..., tensor([1.5708, 0.0000, 0.0000]))
+    """
+
+    event_shape: Size
+    dim: int
+    flat: ClassVar[bool] = False
+
+    @property
+    def log_volume(self) -> float:
+        """The logarithm of the volume of the whole manifold, in nats; infinite if the volume is."""
+        return math.inf
+
+    # What a subclass writes.
+
+    @abstractmethod
+    def _exp(self, x: Tensor, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _log(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _project(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _to_tangent(self, x: Tensor, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _transport(self, x: Tensor, y: Tensor, u: Tensor) -> Tensor: ...
+
+    def _inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Computes the inner product of the ambient space: right for an isometric embedding."""
+        return self._sum(u * v)
+
+    def _dist(self, x: Tensor, y: Tensor) -> Tensor:
+        return norm(self.log(x, y), lambda u: self._inner(x, u, u))
+
+    def _geodesic(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the point and its velocity by forward-mode differentiation of ``exp``, for the batch at once."""
+        u = self._log(x0, x1)
+        along = lambda t: self._exp(x0, expand_rows(t, u) * u)
+        return torch.func.jvp(along, (t,), (torch.ones_like(t),))
+
+    # The contract.
+
+    def exp(self, x: Tensor, u: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Returns the end of the geodesic that starts at ``x`` with velocity ``u`` and lasts a unit of time.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            u: tangent vectors at ``x``.
+            mask: the entries that move. Default: None, all.
+        """
+        return self._exp(x, _masked(u, mask))
+
+    def log(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Returns the velocity at ``x`` of the shortest geodesic that reaches ``y`` in a unit of time.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            y: points ``[*batch, *event]``.
+            mask: the entries that count. Default: None, all.
+        """
+        return _masked(self._log(x, y), mask)
+
+    def dist(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Computes the length of the shortest geodesic, ``[*batch]``.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            y: points ``[*batch, *event]``.
+            mask: the entries that count. Default: None, all.
+        """
+        if mask is None:
+            return self._dist(x, y)
+        u = self.log(x, y, mask=mask)
+        return norm(u, lambda u: self._inner(x, u, u))
+
+    def project(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        r"""Returns a near point of the manifold for a point of the ambient space.
+
+        At points of the manifold it returns them, and its Jacobian is finite and is the orthogonal projection of the
+        ambient space onto the tangent space. So the trace of the ambient Jacobian of ``v(project(x))``, for a tangent
+        field ``v``, is the divergence with respect to the volume of the ambient metric.
+
+        Args:
+            x: points of the ambient space ``[*batch, *event]``.
+            mask: the entries that are projected. Default: None, all.
+        """
+        return self._project(x) if mask is None else torch.where(mask, self._project(x), x)
+
+    def to_tangent(self, x: Tensor, u: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Returns the tangent vector at ``x`` that is nearest to ``u`` in the ambient space.
+
+        Args:
+            x: points ``[*batch, *event]`` of the manifold.
+            u: vectors of the ambient space ``[*batch, *event]``.
+            mask: the entries that count. Default: None, all.
+        """
+        return _masked(self._to_tangent(x, u), mask)
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Computes the Riemannian inner product of two tangent vectors at ``x``, ``[*batch]``.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            u: tangent vectors at ``x``.
+            v: tangent vectors at ``x``.
+            mask: the entries that count. Default: None, all.
+        """
+        return self._inner(x, _masked(u, mask), v)
+
+    def transport(self, x: Tensor, y: Tensor, u: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Returns the tangent vector at ``y`` that ``u`` becomes by parallel transport along the geodesic from ``x``.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            y: points ``[*batch, *event]``.
+            u: tangent vectors at ``x``.
+            mask: the entries that count. Default: None, all.
+        """
+        return _masked(self._transport(x, y, u), mask)
+
+    def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Returns the point at time ``t`` of the shortest geodesic, and its velocity there: ``(xt, ut)``.
+
+        .. math:: x_t = \exp_{x_0}(t \log_{x_0} x_1), \qquad u_t = \frac{d x_t}{d t}
+
+        The velocity is a tangent vector at ``xt``, not at ``x0``.
+
+        Args:
+            x0: points ``[*batch, *event]`` at time 0.
+            x1: points ``[*batch, *event]`` at time 1.
+            t: times ``[*batch]`` or ``[]``.
+            mask: the entries that move. Default: None, all.
+        """
+        batch = torch.broadcast_shapes(x0.shape, x1.shape)[: max(x0.dim(), x1.dim()) - len(self.event_shape)]
+        t = t.to(x0.dtype).expand(torch.broadcast_shapes(batch, t.shape))
+        xt, ut = self._geodesic(x0, x1, t)
+        return (xt, ut) if mask is None else (torch.where(mask, xt, x0), _masked(ut, mask))
+
+    @abstractmethod
+    def frame(self, x: Tensor) -> Tensor:
+        """Returns a basis of the tangent space at ``x``, orthonormal in the ambient space: ``[*batch, dim, *event]``.
+
+        Args:
+            x: points ``[*batch, *event]``.
+        """
+
+    def log_volume_element(self, x: Tensor) -> Tensor:
+        r"""Computes the logarithm of Riemannian volume over that of the ambient metric, ``[*batch]``.
+
+        It is :math:`\tfrac12 \log\det G` with G the inner products of :meth:`frame`; up to a constant, zero where the
+        embedding is isometric.
+
+        Args:
+            x: points ``[*batch, *event]``.
+        """
+        return x.new_zeros(x.shape[: x.dim() - len(self.event_shape)])
+
+    def cost(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Computes squared distances between all pairs, ``[B0, B1]``: a cost of optimal transport.
+
+        Args:
+            x0: points ``[B0, *event]``.
+            x1: points ``[B1, *event]``.
+        """
+        return self._dist(x0.unsqueeze(1), x1.unsqueeze(0)).square()
+
+    def preimages(self, x: Tensor, y: Tensor, count: int) -> Tensor:
+        """Returns tangent vectors at ``x`` that ``exp`` maps to ``y``, ``[n, *batch, *event]``, the shortest first.
+
+        On closed manifolds these are the geodesics that go around up to ``count`` times; elsewhere there is one.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            y: points ``[*batch, *event]``.
+            count: the largest number of full turns.
+        """
+        return self._log(x, y).unsqueeze(0)
+
+    def log_det_exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """Computes the logarithm of the factor by which ``exp`` at ``x`` changes Riemannian volumes at ``u``.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            u: tangent vectors at ``x``.
+
+        Raises:
+            NotImplementedError: if the manifold has no closed form.
+        """
+        raise NotImplementedError(
+            f"{self!r}.log_det_exp: this manifold has no closed form; use a base other than a wrapped normal."
+        )
+
+    def uniform(
+        self,
+        shape: tuple[int, ...],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Draws points ``[*shape, *event]`` uniformly with respect to the Riemannian volume.
+
+        Args:
+            shape: the shape of the batch.
+            generator: the source of random numbers. Default: None, torch's default generator.
+            dtype: the dtype of the points. Default: None, torch's default dtype.
+            device: the device of the points. Default: None, torch's default device.
+
+        Raises:
+            ValueError: if the volume is infinite.
+        """
+        raise ValueError(
+            f"{self!r}.uniform: its volume is infinite, so there is no uniform distribution; use a wrapped normal."
+        )
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Sums over the event, ``[*batch]``."""
+        rank = len(self.event_shape)
+        return x.sum(tuple(range(x.dim() - rank, x.dim()))) if rank else x
+
+
+def _masked(u: Tensor, mask: Tensor | None) -> Tensor:
+    return u if mask is None else torch.where(mask, u, 0.0)
