@@ -135,6 +135,9 @@ class BaseFlow(Calls):
     trained_by: tuple[TrainingEntry, ...] = ()
     """The objectives that trained the flow, oldest first; see :meth:`record`."""
 
+    manifold: ClassVar[Any] = None
+    """The manifold on which modelled points lie; None for the Euclidean space."""
+
     def __init__(self, model_shape, context_shape=None, transform: Map | Sequence[Map] = ()):
         super().__init__()
         self.context_shape = as_shape(context_shape)

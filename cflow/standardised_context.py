@@ -79,6 +79,11 @@ class StandardisedContext(BaseInvertibleFlow):
         return self.flow.base
 
     @property
+    def manifold(self) -> Any:
+        """The inner flow's manifold, if it is on one."""
+        return self.flow.manifold
+
+    @property
     def solver(self):
         """The inner flow's solver, if it has one."""
         return self.flow.solver

@@ -248,7 +248,7 @@ def test_a_failed_sample_is_reported_and_the_others_are_kept():
         (lambda: cflow.ContinuousFlow(MLP(2, classes=3), bases.Normal(2), context_shape=2), r"pass context_shape=\(\)"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), context_shape=()), "pass context_shape=None"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Uniform(2), path=paths.Linear("score")), "standard normal"),
-        (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), manifold="sphere"), "manifolds are not available"),
+        (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), manifold="sphere"), "not a manifold"),
         (lambda: cflow.ContinuousFlow(bases.Normal(2), MLP(2)), "pass a distribution such as"),
         (lambda: cflow.ContinuousFlow(bases.Normal(2), bases.Normal(2)), "pass first the network"),
         (lambda: cflow.ContinuousFlow(MLP(2), bases.Normal(2), path="linear"), "paths.Linear"),

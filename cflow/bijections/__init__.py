@@ -5,6 +5,7 @@ from cflow.bijections.convolution import Conv1x1
 from cflow.bijections.dequantise import Dequantise
 from cflow.bijections.functions import Arcsinh, Exp, LeakyReLU, Sigmoid, Softplus, Tanh
 from cflow.bijections.inverse import Inverse
+from cflow.bijections.lat_lon import LatLon
 from cflow.bijections.logit import Logit
 from cflow.bijections.low_rank import LowRank
 from cflow.bijections.lu import LULinear
@@ -31,6 +32,7 @@ __all__ = [
     "Householder",
     "Inverse",
     "LULinear",
+    "LatLon",
     "LeakyReLU",
     "Logit",
     "LowRank",

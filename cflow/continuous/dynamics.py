@@ -52,6 +52,8 @@ class Dynamics:
         generator: torch.Generator | None = None,
     ) -> Dynamics:
         """Builds the integrand for ``solver``, with the integrals ``names``, and draws the probe that they need."""
+        if flow.manifold is not None:
+            divergence = divergence.on(flow.manifold)
         f, probe = _integrand(flow, x, generator, names, divergence, guidance)
         integrand, (low, high) = f, flow.interval
         if solver.needs_score:
@@ -110,7 +112,7 @@ def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: D
         )
     needs_divergence = "ladj" in names or per_probe or "jacobian" in names
     probe = divergence.begin(x, generator) if needs_divergence else None
-    return _Integrand(velocity, divergence if needs_divergence else None, names), (probe,)
+    return _Integrand(velocity, divergence if needs_divergence else None, names, flow.manifold), (probe,)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class _Integrand:
     velocity: Callable
     divergence: Divergence | None
     names: tuple[str, ...]
+    manifold: Any
 
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None):
         values = {}
@@ -131,7 +134,8 @@ class _Integrand:
         else:
             v = self.velocity(t, x, context)
         if "kinetic" in self.names:
-            values["kinetic"] = sum_rows(v.square())
+            manifold = self.manifold
+            values["kinetic"] = sum_rows(v.square()) if manifold is None else manifold.inner(manifold.project(x), v, v)
         return v, {name: values[name] for name in self.names}
 
     def alone(self, t: Tensor, x: Tensor, context: Tensor | None, probe: Tensor | None) -> Tensor:

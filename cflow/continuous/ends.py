@@ -97,5 +97,5 @@ class Ends:
         for _ in range(calls):
             result = dynamics.f(inner.expand(x.shape[0]), point, *dynamics.args)
             v, values = result if names else (result, {})
-            point = x + flow.path.closed_form_step(v, point, inner, here, there)
+            point = flow.path.closed_form_step(v, point, inner, x, here, there)
         return point, {name: values[name] * abs(s - t) for name in names}, calls

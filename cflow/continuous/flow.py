@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class ContinuousFlow(BaseInvertibleFlow):
             velocity field without a schedule.
         solver: the default solver. Default: None, ``Dopri5(rtol=1e-5, atol=1e-6)``.
         divergence: the method for the log-determinant. Default: None, ``divergence.Exact()``.
-        manifold: not available yet; must be None.
+        manifold: the manifold on which base and data lie. Default: None, that of the base; a base of stored samples
+            (``bases.Empirical``) has none.
         context_shape: the shape of one context; ``()`` for a class label. Default: None, the shape that the field
             declares (fields of :mod:`cflow.fields` do).
         transform: data transforms; see :meth:`with_transform`.
@@ -75,6 +76,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         True
     """
 
+    stored_as: ClassVar[Mapping[str, str]] = {"manifold": "given_manifold"}
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "sample": ("solver", "guidance"),
         "log_prob": ("solver", "divergence", "guidance"),
@@ -101,13 +103,18 @@ class ContinuousFlow(BaseInvertibleFlow):
             said = as_field(field).context_shape
             context_shape = None if said is ... else said
         super().__init__(base.event_shape, context_shape, transform)
-        if manifold is not None:
-            raise ValueError(f"ContinuousFlow(manifold={manifold!r}): manifolds are not available; omit the argument.")
-        self.field, self.base, self.manifold = field, base, None
+        self.field, self.base, self.given_manifold = field, base, manifold
         self.path = path
         self.solver = Dopri5(rtol=1e-5, atol=1e-6) if solver is None else solver
         self.divergence = Exact() if divergence is None else divergence
         check_parts(self)
+        if path is not None:
+            self.path = path.on(self.manifold)
+
+    @property
+    def manifold(self) -> Any:
+        """The manifold on which the flow moves: the argument, or that of the base; None for the Euclidean space."""
+        return getattr(self.base, "manifold", None) if self.given_manifold is None else self.given_manifold
 
     @property
     def likelihood(self) -> Likelihood:
@@ -196,7 +203,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         for each in (self.path, path):
             if not each.affine:
                 raise ValueError(
-                    f"flow.with_path({path!r}): only affine paths share their marginals, and {each!r} adds noise; "
+                    f"flow.with_path({path!r}): only affine paths share their marginals, and {each!r} is not affine; "
                     f"train a flow on it."
                 )
         flow = registry.replace(self, field=Rescheduled(self.field, self.path, path), path=path)
@@ -314,7 +321,8 @@ class ContinuousFlow(BaseInvertibleFlow):
 
     def _encode(self, x, context, generator, **options):
         solution = self._solved(transport(self, x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
-        return solution.y, solution.quadratures["ladj"]
+        ladj = solution.quadratures["ladj"]
+        return solution.y, ladj if self.manifold is None else torch.where(self.manifold.holds(x), ladj, -torch.inf)
 
     def _decode(self, z, context, generator, *, ladj=True, **options):
         solution = self._solved(transport(self, z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")

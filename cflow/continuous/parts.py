@@ -23,6 +23,7 @@ def check_parts(flow: Any) -> None:
         raise TypeError(
             f"ContinuousFlow(path={flow.path!r}): not a path with a velocity; pass an object such as paths.Linear()."
         )
+    _check_manifold(flow)
     field = as_field(flow.field)
     event = field.event_shape
     if event is not ... and Size(event) != flow.model_shape:
@@ -44,3 +45,23 @@ def check_parts(flow: Any) -> None:
         )
     if flow.path is not None:
         flow.path.check_base(flow.base)
+
+
+def _check_manifold(flow: Any) -> None:
+    """Raises if the manifold is not one, has points of another shape, or differs from that of the base."""
+    manifold, own = flow.manifold, getattr(flow.base, "manifold", None)
+    if manifold is None:
+        return
+    if isinstance(manifold, type) or not callable(getattr(manifold, "to_tangent", None)):
+        raise TypeError(
+            f"ContinuousFlow(manifold={manifold!r}): not a manifold; pass an object such as manifolds.Sphere(2)."
+        )
+    if Size(manifold.event_shape) != flow.model_shape:
+        raise ValueError(
+            f"ContinuousFlow(manifold={manifold!r}): its points have shape {tuple(manifold.event_shape)}, and the "
+            f"base has events {tuple(flow.model_shape)}; give both the same shape."
+        )
+    if own is not None and own is not manifold and own != manifold:
+        raise ValueError(
+            f"ContinuousFlow(manifold={manifold!r}): the base lies on {own!r}; omit manifold, or choose another base."
+        )

@@ -41,6 +41,7 @@ def transport(
         solution = solver.solve(
             dynamics.integrand, start, ends.start, ends.stop, args=dynamics.args,
             quadratures=dynamics.tolerances(solver), path=flow.path, generator=generator,
+            manifold=flow.manifold if solver.on_manifolds else None,
             at=None if at is None else [t for t in at if ends.holds(t)],
         )  # fmt: skip
     except RuntimeError as error:
@@ -63,10 +64,25 @@ def transport(
     if at is not None:
         trajectory, between = _trajectory(ends, solution, at, x, y)
         more += between
+    if flow.manifold is not None:
+        y, trajectory, totals = _on_manifold(flow.manifold, solution, x, y, trajectory, totals)
     calls += more
     solution.stats.nfe += calls
     solution.stats.evaluations += calls * x.shape[0]
     return Solution(y=y, quadratures=totals, stats=solution.stats, status=status, trajectory=trajectory)
+
+
+def _on_manifold(manifold, solution: Solution, x: Tensor, y: Tensor, trajectory, totals: dict) -> tuple:
+    """Projects ends and stored states, and makes log-determinants those of Riemannian volumes."""
+    solution.stats.projection = manifold.deviation(y.detach())
+    y = manifold.project(y)
+    trajectory = None if trajectory is None else manifold.project(trajectory)
+    # The solver integrated in the metric of the ambient space.
+    change = manifold.log_volume_element(y) - manifold.log_volume_element(x)
+    for name in totals:
+        if name.startswith("ladj"):
+            totals[name] = totals[name] + (change if totals[name].dim() == 1 else change.unsqueeze(1))
+    return y, trajectory, totals
 
 
 def _leave(ends: Ends, solution: Solution) -> tuple[Tensor, Tensor, dict, int]:

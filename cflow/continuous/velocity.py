@@ -23,7 +23,7 @@ class Prediction(Forwarding):
     event_shape = context_shape = outputs = ...  # set from the flow, since a foreign network may not define them
 
     def __init__(self, flow):
-        self.field, self.path = flow.field, flow.path
+        self.field, self.path, self.manifold = flow.field, flow.path, flow.manifold
         self.event_shape, self.context_shape = flow.model_shape, flow.context_shape
         self.null_context = flow.null_context
         self.outputs = self.wanted = 1 if self.path is None else self.path.outputs
@@ -40,7 +40,12 @@ class Prediction(Forwarding):
     def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         second = {} if s is None else {"s": s}  # foreign networks with one time may not accept it
         x = x if self.path is None else self.path.retract(x)
-        return self._checked(self.field(t, *self._halved(x, context), **second), x)
+        if self.manifold is None:
+            return self._checked(self.field(t, *self._halved(x, context), **second), x)
+        # The trace of the ambient Jacobian is then the divergence on the manifold.
+        x = self.manifold.project(x)
+        answer = self._checked(self.field(t, *self._halved(x, context), **second), x)
+        return self.manifold.to_tangent(x if self.wanted == 1 else x.unsqueeze(1), answer)
 
     def _halved(self, x: Tensor, context):
         """Returns the network's inputs in the dtype of its parameters."""
@@ -97,6 +102,8 @@ class VelocityField(Prediction):
         Raises:
             TypeError: if the field has no closed form, or the velocity is not a weighted sum of the prediction and x.
         """
+        if self.manifold is not None:
+            raise no_closed_form(repr(self.manifold), "the network's own divergence does not know the manifold")
         if self.converts and not self.path.linear:
             raise no_closed_form(repr(self.path), "its velocity is not a weighted sum of one prediction and x")
         prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
@@ -128,6 +135,11 @@ class VelocityAndScore:
             raise ValueError(
                 f"flow.{method}: the flow was last trained by {last.objective}, so it has no score on {path!r}; train "
                 f"it by objectives.FlowMatching, or {instead}."
+            )
+        if flow.manifold is not None and not flow.manifold.flat:
+            raise ValueError(
+                f"flow.{method}: there is no score on {path!r}, whose density is known at the base alone; "
+                f"differentiate flow.log_prob, and use an ODE solver."
             )
         self.path, self.adds_noise = path, path.adds_noise
         if self.adds_noise:

@@ -40,6 +40,14 @@ class Divergence(ABC):
     frobenius: ClassVar[bool] = True
     count: int = 0
 
+    def on(self, manifold: Any) -> Divergence:
+        """Returns the divergence for tangent fields on a ``manifold``. Default: itself.
+
+        Such fields are evaluated at ``manifold.project(x)``, so the trace of the ambient Jacobian is their divergence.
+        A method may do with fewer products than the ambient space has dimensions.
+        """
+        return self
+
     @abstractmethod
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """Draws the probe of a solve: a tensor with first dimension B, or None.

@@ -37,6 +37,9 @@ class Exact(Divergence):
     Chunks need no batching rules of operators (those of torch's ``vmap`` have wrong second derivatives through group
     normalisation). They only need independent rows of ``f``, as every field has.
 
+    On a manifold of fewer dimensions than its ambient space, the products are along orthonormal frames of the tangent
+    spaces: 2 on the sphere in three dimensions, 3 for the 9 entries of a rotation.
+
     Shapes: ``x`` ``[B, *event]`` of any event shape; the divergence and the norm are ``[B]``, float32 at least.
 
     Cost: one evaluation and D vector-Jacobian products with ``chunk=1``; with larger chunks also an evaluation on D
@@ -66,29 +69,53 @@ class Exact(Divergence):
         """Returns None, no probe: the unit vectors are fixed. ``generator`` is not used."""
         return None
 
+    def on(self, manifold: Any) -> Exact:
+        """Returns the divergence along frames of the tangent spaces of ``manifold``: ``manifold.dim`` products."""
+        return _InFrames(self.chunk, manifold)
+
     def __call__(self, f, t, x, probe, *args):
         """Computes ``f(t, x, *args)``, its divergence and squared Frobenius norm; ``probe`` is not used."""
-        batch, size = x.shape[0], x.shape[1:].numel()
-        if not x.numel():
-            size = 0
+        batch, size, frame = x.shape[0], x.shape[1:].numel(), self._frame(x)
+        products = (size if frame is None else frame.shape[1]) if x.numel() else 0
         chunk = self.chunk or max(1, (TOGETHER_CPU if x.device.type == "cpu" else TOGETHER) // max(1, x.numel()))
-        chunk = max(1, min(chunk, size))
+        chunk = max(1, min(chunk, products))
         with gradients() as differentiable:
             inputs = enter((t, x, args))
             point, value = evaluate(f, *_repeat(inputs, chunk))
             v = value[:batch]
             trace = norm = torch.zeros(batch, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-            for start in range(0, size, chunk):
-                count = min(chunk, size - start)
+            for start in range(0, products, chunk):
+                count = min(chunk, products - start)
                 if start and chunk > 1:
                     point, value = evaluate(f, *_repeat(inputs, count))
-                units = torch.zeros(count, 1, size, dtype=value.dtype, device=x.device)
-                units[:, 0].diagonal(start).fill_(1)
+                if frame is None:
+                    units = torch.zeros(count, 1, size, dtype=value.dtype, device=x.device)
+                    units[:, 0].diagonal(start).fill_(1)
+                else:
+                    units = frame[:, start : start + count].transpose(0, 1)
                 rows = product(value, point, units.expand(count, batch, size).reshape(value.shape), differentiable)
                 rows = rows.reshape(count, batch, size)
-                trace = trace + rows[:, :, start : start + count].diagonal(dim1=0, dim2=2).sum(1)
+                if frame is None:
+                    trace = trace + rows[:, :, start : start + count].diagonal(dim1=0, dim2=2).sum(1)
+                else:
+                    trace = trace + (rows * units).sum((0, 2))
                 norm = norm + rows.square().sum((0, 2))
         return (v, trace, norm) if differentiable else (v.detach(), trace.detach(), norm.detach())
+
+    def _frame(self, x: Tensor) -> Tensor | None:
+        """Returns the directions of the products, ``[B, products, D]``; None for the unit vectors."""
+        return None
+
+
+@dataclass(frozen=True)
+class _InFrames(Exact):
+    """The exact divergence of tangent fields, from products along orthonormal frames of the tangent spaces."""
+
+    manifold: Any = None
+
+    def _frame(self, x: Tensor) -> Tensor:
+        # It turns with the point, so a gradient of the divergence also goes through it.
+        return self.manifold.frame(self.manifold.project(x)).flatten(2)
 
 
 def _repeat(inputs: tuple[Tensor, Tensor, tuple], count: int) -> tuple[Tensor, Tensor, tuple]:

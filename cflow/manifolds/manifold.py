@@ -133,6 +133,22 @@ class Manifold(ABC):
         """
         return self._project(x) if mask is None else torch.where(mask, self._project(x), x)
 
+    def deviation(self, x: Tensor) -> Tensor:
+        """Computes how far points of the ambient space are from the manifold, ``[*batch]``, in the ambient metric.
+
+        Args:
+            x: points of the ambient space ``[*batch, *event]``.
+        """
+        return self._sum((self._project(x) - x).square()).sqrt()
+
+    def holds(self, x: Tensor) -> Tensor:
+        """Returns which points lie on the manifold up to a thousandth of their size, or of one: bool ``[*batch]``.
+
+        Args:
+            x: points of the ambient space ``[*batch, *event]``.
+        """
+        return self.deviation(x) <= 1e-3 * self._sum(x.square()).sqrt().clamp(min=1.0)
+
     def to_tangent(self, x: Tensor, u: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Returns the tangent vector at ``x`` that is nearest to ``u`` in the ambient space.
 

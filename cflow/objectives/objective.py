@@ -71,6 +71,9 @@ class Objective(nn.Module):
     """Whether the loss contains the log-determinants of the flow's transforms, so that it can train them. Other losses
     would let a learned transform shrink the data to a point, so they raise an error for one."""
 
+    curved: ClassVar[bool] = True
+    """Whether the loss is right on manifolds that are not flat. One that adds vectors to points is not."""
+
     in_model_space: bool = False
     """Whether the data are in model space, so that transforms are not applied again."""
 
@@ -186,10 +189,17 @@ class Objective(nn.Module):
         The arguments ``x [B, *event]``, ``context`` and ``generator`` are those of the call.
 
         Raises:
-            ValueError: if the flow's transforms have trainable parameters and this objective cannot train them.
+            ValueError: if the flow's transforms have trainable parameters and this objective cannot train them, or the
+                flow is on a curved manifold and the loss is for flat spaces.
         """
         check_generator(type(self).__name__, generator)
         self.check_transform(flow)
+        manifold = flow.manifold
+        if not self.curved and manifold is not None and not manifold.flat:
+            raise ValueError(
+                f"{type(self).__name__}: this loss adds vectors to points, and the flow is on {manifold!r}, which is "
+                f"not flat; use objectives.FlowMatching()."
+            )
         context = flow.cast(context)
         u = self.preprocess(flow, flow.cast(x), context, generator)
         return self.prepare(getattr(flow, "base", None), u, context, generator)  # a density needs no base

@@ -321,9 +321,9 @@ class AffinePath(VelocityPath):
         change = expand_like(self.alpha(s) - self.alpha(t), x1) * x1
         return change + expand_like(self.sigma(s) - self.sigma(t), x0) * x0
 
-    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change of ``x`` from ``t`` to ``s``, with the expected ends of ``velocity`` at ``tau`` fixed."""
-        return self.increment(*self.velocity_ends(velocity, x, tau), t, s)
+    def closed_form_step(self, velocity, point, tau, x, t, s):
+        """Moves ``x`` from ``t`` to ``s``, with the expected ends of ``velocity`` at ``(tau, point)`` fixed."""
+        return x + self.increment(*self.velocity_ends(velocity, point, tau), t, s)
 
     def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
         """Computes the ratio of the data's weights at ``s`` and ``t`` at the data's end, else the ratio of the norms.

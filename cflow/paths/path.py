@@ -199,17 +199,35 @@ class VelocityPath(Path):
         """The times at which the score is well conditioned. Default: ``interval``."""
         return self.interval
 
-    def closed_form_step(self, velocity: Tensor, x: Tensor, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Computes the change of ``x`` from time ``t`` to time ``s`` by a closed form. Default: an Euler step.
+    def on(self, manifold: Any) -> VelocityPath:
+        """Returns the path on a manifold: itself if the manifold is flat; None is the Euclidean space.
 
         Args:
-            velocity: the marginal velocity at ``(tau, x)``.
-            x: the points ``[B, *event]``.
+            manifold: a :class:`cflow.manifolds.Manifold`, or None.
+
+        Raises:
+            ValueError: for a manifold whose geodesics are no straight lines, which the path would leave; paths along
+                geodesics accept every manifold, and raise for None.
+        """
+        if manifold is not None and not manifold.flat:
+            raise ValueError(
+                f"ContinuousFlow(path={self!r}): its points leave {manifold!r}, which is not flat; use "
+                f"paths.Geodesic()."
+            )
+        return self
+
+    def closed_form_step(self, velocity: Tensor, point: Tensor, tau: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Moves ``x`` from time ``t`` to time ``s`` by a closed form. Default: an Euler step.
+
+        Args:
+            velocity: the marginal velocity at ``(tau, point)``.
+            point: the points at which the velocity was evaluated ``[B, *event]``.
             tau: the time of the velocity, inside ``interval``.
+            x: the points that move ``[B, *event]``.
             t: the start of the step; it may be outside ``interval``.
             s: the end of the step; it may be outside ``interval``.
         """
-        return expand_like(s - t, x) * velocity
+        return x + expand_like(s - t, x) * velocity
 
     def scale_change(self, t: Tensor, s: Tensor, *, at_data: bool) -> Tensor:
         """Computes the factor by which points grow from ``t`` to ``s``, times beyond one end of ``interval``.
@@ -255,8 +273,8 @@ class VelocityPath(Path):
 
         Cost: no function evaluation and no draws; ``generator`` is not used.
         """
-        change = self.closed_form_step(self.velocity(prediction, x, t), x, t, t, s)
-        return x + (change if mask is None else torch.where(mask, change, 0.0))
+        moved = self.closed_form_step(self.velocity(prediction, x, t), x, t, x, t, s)
+        return moved if mask is None else torch.where(mask, moved, x)
 
     def _check_ends(self, x0: Tensor, x1: Tensor, t: Tensor) -> None:
         if x0.shape != x1.shape:

@@ -33,7 +33,7 @@ class Problem:
         y0: the tensors of the state in a list, in float32 at least.
         t0, t1: the ends, two Python numbers.
         at: the output times, or None.
-        args, params, path, generator: as given.
+        args, params, path, generator, manifold: as given.
         tolerances: maps the name of each quadrature to its tolerance, or to None.
         batch, device, dtype: the number of samples, their device, and the dtype of time.
         owner: the name of the solver, for messages.
@@ -47,11 +47,12 @@ class Problem:
         path: Any = None, generator: torch.Generator | None = None, at: Sequence[float] | Tensor | None = None,
     ):  # fmt: skip
         self.owner, self.gradient = type(solver).__name__, solver.gradient
-        if manifold is not None:
+        if manifold is not None and not solver.on_manifolds:
             raise ValueError(
                 f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver would leave the manifold; use a "
                 f"geodesic solver, or manifold=None for the ambient space."
             )
+        self.manifold = manifold
         self.f, self.like, self.args, self.params = f, y0, tuple(args), params
         self.path, self.generator = path, generator
         self.t0, self.t1 = _time(self.owner, "t0", t0), _time(self.owner, "t1", t1)

@@ -72,6 +72,8 @@ class Stats:
         steps: attempted steps of each sample, int64 ``[B]``.
         accepted, rejected: how many of these were accepted and rejected, int64 ``[B]``.
         reached: the time up to which each sample was integrated, ``[B]``.
+        projection: how far the end of each sample was from the manifold of a flow before it was projected, ``[B]``;
+            None without a manifold.
     """
 
     nfe: int
@@ -80,6 +82,7 @@ class Stats:
     accepted: Tensor
     rejected: Tensor
     reached: Tensor
+    projection: Tensor | None = None
 
     def __repr__(self) -> str:
         """Shows sums over the batch, not a number for each sample."""

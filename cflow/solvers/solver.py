@@ -32,6 +32,8 @@ class Solver(ABC):
             Such a solver computes no integrals.
         takes_whole_steps: whether ``f`` is evaluated for the average velocity over a step, ``f(t, y, *args, s=...)``.
             No closed form replaces such a step.
+        on_manifolds: whether the solver steps on a manifold, which it reads from the problem. Others integrate in the
+            ambient space, and refuse a manifold.
         fitted_times: the times of all evaluations of ``f``, if they were fitted to one flow. Such a solver integrates
             over its whole interval or not at all. None: not fitted.
         step_tolerance: the tolerance for accepting steps. Integrals that must be accurate, such as a log-determinant,
@@ -58,6 +60,7 @@ class Solver(ABC):
     gradient: Gradient | None = None
     needs_score: bool = False
     takes_whole_steps: bool = False
+    on_manifolds: bool = False
     fitted_times: tuple[float, ...] | None = None
     step_tolerance: Tolerance | None = None
     shares_steps: bool = False

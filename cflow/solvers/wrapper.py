@@ -54,6 +54,7 @@ class Wrapper(Solver):
     gradient = _forwarded("gradient")
     needs_score = _forwarded("needs_score")
     takes_whole_steps = _forwarded("takes_whole_steps")
+    on_manifolds = _forwarded("on_manifolds")
     fitted_times = _forwarded("fitted_times")
     step_tolerance = _forwarded("step_tolerance")
     shares_steps = _forwarded("shares_steps")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -85,6 +86,28 @@ def check_data(
                         f"fit({what}=...){name}: {len(rows)} of {len(leaf)} rows have NaN or infinity (rows "
                         f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}); drop these rows, or fill the gaps."
                     )
+    _check_on_manifold(flow, objective, source.x, what)
+
+
+def _check_on_manifold(flow: Any, objective: Any, x: Any, what: str) -> None:
+    """Raises if data that are modelled as they are do not lie on the flow's manifold."""
+    if flow.manifold is None or not isinstance(x, Tensor) or not x.numel():
+        return
+    if len(flow.transform.maps) and not objective.in_model_space:
+        if flow.transform.draws or objective.samples_per_item is not None or flow.context_shape is not None:
+            return  # a transform may read the context
+        lost = [flow.preprocess(flow.cast(part))[1] == -torch.inf for part in x.split(2**16)]
+        outside, where = torch.cat(lost), f"in the domain of {type(flow.transform.maps[0]).__name__}"
+        instead = "check the order of the columns and their units, or drop these rows"
+    else:
+        outside, where = ~flow.manifold.holds(x).reshape(len(x), -1).all(1), f"on {flow.manifold!r}"
+        instead = "project them by manifold.project(x), or add a transform such as bijections.LatLon()"
+    if outside.any():
+        rows = outside.nonzero().flatten()
+        raise ValueError(
+            f"fit({what}=...): {len(rows)} of {len(x)} rows are not {where} (rows "
+            f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}); {instead}."
+        )
 
 
 def check_batch(flow: Any, objective: Any, x: Any, context: Any, what: str) -> None:

@@ -58,6 +58,7 @@ class ConsistencyFlowMatching(FlowMatching):
     teaches = "steps"
 
     masks = False
+    curved = False
 
     def __init__(
         self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, *, segments: int = 1,

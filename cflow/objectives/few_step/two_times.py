@@ -68,6 +68,7 @@ class TwoTimes(FlowMatching):
     metric_names = ("matched", "stepped")
 
     masks = False
+    curved = False
 
     def __init__(
         self,

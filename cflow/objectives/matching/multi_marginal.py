@@ -93,6 +93,8 @@ class MultiMarginal(Objective):
         (3, torch.Size([16]))
     """
 
+    curved = False
+
     def __init__(
         self,
         times: Sequence[float],

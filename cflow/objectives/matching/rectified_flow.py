@@ -59,6 +59,7 @@ class RectifiedFlow(FlowMatching):
     """
 
     masks = False
+    curved = False
 
     def __init__(self, times=None, error=None, weight=None, condition_dropout: float = 0.0):
         super().__init__(None, LogitNormal() if times is None else times, weight, condition_dropout)

@@ -304,6 +304,11 @@ def _check(flow, context, lr: float, **counts: int) -> None:
         raise TypeError(
             f"fit_bespoke(flow={type(flow).__name__}): this flow has no velocity; pass a cflow.ContinuousFlow."
         )
+    if flow.manifold is not None and not flow.manifold.flat:
+        raise ValueError(
+            f"fit_bespoke(flow on {flow.manifold!r}): the fitted solver adds vectors to points, which leaves the "
+            f"manifold; use solvers.GeodesicMidpoint."
+        )
     for name, count in counts.items():
         check_integer("fit_bespoke", name, count, 1, "pass an integer of 1 or more.")
     if not 0 < lr < math.inf:
