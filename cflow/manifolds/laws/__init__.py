@@ -1,0 +1,5 @@
+"""Distributions on manifolds, with densities against the Riemannian volume."""
+
+from cflow.manifolds.laws.uniform import Uniform
+
+__all__ = ["Uniform"]
