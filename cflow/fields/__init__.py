@@ -12,6 +12,7 @@ from cflow.fields.embedding import ContextEmbedding, SinusoidalTime
 from cflow.fields.end_time import EndTime
 from cflow.fields.mlp import MLP
 from cflow.fields.mmdit import MMDiT
+from cflow.fields.periodic_mlp import PeriodicMLP
 from cflow.fields.potential import Potential
 from cflow.fields.relaxed_tokens import RelaxedTokens
 from cflow.fields.second_time import two_times
@@ -32,6 +33,7 @@ __all__ = [
     "FieldContract",
     "FieldWrapper",
     "MMDiT",
+    "PeriodicMLP",
     "Potential",
     "RelaxedTokens",
     "SinusoidalTime",

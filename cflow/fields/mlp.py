@@ -94,7 +94,7 @@ class MLP(Field):
         conditional = classes or context
         self.condition = ContextEmbedding(time_width, classes=classes, context=context) if conditional else None
         self.modulation = nn.Linear(time_width, 2 * sum(hidden))
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip((features, *hidden[:-1]), hidden))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip((self._inputs(), *hidden[:-1]), hidden))
         self.output = nn.Linear(hidden[-1], outputs * features)
         self.act = ACTIVATIONS[activation]()
         nn.init.zeros_(self.output.weight)
@@ -102,11 +102,19 @@ class MLP(Field):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         t = self.check(t, x, context, s)
-        h = x.to(self.output.weight.dtype)
+        h = self._enter(x).to(self.output.weight.dtype)
         for layer, scale, shift in zip(self.layers, *self._modulation(t, context, s)):
             h = self.act(shift.addcmul(layer(h), scale))
         result = self.output(h).to(x.dtype)
         return result if self.outputs == 1 else rearrange(result, "b (k d) -> b k d", k=self.outputs)
+
+    def _inputs(self) -> int:
+        """Returns the width of the first layer's input."""
+        return self.features
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """Returns the first layer's input for ``x``, in its dtype."""
+        return x
 
     def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Computes the field and its divergence in closed form, from its weights and the slopes of its activations.
