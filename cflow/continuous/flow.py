@@ -19,7 +19,7 @@ from cflow.draws import check_generator
 from cflow.fields import as_field
 from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.paths import AffinePath, Rescheduled, VelocityPath
-from cflow.shapes import flatten, unflatten
+from cflow.shapes import expand_like, flatten, unflatten
 from cflow.solvers import Dopri5, Solution
 
 __all__ = ["ContinuousFlow"]
@@ -320,9 +320,14 @@ class ContinuousFlow(BaseInvertibleFlow):
             ) from None
 
     def _encode(self, x, context, generator, **options):
+        inside = None if self.manifold is None else self.manifold.holds(x)
+        if inside is not None:
+            # Points elsewhere have no density; another point takes their place in the solve.
+            fixed = torch.Generator(x.device).manual_seed(0)
+            x = torch.where(expand_like(inside, x), x, self.cast(self.base.sample((1,), generator=fixed)))
         solution = self._solved(transport(self, x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
         ladj = solution.quadratures["ladj"]
-        return solution.y, ladj if self.manifold is None else torch.where(self.manifold.holds(x), ladj, -torch.inf)
+        return solution.y, ladj if inside is None else torch.where(inside, ladj, -torch.inf)
 
     def _decode(self, z, context, generator, *, ladj=True, **options):
         solution = self._solved(transport(self, z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")
