@@ -37,6 +37,8 @@ class Manifold(ABC):
         flat: whether straight lines of the ambient space between two points are geodesics, so that affine paths and all
             solvers stay on the manifold.
         log_volume: the logarithm of the volume of the whole manifold, in nats; infinite if the volume is.
+        injectivity: the length up to which, at every point, :meth:`log` inverts :meth:`exp`. It is infinite where
+            geodesics never meet again, and zero where a geodesic may leave the manifold, which has a boundary.
 
     Example:
         >>> from cflow import manifolds
@@ -53,6 +55,11 @@ class Manifold(ABC):
     @property
     def log_volume(self) -> float:
         """The logarithm of the volume of the whole manifold, in nats; infinite if the volume is."""
+        return math.inf
+
+    @property
+    def injectivity(self) -> float:
+        """The length up to which, at every point, ``log`` inverts ``exp``."""
         return math.inf
 
     # What a subclass writes.
@@ -81,7 +88,7 @@ class Manifold(ABC):
 
     def _geodesic(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the point and its velocity by forward-mode differentiation of ``exp``, for the batch at once."""
-        u = self._log(x0, x1)
+        u, t = self._log(x0, x1), t.contiguous()  # one time expanded to the batch has one memory location
         along = lambda t: self._exp(x0, expand_rows(t, u) * u)
         return torch.func.jvp(along, (t,), (torch.ones_like(t),))
 
@@ -198,6 +205,15 @@ class Manifold(ABC):
         t = t.to(x0.dtype).expand(torch.broadcast_shapes(batch, t.shape))
         xt, ut = self._geodesic(x0, x1, t)
         return (xt, ut) if mask is None else (torch.where(mask, xt, x0), _masked(ut, mask))
+
+    def origin(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+        """Returns a point of the manifold, ``[*event]``, always the same: the one that zero is projected to.
+
+        Args:
+            dtype: the dtype of the point. Default: None, torch's default dtype.
+            device: the device of the point. Default: None, torch's default device.
+        """
+        return self._project(torch.zeros(self.event_shape, dtype=dtype, device=device))
 
     @abstractmethod
     def frame(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 
 from cflow.arguments import check_integer
 from cflow.manifolds.manifold import Manifold
-from cflow.manifolds.numerics import norm, sinc
+from cflow.manifolds.numerics import cos_sinc, norm, sinc
 from cflow.registry import register
 
 __all__ = ["Sphere"]
@@ -59,9 +59,14 @@ class Sphere(Manifold):
         n = self.dim + 1
         return math.log(2) + n / 2 * math.log(math.pi) - math.lgamma(n / 2)
 
+    @property
+    def injectivity(self) -> float:
+        """The distance of opposite points."""
+        return math.pi
+
     def _exp(self, x, u):
-        r = norm(u, keepdim=True)
-        return r.cos() * x + sinc(r) * u
+        cos, sin = cos_sinc(_dot(u, u))
+        return cos * x + sin * u
 
     def _log(self, x, y):
         w = y - _dot(x, y) * x
@@ -71,7 +76,10 @@ class Sphere(Manifold):
         # Within rounding of the antipode there is no direction left.
         away = (length <= 4 * torch.finfo(w.dtype).eps) & (angle > 1)
         w, length = torch.where(away, _orthogonal(x), w), torch.where(away, 1.0, length)
-        return torch.where(length == 0, w, angle / torch.where(length == 0, 1.0, length) * w)
+        # Where the points nearly coincide, the angle and the length may both be rounding: their ratio has a series.
+        small = angle.square() < 2 * torch.finfo(w.dtype).eps ** 0.5
+        ratio = torch.where(small, 1 + angle.square() / 6, angle / torch.where(small, 1.0, length))
+        return ratio * w
 
     def _dist(self, x, y):
         return 2 * torch.atan2(norm(x - y), norm(x + y))
@@ -96,10 +104,10 @@ class Sphere(Manifold):
 
     def _geodesic(self, x0, x1, t):
         e = self._log(x0, x1)
-        theta = norm(e, keepdim=True)
-        t = t.unsqueeze(-1)
-        cos, sin = (t * theta).cos(), t * sinc(t * theta)
-        return cos * x0 + sin * e, cos * e - theta * (t * theta).sin() * x0
+        square, t = _dot(e, e), t.unsqueeze(-1)
+        cos, sin = cos_sinc(t.square() * square)
+        sin = t * sin
+        return cos * x0 + sin * e, cos * e - square * sin * x0
 
     def frame(self, x):
         """Returns the images of the first ``dim`` axes under the reflection that takes the last axis to ``x``.

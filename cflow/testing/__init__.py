@@ -13,6 +13,7 @@ from cflow.testing.exact_denoiser import ExactDenoiser
 from cflow.testing.fields import check_field
 from cflow.testing.flows import check_flow
 from cflow.testing.interpolants import GaussianBridgeField, check_interpolant
+from cflow.testing.manifolds import check_manifold
 from cflow.testing.objectives import check_objective
 from cflow.testing.paths import GaussianField, check_path
 from cflow.testing.relaxed import RelaxedTokenField
@@ -33,6 +34,7 @@ __all__ = [
     "check_field",
     "check_flow",
     "check_interpolant",
+    "check_manifold",
     "check_objective",
     "check_path",
     "check_solver",

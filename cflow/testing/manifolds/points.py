@@ -1,0 +1,64 @@
+"""Points and tangent vectors on which manifolds are tested, and how they are compared."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cflow.manifolds import Manifold
+from cflow.testing.checks import close, demand
+
+__all__ = ["Sample", "expand"]
+
+
+class Sample:
+    """Draws points and tangent vectors of a manifold in one dtype, and compares results up to rounding.
+
+    Points are uniform where the volume is finite; elsewhere they are ends of geodesics from the origin.
+    """
+
+    def __init__(self, manifold: Manifold, dtype: torch.dtype, rounding: float):
+        self.manifold, self.dtype = manifold, dtype
+        self.generator = torch.Generator().manual_seed(0)
+        self.tolerance = rounding * torch.finfo(dtype).eps
+        self.event = manifold.event_shape
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=self.dtype)
+
+    def points(self, *batch: int) -> Tensor:
+        if math.isfinite(self.manifold.log_volume):
+            return self.manifold.uniform(batch, generator=self.generator, dtype=self.dtype)
+        start = self.manifold.origin(dtype=self.dtype)
+        frame = self.manifold.frame(start)
+        velocity = torch.tensordot(self.normal(*batch, self.manifold.dim), frame, 1)
+        return self.manifold.exp(start, velocity)
+
+    def tangents(self, x: Tensor) -> Tensor:
+        return self.manifold.to_tangent(x, self.normal(*x.shape))
+
+    def directions(self, x: Tensor) -> Tensor:
+        u = self.tangents(x)
+        return u / expand(self.length(x, u), u)
+
+    def length(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.manifold.inner(x, u, u).clamp(min=0).sqrt()
+
+    def same(self, left: Tensor, right: Tensor, message: str, times: float = 1.0) -> None:
+        """Demands that two tensors agree up to rounding, relative to the largest entry, one at least."""
+        size = 1 + (float(right.detach().abs().max()) if right.numel() else 0.0)
+        close(left, right, times * size * self.tolerance, f"{message} ({self.dtype})")
+
+    def same_points(self, left: Tensor, right: Tensor, message: str) -> None:
+        """Demands that two points are close, by their distance: a point may have several coordinates."""
+        demand(left.shape == right.shape, f"{message}: shapes {tuple(left.shape)} and {tuple(right.shape)} differ")
+        size = 1 + (float(right.detach().abs().max()) if right.numel() else 0.0)
+        gap = self.manifold.dist(left, right)
+        close(gap, torch.zeros_like(gap), size * self.tolerance, f"{message} ({self.dtype})")
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Adds dimensions at the end."""
+    return value.reshape(*value.shape, *([1] * (like.dim() - value.dim())))
