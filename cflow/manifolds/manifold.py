@@ -26,10 +26,10 @@ class Manifold(ABC):
     where two points coincide or lie opposite each other. Where the shortest geodesic is not unique, :meth:`log` returns
     one of the shortest, always the same.
 
-    Every method but :meth:`frame`, :meth:`log_volume_element` and :meth:`cost` accepts ``mask``, broadcastable to
-    ``[*batch, *event]``: entries outside do not move, their tangent vectors are zero, and they count for no distance
-    and no inner product. It belongs to sets of points (:class:`cflow.manifolds.Power`), and must be constant over each
-    point.
+    Every method but :meth:`frame`, :meth:`log_volume_element`, :meth:`normal_velocity` and :meth:`cost` accepts
+    ``mask``, broadcastable to ``[*batch, *event]``: entries outside do not move, their tangent vectors are zero, and
+    they count for no distance and no inner product. It belongs to sets of points (:class:`cflow.manifolds.Power`), and
+    must be constant over each point.
 
     Attributes:
         event_shape: the shape of one point in the ambient space.
@@ -233,6 +233,20 @@ class Manifold(ABC):
             x: points ``[*batch, *event]``.
         """
         return x.new_zeros(x.shape[: x.dim() - len(self.event_shape)])
+
+    def normal_velocity(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        r"""Returns how the normal coordinates at ``x`` of a point ``y`` change while it moves with velocity ``v``.
+
+        .. math:: \dot u = d(\log_x)_y\, v, \qquad u = \log_x y
+
+        This inverts the differential of ``exp``. Default: one forward-mode product through ``log``.
+
+        Args:
+            x: points ``[*batch, *event]``, where the coordinates are zero.
+            y: points ``[*batch, *event]``, nearer to ``x`` than its cut locus.
+            v: tangent vectors at ``y``.
+        """
+        return torch.func.jvp(lambda y: self._log(x, y), (y,), (v,))[1]
 
     def cost(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Computes squared distances between all pairs, ``[B0, B1]``: a cost of optimal transport.

@@ -69,8 +69,9 @@ class Sphere(Manifold):
         return cos * x + sin * u
 
     def _log(self, x, y):
-        w = y - _dot(x, y) * x
-        w = w - _dot(x, w) * x  # near the antipode the first subtraction leaves a part along x
+        w = y - x  # exact for near points
+        w = w - _dot(x, w) * x
+        w = w - _dot(x, w) * x  # near the antipode the first projection leaves a part along x
         length = norm(w, keepdim=True)
         angle = self._dist(x, y).unsqueeze(-1)
         # Within rounding of the antipode there is no direction left.
@@ -122,6 +123,21 @@ class Sphere(Manifold):
         w = torch.cat([w[..., :-1], w[..., -1:] + 1], -1)  # last axis - s x
         units = torch.eye(n, dtype=x.dtype, device=x.device)[:-1]
         return units - 2 * w[..., :-1, None] * (w / w.square().sum(-1, keepdim=True)).unsqueeze(-2)
+
+    def normal_velocity(self, x, y, v):
+        r"""Returns the velocity in normal coordinates: parallel transport, times r / sin r across the geodesic.
+
+        Args:
+            x: points ``[*batch, dim + 1]``, where the coordinates are zero.
+            y: points ``[*batch, dim + 1]``.
+            v: tangent vectors at ``y``.
+        """
+        u, w = self._log(x, y), self._transport(y, x, v)
+        square = _dot(u, u)
+        stretch = 1 / sinc(norm(u, keepdim=True))
+        near = square <= torch.finfo(x.dtype).eps
+        curvature = torch.where(near, -1 / 6, (1 - stretch) / torch.where(near, 1.0, square))
+        return stretch * w + curvature * _dot(u, w) * u
 
     def cost(self, x0, x1):
         """Computes squared distances between all pairs, ``[B0, B1]``, without tensors ``[B0, B1, dim + 1]``.

@@ -21,6 +21,15 @@
 | ``EulerMaruyama``  | 1 (weak) | 1 per step               | fixed grid, noise of a chosen strength     |
 | ``StochasticHeun`` | 2 (weak) | 2 per step               | fixed grid, noise of a chosen strength     |
 
+On a manifold (the others integrate in the ambient space):
+
+| name                 | order | evaluations of the field | steps                                                   |
+|----------------------|-------|--------------------------|---------------------------------------------------------|
+| ``GeodesicEuler``    | 1     | 1 per step               | fixed grid, along geodesics                             |
+| ``ProjectedEuler``   | 1     | 1 per step               | fixed grid, straight steps that are projected           |
+| ``GeodesicMidpoint`` | 2     | 2 per step               | fixed grid, slopes by parallel transport                |
+| ``GeodesicRK4``      | 4     | 4 per step               | fixed grid, in normal coordinates                       |
+
 Two more are built around another solver: ``CudaGraph`` replays its solves from a CUDA graph (without noise), and
 ``Wrapper`` is the base of solvers that change only a part of it.
 """
@@ -28,6 +37,7 @@ Two more are built around another solver: ``CudaGraph`` replays its solves from 
 from cflow.solvers.adaptive.controllers import PID
 from cflow.solvers.adaptive.methods import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.capture.cuda_graph import CudaGraph
+from cflow.solvers.geodesic.grid import GeodesicEuler, GeodesicGrid, GeodesicMidpoint, GeodesicRK4, ProjectedEuler
 from cflow.solvers.gradients.modes import Backprop, Checkpointed, ContinuousAdjoint, Gradient
 from cflow.solvers.grid.bespoke import Bespoke
 from cflow.solvers.grid.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
@@ -65,12 +75,17 @@ __all__ = [
     "Fading",
     "FixedGrid",
     "FlowMap",
+    "GeodesicEuler",
+    "GeodesicGrid",
+    "GeodesicMidpoint",
+    "GeodesicRK4",
     "Gradient",
     "Heun",
     "Midpoint",
     "Multistep",
     "Picard",
     "Problem",
+    "ProjectedEuler",
     "Ralston",
     "Solution",
     "Solver",

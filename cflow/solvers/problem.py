@@ -33,7 +33,7 @@ class Problem:
         y0: the tensors of the state in a list, in float32 at least.
         t0, t1: the ends, two Python numbers.
         at: the output times, or None.
-        args, params, path, generator, manifold: as given.
+        args, params, manifold, path, generator: as given.
         tolerances: maps the name of each quadrature to its tolerance, or to None.
         batch, device, dtype: the number of samples, their device, and the dtype of time.
         owner: the name of the solver, for messages.
@@ -49,12 +49,11 @@ class Problem:
         self.owner, self.gradient = type(solver).__name__, solver.gradient
         if manifold is not None and not solver.on_manifolds:
             raise ValueError(
-                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver would leave the manifold; use a "
-                f"geodesic solver, or manifold=None for the ambient space."
+                f"{self.owner}.solve(manifold={type(manifold).__name__}): this solver would leave the manifold; use "
+                f"one such as GeodesicEuler(steps=50), or manifold=None for the ambient space."
             )
-        self.manifold = manifold
         self.f, self.like, self.args, self.params = f, y0, tuple(args), params
-        self.path, self.generator = path, generator
+        self.manifold, self.path, self.generator = manifold, path, generator
         self.t0, self.t1 = _time(self.owner, "t0", t0), _time(self.owner, "t1", t1)
         self.at = None if at is None else _outputs(self.owner, at, self.t0, self.t1)
         self.tolerances = dict(quadratures or {})

@@ -32,8 +32,8 @@ class Solver(ABC):
             Such a solver computes no integrals.
         takes_whole_steps: whether ``f`` is evaluated for the average velocity over a step, ``f(t, y, *args, s=...)``.
             No closed form replaces such a step.
-        on_manifolds: whether the solver steps on a manifold, which it reads from the problem. Others integrate in the
-            ambient space, and refuse a manifold.
+        on_manifolds: whether the solver steps on a manifold, which ``manifold=`` must then pass. The state is one
+            tensor of points, and ``f`` returns tangent vectors. Others integrate in the ambient space, and refuse one.
         fitted_times: the times of all evaluations of ``f``, if they were fitted to one flow. Such a solver integrates
             over its whole interval or not at all. None: not fitted.
         step_tolerance: the tolerance for accepting steps. Integrals that must be accurate, such as a log-determinant,
@@ -115,7 +115,7 @@ class Solver(ABC):
                 own operations do not need it.
             quadratures: maps the name of each integral that ``f`` returns to the tolerance with which it takes part in
                 step control, or to None to leave it out. Each value is ``[B]`` or ``[B, k]``.
-            manifold: the manifold of the state, for solvers that step along geodesics.
+            manifold: the manifold of the state, for solvers that step on it (``on_manifolds``).
             path: the schedule, for solvers that depend on one.
             generator: source of noise, for solvers that draw.
             at: times, in the direction of integration, at which the state is stored in ``Solution.trajectory``.

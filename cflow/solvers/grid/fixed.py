@@ -131,13 +131,16 @@ class FixedGrid(Solver):
         outputs.keep(nodes[0], problem.y0)
         with without_graph(tape):
             times = _stage_times(problem, nodes, self.tableau.nodes[: self.calls_per_step()])
-            if tape is None and problem.plain:
-                y, integrals = self._plain(problem, nodes, times, outputs)
-            else:
-                y, integrals = self._walk(problem, nodes, times, outputs, tape)
+            y, integrals = self._integrate(problem, nodes, times, outputs, tape)
         if tape is not None:
             y, integrals, outputs.kept = tape.attach(y, integrals, outputs.kept)
         return problem.finished(y, integrals, len(nodes) - 1, outputs.kept)
+
+    def _integrate(self, problem: Problem, nodes, times, outputs: "Outputs", tape) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the state and the integrals at the end of the grid."""
+        if tape is None and problem.plain:
+            return self._plain(problem, nodes, times, outputs)
+        return self._walk(problem, nodes, times, outputs, tape)
 
     def _plain(self, problem: Problem, nodes, times, outputs: "Outputs") -> tuple[list[Tensor], list[Tensor]]:
         """Steps a state of one tensor without integrals, with little overhead for small networks."""
