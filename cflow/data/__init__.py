@@ -1,9 +1,10 @@
-"""Readers of tables, arrays, images, snapshots and sequences; alphabets; two-dimensional toy distributions."""
+"""Readers of tables, arrays, images, meshes, snapshots and sequences; alphabets; two-dimensional toy distributions."""
 
 from cflow.data import toys
 from cflow.data.alphabets import Alphabet, Bytes, Characters
 from cflow.data.files import read_idx
 from cflow.data.images import ImageData, cifar10, digits, image_folder, mnist
+from cflow.data.meshes import read_mesh
 from cflow.data.npy import read_array
 from cflow.data.sequences import read_fasta, windows
 from cflow.data.snapshots import Snapshots, read_snapshots
@@ -26,6 +27,7 @@ __all__ = [
     "read_array",
     "read_fasta",
     "read_idx",
+    "read_mesh",
     "read_snapshots",
     "read_table",
     "toys",

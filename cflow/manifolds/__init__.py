@@ -2,6 +2,7 @@
 
 from cflow.manifolds.laws import Uniform
 from cflow.manifolds.manifold import Manifold
+from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
 from cflow.manifolds.sphere import Sphere
 
-__all__ = ["Manifold", "Sphere", "Uniform"]
+__all__ = ["Biharmonic", "CommuteTime", "Diffusion", "Manifold", "Mesh", "Sphere", "Uniform"]
