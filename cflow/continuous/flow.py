@@ -323,8 +323,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         inside = None if self.manifold is None else self.manifold.holds(x)
         if inside is not None:
             # Points elsewhere have no density; another point takes their place in the solve.
-            fixed = torch.Generator(x.device).manual_seed(0)
-            x = torch.where(expand_like(inside, x), x, self.cast(self.base.sample((1,), generator=fixed)))
+            x = torch.where(expand_like(inside, x), x, self.manifold.origin(dtype=x.dtype, device=x.device))
         solution = self._solved(transport(self, x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
         ladj = solution.quadratures["ladj"]
         return solution.y, ladj if inside is None else torch.where(inside, ladj, -torch.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_mesh(path: str | os.PathLike) -> tuple[Tensor, Tensor]:
     number = 0
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, kind, values in readers[path.suffix.lower()](lines):
+        for number, kind, values in readers[path.suffix.lower()](lines):  # noqa: B007 (named in the error)
             if kind == "v":
                 x, y, z = map(float, values[:3])
                 vertices.append((x, y, z))
@@ -52,7 +53,7 @@ def read_mesh(path: str | os.PathLike) -> tuple[Tensor, Tensor]:
             corners = [int(each) for each in values]
             if len(corners) < 3:
                 raise ValueError
-            faces += [(corners[0], one, two) for one, two in zip(corners[1:], corners[2:])]
+            faces += [(corners[0], one, two) for one, two in itertools.pairwise(corners[1:])]
     except ValueError as error:
         raise ValueError(
             f"read_mesh({str(path)!r}): line {number or getattr(error, 'line', 1)} is not valid; get the file again."

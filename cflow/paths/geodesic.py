@@ -21,8 +21,8 @@ __all__ = ["Geodesic"]
 class Geodesic(VelocityPath):
     r"""Connects base and data by the shortest geodesic between them, on any manifold.
 
-    .. math:: x_t = \exp_{x_0}\big(\kappa_t \log_{x_0} x_1\big), \qquad
-              u_t = \frac{d x_t}{d t} = \frac{\dot\kappa_t}{1 - \kappa_t} \log_{x_t} x_1
+    .. math:: x_t = \exp_{x_0}\big(\kappa_t \log_{x_0} x_1\big),
+              \qquad u_t = \frac{d x_t}{d t} = \frac{\dot\kappa_t}{1 - \kappa_t} \log_{x_t} x_1
 
     with :math:`\kappa` increasing from 0 to 1. The velocity is a tangent vector at :math:`x_t`, not at :math:`x_0`. The
     network predicts one of

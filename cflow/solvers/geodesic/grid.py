@@ -25,8 +25,8 @@ class GeodesicGrid(FixedGrid):
 
     A step is one of the method in normal coordinates at its start x, where slopes at the stages are tangent vectors:
 
-    .. math:: k_i = A_i\, f\Big(t + c_i h,\; \exp_x\big(h \sum_{j < i} a_{ij} k_j\big)\Big), \qquad
-              x^+ = \exp_x\Big(h \sum_i b_i k_i\Big)
+    .. math:: k_i = A_i\, f\Big(t + c_i h,\; \exp_x\big(h \sum_{j < i} a_{ij} k_j\big)\Big),
+              \qquad x^+ = \exp_x\Big(h \sum_i b_i k_i\Big)
 
     :math:`A_i` takes a tangent vector at the stage to one at x; it sets the order of the method on a curved manifold.
     ``f`` returns tangent vectors. Integrals are those of the method: :math:`q^+ = q + h \sum_i b_i g_i`.
@@ -130,8 +130,8 @@ class ProjectedEuler(GeodesicGrid):
 class GeodesicMidpoint(GeodesicGrid):
     r"""Integrates along geodesics with the slope at the middle of each step, order 2, two evaluations per step.
 
-    .. math:: m = \exp_x\big(\tfrac h2 f(t, x)\big), \qquad
-              x^+ = \exp_x\big(h\, \Gamma_{m \to x} f(t + \tfrac h2, m)\big)
+    .. math:: m = \exp_x\big(\tfrac h2 f(t, x)\big),
+              \qquad x^+ = \exp_x\big(h\, \Gamma_{m \to x} f(t + \tfrac h2, m)\big)
 
     :math:`\Gamma` is parallel transport: without it the method is of order 1. See :class:`GeodesicGrid`.
 
