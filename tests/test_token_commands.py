@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, ctmc, paths
+from cflow import bases, ctmc, data, paths
 from cflow.bijections import OneHot
 from cflow.cli import main
 from cflow.data import Bytes, Characters, read_table
@@ -18,6 +18,7 @@ from cflow.testing.exact_denoiser import ExactDenoiser
 LETTERS = Characters("abcdefghijklmnopqrstuvwxyz ")
 LINES = Characters("ab\n")
 ABC = Characters("abc")
+NAMES = Characters("abcdefghijklmnopqrstuvwxyz\n", end="\n")
 CYCLES = ("abc", "bca", "cab")  # the three texts of the law in `cycles`
 
 
@@ -54,6 +55,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, alphabet in (("letters", LETTERS), ("lines", LINES), ("bytes", Bytes())):
         cflow.save(tokens(12, alphabet.size, alphabet), folder / name / "model")
+    cflow.save(tokens(12, 27, NAMES), folder / "names" / "model")
     cflow.save(tokens(2, 5), folder / "pairs")
     vectors = cflow.ContinuousFlow(Same(), bases.Normal((2, 5)), path=paths.Linear("logits"))
     cflow.save(vectors.with_transform(OneHot(2, 5)), folder / "vectors")
@@ -380,6 +382,30 @@ def test_lines_of_a_text_are_rows(runs, tmp_path, capsys):
     assert "x.txt: line 5: Characters.encode: 'T' at position 0 is not one of the 27 symbols" in captured.err
     assert "5 rows" in captured.out
     assert "2 bad rows, 1 line without a row" in captured.out
+
+
+def test_lines_that_are_shorter_than_a_row_end_with_the_end_of_the_alphabet(runs, tmp_path, capsys):
+    texts = ["anna", "otto", "maximilianus", "io"]
+    (tmp_path / "x.txt").write_text("\n".join([*texts, "maximilianus2"]))
+    x = data.padded([NAMES.encode(text) for text in texts], NAMES.end_token, 12)
+    for file, rows in (("x.txt", x), ("x.npy", x)):
+        if file == "x.npy":
+            numpy.save(tmp_path / file, x.numpy())
+        main(["score", "--draws", "1", str(runs / "names"), str(tmp_path / file), "-o", str(tmp_path / "s.csv")])
+        good = [each for each in scores_of(tmp_path / "s.csv") if not math.isnan(each)]
+        expected = bound(runs / "names", rows)
+        assert good == pytest.approx(expected)
+        captured = capsys.readouterr()
+        bits = -sum(expected) / (5 + 5 + 12 + 3) / math.log(2)  # each name and its end, if it has one
+        assert f"1 draw per row), {bits:.4g} bits per token" in captured.out
+        assert ("line 5: Characters.encode: '2'" in captured.err) == (file == "x.txt")
+
+
+def test_short_samples_are_lines_without_their_ends(runs, tmp_path):
+    main(["sample", str(runs / "names"), "-n", "40", "--seed", "2", "-o", str(tmp_path / "x.txt")])
+    texts = [NAMES.decode(row) for row in drawn(runs / "names", 40, 2)]
+    assert (tmp_path / "x.txt").read_text() == "\n".join([*texts, ""])
+    assert len(set(map(len, texts))) > 2
 
 
 def test_a_text_with_line_breaks_in_the_alphabet_is_cut_into_rows(runs, tmp_path, capsys):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow.cli.bad_rows import mark_missing, mark_no_tokens
 from cflow.cli.commands import command
-from cflow.cli.outputs import vocabulary_of
+from cflow.cli.outputs import alphabet_of, vocabulary_of
 from cflow.cli.runs import device_of, folder_of, report_of, spare
 from cflow.cli.samplers import needs_solver, solver_of
 from cflow.cli.summary import Summary
@@ -57,8 +57,9 @@ def score(
     Args:
         run: The folder of a run, or a folder that cflow.save wrote.
         table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array; for a flow with an
-            alphabet also a .txt text. Each line of a text is a row; if the alphabet has the line break, the text is cut
-            into rows of the flow's length, and an incomplete last row is not scored.
+            alphabet also a .txt text. Each line of a text is a row, and may be shorter if the flow learned lines; if
+            the alphabet has the line break, the text is cut into rows of the flow's length, and an incomplete last row
+            is not scored.
         columns: Names (or numbers from 0) of the data columns, separated by spaces, in the order of training. Default:
             the names in the run; all columns except the condition if the run or the table has no names.
         condition: Names (or numbers) of the columns of the condition. Default: the names in the run; the last columns
@@ -113,7 +114,7 @@ def score(
     generator = torch.Generator(place).manual_seed(seed)
     codes = torch.tensor(report_of(run).get("missing", []), dtype=torch.float64)
 
-    total = Summary()
+    total = Summary(math.prod(flow.event_shape), getattr(alphabet_of(flow), "end_token", None))
     with _written(output) as lines:
         lines = csv.writer(lines, lineterminator="\n")
         lines.writerow(["row", *(["line"] if file.unit == "line" else []), *([label] if label else []), "log_prob"])
@@ -139,8 +140,7 @@ def score(
     what = "log-density"
     if vocabulary:
         what = "log-probability"
-        bits = -total.mean / math.prod(flow.event_shape) / math.log(2)
-        kind = f" ({flow.likelihood}, {counted(draws, 'draw')} per row), {bits:.4g} bits per token"
+        kind = f" ({flow.likelihood}, {counted(draws, 'draw')} per row), {total.bits():.4g} bits per token"
     passed = f", {counted(total.passed, 'line')} without a row" if total.passed else ""
     passed += f", {counted(unused, 'token')} after the last row" if unused else ""
     rows, bad = counted(total.rows, "row"), counted(total.bad, "bad row")

@@ -12,7 +12,7 @@ from torch import Tensor
 from cflow.cli.outputs import alphabet_of
 from cflow.data.faults import Fault, counted
 from cflow.data.files import find
-from cflow.data.sequences import windows
+from cflow.data.sequences import padded, windows
 from cflow.data.tables import Chunk
 from cflow.data.text import decode_error, lines_of
 
@@ -23,8 +23,8 @@ class TextFile:
     """Reads a text as rows of tokens. What is a row depends on the alphabet.
 
     If the alphabet has the line break, the text is one sequence, and is cut into rows of the flow's length. Tokens at
-    the end that do not fill a row are not used. Otherwise each line is a row, and must have the flow's length; empty
-    lines are not rows.
+    the end that do not fill a row are not used. Otherwise each line is a row; empty lines are not rows. A line must
+    have the flow's length, or be shorter if the alphabet has a token that ends a text, which then fills the row.
 
     Args:
         flow: a flow with an alphabet.
@@ -75,17 +75,22 @@ class TextFile:
 
     def _encoded(self, rows: list[tuple[int, str]], passed: int) -> Chunk:
         values, bad = torch.full((len(rows), self.length), torch.nan, dtype=torch.float64), {}
+        end = self.alphabet.end_token
         for position, (_, text) in enumerate(rows):
             try:
                 tokens = self.alphabet.encode(text)
+                if end is not None and len(tokens) <= self.length:
+                    tokens = padded([tokens], end, self.length)[0]
             except ValueError as error:
                 bad[position] = Fault(str(error), "a character outside the alphabet", "replace it, or omit such lines")
                 continue
             if len(tokens) == self.length:
                 values[position] = tokens.double()
             else:
-                what = f"{counted(len(tokens), 'token')} instead of {self.length}"
-                bad[position] = Fault(what, "another number of tokens", f"write {self.length} tokens in every line")
+                most = "" if end is None else "at most "
+                what = f"{counted(len(tokens), 'token')} instead of {most}{self.length}"
+                remedy = f"write {most}{self.length} tokens in every line"
+                bad[position] = Fault(what, "another number of tokens", remedy)
         return Chunk(values, [number for number, _ in rows], bad, None, passed)
 
     def _cut(self) -> Tensor:
