@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy
 import pytest
@@ -87,6 +88,7 @@ def refused(arguments, capsys):
 def test_samples_are_text_by_default_and_a_few_are_printed(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for num, printed in ((3, True), (9, False)):
+        (tmp_path / "samples.txt").unlink(missing_ok=True)
         main(["sample", str(runs / "letters"), "-n", str(num), "--seed", "3"])
         lines = (tmp_path / "samples.txt").read_text().split("\n")
         texts = [LETTERS.decode(row) for row in drawn(runs / "letters", num, 3)]
@@ -246,8 +248,11 @@ def test_options_of_another_kind_of_flow_are_refused(run, options, message, runs
 
 def test_a_sentence_is_completed(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main(["sample", str(runs / "cycles"), "--infill", "_b_"])
-    assert capsys.readouterr().out.splitlines()[:-1] == ["abc"] * 4  # one law has one answer
+    main(["sample", str(runs / "cycles"), "--infill", "_b_", "--seed", "7"])
+    *texts, last = capsys.readouterr().out.splitlines()
+    assert texts == ["abc"] * 4  # one law has one answer
+    assert last == "4 samples, shape (3,), seed 7, Analytic(steps=64)"
+    assert not list(tmp_path.iterdir())
     main(["sample", str(runs / "cycles"), "--infill", "b", "-n", "2", "-o", "x.npy"])
     captured = capsys.readouterr()
     assert captured.out.splitlines()[:-1] == ["bca"] * 2
@@ -416,6 +421,46 @@ def test_a_text_with_line_breaks_in_the_alphabet_is_cut_into_rows(runs, tmp_path
     assert scores_of(tmp_path / "s.csv") == pytest.approx(expected)
     assert "2 rows" in (said := capsys.readouterr().out)
     assert "8 tokens after the last row" in said
+
+
+@pytest.mark.parametrize("run", ["letters", "lines", "names"])
+def test_samples_can_be_scored(run, runs, tmp_path, capsys):
+    alphabet = cflow.load(runs / run).alphabet
+    for num in (1, 30):
+        main(["sample", str(runs / run), "-n", str(num), "--seed", "2", "-o", str(tmp_path / "x.txt")])
+        main(["score", "--draws", "1", str(runs / run), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
+        x = drawn(runs / run, num, 2)
+        if alphabet.end_token is not None:
+            texts = [alphabet.decode(row) for row in x]
+            x = data.padded([alphabet.encode(text) for text in texts if text], alphabet.end_token, 12)
+        assert scores_of(tmp_path / "s.csv") == pytest.approx(bound(runs / run, x))
+        assert "0 bad rows" in capsys.readouterr().out
+
+
+def test_lines_of_dashes_in_a_text_are_reported(runs, tmp_path, capsys):
+    rule = "-" * 40
+    (tmp_path / "x.txt").write_text(f"ab\nabababab\n\n{rule}\nabab\n{rule}\nab-babababab\n{rule}\n\n\nbababababa")
+    main(["score", "--draws", "1", str(runs / "lines"), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
+    x = torch.stack([LINES.encode(text) for text in ("ab\nabababab\n", "\n\nbababababa")])
+    found = scores_of(tmp_path / "s.csv")
+    assert [found[0], found[3]] == pytest.approx(bound(runs / "lines", x))
+    said = capsys.readouterr().err
+    assert "row 1: 4 tokens instead of 12" in said
+    assert "row 2: Characters.encode: '-' at position 2" in said
+    assert "write 12 tokens in every text between lines of 40 dashes" in said
+
+
+def test_a_file_that_was_not_named_is_not_replaced(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, file in (
+        (["sample", runs / "letters"], "samples.txt"),
+        (["score", runs / "names", "x"], "scores.csv"),
+    ):
+        Path(file).write_text("mine")
+        assert f"{file} exists; pass --output {file} to replace it" in refused(command, capsys)
+        assert Path(file).read_text() == "mine"
+    main(["sample", str(runs / "letters"), "-n", "1", "-o", "samples.txt"])
+    assert Path("samples.txt").read_text() != "mine"
 
 
 @pytest.mark.parametrize(
