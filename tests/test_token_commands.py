@@ -1,8 +1,11 @@
 """The commands on flows over tokens: text that is drawn, completed and scored."""
 
 import csv
+import importlib
+import inspect
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import bases, ctmc, data, paths
+from cflow import bases, ctmc, data, paths, registry
 from cflow.bijections import OneHot
 from cflow.cli import main
 from cflow.data import Bytes, Characters, read_table
@@ -495,3 +498,28 @@ def test_info_shows_source_path_and_alphabet(runs, capsys):
         "event          (12,), likelihood bound",
     ):
         assert part in said
+
+
+def test_own_classes_are_imported_first(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    source = "import cflow, torch\n\n@cflow.register('tests.OfAFile')\nclass OfAFile(torch.nn.Module):\n"
+    Path("parts_of_a_user.py").write_text(source + inspect.getsource(Same.forward))
+    sys.path.insert(0, str(tmp_path))
+    module = importlib.import_module("parts_of_a_user")
+    vectors = cflow.ContinuousFlow(module.OfAFile(), bases.Normal((2, 5)), path=paths.Linear("logits"))
+    cflow.save(vectors.with_transform(OneHot(2, 5)), "model")
+    # As in a new process, nothing is known.
+    del registry._classes["tests.OfAFile"], sys.modules["parts_of_a_user"]
+    sys.path.remove(str(tmp_path))
+    options = ["sample", "model", "-n", "2", "--steps", "2", "-o", "x.csv"]
+    said = refused(options, capsys)
+    assert "'tests.OfAFile' is not a registered class; import the module that defines it" in said
+    assert "cflow --import MODULE" in said
+    assert "--import no_such_parts: No module named 'no_such_parts'" in refused(
+        ["--import", "no_such_parts", *options], capsys
+    )
+    assert "--import : " in refused(["--import"], capsys)
+    main(["--import", "parts_of_a_user", *options])
+    assert Path("x.csv").is_file()
