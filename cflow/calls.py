@@ -101,9 +101,10 @@ class Calls(nn.Module):
                 )
             return Size()
         if context is None:
-            what = f"labels from 0 to {self.classes - 1}" if self.classes else "a context"
+            what = f"labels from 0 to {self.classes - 1}" if self.classes else "a tensor"
             raise ValueError(
-                f"flow.{method}(): the context is missing; pass {what} of shape {pattern(self.context_shape)}."
+                f"flow.{method}(): the context is missing; pass context=..., {what} of shape "
+                f"{pattern(self.context_shape)}."
             )
         batch = batch_of(context, self.context_shape, f"flow.{method}: context")
         # Only where reading does not wait for a device: an index outside the table would raise an unclear error.

@@ -313,6 +313,29 @@ class BaseFlow(Calls):
         logp = self._log_prob(again, context, generator, **mine("log_prob"))
         return unflatten(x, batch), (logp + ladj).reshape(batch)
 
+    def infill(
+        self, x: Value, fixed: Value, shape=(), context: Value | None = None, *, generator=None, **options
+    ) -> Value:
+        """Draws what is not fixed of ``x``, given what is fixed: ``[*shape, *batch, *event]``.
+
+        Flows over tokens have this method; others raise an error.
+
+        Args:
+            x: data ``[*batch, *event]``; values that are not fixed are not read.
+            fixed: what is given, bool, broadcastable to ``x``.
+            shape: as many completions of each row.
+            context: the conditions ``[*batch, *context_shape]``.
+            generator: source of random numbers.
+            **options: those of the kind of flow.
+
+        Raises:
+            TypeError: for a flow that cannot do this.
+        """
+        raise TypeError(
+            f"flow.infill: a {type(self).__name__} draws whole samples; for tokens use ctmc.TokenFlow, or draw many "
+            f"samples and choose."
+        )
+
     def forward(self, context: Value | None = None) -> FlowDistribution:
         """Returns the distribution of the data, given ``context``, as a ``torch.distributions.Distribution``.
 

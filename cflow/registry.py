@@ -89,7 +89,8 @@ def lookup(name: str) -> type:
     if name not in _classes:
         near = difflib.get_close_matches(name, _classes, 3)
         raise ValueError(
-            f"{name!r} is not a registered class; import the module that defines it, with @cflow.register."
+            f"{name!r} is not a registered class; import the module that defines it, with @cflow.register (on a "
+            f"command line: cflow --import MODULE)."
             + (f" Registered, with a name like it: {', '.join(near)}." if near else "")
         )
     return _classes[name]

@@ -45,13 +45,17 @@ def as_shape(shape):
         return None
     if isinstance(shape, dict):
         return {name: as_shape(part) for name, part in shape.items()}
+    if isinstance(shape, Tensor) and shape.dim():
+        raise ValueError(
+            f"shape tensor of shape {list(shape.shape)}: pass an int or a tuple of ints; a context, such as labels, is "
+            f"passed by name: context=..."
+        )
     try:
         sizes = tuple(operator.index(size) for size in (shape if isinstance(shape, Iterable) else (shape,)))
     except TypeError:
         sizes = (-1,)
     if any(size < 0 for size in sizes):
-        given = f"tensor of shape {list(shape.shape)}" if isinstance(shape, Tensor) else repr(shape)
-        raise ValueError(f"shape {given:.80}: pass an int or a tuple of non-negative ints, such as (3, 32, 32).")
+        raise ValueError(f"shape {shape!r:.80}: pass an int or a tuple of non-negative ints, such as (3, 32, 32).")
     return Size(sizes)
 
 

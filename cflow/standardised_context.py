@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Size, Tensor, nn
 
 from cflow.bijections.map import Likelihood, Map, weakest
 from cflow.invertible_flow import BaseInvertibleFlow
 from cflow.registry import register
-from cflow.shapes import shown
+from cflow.shapes import flatten, shown, unflatten
 
 __all__ = ["StandardisedContext"]
 
@@ -89,6 +90,21 @@ class StandardisedContext(BaseInvertibleFlow):
         return self.flow.solver
 
     @property
+    def sampler(self):
+        """The inner flow's sampler, if it has one."""
+        return self.flow.sampler
+
+    @property
+    def source(self) -> nn.Module:
+        """The inner flow's source of tokens, if it has one."""
+        return self.flow.source
+
+    @property
+    def alphabet(self):
+        """The inner flow's alphabet, if it has one."""
+        return self.flow.alphabet
+
+    @property
     def latent_shape(self) -> Size:
         return self.flow.latent_shape
 
@@ -102,6 +118,25 @@ class StandardisedContext(BaseInvertibleFlow):
 
     def _inner(self, context: Tensor) -> Tensor:
         return self.context_transform.encode(context)[0]
+
+    @torch.no_grad()
+    def infill(self, x: Tensor, fixed: Tensor, shape=(), context: Tensor | None = None, *, generator=None, **options):
+        """Draws what is not fixed of ``x``, as the inner flow does: ``[*shape, *batch, *event]``.
+
+        Args:
+            x: data ``[*batch, *event]``; values that are not fixed are not read.
+            fixed: what is given, bool, broadcastable to ``x``.
+            shape: as many completions of each row.
+            context: the conditions ``[*batch, *context_shape]``, not standardised.
+            generator: source of random numbers.
+            **options: those of the inner flow.
+        """
+        if len(self.transform):
+            raise ValueError("flow.infill: this flow has transforms of its data; infill with the flow inside.")
+        context = self.cast(self._as_context(context))
+        batch = self._context(context, "infill")
+        inner = unflatten(self._inner(flatten(context, self.context_shape, batch)), batch)
+        return self.flow.infill(x, fixed, shape, inner, generator=generator, **options)
 
     def _log_prob(self, x: Tensor, context: Tensor, generator, **options) -> Tensor:
         return self.flow.log_prob(x, self._inner(context), generator=generator, **options)

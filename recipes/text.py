@@ -3,6 +3,7 @@
     python recipes/text.py                                      # prose of Python's documentation, by characters
     python recipes/text.py --data book.txt                      # your own text
     python recipes/text.py --data genome.fasta --alphabet ACGTN # sequences
+    python recipes/text.py --data names.txt --rows lines        # names, SMILES: each line is a text
     python recipes/text.py --data stdlib --tokens pieces        # Python code, by pieces of words
     python recipes/text.py --baseline ar                        # an autoregressive transformer beside it
     python recipes/text.py --source uniform                     # from random characters in place of hidden ones
@@ -26,7 +27,7 @@ import math
 import sys
 import time
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,8 @@ class Options:
     """A text file, a FASTA file (.fa, .fasta), or: reference (Python's documentation), stdlib (its library)."""
     tokens: Literal["characters", "bytes", "pieces"] = "characters"
     """What is a token: a character, a byte of UTF-8, or a piece of a word (needs the package tokenizers)."""
+    rows: Literal["windows", "lines"] = "windows"
+    """What is a row: any part of the text, or one line (one sequence of a FASTA file), which may be short."""
     alphabet: str | None = None
     """The characters of the alphabet, such as ACGTN. Default: those of the text."""
     vocabulary: int = 512
@@ -68,8 +71,8 @@ class Options:
     """How the share of tokens that are revealed depends on time."""
     baseline: Literal["none", "ar"] = "none"
     """Also train an autoregressive transformer of about the same size, and judge samples by it."""
-    length: int = 64
-    """Tokens in a row."""
+    length: int | None = None
+    """Tokens in a row. Default: 64, or those of the longest line."""
     network: Literal["convolutions", "transformer"] = "convolutions"
     """Network of the flow: dilated convolutions learn sooner on short rows, a transformer sees far."""
     width: int = 128
@@ -101,7 +104,7 @@ def check(options: Options) -> None:
     if options.width < 32 or options.width % 32:
         raise ValueError(f"--width {options.width}: a head has 32 numbers; pass a multiple of 32, such as 128.")
     for name in ("length", "depth", "steps", "batch_size", "max_characters"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: pass 1 or more.")
     if options.draws < 2:
         raise ValueError(f"--draws {options.draws}: a standard error needs 2 or more.")
@@ -162,7 +165,8 @@ def build(options: Options, corpus: text_data.Corpus) -> ctmc.TokenFlow:
         case "uniform":
             source = ctmc.Uniform(options.length, size)
         case "marginal":
-            source = ctmc.Marginal.fit(data.windows(corpus.seen, options.length), size)
+            rows = corpus.train if options.rows == "lines" else data.windows(corpus.seen, options.length)
+            source = ctmc.Marginal.fit(rows, size)
     # With random tokens, the network need not learn again what the token at its own place tells.
     head = "denoiser" if options.source == "mask" else "leave-one-out"
     path = ctmc.Mixture(SCHEDULES[options.schedule], head=head)
@@ -206,9 +210,14 @@ def in_batches(function, rows: torch.Tensor) -> torch.Tensor:
 
 
 def bits(nats: torch.Tensor, corpus: text_data.Corpus) -> metrics.Estimate:
-    """Returns bits per character of rows from their log-probabilities, with the standard error over rows."""
-    each = metrics.bits_per_token(nats.double(), corpus.held.shape[1]) / corpus.characters
-    return metrics.Estimate(float(each.mean()), float(each.std()) / math.sqrt(len(each)))
+    """Returns bits per character of rows from their log-probabilities, with the standard error over rows.
+
+    Both are those of a ratio: the bits of all rows by their characters. Padding costs bits, and has no characters.
+    """
+    each, characters = -nats.double() / math.log(2), corpus.characters.double()
+    value = float(each.sum() / characters.sum())
+    spread = float((each - value * characters).std()) / float(characters.mean())
+    return metrics.Estimate(value, spread / math.sqrt(len(each)))
 
 
 def held_out(flow, corpus: text_data.Corpus, options: Options) -> metrics.Estimate:
@@ -277,9 +286,9 @@ def line(alphabet: data.Alphabet, row: torch.Tensor) -> str:
 
 
 def filled(flow, row: torch.Tensor, generator, temperature: float, sampler=None) -> tuple[str, list[str]]:
-    """Hides the middle third of a row, and completes it three times: the row with blanks, and the completions."""
-    length = len(row)
-    fixed = torch.ones(length, dtype=torch.bool)
+    """Hides the middle third of a text, and completes it three times: the text with blanks, and the completions."""
+    length = int(data.lengths(row[None], flow.alphabet.end_token))
+    fixed = torch.ones(len(row), dtype=torch.bool)
     fixed[length // 3 : 2 * length // 3] = False
     steps = max(1, int((~fixed).sum()))
     sampler = ctmc.Analytic(steps=steps, temperature=temperature) if sampler is None else sampler
@@ -309,11 +318,19 @@ def main(options: Options) -> None:
     started = time.perf_counter()
     check(options)
     corpus = text_data.read(
-        options.data, options.tokens, options.alphabet, options.vocabulary, options.max_characters, options.length
+        options.data,
+        options.tokens,
+        options.alphabet,
+        options.vocabulary,
+        options.max_characters,
+        options.length,
+        by_line=options.rows == "lines",
     )
+    options = replace(options, length=corpus.held.shape[1])
     place = options.data if options.data in text_data.WORDS else Path(options.data)
     parts = ["text", *([corpus.name] if corpus.name != "reference" else [])]
-    parts += [each for each, usual in ((options.tokens, "characters"), (options.source, "mask")) if each != usual]
+    usual = {"tokens": "characters", "rows": "windows", "source": "mask"}
+    parts += [getattr(options, name) for name, value in usual.items() if getattr(options, name) != value]
     out = run_folder(options.out, "-".join(parts), place, options.resume)
     alphabet, length = corpus.alphabet, options.length
     say(f"{corpus.name}: {corpus.note}")
@@ -340,13 +357,14 @@ def main(options: Options) -> None:
 
     flow.eval()
     rate = f"{flow.path.default_rate!r}"
-    counts = {name: each / corpus.characters for name, each in text_data.counted_bits(corpus).items()}
+    counts = text_data.counted_bits(corpus)
     found = held_out(flow, corpus, options)
     report = {
         "data": options.data,
         "tokens": options.tokens,
+        "rows": options.rows,
         "alphabet_size": alphabet.size,
-        "characters_per_token": corpus.characters,
+        "characters_per_token": float(corpus.characters.double().mean()) / length,
         "steps": run.steps,
         "training_seconds": run.seconds,
         "bits_per_character": {**counts, "flow": found.value},

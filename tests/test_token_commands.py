@@ -1,15 +1,19 @@
 """The commands on flows over tokens: text that is drawn, completed and scored."""
 
 import csv
+import importlib
+import inspect
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 
 import cflow
-from cflow import bases, ctmc, paths
+from cflow import bases, ctmc, data, paths, registry
 from cflow.bijections import OneHot
 from cflow.cli import main
 from cflow.data import Bytes, Characters, read_table
@@ -18,6 +22,7 @@ from cflow.testing.exact_denoiser import ExactDenoiser
 LETTERS = Characters("abcdefghijklmnopqrstuvwxyz ")
 LINES = Characters("ab\n")
 ABC = Characters("abc")
+NAMES = Characters("abcdefghijklmnopqrstuvwxyz\n", end="\n")
 CYCLES = ("abc", "bca", "cab")  # the three texts of the law in `cycles`
 
 
@@ -54,6 +59,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, alphabet in (("letters", LETTERS), ("lines", LINES), ("bytes", Bytes())):
         cflow.save(tokens(12, alphabet.size, alphabet), folder / name / "model")
+    cflow.save(tokens(12, 27, NAMES), folder / "names" / "model")
     cflow.save(tokens(2, 5), folder / "pairs")
     vectors = cflow.ContinuousFlow(Same(), bases.Normal((2, 5)), path=paths.Linear("logits"))
     cflow.save(vectors.with_transform(OneHot(2, 5)), folder / "vectors")
@@ -85,6 +91,7 @@ def refused(arguments, capsys):
 def test_samples_are_text_by_default_and_a_few_are_printed(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for num, printed in ((3, True), (9, False)):
+        (tmp_path / "samples.txt").unlink(missing_ok=True)
         main(["sample", str(runs / "letters"), "-n", str(num), "--seed", "3"])
         lines = (tmp_path / "samples.txt").read_text().split("\n")
         texts = [LETTERS.decode(row) for row in drawn(runs / "letters", num, 3)]
@@ -244,8 +251,11 @@ def test_options_of_another_kind_of_flow_are_refused(run, options, message, runs
 
 def test_a_sentence_is_completed(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main(["sample", str(runs / "cycles"), "--infill", "_b_"])
-    assert capsys.readouterr().out.splitlines()[:-1] == ["abc"] * 4  # one law has one answer
+    main(["sample", str(runs / "cycles"), "--infill", "_b_", "--seed", "7"])
+    *texts, last = capsys.readouterr().out.splitlines()
+    assert texts == ["abc"] * 4  # one law has one answer
+    assert last == "4 samples, shape (3,), seed 7, Analytic(steps=64)"
+    assert not list(tmp_path.iterdir())
     main(["sample", str(runs / "cycles"), "--infill", "b", "-n", "2", "-o", "x.npy"])
     captured = capsys.readouterr()
     assert captured.out.splitlines()[:-1] == ["bca"] * 2
@@ -382,6 +392,30 @@ def test_lines_of_a_text_are_rows(runs, tmp_path, capsys):
     assert "2 bad rows, 1 line without a row" in captured.out
 
 
+def test_lines_that_are_shorter_than_a_row_end_with_the_end_of_the_alphabet(runs, tmp_path, capsys):
+    texts = ["anna", "otto", "maximilianus", "io"]
+    (tmp_path / "x.txt").write_text("\n".join([*texts, "maximilianus2"]))
+    x = data.padded([NAMES.encode(text) for text in texts], NAMES.end_token, 12)
+    for file, rows in (("x.txt", x), ("x.npy", x)):
+        if file == "x.npy":
+            numpy.save(tmp_path / file, x.numpy())
+        main(["score", "--draws", "1", str(runs / "names"), str(tmp_path / file), "-o", str(tmp_path / "s.csv")])
+        good = [each for each in scores_of(tmp_path / "s.csv") if not math.isnan(each)]
+        expected = bound(runs / "names", rows)
+        assert good == pytest.approx(expected)
+        captured = capsys.readouterr()
+        bits = -sum(expected) / (5 + 5 + 12 + 3) / math.log(2)  # each name and its end, if it has one
+        assert f"1 draw per row), {bits:.4g} bits per token" in captured.out
+        assert ("line 5: Characters.encode: '2'" in captured.err) == (file == "x.txt")
+
+
+def test_short_samples_are_lines_without_their_ends(runs, tmp_path):
+    main(["sample", str(runs / "names"), "-n", "40", "--seed", "2", "-o", str(tmp_path / "x.txt")])
+    texts = [NAMES.decode(row) for row in drawn(runs / "names", 40, 2)]
+    assert (tmp_path / "x.txt").read_text() == "\n".join([*texts, ""])
+    assert len(set(map(len, texts))) > 2
+
+
 def test_a_text_with_line_breaks_in_the_alphabet_is_cut_into_rows(runs, tmp_path, capsys):
     text = "ab\n" * 10 + "aa"
     (tmp_path / "x.txt").write_text(text)
@@ -390,6 +424,46 @@ def test_a_text_with_line_breaks_in_the_alphabet_is_cut_into_rows(runs, tmp_path
     assert scores_of(tmp_path / "s.csv") == pytest.approx(expected)
     assert "2 rows" in (said := capsys.readouterr().out)
     assert "8 tokens after the last row" in said
+
+
+@pytest.mark.parametrize("run", ["letters", "lines", "names"])
+def test_samples_can_be_scored(run, runs, tmp_path, capsys):
+    alphabet = cflow.load(runs / run).alphabet
+    for num in (1, 30):
+        main(["sample", str(runs / run), "-n", str(num), "--seed", "2", "-o", str(tmp_path / "x.txt")])
+        main(["score", "--draws", "1", str(runs / run), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
+        x = drawn(runs / run, num, 2)
+        if alphabet.end_token is not None:
+            texts = [alphabet.decode(row) for row in x]
+            x = data.padded([alphabet.encode(text) for text in texts if text], alphabet.end_token, 12)
+        assert scores_of(tmp_path / "s.csv") == pytest.approx(bound(runs / run, x))
+        assert "0 bad rows" in capsys.readouterr().out
+
+
+def test_lines_of_dashes_in_a_text_are_reported(runs, tmp_path, capsys):
+    rule = "-" * 40
+    (tmp_path / "x.txt").write_text(f"ab\nabababab\n\n{rule}\nabab\n{rule}\nab-babababab\n{rule}\n\n\nbababababa")
+    main(["score", "--draws", "1", str(runs / "lines"), str(tmp_path / "x.txt"), "-o", str(tmp_path / "s.csv")])
+    x = torch.stack([LINES.encode(text) for text in ("ab\nabababab\n", "\n\nbababababa")])
+    found = scores_of(tmp_path / "s.csv")
+    assert [found[0], found[3]] == pytest.approx(bound(runs / "lines", x))
+    said = capsys.readouterr().err
+    assert "row 1: 4 tokens instead of 12" in said
+    assert "row 2: Characters.encode: '-' at position 2" in said
+    assert "write 12 tokens in every text between lines of 40 dashes" in said
+
+
+def test_a_file_that_was_not_named_is_not_replaced(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, file in (
+        (["sample", runs / "letters"], "samples.txt"),
+        (["score", runs / "names", "x"], "scores.csv"),
+    ):
+        Path(file).write_text("mine")
+        assert f"{file} exists; pass --output {file} to replace it" in refused(command, capsys)
+        assert Path(file).read_text() == "mine"
+    main(["sample", str(runs / "letters"), "-n", "1", "-o", "samples.txt"])
+    assert Path("samples.txt").read_text() != "mine"
 
 
 @pytest.mark.parametrize(
@@ -424,3 +498,28 @@ def test_info_shows_source_path_and_alphabet(runs, capsys):
         "event          (12,), likelihood bound",
     ):
         assert part in said
+
+
+def test_own_classes_are_imported_first(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    source = "import cflow, torch\n\n@cflow.register('tests.OfAFile')\nclass OfAFile(torch.nn.Module):\n"
+    Path("parts_of_a_user.py").write_text(source + inspect.getsource(Same.forward))
+    sys.path.insert(0, str(tmp_path))
+    module = importlib.import_module("parts_of_a_user")
+    vectors = cflow.ContinuousFlow(module.OfAFile(), bases.Normal((2, 5)), path=paths.Linear("logits"))
+    cflow.save(vectors.with_transform(OneHot(2, 5)), "model")
+    # As in a new process, nothing is known.
+    del registry._classes["tests.OfAFile"], sys.modules["parts_of_a_user"]
+    sys.path.remove(str(tmp_path))
+    options = ["sample", "model", "-n", "2", "--steps", "2", "-o", "x.csv"]
+    said = refused(options, capsys)
+    assert "'tests.OfAFile' is not a registered class; import the module that defines it" in said
+    assert "cflow --import MODULE" in said
+    assert "--import no_such_parts: No module named 'no_such_parts'" in refused(
+        ["--import", "no_such_parts", *options], capsys
+    )
+    assert "--import : " in refused(["--import"], capsys)
+    main(["--import", "parts_of_a_user", *options])
+    assert Path("x.csv").is_file()

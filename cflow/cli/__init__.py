@@ -9,6 +9,7 @@ For example:
     cflow score runs/density-wine wine.csv --output scores.csv
     cflow export runs/images-digits --steps 8 --output digits.pt2
     cflow info runs/images-digits
+    cflow --import my_parts sample runs/mine     # first imports my_parts.py, which registers your own classes
     cflow --version
 
 ``python -m cflow`` is the same where the command is not on the path. Each command is one file. ``runs.py`` reads the
@@ -17,6 +18,7 @@ folder of a run, and ``running.py`` prints errors.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -33,7 +35,8 @@ __all__ = ["counted", "main", "run_recipe"]
 
 DESCRIPTION = (
     "Sample, score, straighten and export trained flows. `cflow COMMAND --help` explains a command; `cflow --version` "
-    "shows the version."
+    "shows the version. `cflow --import MODULE COMMAND` first imports a module, such as my_parts.py of the present "
+    "folder, which registers classes of a flow."
 )
 COMMANDS = (sample, score, bespoke, reflow, export, info)  # importing a command adds it to the app
 
@@ -51,6 +54,9 @@ def main(args: list[str] | None = None) -> None:
         return
     said = lambda text: f"cflow: {in_options(str(text), *_options(args[0] if args else ''))}"
     try:
+        while args[:1] == ["--import"]:
+            _import(*args[1:2])
+            args = args[2:]
         check_typeguard()
         with warnings_said(said):
             app.cli(prog="cflow", description=DESCRIPTION, args=args)
@@ -62,6 +68,18 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _import(name: str = "") -> None:
+    """Imports a module that registers classes, from the present folder or as every other module."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name.removesuffix(".py"))
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"--import {name}: {error}; pass the name of a module that is installed, or of a file in this folder."
+        ) from error
 
 
 def _options(command: str) -> tuple[dict[str, bool], dict[str, str]]:

@@ -13,7 +13,12 @@ from pathlib import Path
 import numpy
 from torch import Tensor
 
-__all__ = ["OUTPUTS", "Output", "alphabet_of", "choose", "joined", "on_lattice", "show", "vocabulary_of", "write"]
+from cflow.cli.runs import unused
+
+__all__ = [
+    "OUTPUTS", "RULE", "Output", "alphabet_of", "choose", "has_line_break", "joined", "on_lattice", "show",
+    "vocabulary_of", "write",
+]  # fmt: skip
 
 RULE = "-" * 40
 
@@ -36,6 +41,14 @@ def alphabet_of(flow):
     return getattr(flow, "alphabet", None)
 
 
+def has_line_break(alphabet) -> bool:
+    """Returns whether a text of this alphabet may have several lines."""
+    try:
+        return alphabet.decode(alphabet.encode("\n")) == "\n"
+    except ValueError:
+        return False
+
+
 def vocabulary_of(flow) -> int:
     """Returns the number of tokens of a flow over tokens, from its source or its first map; 0 for other flows."""
     parts = (getattr(flow, "source", None), *flow.transform.maps[:1])
@@ -46,7 +59,8 @@ def choose(flow, output: Path | None) -> Path:
     """Returns the file of the samples, and raises if the flow cannot be written to it; called before the sampling."""
     fitting = [ending for ending, each in OUTPUTS.items() if not each.refusal(flow)]
     if output is None:
-        return Path("samples").with_suffix(next(each for each in (".txt", ".png", ".csv") if each in fitting))
+        ending = next(each for each in (".txt", ".png", ".csv") if each in fitting)
+        return unused(Path("samples").with_suffix(ending))
     ending = output.suffix.lower()
     if ending not in fitting:
         why = OUTPUTS[ending].refusal(flow) if ending in OUTPUTS else "this ending is not supported"
@@ -67,10 +81,13 @@ def write(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) ->
     OUTPUTS[output.suffix.lower()].write(flow, x, output, labels, report)
 
 
-def joined(texts: Sequence[str], heads: Sequence[str] | None = None) -> str:
-    """Joins texts for reading: one per line, or with lines of dashes between them if some text has several lines.
+def joined(texts: Sequence[str], heads: Sequence[str] | None = None, *, dashes: bool = False) -> str:
+    """Joins texts: one per line, or with lines of dashes between them if some text has several lines.
 
-    If there are ``heads``, a line of dashes with its head is before each text.
+    Args:
+        texts: the texts.
+        heads: a head for each text; a line of dashes with it is before the text. Default: None.
+        dashes: whether there are always lines of dashes, for texts that may have several lines.
 
     Example:
         >>> joined(["the cat", "a dog"])
@@ -80,7 +97,7 @@ def joined(texts: Sequence[str], heads: Sequence[str] | None = None) -> str:
     """
     if heads is not None:
         return "".join(f"{RULE} {head}\n{text}\n" for head, text in zip(heads, texts))
-    between = f"\n{RULE}\n" if any("\n" in each or "\r" in each for each in texts) else "\n"
+    between = f"\n{RULE}\n" if dashes or any("\n" in each or "\r" in each for each in texts) else "\n"
     return between.join(texts) + "\n"
 
 
@@ -149,14 +166,15 @@ def _write_csv(flow, x: Tensor, output: Path, labels: Tensor | None, report: dic
 
 def _write_text(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) -> None:
     with output.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        file.write(_read(flow, x, labels, report))
+        # `cflow score` reads such a file, and has to see what belongs to one text.
+        file.write(_read(flow, x, labels, report, dashes=has_line_break(alphabet_of(flow))))
 
 
-def _read(flow, x: Tensor, labels: Tensor | None, report: dict) -> str:
+def _read(flow, x: Tensor, labels: Tensor | None, report: dict, *, dashes: bool = False) -> str:
     """Converts samples to text, each with the name of its class, or its condition, if these differ."""
     texts = [alphabet_of(flow).shown(row) for row in x]
     if labels is None:
-        return joined(texts)
+        return joined(texts, dashes=dashes)
     names = report.get("classes", [])
     if flow.classes and len(names) == flow.classes:
         return joined(texts, [names[label] for label in labels.tolist()])

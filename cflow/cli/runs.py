@@ -18,7 +18,7 @@ from cflow.io import find
 
 __all__ = [
     "CONTINUOUS", "bespoke_file", "contexts_of", "device_of", "folder_of", "guidance_of", "home_of", "labels_of",
-    "report_of", "spare",
+    "report_of", "spare", "unused",
 ]  # fmt: skip
 
 
@@ -34,6 +34,13 @@ def spare(source: Path | None, output: Path, name: str) -> None:
     """Raises if the output would overwrite the input."""
     if source is not None and source.exists() and output.exists() and os.path.samefile(source, output):
         raise ValueError(f"--output {output}: this would overwrite the {name}; choose another file.")
+
+
+def unused(output: Path) -> Path:
+    """Returns the default file of a command; raises if it exists, as only a file that the user names is replaced."""
+    if output.exists():
+        raise ValueError(f"{output} exists; pass --output {output} to replace it, or another file.")
+    return output
 
 
 def home_of(folder: Path) -> Path:

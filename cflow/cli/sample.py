@@ -67,14 +67,14 @@ def sample(
         guidance: Classifier-free guidance scale of a class-conditional flow (1 means no guidance). Default: that of the
             run.
         infill: A sentence with blanks to fill, such as "The ___ of", for a flow with an alphabet. A short sentence is
-            continued up to the length of the samples. The results are printed.
+            continued up to the length of the samples. The results are printed, and written to --output, if it is there.
         blank: The character that marks one blank token in --infill.
         seed: Seed of the samples. Default: a new one each time.
         batch: Samples per batch.
         device: Device such as cpu or cuda.
         output: A .png picture, a .txt text (of a flow with an alphabet), or numbers as .npy, .npz or .csv, in which
             columns with discrete values in the data have these values again. Default: samples.txt, .png or .csv, the
-            first that the flow can be written to; up to 8 texts are printed, too.
+            first that the flow can be written to, if there is no such file; up to 8 texts are printed, too.
     """
     if (num is not None and num < 1) or batch < 1:
         raise ValueError(f"--num {num} --batch {batch}: both must be at least 1.")
@@ -83,7 +83,7 @@ def sample(
     folder = folder_of(run)
     generator = torch.Generator(device=device_of(device))
     flow = load(folder, device=device).eval()
-    file = outputs.choose(flow, output)
+    file = outputs.choose(flow, output) if infill is None or output is not None else None
     seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
     asked = {"solver": solver, "sampler": sampler, "steps": steps, "rtol": rtol, "atol": atol}
     asked |= {"diffusion": diffusion, "temperature": temperature}
@@ -104,8 +104,9 @@ def sample(
         draw = flow.sample
     else:
         draw = partial(flow.infill, *sentence_of(flow, infill, blank, device))
-    spare(None if context is None else Path(context), file, "file of contexts")
-    file.parent.mkdir(parents=True, exist_ok=True)  # now, so that an error comes before the sampling
+    if file is not None:
+        spare(None if context is None else Path(context), file, "file of contexts")
+        file.parent.mkdir(parents=True, exist_ok=True)  # now, so that an error comes before the sampling
     parts = []
     for start in range(0, num, batch):
         count = min(batch, num - start)
@@ -118,9 +119,12 @@ def sample(
     report = report_of(run)
     x = outputs.on_lattice(torch.cat(parts), report)
     shown = None if label is not None else labels
-    outputs.write(flow, x, file, shown, report)
+    if file is not None:
+        outputs.write(flow, x, file, shown, report)
     if infill is not None or (output is None and file.suffix == ".txt" and num <= PRINTED):
         outputs.show(flow, x, shown, report)
     kind = kind_of(flow)
     how = "" if kind is None else f", {described(kind, chosen.get(kind, getattr(flow, kind)))}"
-    print(f"{file}: {counted(num, 'sample')}, shape {tuple(x.shape[1:])}, seed {seed}{how}")
+    print(
+        f"{'' if file is None else f'{file}: '}{counted(num, 'sample')}, shape {tuple(x.shape[1:])}, seed {seed}{how}"
+    )

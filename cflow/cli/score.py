@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cflow.cli.bad_rows import mark_missing, mark_no_tokens
 from cflow.cli.commands import command
-from cflow.cli.outputs import vocabulary_of
-from cflow.cli.runs import device_of, folder_of, report_of, spare
+from cflow.cli.outputs import alphabet_of, vocabulary_of
+from cflow.cli.runs import device_of, folder_of, report_of, spare, unused
 from cflow.cli.samplers import needs_solver, solver_of
 from cflow.cli.summary import Summary
 from cflow.cli.texts import TextFile
@@ -45,7 +45,7 @@ def score(
     seed: int = 0,
     batch: int | None = None,
     device: str = "cpu",
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("scores.csv"),
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
 ) -> None:
     """Compute the log-density of every row of a table, or of a text, in nats.
 
@@ -57,8 +57,9 @@ def score(
     Args:
         run: The folder of a run, or a folder that cflow.save wrote.
         table: A .csv or .tsv file with or without a line of names, or a .npy or .npz array; for a flow with an
-            alphabet also a .txt text. Each line of a text is a row; if the alphabet has the line break, the text is cut
-            into rows of the flow's length, and an incomplete last row is not scored.
+            alphabet also a .txt text. Each line of a text is a row, and may be shorter if the flow learned lines; if
+            the alphabet has the line break, the rows are the texts between lines of dashes, as `cflow sample` writes
+            them, or the text is cut into rows of the flow's length, and an incomplete last row is not scored.
         columns: Names (or numbers from 0) of the data columns, separated by spaces, in the order of training. Default:
             the names in the run; all columns except the condition if the run or the table has no names.
         condition: Names (or numbers) of the columns of the condition. Default: the names in the run; the last columns
@@ -76,7 +77,9 @@ def score(
         batch: Rows per batch. Default: 4096, or 64 for a flow over tokens.
         device: Device such as cpu or cuda.
         output: A .csv file with the number of each row from 0, its line in a text file, its label, and its log-density.
+            Default: scores.csv, if there is no such file.
     """
+    output = unused(Path("scores.csv")) if output is None else output
     if output.suffix.lower() != ".csv":
         raise ValueError(f"--output {output}: this ending is not supported; choose .csv.")
     for name, value, least in (("batch", batch, 1), ("draws", draws, 1), ("seed", seed, 0)):
@@ -96,7 +99,7 @@ def score(
     if given:
         needs_solver(flow, given[0])
     options = solver_of(folder, solver, steps=steps, rtol=rtol, atol=atol)
-    vocabulary, unused = vocabulary_of(flow), 0
+    vocabulary, rest = vocabulary_of(flow), 0
     draws = (8 if vocabulary else 1) if draws is None else draws
     if table.suffix.lower() == ".txt":
         asked = {"columns": columns, "condition": condition, "id": label, "key": key}
@@ -104,7 +107,7 @@ def score(
         if given:
             raise ValueError(f"{given[0]}: a text has no columns; omit the option, or pass a table.")
         file = TextFile(flow, table)
-        unused = file.unused
+        rest = file.unused
     else:
         if vocabulary and table.suffix.lower() not in ENDINGS:
             raise ValueError(f"{table}: this ending is not supported; choose .txt (a text), {', '.join(ENDINGS)}.")
@@ -113,7 +116,7 @@ def score(
     generator = torch.Generator(place).manual_seed(seed)
     codes = torch.tensor(report_of(run).get("missing", []), dtype=torch.float64)
 
-    total = Summary()
+    total = Summary(math.prod(flow.event_shape), getattr(alphabet_of(flow), "end_token", None))
     with _written(output) as lines:
         lines = csv.writer(lines, lineterminator="\n")
         lines.writerow(["row", *(["line"] if file.unit == "line" else []), *([label] if label else []), "log_prob"])
@@ -139,10 +142,9 @@ def score(
     what = "log-density"
     if vocabulary:
         what = "log-probability"
-        bits = -total.mean / math.prod(flow.event_shape) / math.log(2)
-        kind = f" ({flow.likelihood}, {counted(draws, 'draw')} per row), {bits:.4g} bits per token"
+        kind = f" ({flow.likelihood}, {counted(draws, 'draw')} per row), {total.bits():.4g} bits per token"
     passed = f", {counted(total.passed, 'line')} without a row" if total.passed else ""
-    passed += f", {counted(unused, 'token')} after the last row" if unused else ""
+    passed += f", {counted(rest, 'token')} after the last row" if rest else ""
     rows, bad = counted(total.rows, "row"), counted(total.bad, "bad row")
     print(f"{output}: {rows}, mean {what} {total.said()} nats{kind}, {bad}{passed}")
 

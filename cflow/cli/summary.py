@@ -8,6 +8,7 @@ import sys
 from torch import Tensor
 
 from cflow.data.faults import Fault, counted
+from cflow.data.sequences import lengths
 from cflow.data.tables import Chunk, TableFile
 
 __all__ = ["Summary"]
@@ -16,10 +17,16 @@ SHOWN = 20  # bad rows that are listed
 
 
 class Summary:
-    """Collects the statistics that are printed at the end."""
+    """Collects the statistics that are printed at the end.
 
-    def __init__(self) -> None:
-        self.rows = self.bad = self.passed = 0
+    Args:
+        size: the number of columns that are data.
+        end: the token that ends a text; those after it are not counted. Default: None, all are.
+    """
+
+    def __init__(self, size: int, end: int | None = None) -> None:
+        self.size, self.end = size, end
+        self.rows = self.bad = self.passed = self.tokens = 0
         self.faults: dict[str, tuple[int, str, Fault]] = {}  # by kind: count, first position, first error
         self.mean = self.squares = 0.0
 
@@ -33,12 +40,18 @@ class Summary:
             self.faults[what.kind] = count + 1, place, first
         self.passed += chunk.passed
         self.rows += len(scores)
-        good = scores[[position not in chunk.bad for position in range(len(scores))]].double()
+        sound = [position not in chunk.bad for position in range(len(scores))]
+        self.tokens += int(lengths(chunk.values[sound, : self.size], self.end).sum())
+        good = scores[sound].double()
         if len(good):  # combines means and squared deviations of two sets (Chan, Golub and LeVeque, 1979)
             before, after = self.rows - self.bad - len(good), self.rows - self.bad
             change = float(good.mean()) - self.mean
             self.squares += float((good - good.mean()).square().sum()) + change**2 * before * len(good) / after
             self.mean += change * len(good) / after
+
+    def bits(self) -> float:
+        """Computes bits per token from the mean; a token that ends a text is one, those after it are none."""
+        return -self.mean * (self.rows - self.bad) / self.tokens / math.log(2)
 
     def said(self) -> str:
         """Formats mean and standard error."""

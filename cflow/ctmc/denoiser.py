@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cflow.fields.contract import Forwarding
 from cflow.shapes import Value
 
-__all__ = ["Denoiser", "scales_rates"]
+__all__ = ["Denoiser", "check_call", "scales_rates"]
 
 IMPOSSIBLE = 1e4
 """The logarithm of odds that are as good as zero, with squares that do not overflow in float32."""
+
+
+def check_call(denoiser: nn.Module) -> None:
+    """Raises a TypeError if a denoiser cannot be called as ``denoiser(t, x, context)``."""
+    try:
+        signature = inspect.signature(denoiser.forward)
+    except ValueError:  # compiled code shows no arguments
+        return
+    try:
+        taken = list(signature.bind("t", "x", None).arguments)
+    except TypeError:
+        taken = []
+    if not taken or taken[:2] == ["x", "t"]:
+        raise TypeError(
+            f"TokenFlow(denoiser={type(denoiser).__name__}): forward{signature!s:.50} is not one of (t, x, context); "
+            f"wrap it: fields.Adapted(network, lambda net, t, x, context: net(x), event_shape=...)."
+        )
 
 
 def scales_rates(guidance: Any) -> bool:

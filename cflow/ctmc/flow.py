@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from cflow.arguments import check_tokens
 from cflow.bijections.map import Likelihood
 from cflow.ctmc.bound import draw_bound, levels
-from cflow.ctmc.denoiser import Denoiser, scales_rates
+from cflow.ctmc.denoiser import Denoiser, check_call, scales_rates
 from cflow.ctmc.mixture import HEADS, Mixture
 from cflow.ctmc.samplers import Analytic, Process
 from cflow.ctmc.sources import Source
@@ -61,7 +61,7 @@ class TokenFlow(BaseFlow):
         transform: maps of the data, integers to integers, such as ``bijections.Permute``.
 
     Raises:
-        TypeError: if denoiser, source or path has the wrong type.
+        TypeError: if denoiser, source or path has the wrong type, or the denoiser is called in another way.
         ValueError: if shapes or vocabularies differ.
 
     Source: Campbell et al., Generative Flows on Discrete State-Spaces, 2024, arXiv:2402.04997; Gat et al., Discrete
@@ -103,6 +103,7 @@ class TokenFlow(BaseFlow):
                 f"TokenFlow(denoiser={type(denoiser).__name__}): not a network; pass a module called as "
                 f"denoiser(t, x, context)."
             )
+        check_call(denoiser)
         if context_shape is None:
             said = as_field(denoiser).context_shape
             context_shape = None if said is ... else said

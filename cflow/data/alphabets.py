@@ -44,6 +44,11 @@ class Alphabet(ABC):
         """The character with which :meth:`shown` draws the mask state."""
         return "\u2588"
 
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends a text which is shorter than its row; None if every text has the length of a row."""
+        return None
+
     @abstractmethod
     def encode(self, text: str) -> Tensor:
         """Converts ``text`` to tokens ``[L]``.
@@ -58,25 +63,31 @@ class Alphabet(ABC):
         """Converts tokens to text; they lie in 0 to ``size - 1``."""
 
     def decode(self, tokens: Tensor) -> str:
-        """Converts ``tokens`` ``[L]`` to text.
+        """Converts ``tokens`` ``[L]`` to text; it stops before the first :attr:`end_token`, if there is one.
 
         Raises:
             ValueError: for a token outside the alphabet, the mask state included, and for tokens of another shape.
             TypeError: if the tokens are not integers.
         """
-        return self._join(self._checked(tokens, "decode", self.size))
+        return self._join(self._cut(self._checked(tokens, "decode", self.size)))
 
     def shown(self, tokens: Tensor) -> str:
         """Converts ``tokens`` ``[L]`` to text, in which the mask state ``size`` is drawn as :attr:`blank`.
 
-        Each part between masks is converted alone: a character with a masked byte is shown as U+FFFD.
+        Each part between masks is converted alone: a character with a masked byte is shown as U+FFFD. As in
+        :meth:`decode`, the text stops before the first :attr:`end_token`.
 
         Raises:
             ValueError: as :meth:`decode`, except for the mask state.
             TypeError: if the tokens are not integers.
         """
-        runs = itertools.groupby(self._checked(tokens, "shown", self.size + 1), lambda token: token == self.size)
+        values = self._cut(self._checked(tokens, "shown", self.size + 1))
+        runs = itertools.groupby(values, lambda token: token == self.size)
         return "".join(self.blank * len([*run]) if masked else self._join([*run]) for masked, run in runs)
+
+    def _cut(self, values: list[int]) -> list[int]:
+        """Returns the tokens before the first end."""
+        return list(itertools.takewhile(lambda token: token != self.end_token, values))
 
     def _checked(self, tokens: Tensor, method: str, states: int) -> list[int]:
         called = f"{type(self).__name__}.{method}"
@@ -112,24 +123,30 @@ class Characters(Alphabet):
     Args:
         symbols: the characters, each once, such as ``"ACGTN"``.
         other: the symbol that stands for all characters outside the alphabet. Default: such a character is an error.
+        end: the symbol that ends a text, such as a line break for names of which each is a line;
+            :func:`cflow.data.padded` fills rows with it. Default: None, texts have the length of a row.
 
     Raises:
-        ValueError: if there are no symbols, a symbol occurs twice, or ``other`` is not one of them.
+        ValueError: if there are no symbols, a symbol occurs twice, or ``other`` or ``end`` is not one of them.
         TypeError: if ``symbols`` is not a string.
 
     Example:
         >>> alphabet = Characters.fit("to be or not to be")
         >>> alphabet
-        Characters(symbols=' benort', other=None)
+        Characters(symbols=' benort', other=None, end=None)
         >>> alphabet.encode("tea")
         Traceback (most recent call last):
         ...
         ValueError: Characters.encode: 'a' at position 2 is not one of the 7 symbols; replace it, or build the \
 alphabet from all texts with Characters.fit.
+        >>> names = Characters("Aan\\n", end="\\n")
+        >>> names.decode(names.encode("Anna\\n\\n\\n"))
+        'Anna'
     """
 
     symbols: str
     other: str | None = None
+    end: str | None = None
 
     def __post_init__(self) -> None:
         check_text("Characters", self.symbols)
@@ -138,15 +155,19 @@ alphabet from all texts with Characters.fit.
         twice = [each for each, count in Counter(self.symbols).items() if count > 1]
         if twice:
             raise ValueError(f"Characters({self.symbols!r:.60}): {twice[0]!r} occurs twice; pass each character once.")
-        if self.other is not None and (len(self.other) != 1 or self.other not in self.symbols):
-            raise ValueError(f"Characters(other={self.other!r:.20}): this is not one of the symbols; pass one of them.")
+        for name, symbol in (("other", self.other), ("end", self.end)):
+            if symbol is not None and (len(symbol) != 1 or symbol not in self.symbols):
+                raise ValueError(
+                    f"Characters({name}={symbol!r:.20}): this is not one of the symbols; pass one of them."
+                )
 
     @classmethod
-    def fit(cls, text: str, size: int | None = None) -> Characters:
+    def fit(cls, text: str, size: int | None = None, *, end: str | None = None) -> Characters:
         """Returns the alphabet of a text: all its characters, sorted, or the most frequent ones.
 
         If ``text`` has more than ``size`` different characters, the ``size - 1`` most frequent ones are used, and all
-        others are encoded as the replacement character (U+FFFD), which is the symbol ``other``.
+        others are encoded as the replacement character (U+FFFD), which is the symbol ``other``. The character ``end``
+        is always used.
 
         Raises:
             ValueError: for an empty text, and for a size below 2.
@@ -157,16 +178,23 @@ alphabet from all texts with Characters.fit.
         counts = Counter(text)
         if not counts:
             raise ValueError("Characters.fit(''): the text is empty; pass the text of the training data.")
+        if end is not None:
+            counts[end] += len(text)  # so it is the most frequent one
         if size is None or len(counts) <= size:
-            return cls("".join(sorted(counts)))
+            return cls("".join(sorted(counts)), end=end)
         del counts[REST]
         frequent = sorted(counts, key=lambda each: (-counts[each], each))[: size - 1]
-        return cls("".join(sorted([*frequent, REST])), REST)
+        return cls("".join(sorted([*frequent, REST])), REST, end)
 
     @property
     def size(self) -> int:
         """The number of symbols."""
         return len(self.symbols)
+
+    @property
+    def end_token(self) -> int | None:
+        """The token of the symbol ``end``; None without one."""
+        return None if self.end is None else self.symbols.index(self.end)
 
     @property
     def blank(self) -> str:

@@ -1,4 +1,4 @@
-"""Texts and sequences: cut into rows of one length, and read from FASTA files."""
+"""Texts and sequences: in rows of one length, and read from FASTA files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import gzip
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cflow.arguments import is_integer
 from cflow.data.files import find
 
-__all__ = ["read_fasta", "windows"]
+__all__ = ["lengths", "padded", "read_fasta", "windows"]
 
 STRANGE = re.compile(r"[^A-Za-z*.-]")  # what no sequence has: "*" is a stop, "-" and "." are gaps
 
@@ -61,6 +63,68 @@ def windows(tokens: Tensor, length: int, stride: int | None = None) -> Tensor:
             f"smaller length."
         )
     return tokens.unfold(0, length, stride)
+
+
+def padded(sequences: Sequence[Tensor], end: int, length: int | None = None) -> Tensor:
+    """Places sequences of different lengths in rows: each is followed by the token ``end``, up to the end of its row.
+
+    A sequence that is as long as a row has no ``end``.
+
+    Args:
+        sequences: one or more sequences ``[L]``, as :meth:`Alphabet.encode` returns them; ``end`` is in none of them.
+        end: the token that ends a sequence, ``alphabet.end_token``.
+        length: tokens in a row. Default: those of the longest sequence.
+
+    Shapes: returns ``[N, length]``, with the dtype of the first sequence.
+
+    Raises:
+        TypeError: if a sequence is not a tensor.
+        ValueError: without sequences, for one that is longer than a row or contains ``end``, and for a length below 1.
+
+    Example:
+        >>> from cflow.data import Characters
+        >>> names = Characters("Aant\\n", end="\\n")
+        >>> rows = padded([names.encode("Anna"), names.encode("Ata")], names.end_token, length=5)
+        >>> rows.tolist(), lengths(rows, names.end_token).tolist()
+        ([[0, 2, 2, 1, 4], [0, 3, 1, 4, 4]], [5, 4])
+    """
+    sequences = list(sequences)
+    if not sequences:
+        raise ValueError("padded([]): there are no sequences; pass one or more.")
+    strange = next((each for each in sequences if not isinstance(each, Tensor) or each.dim() != 1), None)
+    if strange is not None:
+        what = f"shape {list(strange.shape)}" if isinstance(strange, Tensor) else f"a {type(strange).__name__}"
+        raise TypeError(f"padded(sequences with {what}): a sequence is a tensor [L]; pass alphabet.encode(text).")
+    length = max(1, *map(len, sequences)) if length is None else length
+    if not is_integer(length, 1):
+        raise ValueError(f"padded(length={length!r}): this is not an integer of at least 1; pass one.")
+    rows = sequences[0].new_full((len(sequences), length), end)
+    for place, (row, tokens) in enumerate(zip(rows, sequences)):
+        if len(tokens) > length:
+            raise ValueError(
+                f"padded(length={length}): sequence {place} has {len(tokens)} tokens; omit it, or pass a larger length."
+            )
+        if (tokens == end).any():
+            raise ValueError(
+                f"padded(end={end}): sequence {place} contains this token at position "
+                f"{int((tokens == end).nonzero()[0])}; choose an end that is in no sequence."
+            )
+        row[: len(tokens)] = tokens
+    return rows
+
+
+def lengths(rows: Tensor, end: int | None) -> Tensor:
+    """Counts the tokens of each row up to its first ``end``, which is counted too; what follows is padding.
+
+    Args:
+        rows: rows of tokens ``[N, L]``.
+        end: the token that ends a sequence; None if there is none, and all tokens count.
+
+    Shapes: returns int64 ``[N]``, between 1 and L.
+    """
+    if end is None:
+        return torch.full((len(rows),), rows.shape[1], device=rows.device)
+    return ((rows == end).cumsum(1) == 0).sum(1).add(1).clamp(max=rows.shape[1])
 
 
 def read_fasta(path: str | os.PathLike) -> list[tuple[str, str]]:

@@ -29,6 +29,8 @@ class Adapted(Field):
         null: the context that means "no condition": a number, or a tensor of shape ``context_shape``.
         outputs: how many tensors like ``x`` the network returns; its result is ``[B, outputs, *event_shape]`` for more
             than one.
+        reads_time: whether the network reads ``t``. With False, a sampler of tokens may use one evaluation for several
+            times.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` ``[B, *event_shape]``; context ``[B, *context_shape]`` -> like ``x``, or
     logits ``[B, *event_shape, K]`` if ``x`` are tokens (integers).
@@ -53,6 +55,7 @@ class Adapted(Field):
         context_shape: int | Sequence[int] | None = None,
         null: Tensor | float | None = None,
         outputs: int = 1,
+        reads_time: bool = True,
     ):
         super().__init__(event_shape, context_shape)
         if null is not None and self.context_shape is None:
@@ -66,7 +69,7 @@ class Adapted(Field):
                 f"number, or a tensor of this shape."
             )
         check_outputs("Adapted", outputs)
-        self.network, self.call, self.outputs = network, call, outputs
+        self.network, self.call, self.outputs, self.reads_time = network, call, outputs, reads_time
         if isinstance(null, Tensor):
             self.register_buffer("null", null)
         else:

@@ -344,7 +344,8 @@ def batches_of(
                 "map-style Dataset."
             )
         return LoaderBatches(data, seed, world, split)
+    kinds = f"({', '.join(type(each).__name__ for each in data[:3])})" if isinstance(data, list | tuple) else ""
     raise TypeError(
-        f"fit(data={type(data).__name__}): pass a tensor [N, *event] (torch.as_tensor of an array, pairs.x of Pairs), "
-        f"a pair (x, context), a Dataset or a loader of batches."
+        f"fit(data={kinds or type(data).__name__}): pass a tensor [N, *event] (torch.as_tensor of an array, pairs.x of "
+        f"Pairs), a pair (x, context) of tensors, a Dataset or a loader of batches."
     )

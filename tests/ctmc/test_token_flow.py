@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import cflow
-from cflow import couplings, ctmc, fields, objectives, training
+from cflow import bases, bijections, couplings, ctmc, fields, objectives, training
+from cflow.standardised_context import StandardisedContext
 from cflow.testing import ExactDenoiser, check_flow, check_objective
 from cflow.testing.exact_denoiser import correlated, entropy
 
@@ -425,3 +426,83 @@ def test_rare_tokens_are_drawn():
     u = torch.tensor([0.0, 0.5e-8, 2e-8, 1 - 0.5e-8, 1 - 1e-16], dtype=torch.float64)
     weights = torch.tensor([1e-8, 1 - 2e-8, 1e-8], dtype=torch.float64)
     assert ctmc.categorical.invert(weights, u).tolist() == [0, 0, 1, 2, 2]
+
+
+class Own(torch.nn.Module):
+    """Logits from a table; :func:`called` gives it a way to be called."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(4, 3)
+
+
+def called(forward):
+    return type("Called", (Own,), {"forward": forward})()
+
+
+@pytest.mark.parametrize(
+    ("forward", "shown"),
+    [
+        (lambda self, x: self.table(x), "forward(x)"),
+        (lambda self, x, t: self.table(x), "forward(x, t)"),
+        (lambda self, t, x: self.table(x), "forward(t, x)"),
+        (lambda self, x, t, context=None: self.table(x), "forward(x, t, context=None)"),
+        (lambda self, t, x, context, lengths: self.table(x), "forward(t, x, context, lengths)"),
+    ],
+)
+def test_a_denoiser_that_is_called_in_another_way_is_refused(forward, shown):
+    with pytest.raises(TypeError) as error:
+        ctmc.TokenFlow(called(forward), ctmc.Mask(4, 3))
+    assert f"{shown} is not one of (t, x, context); wrap it: fields.Adapted(" in str(error.value)
+
+
+def test_a_denoiser_may_have_other_arguments(generator):
+    for forward in (
+        lambda self, time, tokens, condition=None, *, previous=None: self.table(tokens),
+        lambda self, *arguments: self.table(arguments[1]),
+    ):
+        assert ctmc.TokenFlow(called(forward), ctmc.Mask(4, 3)).sample((2,), generator=generator).shape == (2, 4)
+
+
+def test_an_adapted_network_without_time_is_evaluated_less_often(generator):
+    class Counted(Own):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.table(x)
+
+    calls = {}
+    for reads_time in (True, False):
+        field = fields.Adapted(Counted(), lambda net, t, x, c: net(x), event_shape=4, reads_time=reads_time)
+        flow = ctmc.TokenFlow(field, ctmc.Mask(4, 3))
+        flow.sample((), sampler=ctmc.Analytic(steps=50), generator=generator)
+        calls[reads_time] = field.network.calls
+    assert calls[True] == 50
+    assert calls[False] <= 5  # four tokens, each revealed once
+
+
+def test_labels_in_the_place_of_the_shape_are_refused():
+    flow, x = make(ctmc.Mask(4, 3), classes=3), torch.zeros(2, 4, dtype=torch.int64)
+    labels = torch.tensor([0, 1])
+    for call in (lambda: flow.infill(x, x > 0, labels), lambda: flow.sample(labels)):
+        with pytest.raises(ValueError, match=r"shape tensor of shape \[2\]: .* passed by name: context=..."):
+            call()
+
+
+def test_a_flow_with_a_standardised_context_fills_gaps(generator):
+    source = ctmc.Mask(4, 3)
+    flow = ctmc.TokenFlow(network(source, context=2), source)
+    units = bijections.Standardise(2, loc=torch.tensor([290.0, -5.0]), scale=torch.tensor([8.0, 0.5]))
+    outer = StandardisedContext(flow, units)
+    x, fixed = torch.randint(3, (5, 4), generator=generator), torch.tensor([True, False, False, True])
+    seen = torch.randn(5, 2, generator=generator)
+    given = seen * units.scale + units.loc
+    expected = flow.infill(x, fixed, (3,), seen, generator=torch.Generator().manual_seed(1))
+    found = outer.infill(x, fixed, (3,), given, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found, expected)
+    assert outer.sampler is flow.sampler
+    with pytest.raises(ValueError, match=r"flow.infill\(\): the context is missing"):
+        outer.infill(x, fixed)
+    with pytest.raises(TypeError, match="flow.infill: a ContinuousFlow draws whole samples"):
+        cflow.ContinuousFlow(fields.MLP(2), bases.Normal(2)).infill(x, fixed)

@@ -193,3 +193,16 @@ def test_a_long_text_is_converted_as_a_whole():
     expected = [alphabet.symbols.index(each) for each in text[:1000]]
     assert alphabet.encode(text)[:1000].tolist() == expected
     assert alphabet.decode(alphabet.encode(text)) == text
+
+
+def test_the_end_of_a_text_is_not_shown():
+    alphabet = Characters.fit("Anna\nOtto", end="\n")
+    assert alphabet == Characters("\nAOanot", end="\n")
+    row = alphabet.encode("Anna\nOtto")
+    assert alphabet.decode(row) == "Anna"
+    assert alphabet.shown(torch.where(row == alphabet.encode("a"), alphabet.size, row)) == "Ann_"
+    assert alphabet.decode(alphabet.encode("\n")) == ""
+    assert Characters.fit("abcabcabd", 4, end="\n").end_token is not None  # however rare it is
+    assert Characters.fit("ab").end_token is None
+    with pytest.raises(ValueError, match=r"Characters\(end='x'\): this is not one of the symbols"):
+        Characters("ab", end="x")

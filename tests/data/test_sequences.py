@@ -3,7 +3,7 @@ import gzip
 import pytest
 import torch
 
-from cflow.data import read_fasta, windows
+from cflow.data import Characters, lengths, padded, read_fasta, windows
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
@@ -62,3 +62,34 @@ def test_a_wrong_fasta_file_names_the_line(content, message, tmp_path):
 def test_a_missing_fasta_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.fa not found"):
         read_fasta(tmp_path / "nothing.fa")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+def test_padded_rows_are_the_texts_and_their_ends(kind):
+    alphabet, texts = Characters("abc\n", end="\n"), ["cab", "", "abcab", "a"]
+    sequences = [alphabet.encode(text).to(kind) for text in texts]
+    for length in (None, 8):
+        rows = padded(sequences, alphabet.end_token, length)
+        assert rows.dtype == kind
+        assert rows.shape == (4, length or 5)
+        assert [alphabet.decode(row) for row in rows] == texts
+        assert all((row[len(text) :] == alphabet.end_token).all() for text, row in zip(texts, rows))
+        # Without a token after it, the end of the longest text needs no place.
+        assert lengths(rows, alphabet.end_token).tolist() == [4, 1, 5 + (length is not None), 2]
+    assert lengths(rows, None).tolist() == [8] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([], 0), ValueError, "there are no sequences"),
+        (([torch.ones(2), torch.ones(4)], 0, 3), ValueError, "sequence 1 has 4 tokens; omit it"),
+        (([torch.tensor([1, 1, 0])], 0), ValueError, "sequence 0 contains this token at position 2"),
+        (([torch.ones(2)], 0, 0), ValueError, "at least 1"),
+        ((torch.ones(2, 3, 1), 0), TypeError, r"shape \[3, 1\]"),
+        ((["ab"], 0), TypeError, "a str"),
+    ],
+)
+def test_sequences_that_cannot_be_padded(arguments, error, message):
+    with pytest.raises(error, match=message):
+        padded(*arguments)

@@ -136,6 +136,40 @@ def test_sequences_of_a_file_are_not_joined(recipe, texts):
     assert cflow.load("runs/text-genome/model").alphabet == data.Characters("ACGTN")
 
 
+def test_lines_are_rows(recipe, texts, capsys):
+    syllables = ["ab", "an", "na", "bo", "no"]
+    names = ["".join(each) for n in (2, 3) for each in itertools.product(syllables, repeat=n)]
+    Path("names.txt").write_text("\n".join([*names, *names[:9], "", "a name that is longer than all others"]))
+    corpus = texts.read("names.txt", "characters", None, 512, 10**6, 6, by_line=True)
+    assert corpus.note == "150 different lines of up to 6 characters, in random order; 1 longer ones are not used"
+    assert corpus.alphabet == data.Characters("\nabno", end="\n")
+    parts = [[corpus.alphabet.decode(row) for row in each] for each in (corpus.train, corpus.validation, corpus.held)]
+    assert sorted(itertools.chain(*parts)) == sorted(set(names))
+    assert corpus.characters.tolist() == [min(len(name) + 1, 6) for name in parts[2]]
+    assert corpus.alphabet.encode("\n".join([*parts[0], ""])).equal(corpus.seen)
+    # The bits are those of the names and their ends, from probabilities by hand.
+    single = {each: "\n".join([*parts[0], ""]).count(each) + 1 for each in "\nabno"}
+    bits = -sum(math.log2(single[each] / sum(single.values())) for name in parts[2] for each in f"{name}\n"[:6])
+    assert texts.counted_bits(corpus)["unigram"] == pytest.approx(
+        bits / sum(min(len(name) + 1, 6) for name in parts[2])
+    )
+
+    Path("names.txt").write_text("\n".join(names))
+    recipe.main(recipe.Options(data="names.txt", rows="lines", **{**SMALL, "length": None}))
+    report = report_of("runs/text-names-lines")
+    flow = cflow.load("runs/text-names-lines/model")
+    assert flow.event_shape == (6,)
+    bits = report["bits_per_character"]
+    assert bits["bigram"] < bits["unigram"]
+    assert bits["flow"] < 6 * math.log2(5) / (6 * report["characters_per_token"])  # what a network knows at first
+    assert "\\n" not in capsys.readouterr().out  # ends are not shown
+    with pytest.raises(ValueError, match="omit --tokens"):
+        recipe.main(recipe.Options(data="names.txt", rows="lines", tokens="bytes", **SMALL))
+    Path("names.txt").write_text("\n".join(names[:8]))
+    with pytest.raises(ValueError, match="8 different lines of at most 4 characters are too few"):
+        recipe.main(recipe.Options(data="names.txt", rows="lines", **{**SMALL, "length": None}))
+
+
 def test_the_reference_is_prose_without_repetitions(texts):
     lines = texts.reference().split("\n")
     assert len(lines) > 500
@@ -166,7 +200,7 @@ def test_parts_have_no_character_in_common(texts):
 def test_counts_predict_as_computed_by_hand(texts):
     """Training text aab: frequencies 3/5 and 2/5 with one more of each; pairs aa and ab, each once."""
     held, seen = torch.tensor([[0, 1]]), torch.tensor([0, 0, 1])
-    corpus = texts.Corpus("x", "", data.Characters("ab"), None, None, held, seen, 1.0)
+    corpus = texts.Corpus("x", "", data.Characters("ab"), None, None, held, seen, torch.tensor([2]))
     found = texts.counted_bits(corpus)
     assert found["unigram"] == pytest.approx(-(math.log2(3 / 5) + math.log2(2 / 5)) / 2)
     after_a = (1 + 2 * 2 / 5) / (2 + 2)  # two different followers were seen

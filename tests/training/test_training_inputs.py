@@ -60,7 +60,7 @@ def test_unfit_contexts_are_refused(given, message):
         fit(given, Regression(), Squares())
 
 
-@pytest.mark.parametrize("given", [data().numpy(), 3, [[1.0, 2.0]], "data"])
+@pytest.mark.parametrize("given", [data().numpy(), (data().numpy(), data().numpy()), 3, [[1.0, 2.0]], "data"])
 def test_other_types_are_refused(given):
     with pytest.raises(TypeError, match=r"fit\(data=.*torch.as_tensor"):
         fit(given)
