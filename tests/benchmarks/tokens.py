@@ -10,9 +10,10 @@ the same processor time with one torch thread, so that other work on the machine
 many steps that is. All have the same optimizer, rate and seed. The last tenth of each text is held out. Models are kept
 in ``--out`` for the parts that follow.
 
-``samplers``: samples of the models of mask and uniform sources, judged by the autoregressive model of the same text.
-Bits per character are those of the judge; entropy is that of single characters minus that of the held-out text, in
-nats; a sampler that repeats itself has few bits, low entropy and few distinct 4-grams. Three seeds of draws.
+``samplers``: samples of the models of mask and uniform sources and of continuous flows, judged by the autoregressive
+model of the same text. Bits per character are those of the judge; entropy is that of single characters minus that of
+the held-out text, in nats; a sampler that repeats itself has few bits, low entropy and few distinct 4-grams. Three
+seeds of draws.
 
 ``variance``: standard deviation of the bound per network call: independent times with the weight 1 / t, numbers of
 hidden tokens, complementary pairs.
@@ -39,8 +40,11 @@ NAMES = (
     "flow_matching uniform",
     "uniform denoiser",
     "mask cosine",
+    "one-hot",
+    "dirichlet",
 )
 TEXTS = ("tinyshakespeare", "enwiki206")
+KINDS = ("mask", "uniform", "one-hot", "dirichlet")
 
 
 def bits_cell(text, name, *, folder, seconds, batch, out):
@@ -54,7 +58,12 @@ def bits_cell(text, name, *, folder, seconds, batch, out):
     steps, history = models.train(module, loss, windows, seconds, batch)
     models.save(module, models.kept(Path(out), text, name))
     parameters = sum(each.numel() for each in module.parameters())
-    return {"bits": models.tested(scores, held), "steps": steps, "history": history, "parameters": parameters}
+    return {
+        "bits": models.tested(scores, held[: models.FEWER.get(name)]),
+        "steps": steps,
+        "history": history,
+        "parameters": parameters,
+    }
 
 
 def show_bits(out, texts):
@@ -80,7 +89,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=300.0, help="of processor time for each model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--calls", nargs="+", type=int, default=[8, 16, 32, 64, 128, 256, 512, 1024])
-    parser.add_argument("--kinds", nargs="+", choices=("mask", "uniform"), default=["mask", "uniform"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--samplers", nargs="+", help="Default: all")
     parser.add_argument("--rows", type=int, default=64, help="samples of each seed")
     parser.add_argument("--processes", type=int, default=1)

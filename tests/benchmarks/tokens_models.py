@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from cflow import ctmc, data, fields, objectives
+from cflow import RelaxedFlow, bases, ctmc, data, divergence, fields, objectives, paths, solvers, times
 
 try:
     from flow_matching.loss import MixturePathGeneralizedKL
@@ -26,6 +26,9 @@ LENGTH, SIZES = 256, {"width": 64, "depth": 4, "heads": 4}
 LR, CLIP, WARM = 3e-3, 1.0, 0.05
 HELD_OUT = 400
 """Rows that are tested, the first of the last tenth of a text."""
+RELAXED = ("one-hot", "dirichlet")
+FEWER = dict.fromkeys(RELAXED, 64)
+"""Models of which fewer rows are tested: every draw of their bound takes an ODE."""
 
 
 def text(name, folder):
@@ -92,6 +95,35 @@ def ours(name, size, draws):
     return flow, lambda rows: objective(flow, rows).mean(), {"bound": bound(flow, draws)}
 
 
+class Scaled(fields.RelaxedTokens):
+    """The network at K times the points of a simplex, whose entries then have mean and deviation 1 at the start.
+
+    At the points alone, of which the entries are about 1 / K, the network learns much slower.
+    """
+
+    def forward(self, t, x, context=None, *, s=None):
+        return super().forward(t, x * x.shape[-1], context, s=s)
+
+
+def relaxed(name, size, draws):
+    """Continuous flows over the tokens: Gaussian noise on one-hot vectors, or Dirichlet distributions."""
+    net = (Scaled if name == "dirichlet" else fields.RelaxedTokens)(network(size, size))
+    if name == "dirichlet":
+        flow = RelaxedFlow(net, bases.Simplex(net.event_shape), path=paths.Dirichlet())
+        law = times.Exponential(2 / flow.path.maximum)
+    else:
+        flow = RelaxedFlow(net, bases.Normal(net.event_shape), path=paths.Linear("logits"))
+        law = times.ArgmaxClock(size)
+    objective = objectives.FlowMatching(times=law)
+    options = {"solver": solvers.RK4(grid=grid(name, size, 16)), "divergence": divergence.Hutchinson()}
+    return flow, lambda rows: objective(flow, rows).mean(), {"bound": bound(flow, 2, **options)}
+
+
+def grid(name, size, steps):
+    """Returns times of sampling: for one-hot tokens, those at which equal numbers of tokens become visible."""
+    return times.quantile_grid(steps, times.ArgmaxClock(size)) if name == "one-hot" else times.uniform_grid(steps)
+
+
 def autoregressive(name, size, draws):
     model = Autoregressive(size)
     loss = lambda rows: model.surprise(rows).mean()
@@ -131,6 +163,7 @@ def peers(name, size, draws):
 
 MAKERS = {"autoregressive": autoregressive}
 MAKERS |= dict.fromkeys(("mask", "mask cosine", "uniform", "uniform denoiser"), ours)
+MAKERS |= dict.fromkeys(RELAXED, relaxed)
 if MixturePathGeneralizedKL is not None:
     MAKERS |= dict.fromkeys(("flow_matching mask", "flow_matching mask KL", "flow_matching uniform"), peers)
 

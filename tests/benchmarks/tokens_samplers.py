@@ -8,7 +8,7 @@ import cells
 import tokens_models as models
 import torch
 
-from cflow import ctmc
+from cflow import ctmc, solvers
 
 SEEDS = (0, 1, 2)
 EXACT = {
@@ -17,7 +17,7 @@ EXACT = {
     "Analytic, eta 5": lambda n: ctmc.Analytic(n, rate=ctmc.DetailedBalance(5.0)),
     "PredictorCorrector": lambda n: ctmc.PredictorCorrector(ctmc.Analytic(max(1, n // 2))),
     "FirstHitting": lambda n: ctmc.FirstHitting(together=max(1, models.LENGTH // n)),
-    "Analytic, MinimalJump": lambda n: ctmc.Analytic(n, rate=ctmc.MinimalJump()),
+    "Analytic, TimeReversal": lambda n: ctmc.Analytic(n, rate=ctmc.TimeReversal()),
 }
 HEURISTIC = {
     "Ordered, confidence": lambda n: ctmc.Ordered(n),
@@ -25,8 +25,9 @@ HEURISTIC = {
     "Analytic, greedy end": lambda n: ctmc.Analytic(n, greedy_end=True),
 }
 SAMPLERS = EXACT | HEURISTIC
-NOT_FOR = {"mask": ("Analytic, MinimalJump",), "uniform": ("FirstHitting", "Ordered, confidence")}
-"""Samplers that a source has not, or has twice: with a mask the default rate is MinimalJump."""
+NOT_FOR = {"mask": ("Analytic, TimeReversal",), "uniform": ("FirstHitting", "Ordered, confidence")}
+NOT_FOR |= dict.fromkeys(models.RELAXED, set(SAMPLERS) - {"Euler"})
+"""Samplers that a source has not, or has twice: with a mask both rates are the same. ODEs have Euler's method."""
 
 
 def jobs(text, calls, kinds, names):
@@ -58,8 +59,12 @@ def draw(text, kind, name, calls, seed, *, folder, rows, out, models_of):
     _, held, alphabet = models.text(text, folder)
     flow = models.load(Path(models_of), text, kind, alphabet.size)
     counted = []
-    flow.denoiser.register_forward_hook(lambda *_: counted.append(1))
-    x = flow.sample((rows,), sampler=SAMPLERS[name](calls), generator=torch.Generator().manual_seed(seed))
+    if kind in models.RELAXED:  # the last call is that of the tokens
+        network, how = flow.field, {"solver": solvers.Euler(grid=models.grid(kind, alphabet.size, calls - 1))}
+    else:
+        network, how = flow.denoiser, {"sampler": SAMPLERS[name](calls)}
+    network.register_forward_hook(lambda *_: counted.append(1))
+    x = flow.sample((rows,), generator=torch.Generator().manual_seed(seed), **how)
     file = Path(out) / "samples" / ("_".join(map(str, (text, kind, name, calls, seed))) + ".pt")
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(x, file)
