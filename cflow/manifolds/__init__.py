@@ -1,8 +1,15 @@
 """Riemannian manifolds: points, tangent vectors, geodesics, volumes and densities, as functions of plain tensors."""
 
+from cflow.manifolds.euclidean import Euclidean
+from cflow.manifolds.flat_torus import FlatTorus
 from cflow.manifolds.laws import Uniform
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
+from cflow.manifolds.power import Power
+from cflow.manifolds.product import Product
 from cflow.manifolds.sphere import Sphere
 
-__all__ = ["Biharmonic", "CommuteTime", "Diffusion", "Manifold", "Mesh", "Sphere", "Uniform"]
+__all__ = [
+    "Biharmonic", "CommuteTime", "Diffusion", "Euclidean", "FlatTorus", "Manifold", "Mesh", "Power", "Product", "Sphere",
+    "Uniform",
+]  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor
 
 from cflow.manifolds.numerics import expand_rows, norm
+from cflow.manifolds.wrapped import log_wrapped_normal
 
 __all__ = ["Manifold"]
 
@@ -261,6 +262,7 @@ class Manifold(ABC):
         """Returns tangent vectors at ``x`` that ``exp`` maps to ``y``, ``[n, *batch, *event]``, the shortest first.
 
         On closed manifolds these are the geodesics that go around up to ``count`` times; elsewhere there is one.
+        Products, whose densities are products too, return only the shortest.
 
         Args:
             x: points ``[*batch, *event]``.
@@ -282,6 +284,19 @@ class Manifold(ABC):
         raise NotImplementedError(
             f"{self!r}.log_det_exp: this manifold has no closed form; use a base other than a wrapped normal."
         )
+
+    def log_wrapped_normal(self, loc: Tensor, x: Tensor, scale: Tensor, turns: int) -> Tensor:
+        """Computes the log-density of a wrapped normal against the Riemannian volume, ``[*batch]``.
+
+        See :class:`cflow.manifolds.WrappedNormal`. Manifolds that are products compute one for each part.
+
+        Args:
+            loc: the centre, points ``[*batch, *event]``.
+            x: points ``[*batch, *event]``.
+            scale: standard deviations along an orthonormal frame at ``loc``, ``[*batch, dim]``.
+            turns: how many times around the geodesics that count go at most.
+        """
+        return log_wrapped_normal(self, loc, x, scale, turns)
 
     def uniform(
         self,

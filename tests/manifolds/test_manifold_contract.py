@@ -2,16 +2,23 @@
 
 import pytest
 
-from cflow import manifolds
+from cflow.manifolds import Euclidean, FlatTorus, Power, Product, Sphere
 from cflow.testing import check_manifold
 
 MANIFOLDS = [
-    manifolds.Sphere(1),
-    manifolds.Sphere(2),
-    manifolds.Sphere(3),
+    Sphere(1),
+    Sphere(2),
+    Sphere(3),
+    Euclidean((2, 2)),
+    FlatTorus(2),
+    FlatTorus(1, 360.0),
+    Product({"place": Sphere(2), "angle": FlatTorus(1), "frame": Euclidean((2, 2))}, {"place": 2.0}),
+    Product({"direction": Sphere(1), "angles": FlatTorus(2, 5.0)}, {"direction": 0.5}),
+    Power(Sphere(2), 3),
+    Power(FlatTorus(1), (2, 2)),
 ]
 
 
-@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=lambda manifold: repr(manifold)[:40])
 def test_every_manifold_conforms(manifold):
     check_manifold(manifold)
