@@ -9,6 +9,7 @@ MANIFOLDS = [
     manifolds.Sphere(1),
     manifolds.Sphere(2),
     manifolds.Sphere(3),
+    manifolds.SO3(),
 ]
 
 
