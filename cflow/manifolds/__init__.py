@@ -3,13 +3,26 @@
 from cflow.manifolds.euclidean import Euclidean
 from cflow.manifolds.flat_torus import FlatTorus
 from cflow.manifolds.laws import Uniform
+from cflow.manifolds.lie_group import LieGroup
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
 from cflow.manifolds.power import Power
 from cflow.manifolds.product import Product
+from cflow.manifolds.so3 import SO3
 from cflow.manifolds.sphere import Sphere
 
 __all__ = [
-    "Biharmonic", "CommuteTime", "Diffusion", "Euclidean", "FlatTorus", "Manifold", "Mesh", "Power", "Product", "Sphere",
+    "SO3",
+    "Biharmonic",
+    "CommuteTime",
+    "Diffusion",
+    "Euclidean",
+    "FlatTorus",
+    "LieGroup",
+    "Manifold",
+    "Mesh",
+    "Power",
+    "Product",
+    "Sphere",
     "Uniform",
-]  # fmt: skip
+]

@@ -37,6 +37,7 @@ class Manifold(ABC):
         dim: the number of dimensions of the manifold.
         flat: whether straight lines of the ambient space between two points are geodesics, so that affine paths and all
             solvers stay on the manifold.
+        is_group: whether it is a :class:`cflow.manifolds.LieGroup`, with a body frame at every point.
         log_volume: the logarithm of the volume of the whole manifold, in nats; infinite if the volume is.
         injectivity: the length up to which, at every point, :meth:`log` inverts :meth:`exp`. It is infinite where
             geodesics never meet again, and zero where a geodesic may leave the manifold, which has a boundary.
@@ -52,6 +53,7 @@ class Manifold(ABC):
     event_shape: Size
     dim: int
     flat: ClassVar[bool] = False
+    is_group: ClassVar[bool] = False
 
     @property
     def log_volume(self) -> float:

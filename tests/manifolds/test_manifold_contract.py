@@ -2,7 +2,7 @@
 
 import pytest
 
-from cflow.manifolds import Euclidean, FlatTorus, Power, Product, Sphere
+from cflow.manifolds import SO3, Euclidean, FlatTorus, Power, Product, Sphere
 from cflow.testing import check_manifold
 
 MANIFOLDS = [
@@ -16,6 +16,7 @@ MANIFOLDS = [
     Product({"direction": Sphere(1), "angles": FlatTorus(2, 5.0)}, {"direction": 0.5}),
     Power(Sphere(2), 3),
     Power(FlatTorus(1), (2, 2)),
+    SO3(),
 ]
 
 
