@@ -48,11 +48,13 @@ class Base(nn.Module, ABC):
     has_density = True
     is_gaussian = False  # a normal with ``loc`` and ``scale``, entry by entry: scores follow from velocities
     is_standard = False  # a normal of mean zero and variance one
-    manifold = None  # that of the points, for densities with respect to its volume; None: the Euclidean space
     fixed_buffers = True  # training steps do not change them, so they are not averaged
 
     def __init__(self, event_shape: int | Sequence[int]):
         super().__init__()
+        # The manifold of the points, for densities with respect to its volume; None: the Euclidean space. An attribute
+        # of the object, since one of the class would hide a manifold that is a module.
+        self.manifold = None
         self.event_shape = event_size(type(self).__name__, event_shape)
         # Follows .to() and .cuda() even where every argument is a float; the constructor restores it, not the state.
         self.register_buffer("_like", torch.empty(0), persistent=False)

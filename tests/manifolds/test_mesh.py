@@ -8,7 +8,7 @@ import torch
 from meshes import cube, sphere, square
 
 import cflow
-from cflow import manifolds
+from cflow import ContinuousFlow, fields, manifolds
 from cflow.manifolds.mesh.closest import closest_weights
 
 
@@ -19,7 +19,7 @@ def tangents(mesh, x, length, generator):
 
 @pytest.fixture(scope="module")
 def ball():
-    return manifolds.Mesh(*sphere(3), eigenpairs=24)
+    return manifolds.Mesh(*sphere(3), eigenpairs=15)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def plate():
 
 
 def test_eigenvalues_are_those_of_sphere_and_square(ball):
-    expected = torch.tensor([float(n * (n + 1)) for n in range(1, 5) for _ in range(2 * n + 1)], dtype=torch.float64)
+    expected = torch.tensor([float(n * (n + 1)) for n in range(1, 4) for _ in range(2 * n + 1)], dtype=torch.float64)
     torch.testing.assert_close(ball.eigenvalues, expected, rtol=0.02, atol=0)
     # Second order: the error of a mesh with edges half as long is a quarter.
     coarse = manifolds.Mesh(*sphere(2), eigenpairs=3)
@@ -159,14 +159,15 @@ def test_draws_have_the_density_that_is_stated(plate, generator):
 
 
 def test_a_mesh_is_saved_with_its_flow_and_casts_without_loss(tmp_path, plate):
-    class Field(torch.nn.Module):
-        def __init__(self, mesh):
-            super().__init__()
-            self.mesh = mesh
-
-    cflow.register("tests.MeshHolder", Field)
     mesh = manifolds.Mesh(plate.vertices.float(), plate.faces, 4, manifolds.Diffusion(0.2))
-    loaded = cflow.load(cflow.save(Field(mesh), tmp_path / "mesh")).mesh
+    flow = ContinuousFlow(fields.MLP(3, (8,)), manifolds.Uniform(mesh))
+    assert flow.manifold is flow.base.manifold is mesh
+    again = cflow.load(cflow.save(flow, tmp_path / "flow"))
+    loaded = again.manifold
+    assert loaded is again.base.manifold
+    assert sum("eigenvalues" in name for name in again.state_dict()) == 1
+    x = flow.sample((3,))
+    assert torch.allclose(again.log_prob(x), torch.zeros(3), atol=1e-5)
     ours, theirs = mesh.state_dict(), loaded.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert all(torch.equal(one, two) for one, two in zip(mesh.buffers(), loaded.buffers()))

@@ -254,6 +254,14 @@ class Mesh(Manifold, nn.Module):
     def _project(self, x):
         return self.points(*self.locate(x))
 
+    def holds(self, x: Tensor) -> Tensor:
+        """Returns which points lie on the mesh up to a thousandth of the square root of its area, ``[*batch]``.
+
+        Args:
+            x: points of the ambient space ``[*batch, 3]``.
+        """
+        return self.deviation(x) <= 1e-3 * math.exp(self._log_area / 2)
+
     def _to_tangent(self, x, u):
         normal = self._normals[self.locate(x.detach())[0]].to(u.dtype)
         return u - (normal * u).sum(-1, keepdim=True) * normal
