@@ -2,12 +2,14 @@
 
 from cflow.manifolds.euclidean import Euclidean
 from cflow.manifolds.flat_torus import FlatTorus
+from cflow.manifolds.hyperbolic import Lorentz, Poincare
 from cflow.manifolds.laws import Uniform
 from cflow.manifolds.lie_group import LieGroup
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
 from cflow.manifolds.power import Power
 from cflow.manifolds.product import Product
+from cflow.manifolds.simplex import Simplex
 from cflow.manifolds.so3 import SO3
 from cflow.manifolds.sphere import Sphere
 
@@ -19,10 +21,13 @@ __all__ = [
     "Euclidean",
     "FlatTorus",
     "LieGroup",
+    "Lorentz",
     "Manifold",
     "Mesh",
+    "Poincare",
     "Power",
     "Product",
+    "Simplex",
     "Sphere",
     "Uniform",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["asinhc", "cos_sinc", "cosh_sinhc", "expand_rows", "norm", "sinc"]
+__all__ = ["asinhc", "cos_sinc", "cosh_sinhc", "expand_rows", "norm", "sinc", "tanhc"]
 
 
 def expand_rows(t: Tensor, like: Tensor) -> Tensor:
@@ -40,6 +40,12 @@ def cosh_sinhc(square: Tensor) -> tuple[Tensor, Tensor]:
     small, r = _root(square)
     cosh = torch.where(small, 1 + square / 2 * (1 + square / 12), r.cosh())
     return cosh, torch.where(small, 1 + square / 6 * (1 + square / 20), r.sinh() / r)
+
+
+def tanhc(square: Tensor) -> Tensor:
+    """Computes ``tanh(r) / r`` from the square of ``r``, with all derivatives at zero."""
+    small, r = _root(square)
+    return torch.where(small, 1 - square / 3 * (1 - 2 * square / 5), r.tanh() / r)
 
 
 def asinhc(square: Tensor) -> Tensor:

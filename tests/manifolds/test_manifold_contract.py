@@ -2,7 +2,7 @@
 
 import pytest
 
-from cflow.manifolds import SO3, Euclidean, FlatTorus, Power, Product, Sphere
+from cflow.manifolds import SO3, Euclidean, FlatTorus, Lorentz, Poincare, Power, Product, Simplex, Sphere
 from cflow.testing import check_manifold
 
 MANIFOLDS = [
@@ -12,6 +12,11 @@ MANIFOLDS = [
     Euclidean((2, 2)),
     FlatTorus(2),
     FlatTorus(1, 360.0),
+    Lorentz(1),
+    Lorentz(3),
+    Poincare(2),
+    Simplex(2),
+    Simplex(4),
     Product({"place": Sphere(2), "angle": FlatTorus(1), "frame": Euclidean((2, 2))}, {"place": 2.0}),
     Product({"direction": Sphere(1), "angles": FlatTorus(2, 5.0)}, {"direction": 0.5}),
     Power(Sphere(2), 3),

@@ -19,10 +19,11 @@ COUNT = 5
 
 def check_derivatives(sample: Sample) -> None:
     x = sample.points(COUNT)
-    for case, y in _cases(sample, x):
-        for name, function, inputs in _functions(sample, x, y):
-            _check_finite(sample, f"{name} at {case}", function, inputs)
-    _check_identity(sample, x)
+    cases = dict(_cases(sample, x))
+    x, y = torch.cat([x] * len(cases)), torch.cat(list(cases.values()))
+    for name, function, inputs in _functions(sample, x, y):
+        _check_finite(sample, name, list(cases), function, inputs)
+    _check_identity(sample, x[:COUNT])
 
 
 def _cases(sample: Sample, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -51,30 +52,38 @@ def _functions(sample: Sample, x: Tensor, y: Tensor) -> Iterator[tuple[str, Call
     yield "log_volume_element", manifold.log_volume_element, (x,)
 
 
-def _check_finite(sample: Sample, what: str, function: Callable, inputs: tuple[Tensor, ...]) -> None:
-    """Compares <w, J d> in forward mode with <J^T w, d> in reverse mode, and differentiates the latter again."""
+def _check_finite(sample: Sample, name: str, cases: list[str], function: Callable, inputs: tuple[Tensor, ...]) -> None:
+    """Compares <w, J d> in forward mode with <J^T w, d> in reverse mode, row by row, and differentiates the latter."""
+
+    def finite(values: tuple[Tensor, ...], what: str) -> None:
+        for each in values:
+            bad = (~rows(each).isfinite().all(1)).nonzero()
+            where = cases[int(bad[0]) // COUNT] if len(bad) else ""
+            demand(not len(bad), f"{name} at {where}: {what} finite ({sample.dtype})")
+
     inputs = tuple(each.detach().clone().requires_grad_() for each in inputs)
     directions = tuple(sample.normal(*each.shape) for each in inputs)
     value = function(*inputs)
-    demand(value.isfinite().all(), f"{what}: the value is finite ({sample.dtype})")
-    weights = sample.normal(*value.shape)
+    finite((value,), "the value is")
     if not value.requires_grad:
         return
+    weights = sample.normal(*value.shape)
     gradients = torch.autograd.grad((value * weights).sum(), inputs, create_graph=True, materialize_grads=True)
-    demand(all(each.isfinite().all() for each in gradients), f"{what}: gradients are finite ({sample.dtype})")
-    # Parts of one point may cancel, so rounding is measured against the sum of their sizes.
-    products = [each * d for each, d in zip(gradients, directions)]
-    reverse, size = sum(each.sum() for each in products), sum(each.abs().sum() for each in products)
+    finite(gradients, "gradients are")
+    products = [rows(each * d) for each, d in zip(gradients, directions)]
+    reverse = sum(each.sum(1) for each in products)
     with torch.no_grad():
         _, change = torch.func.jvp(function, tuple(each.detach() for each in inputs), directions)
-    demand(change.isfinite().all(), f"{what}: derivatives in forward mode are finite ({sample.dtype})")
-    if sample.dtype == torch.float64:
-        tolerance = 1e-9 * float(size.detach() + (change * weights).abs().sum() + 1)
-        close((change * weights).sum(), reverse.detach(), tolerance, f"{what}: the two modes agree")
+        finite((change,), "derivatives in forward mode are")
+        forward = rows(change * weights)
+        # Parts of a point may cancel, so rounding is measured against the sum of their sizes.
+        size = 1 + forward.abs().sum(1) + sum(each.abs().sum(1) for each in products)
+        if sample.dtype == torch.float64:
+            gaps = (forward.sum(1) - reverse) / size
+            close(gaps, torch.zeros_like(gaps), 1e-9, f"{name}: derivatives in the two modes agree")
     if not reverse.requires_grad:
         return
-    second = torch.autograd.grad(reverse, inputs, materialize_grads=True)
-    demand(all(each.isfinite().all() for each in second), f"{what}: second gradients are finite ({sample.dtype})")
+    finite(torch.autograd.grad(reverse.sum(), inputs, materialize_grads=True), "second gradients are")
 
 
 def _check_identity(sample: Sample, x: Tensor) -> None:

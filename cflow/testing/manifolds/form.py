@@ -17,7 +17,7 @@ from cflow.testing.manifolds.points import Sample, expand
 
 __all__ = ["check_copied", "check_form"]
 
-BATCHES = (((), ()), ((3,), ()), ((), (3,)), ((2, 1), (3,)), ((0,), (0,)), ((1,), (2,)))
+BATCHES = (((2, 1), (3,)), ((), ()), ((), (3,)), ((0,), (0,)))
 
 
 @register("testing.WithManifold")
@@ -35,7 +35,7 @@ def check_form(sample: Sample) -> None:
     demand(1 <= manifold.dim <= event.numel(), f"dim is at most {event.numel()}, not {manifold.dim}")
     demand(isinstance(manifold.flat, bool), "flat is a bool")
     demand(manifold.origin(dtype=sample.dtype).shape == event, "origin is a point [*event]")
-    for first, second in BATCHES:
+    for first, second in BATCHES if sample.dtype == torch.float64 else BATCHES[:1]:
         x, y = sample.points(*first), sample.points(*second)
         demand(x.shape == (*first, *event), f"points of a batch {first} have shape {(*first, *event)}")
         batch = torch.broadcast_shapes(first, second)

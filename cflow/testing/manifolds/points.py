@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cflow.manifolds import Manifold
+from cflow.manifolds.wrapped import metric_frame
 from cflow.testing.checks import close, demand
 
 __all__ = ["Sample", "expand"]
@@ -16,7 +17,8 @@ __all__ = ["Sample", "expand"]
 class Sample:
     """Draws points and tangent vectors of a manifold in one dtype, and compares results up to rounding.
 
-    Points are uniform where the volume is finite; elsewhere they are ends of geodesics from the origin.
+    Points are uniform where the volume is finite, and moved towards the origin where there is a boundary. Elsewhere
+    they are ends of geodesics from the origin, about one long.
     """
 
     def __init__(self, manifold: Manifold, dtype: torch.dtype, rounding: float):
@@ -29,12 +31,12 @@ class Sample:
         return torch.randn(shape, generator=self.generator, dtype=self.dtype)
 
     def points(self, *batch: int) -> Tensor:
-        if math.isfinite(self.manifold.log_volume):
-            return self.manifold.uniform(batch, generator=self.generator, dtype=self.dtype)
         start = self.manifold.origin(dtype=self.dtype)
-        frame = self.manifold.frame(start)
-        velocity = torch.tensordot(self.normal(*batch, self.manifold.dim), frame, 1)
-        return self.manifold.exp(start, velocity)
+        if math.isfinite(self.manifold.log_volume):
+            x = self.manifold.uniform(batch, generator=self.generator, dtype=self.dtype)
+            return x if self.manifold.injectivity else self.manifold.geodesic(start, x, x.new_tensor(0.7))[0]
+        z = self.normal(*batch, self.manifold.dim) / self.manifold.dim**0.5
+        return self.manifold.exp(start, torch.tensordot(z, metric_frame(self.manifold, start), 1))
 
     def tangents(self, x: Tensor) -> Tensor:
         return self.manifold.to_tangent(x, self.normal(*x.shape))

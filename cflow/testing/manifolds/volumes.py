@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from cflow.manifolds.wrapped import metric_frame
 from cflow.testing.checks import demand
 from cflow.testing.copies import check_draws
 from cflow.testing.manifolds.points import Sample, expand
@@ -65,10 +66,7 @@ def check_uniform(sample: Sample) -> None:
 def _ball(sample: Sample, centre: Tensor) -> Tensor:
     """Draws tangent vectors uniformly in the unit ball at a point, ``[COUNT, *event]``."""
     manifold = sample.manifold
-    frame = manifold.frame(centre)
-    gram = manifold.inner(centre, frame.unsqueeze(0), frame.unsqueeze(1))
-    # Rows of L^-1 F are orthonormal in the metric.
-    frame = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), frame.reshape(manifold.dim, -1), upper=False)
+    frame = metric_frame(manifold, centre).reshape(manifold.dim, -1)
     z = sample.normal(COUNT, manifold.dim)
     length = torch.rand(COUNT, generator=sample.generator, dtype=sample.dtype) ** (1 / manifold.dim)
     z = z / z.norm(dim=1, keepdim=True) * expand(length, z)
