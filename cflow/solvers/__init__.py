@@ -29,6 +29,8 @@ On a manifold (the others integrate in the ambient space):
 | ``ProjectedEuler``   | 1     | 1 per step               | fixed grid, straight steps that are projected           |
 | ``GeodesicMidpoint`` | 2     | 2 per step               | fixed grid, slopes by parallel transport                |
 | ``GeodesicRK4``      | 4     | 4 per step               | fixed grid, in normal coordinates                       |
+| ``RKMK4``            | 4     | 4 per step               | fixed grid, on a Lie group                              |
+| ``GeodesicDopri5``   | 5     | 2 + 6 per attempt        | error control, in normal coordinates                    |
 
 Two more are built around another solver: ``CudaGraph`` replays its solves from a CUDA graph (without noise), and
 ``Wrapper`` is the base of solvers that change only a part of it.
@@ -37,7 +39,15 @@ Two more are built around another solver: ``CudaGraph`` replays its solves from 
 from cflow.solvers.adaptive.controllers import PID
 from cflow.solvers.adaptive.methods import Adaptive, Bosh3, Dopri5, Dopri8, Tsit5
 from cflow.solvers.capture.cuda_graph import CudaGraph
-from cflow.solvers.geodesic.grid import GeodesicEuler, GeodesicGrid, GeodesicMidpoint, GeodesicRK4, ProjectedEuler
+from cflow.solvers.geodesic.adaptive import GeodesicDopri5
+from cflow.solvers.geodesic.grid import (
+    RKMK4,
+    GeodesicEuler,
+    GeodesicGrid,
+    GeodesicMidpoint,
+    GeodesicRK4,
+    ProjectedEuler,
+)
 from cflow.solvers.gradients.modes import Backprop, Checkpointed, ContinuousAdjoint, Gradient
 from cflow.solvers.grid.bespoke import Bespoke
 from cflow.solvers.grid.fixed import RK4, Euler, FixedGrid, Heun, Midpoint, Ralston
@@ -59,6 +69,7 @@ __all__ = [
     "METHODS",
     "PID",
     "RK4",
+    "RKMK4",
     "AdamsBashforth",
     "Adaptive",
     "Backprop",
@@ -75,6 +86,7 @@ __all__ = [
     "Fading",
     "FixedGrid",
     "FlowMap",
+    "GeodesicDopri5",
     "GeodesicEuler",
     "GeodesicGrid",
     "GeodesicMidpoint",

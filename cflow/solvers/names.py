@@ -6,7 +6,8 @@ from typing import Any
 
 from cflow.keywords import made_by_name
 from cflow.solvers.adaptive.methods import Bosh3, Dopri5, Dopri8, Tsit5
-from cflow.solvers.geodesic.grid import GeodesicEuler, GeodesicMidpoint, GeodesicRK4, ProjectedEuler
+from cflow.solvers.geodesic.adaptive import GeodesicDopri5
+from cflow.solvers.geodesic.grid import RKMK4, GeodesicEuler, GeodesicMidpoint, GeodesicRK4, ProjectedEuler
 from cflow.solvers.grid.fixed import RK4, Euler, Heun, Midpoint, Ralston
 from cflow.solvers.grid.flow_map import FlowMap
 from cflow.solvers.grid.multistep import DEIS, AdamsBashforth, DPMSolverPP2M, UniPC
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Solver]] = {
     "euler": Euler,
     "euler_maruyama": EulerMaruyama,
     "flow_map": FlowMap,
+    "geodesic_dopri5": GeodesicDopri5,
     "geodesic_euler": GeodesicEuler,
     "geodesic_midpoint": GeodesicMidpoint,
     "geodesic_rk4": GeodesicRK4,
@@ -35,6 +37,7 @@ METHODS: dict[str, type[Solver]] = {
     "projected_euler": ProjectedEuler,
     "ralston": Ralston,
     "rk4": RK4,
+    "rkmk4": RKMK4,
     "stochastic_heun": StochasticHeun,
     "tsit5": Tsit5,
     "unipc": UniPC,

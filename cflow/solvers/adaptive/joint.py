@@ -38,7 +38,7 @@ class Joint:
         self.stages = self._stages()
 
     def _stages(self) -> Stages:
-        return Stages(self.solver.tableau, self.problem, self.bounds, self.graph)
+        return self.solver.stages(self.problem, self.bounds, self.graph)
 
     def solution(self) -> Solution:
         """Integrates to the end; without a continuous extension it stops at the output times."""
@@ -107,7 +107,7 @@ class Joint:
         """Accepts an attempt, after storing the states at the output times inside it."""
         record = None
         if self.tape is not None:
-            record = Step(self.solver.tableau, self.y, list(times), step, self.rows)
+            record = Step(self.solver.tableau, self.y, list(times), step, self.rows, again=self.stages.again)
             self.tape.steps.append(record)
         inner = self.trajectory.inner if self.dense else []
         while self.passed < len(inner) and self.sign * (inner[self.passed] - t_new) <= 0:

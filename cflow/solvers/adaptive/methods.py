@@ -17,6 +17,7 @@ from cflow.solvers.adaptive.attempts import Attempts
 from cflow.solvers.adaptive.controllers import PID
 from cflow.solvers.adaptive.joint import Joint
 from cflow.solvers.adaptive.per_sample import PerSample
+from cflow.solvers.adaptive.stages import Stages
 from cflow.solvers.gradients.modes import NO_ADJOINT, Backprop, Gradient, check_gradient, without_graph
 from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution, Tolerance, check_tolerances
@@ -170,6 +171,10 @@ class Adaptive(Solver):
         with without_graph(tape):
             solution = (PerSample if self.per_sample else Joint)(self, problem, bounds, tape).solution()
         return solution.require_success() if self.on_failure == "raise" else solution
+
+    def stages(self, problem: Problem, bounds: list[Tolerance | None], graph: bool) -> Stages:
+        """Returns what computes a step of ``problem`` and its error, with ``bounds``; ``graph``: whether it is kept."""
+        return Stages(self.tableau, problem, bounds, graph)
 
     @staticmethod
     def check_interval(problem: Problem) -> None:

@@ -113,7 +113,7 @@ class PerSample:
         self.stages = self._stages()
 
     def _stages(self) -> Stages:
-        return Stages(self.tableau, self.problem, self.bounds, self.graph)
+        return self.solver.stages(self.problem, self.bounds, self.graph)
 
     def solution(self) -> Solution:
         """Integrates to the end; without a continuous extension it stops at the output times."""
@@ -273,7 +273,7 @@ class PerSample:
         record = None
         if self.tape is not None and looked[2]:
             moved = torch.where(tried.good, tried.step, 0.0)
-            record = Step(self.tableau, rows.y, tried.times, moved, self.index)
+            record = Step(self.tableau, rows.y, tried.times, moved, self.index, again=self.stages.again)
             self.tape.steps.append(record)
         passed = rows.passed
         if tried.crossed is not None:

@@ -45,6 +45,8 @@ class Stages:
     (``NoTF32Guard`` in ``at::cuda::blas::gemv``), where it brings no gain.
     """
 
+    again = None  # how a recorded step is computed again, if not by its tableau alone: see ``gradients.adjoint.Step``
+
     def __init__(self, tableau: Tableau, problem: Problem, bounds: list[Tolerance | None], graph: bool):
         self.tableau, self.problem, self.bounds = tableau, problem, bounds
         dual = torch.autograd.forward_ad._current_level >= 0
@@ -97,20 +99,29 @@ class Stages:
 
     def ratios(self, attempt: Attempt, y: list[Tensor], q: list[Tensor], h: Tensor, unit: float) -> Iterator[Tensor]:
         """Computes the ratios of which :meth:`ratio` is the largest: one for each part and integral with a bound."""
-        each = h.dim() > 0
         for index, (bound, old, new) in enumerate(zip(self.bounds, [*y, *q], [*attempt.y, *attempt.q])):
             if bound is None:
                 continue
-            if index >= len(y):
-                error = self._weighed(self.tableau.estimate, attempt.integrands, index - len(y))
-                error = error * _wide(h, error)
-            elif self.sums:
-                error = self._weighed(self.tableau.estimate, attempt.moves, index)
-            else:
-                error = attempt.moves[index].error().view_as(old)
-            size = max(1, old.shape[1:].numel() if each else old.numel()) ** 0.5
-            relative = error / self._allowed(old, new, bound, size / unit)
-            yield torch.linalg.vector_norm(per_row(relative), dim=1) if each else torch.linalg.vector_norm(relative)
+            if index < len(y):
+                yield self._part_ratio(attempt, index, old, new, bound, h, unit)
+                continue
+            error = self._weighed(self.tableau.estimate, attempt.integrands, index - len(y))
+            yield self._relative(error * _wide(h, error), old, new, bound, h, unit)
+
+    def _part_ratio(self, attempt: Attempt, index: int, old, new, bound: Tolerance, h: Tensor, unit: float) -> Tensor:
+        """Computes the error of one part of the state over the allowed error."""
+        if self.sums:
+            error = self._weighed(self.tableau.estimate, attempt.moves, index)
+        else:
+            error = attempt.moves[index].error().view_as(old)
+        return self._relative(error, old, new, bound, h, unit)
+
+    def _relative(self, error: Tensor, old, new, bound: Tolerance, h: Tensor, unit: float) -> Tensor:
+        """Computes the root mean square of errors over the allowed errors: ``[b]`` if ``h`` is, else one number."""
+        each = h.dim() > 0
+        size = max(1, old.shape[1:].numel() if each else old.numel()) ** 0.5
+        relative = error / self._allowed(old, new, bound, size / unit)
+        return torch.linalg.vector_norm(per_row(relative), dim=1) if each else torch.linalg.vector_norm(relative)
 
     def interpolate(self, y: list[Tensor], attempt: Attempt, weights: list[float] | Tensor) -> list[Tensor]:
         """Computes the state inside a step, ``y + sum_j w_j h k_j``; ``weights`` per stage, or ``[stages, b]``."""

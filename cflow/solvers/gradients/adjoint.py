@@ -39,6 +39,10 @@ class Step:
     ``[b]`` each. ``h`` is one number for all rows, or ``[b]``. It is zero for a row that does not move (rejected,
     finished or failed), whose cotangent passes through unchanged. ``rows [b]`` are the indices of the rows in the whole
     batch, each once; None: the whole batch in order.
+
+    A method that is more than its tableau writes ``again(step, y, args) -> (parts, integrals, outputs)``. It computes
+    the parts at the end, what the step adds to each integral, and the parts at each of ``outputs``. The backward pass
+    then keeps the graph of a whole step at a time.
     """
 
     tableau: Tableau
@@ -47,6 +51,7 @@ class Step:
     h: float | Tensor
     rows: Tensor | None = None
     outputs: list[Output] = field(default_factory=list)
+    again: Callable | None = None
 
 
 class Tape:
@@ -181,6 +186,9 @@ class _Walk:
         self.live |= bool(outputs)
         if not self.live:
             return
+        if step.again is not None:
+            self._whole(replace(step, outputs=outputs))
+            return
         rows, h = step.rows, step.h
         take = lambda value: value if rows is None else value.index_select(0, rows)
         args = self.leaves if rows is None else gather(self.leaves, rows)
@@ -213,10 +221,28 @@ class _Walk:
             pulled[stage] = self._pull(step.times[stage], state, args, rows, slopes, integrands)
         for each in pulled.values():
             direct = [mine + _still(theirs, rest) for mine, theirs in zip(direct, each)]
-        if rows is None:
-            self.parts = direct
-        else:
-            self.parts = [part.index_copy(0, rows, new) for part, new in zip(self.parts, direct)]
+        self._put(rows, direct)
+
+    def _whole(self, step: Step) -> None:
+        """Propagates the cotangents through a step that computes itself again."""
+        rows = step.rows
+        take = lambda value: value if rows is None else value.index_select(0, rows)
+        args = self.leaves if rows is None else gather(self.leaves, rows)
+        lead = [take(part) for part in self.parts]
+        state, free, args = self._inputs(step.y, args)
+        with torch.enable_grad():
+            ends, added, kept = step.again(step, state, args)
+        values = [*ends, *added, *(part for parts in kept for part in parts)]
+        cotangents = [*lead, *(None if value is None else take(value) for value in self.integrals)]
+        for output in step.outputs:
+            cotangents += self._reached(output, lead, take)
+        self._put(rows, self._gradients(values, cotangents, state, free, rows))
+
+    def _put(self, rows: Tensor | None, parts: list[Tensor]) -> None:
+        """Stores the cotangents of the state for some rows; None: all."""
+        if rows is not None:
+            parts = [part.index_copy(0, rows, new) for part, new in zip(self.parts, parts)]
+        self.parts = parts
 
     def _reached(self, output: Output, like: list[Tensor], take: Callable) -> list[Tensor]:
         """Returns the cotangents of an output for the rows of a step; zero for other rows."""
@@ -252,15 +278,24 @@ class _Walk:
 
     def _pull(self, t, state, args, rows, slopes, integrands) -> list[Tensor]:
         """Multiplies cotangents by the Jacobian of ``f`` at one stage; sums gradients of arguments and parameters."""
+        state, free, args = self._inputs(state, args)
         with torch.enable_grad():
-            state = [part.detach().requires_grad_() for part in state]
-            free = [leaf.detach().requires_grad_() if wanted else leaf for leaf, wanted in zip(args, self.wanted)]
             counts = any(each is not None for each in integrands)
-            k, g = self.problem(t, state, pytree.tree_unflatten(free, self.structure), integrals=counts)
-        free = [leaf for leaf, wanted in zip(free, self.wanted) if wanted]
+            k, g = self.problem(t, state, args, integrals=counts)
+        return self._gradients([*k, *g], [*slopes, *integrands], state, free, rows)
+
+    def _inputs(self, state: list[Tensor], args: list) -> tuple[list[Tensor], list[Tensor], tuple]:
+        """Returns the state and the arguments as leaves of a new graph: state, wanted arguments, all arguments."""
+        state = [part.detach().requires_grad_() for part in state]
+        leaves = [leaf.detach().requires_grad_() if wanted else leaf for leaf, wanted in zip(args, self.wanted)]
+        free = [leaf for leaf, wanted in zip(leaves, self.wanted) if wanted]
+        return state, free, pytree.tree_unflatten(leaves, self.structure)
+
+    def _gradients(self, values, cotangents, state, free, rows) -> list[Tensor]:
+        """Returns the gradients of the state; sums those of arguments and parameters."""
         pairs = [
             (value, cotangent)
-            for value, cotangent in zip([*k, *g], [*slopes, *integrands])
+            for value, cotangent in zip(values, cotangents)
             if cotangent is not None and value is not None and value.requires_grad
         ]
         if not pairs:

@@ -2,6 +2,8 @@
 
 import torch
 
+from cflow.manifolds import SO3
+
 AXIS = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
 
 
@@ -23,3 +25,17 @@ def swirled(x0, t):
     angle = t.square()
     turned = angle.cos() * flat + angle.sin() * torch.linalg.cross(AXIS.expand_as(flat), flat)
     return new * AXIS + (1 - new.square()).sqrt() * turned
+
+
+FIRST, SECOND = torch.tensor([[0.3, -1.0, 0.8], [1.0, 0.5, -0.4]], dtype=torch.float64)
+
+
+def spin(t, x):
+    """The left-invariant field of the curve x0 exp(t a) exp(t b)."""
+    w = SECOND + torch.linalg.matrix_exp(SO3.hat(-t.unsqueeze(1) * SECOND)) @ FIRST
+    return x @ SO3.hat(w)
+
+
+def spun(x0, t):
+    """The solution of ``spin`` from time 0 to ``t``."""
+    return x0 @ torch.linalg.matrix_exp(SO3.hat(t * FIRST)) @ torch.linalg.matrix_exp(SO3.hat(t * SECOND))

@@ -2,10 +2,20 @@ import math
 
 import pytest
 import torch
-from curves import AXIS, swirl, swirled
+from curves import AXIS, spin, spun, swirl, swirled
 
-from cflow.manifolds import Manifold, Sphere
-from cflow.solvers import GeodesicEuler, GeodesicMidpoint, GeodesicRK4, Heun, ProjectedEuler, Wrapper
+from cflow.manifolds import SO3, Manifold, Sphere
+from cflow.solvers import (
+    RKMK4,
+    Backprop,
+    Checkpointed,
+    GeodesicEuler,
+    GeodesicMidpoint,
+    GeodesicRK4,
+    Heun,
+    ProjectedEuler,
+    Wrapper,
+)
 
 ORDERS = {GeodesicEuler: 1, ProjectedEuler: 1, GeodesicMidpoint: 2, GeodesicRK4: 4}
 SPHERE = Sphere(2)
@@ -26,6 +36,17 @@ def test_order_on_the_sphere_in_both_directions(method, x0):
         assert abs(math.log2(coarse / fine) - ORDERS[method]) < 0.15
 
 
+@pytest.mark.parametrize(("method", "order"), [*ORDERS.items(), (RKMK4, 4)])
+def test_order_on_rotations(method, order, generator):
+    # RKMK4 with the sign of the other frame is of order 2.
+    group = SO3()
+    start = group.uniform((2,), generator=generator, dtype=torch.float64)
+    coarse, fine = (
+        group.dist(method(n).solve(spin, start, 0.0, 1.0, manifold=group).y, spun(start, 1.0)).max() for n in (8, 16)
+    )
+    assert abs(math.log2(coarse / fine) - order) < 0.15
+
+
 @pytest.mark.parametrize("method", ORDERS)
 def test_points_outputs_integrals_and_evaluations(method, x0):
     solver = method(48)
@@ -42,17 +63,20 @@ def test_points_outputs_integrals_and_evaluations(method, x0):
     assert (solution.quadratures["height"] - torch.trapezoid(heights, times, dim=0)).abs().max() < error + 1e-7
 
 
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpointed()])
 @pytest.mark.parametrize("method", ORDERS)
-def test_gradients_are_those_of_finite_differences(method, x0):
+def test_gradients_are_those_of_finite_differences(method, x0, gradient):
     rate = torch.tensor([0.3, -1.4], dtype=torch.float64, requires_grad=True)
 
     def end(x0, rate):
         field = lambda t, x, rate: (swirl(t, x) * rate.unsqueeze(1), {"q": x[:, 0] * rate})
         start = SPHERE.project(x0)
-        s = method(2).solve(field, start, 0.0, 1.0, args=(rate,), manifold=SPHERE, quadratures={"q": None}, at=[0.5])
+        s = method(2, gradient=gradient).solve(
+            field, start, 0.0, 1.0, args=(rate,), manifold=SPHERE, quadratures={"q": None}, at=[0.5]
+        )
         return s.y, s.quadratures["q"], s.trajectory
 
-    assert torch.autograd.gradcheck(end, (x0[:2].clone().requires_grad_(), rate))
+    assert torch.autograd.gradcheck(end, (x0[:2].clone().requires_grad_(), rate), fast_mode=True)
 
 
 def test_normal_velocity_is_the_differential_of_log(x0):
@@ -68,6 +92,8 @@ def test_a_solver_on_manifolds_is_asked_by_its_attribute(x0):
         Heun(3).solve(swirl, x0, 0.0, 1.0, manifold=SPHERE)
     with pytest.raises(ValueError, match=r"GeodesicEuler.solve\(manifold=None\).*use a solver such as Heun"):
         GeodesicEuler(3).solve(swirl, x0, 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"RKMK4.solve\(manifold=Sphere\(dim=2\)\): it is not a Lie group"):
+        RKMK4(3).solve(swirl, x0, 0.0, 1.0, manifold=SPHERE)
     with pytest.raises(ValueError, match="the state has 2 parts"):
         GeodesicEuler(3).solve(swirl, (x0, x0), 0.0, 1.0, manifold=SPHERE)
     with pytest.raises(ValueError, match=r"points of shape \[4\] are not on Sphere\(dim=2\)"):
