@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Size, Tensor
 
+from cflow.manifolds.descent import descend, limited
 from cflow.manifolds.numerics import expand_rows, norm
 from cflow.manifolds.wrapped import log_wrapped_normal
 
@@ -217,6 +218,57 @@ class Manifold(ABC):
             device: the device of the point. Default: None, torch's default device.
         """
         return self._project(torch.zeros(self.event_shape, dtype=dtype, device=device))
+
+    def premetric(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Computes a distance that paths can follow, and its gradient: ``(d [*batch], gradient)``.
+
+        Default: the length of the shortest geodesic, whose gradient at ``x`` is :math:`-\log_x y / d`. Where the two
+        points coincide the gradient is zero.
+
+        Args:
+            x: points ``[*batch, *event]``.
+            y: points ``[*batch, *event]``.
+        """
+        u = self._log(x, y)
+        d = norm(u, lambda u: self._inner(x, u, u))
+        scale = expand_rows(d, u)
+        return d, -u / torch.where(scale > 0, scale, 1.0)
+
+    def descent(
+        self, x0: Tensor, x1: Tensor, t: Tensor, *, steps: int = 100, limit: float = math.inf
+    ) -> tuple[Tensor, Tensor]:
+        r"""Returns points of curves along which the distance to the end decreases linearly, and their velocities.
+
+        .. math:: u_t = -\frac{d(x_t, x_1)}{1 - t} \, \frac{\nabla d(x_t, x_1)}{|\nabla d(x_t, x_1)|^2}
+
+        with the distance of :meth:`premetric`. The curves are simulated by Euler steps along geodesics; the velocity
+        depends on the present distance, so it corrects the error of earlier steps. No gradients are computed.
+
+        Args:
+            x0: points ``[B, *event]`` at time 0.
+            x1: points ``[B, *event]`` at time 1.
+            t: times ``[m, B]`` in [0, 1): m points of each curve.
+            steps: the number of Euler steps in [0, 1].
+            limit: the largest speed. A slower curve is also one to ``x1``: it makes up for the delay later.
+
+        Shapes: returns ``xt [m, B, *event]`` and ``ut [m, B, *event]``.
+        """
+        with torch.no_grad():
+            xt, ut = self._descent(x0, x1, t.to(x0.dtype), steps, limit)
+        return xt.unflatten(0, t.shape), ut.unflatten(0, t.shape)
+
+    def _descent(self, x0: Tensor, x1: Tensor, t: Tensor, steps: int, limit: float) -> tuple[Tensor, Tensor]:
+        """Computes the points and velocities of :meth:`descent`, with one dimension for times and curves."""
+
+        def fall(state, rows, left):
+            d, slope = self.premetric(state[0], x1[rows])
+            square = self._inner(state[0], slope, slope)
+            u = -expand_rows(d / (left * torch.where(square > 0, square, 1.0)), slope) * slope
+            return limited(u, norm(u, lambda u: self._inner(state[0], u, u)), limit)
+
+        move = lambda state, u, duration: (self._exp(state[0], expand_rows(duration, u) * u),)
+        (xt,), ut = descend((x0,), fall, move, t, steps)
+        return xt, ut
 
     @abstractmethod
     def frame(self, x: Tensor) -> Tensor:

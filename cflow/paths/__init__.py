@@ -2,7 +2,7 @@
 
 :class:`Path` is the contract for flows of every kind. A :class:`VelocityPath` has marginals that move with a velocity.
 :class:`Dirichlet` leads to tokens on the simplex, and :class:`Fisher` on a sphere.
-:class:`Geodesic` follows the shortest curves of a manifold.
+:class:`Geodesic` follows the shortest curves of a manifold, and :class:`Premetric` needs only a distance on it.
 :class:`AffinePath` and its schedules are weighted sums of a base and a data sample. An :class:`Interpolant` also adds
 noise between the ends, so that the score exists for any two distributions (:class:`BrownianBridge` is the path of
 Schroedinger bridges).
@@ -15,6 +15,7 @@ from cflow.paths.gammas import BrownianGamma, Gamma, QuadraticGamma, SigmoidGamm
 from cflow.paths.geodesic import Geodesic
 from cflow.paths.interpolant import BrownianBridge, Interpolant
 from cflow.paths.path import Path, PathSample, VelocityPath
+from cflow.paths.premetric import Premetric
 from cflow.paths.reschedule import Rescheduled
 from cflow.paths.schedules import Cosine, Linear, Polynomial, VariancePreserving
 
@@ -32,6 +33,7 @@ __all__ = [
     "Path",
     "PathSample",
     "Polynomial",
+    "Premetric",
     "QuadraticGamma",
     "Rescheduled",
     "SigmoidGamma",

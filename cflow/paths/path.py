@@ -50,6 +50,7 @@ class Path(ABC):
         affine: whether a point is a weighted sum of its two ends. The ends then follow from a velocity, and the
             schedule can be changed after training (``flow.with_path``).
         straight: whether a point moves between its two ends in a straight line at constant speed.
+        simulates: whether the points are simulated, ahead of the step, by :meth:`simulate`.
         times: the distribution of the training times that suits the path.
 
     Example:
@@ -64,6 +65,7 @@ class Path(ABC):
     adds_noise: ClassVar[bool] = False
     affine: ClassVar[bool] = False
     straight: ClassVar[bool] = False
+    simulates: ClassVar[bool] = False
     times: ClassVar[Times] = Uniform()
 
     def draw(self, x1: Value, generator: torch.Generator | None = None) -> Any:
@@ -108,6 +110,20 @@ class Path(ABC):
         Raises:
             ValueError: if the shapes of ends and times do not match.
         """
+
+    def simulate(self, x0: Value, x1: Value, t: Tensor, *, mask: Tensor | None = None) -> PathSample:
+        """Simulates each path once and returns its points at several times, in rows: first those at ``t[0]``.
+
+        Args:
+            x0: base samples ``[B, *event]``.
+            x1: data samples ``[B, *event]``.
+            t: times ``[m, B]``.
+            mask: the entries of the event that count. Default: None, all of them.
+
+        Raises:
+            ValueError: on paths whose points have a closed form (``simulates`` is False).
+        """
+        raise ValueError(f"{self!r}: its points have a closed form; use sample.")
 
     @abstractmethod
     def loss(self, prediction: Value, sample: PathSample) -> Tensor:

@@ -166,7 +166,8 @@ def fit(
             global batch without communication (not from a loader) and takes its part. ``n`` processes make the same
             steps as one with ``n * batch_size`` rows, except for draws in the loss (dropout).
         prefetch: the number of preparations (batches or pools) made ahead of the step; results do not depend on it.
-            Default: one more than ``workers`` for a coupling that takes time (``objective.prepares_ahead``), otherwise
+            Default: one more than ``workers`` for a coupling or path that takes time (``objective.prepares_ahead``,
+            ``path.simulates``), otherwise
             0, since a few draws are faster in line. With a base or a transform that is learned it is always 0. On
             accelerators preparation uses the flow's device and the caller's stream, so only a coupling on the host
             saves time (not yet run on a GPU; ``prefetch=0`` turns it off).

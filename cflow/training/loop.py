@@ -84,7 +84,7 @@ class Loop:
         self.learned |= self.trained.sharded and bool(held)
         workers = self.options.workers or default_workers(self.device)
         self.workers = workers
-        ahead_pays = self.objective.prepares_ahead
+        ahead_pays = self.objective.prepares_ahead or getattr(getattr(self.flow, "path", None), "simulates", False)
         self.depth = self.options.prefetch if self.options.prefetch is not None else (workers + 1) * ahead_pays
         # Preparation with learned parts needs sharded parameters, which all processes gather together.
         self.lends = self.trained.gathered if self.learned else nullcontext

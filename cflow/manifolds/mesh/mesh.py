@@ -9,6 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from cflow.arguments import check_integer
+from cflow.manifolds.descent import descend, limited
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh.closest import build_grid, closest
 from cflow.manifolds.mesh.distances import Biharmonic
@@ -250,6 +251,40 @@ class Mesh(Manifold, nn.Module):
             x1: points ``[B1, 3]``.
         """
         return torch.cdist(self.embed(x0), self.embed(x1)).square()
+
+    def premetric(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the spectral distance and its gradient, a tangent vector: ``(d [*batch], gradient [*batch, 3])``.
+
+        Args:
+            x: points ``[*batch, 3]``.
+            y: points ``[*batch, 3]``.
+        """
+        x, y = torch.broadcast_tensors(x, y)
+        square, half = self._half_gradient(*self.locate(x), self.embed(y))
+        zero = square <= 0
+        d = torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+        return d.squeeze(-1), half / torch.where(zero, 1.0, d)
+
+    def _half_gradient(self, face: Tensor, weights: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the squared distances to embedded points, ``[*batch, 1]``, and half their gradients."""
+        corners = self._embedded[self.faces[face]].to(weights.dtype)
+        difference = (weights.unsqueeze(-2) @ corners).squeeze(-2) - goal
+        half = self._slopes[face].to(weights.dtype).mT @ (corners @ difference.unsqueeze(-1))
+        return difference.square().sum(-1, keepdim=True), half.squeeze(-1)
+
+    def _descent(self, x0, x1, t, steps, limit):
+        # The triangles are known from step to step, so no closest points are needed.
+        goal = self.embed(x1)
+
+        def fall(state, rows, left):
+            square, half = self._half_gradient(*state, goal[rows])
+            slope = half.square().sum(1, keepdim=True)
+            u = -square / (left.unsqueeze(1) * torch.where(slope > 0, slope, 1.0)) * half
+            return limited(u, norm(u), limit)
+
+        move = lambda state, u, duration: walk(self, *state, self._rates(state[0], duration.unsqueeze(1) * u))
+        state, ut = descend(self.locate(x0), fall, move, t, steps)
+        return self.points(*state), ut
 
     def _project(self, x):
         return self.points(*self.locate(x))

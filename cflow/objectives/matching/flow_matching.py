@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cflow.arguments import check_integer
 from cflow.couplings import Independent
 from cflow.objectives.objective import Objective, check_dropout, check_objects
-from cflow.paths import Path
+from cflow.paths import Path, PathSample
 from cflow.registry import register
 from cflow.shapes import expand_as_leading, mask_of, on_tensors
 from cflow.times import Times, Uniform
@@ -29,6 +30,7 @@ class MatchingBatch:
         context: the conditions ``[B, *context_shape]``, or None.
         drop: the items that lose their condition, a bool tensor ``[B]``, or None.
         noise: the noise that the path has drawn, or None.
+        sample: the points, on paths that are simulated ahead of the step; otherwise None.
         twice: whether the network first makes a prediction that it gets as its previous one (self-conditioning).
     """
 
@@ -38,6 +40,7 @@ class MatchingBatch:
     context: Tensor | None = None
     drop: Tensor | None = None
     noise: Any = None
+    sample: PathSample | None = None
     twice: bool = False
 
 
@@ -63,8 +66,12 @@ class FlowMatching(Objective):
             classifier-free guidance needs. One draw per item.
         antithetic: whether the loss of an item is the average over two points whose noise is mirrored. It has less
             noise, at twice the cost. With tokens, the two points hide complementary tokens. For paths that add noise.
+        points_per_pair: the number of points of each path, at different times; the loss has a row for each. A coupling
+            or a simulation of paths so costs less per point. The rows start with the first point of every path: with
+            ``fit(pool=...)`` the points of a path come in different steps.
 
-    Cost: one function evaluation; :meth:`prepare` computes the coupling, ahead of the step.
+    Cost: one function evaluation; :meth:`prepare` computes the coupling, ahead of the step, and paths that are
+    simulated (``paths.Premetric``) are simulated there.
 
     Raises:
         ValueError: for a flow without a path, or ``condition_dropout`` on an unconditional flow.
@@ -84,15 +91,19 @@ class FlowMatching(Objective):
     masks = True  # whether the loss is restricted to the entries in a mask
 
     def __init__(
-        self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, antithetic: bool = False
-    ):
+        self, coupling=None, times=None, weight=None, condition_dropout: float = 0.0, antithetic: bool = False,
+        points_per_pair: int = 1,
+    ):  # fmt: skip
         super().__init__()
         check_dropout(type(self).__name__, condition_dropout)
+        advice = "points_per_pair is an integer of at least 1; pass 1."
+        check_integer(type(self).__name__, "points_per_pair", points_per_pair, 1, advice)
         example = "couplings.OptimalTransport() or times.LogitNormal()"
         check_objects(type(self).__name__, example, coupling=coupling, times=times, weight=weight)
         self.coupling = Independent() if coupling is None else coupling
         self.times = times
         self.weight, self.condition_dropout, self.antithetic = weight, condition_dropout, antithetic
+        self.points_per_pair = points_per_pair
 
     @property
     def samples_per_item(self) -> int | None:
@@ -122,19 +133,33 @@ class FlowMatching(Objective):
 
     def make_batch(self, flow: Any, x, context=None, generator=None) -> MatchingBatch:
         batch, path = super().make_batch(flow, x, context, generator), self._path(flow)
+        x0, x1, mask, several = batch.x0, batch.x1, self._mask(batch), self.points_per_pair
+        if several > 1:
+            repeated = lambda each: each.repeat(several, *[1] * (each.dim() - 1))
+            batch.x0, batch.x1, batch.context = (on_tensors(repeated, each) for each in (x0, x1, batch.context))
+            batch.t = self._times(self.law, flow.base, batch.x1, generator)
+            batch.drop = self.draw_dropped(len(batch.t), generator, batch.t.device)
         if self.times is None and path.times != self.law:
             batch.t = self._times(path.times, flow.base, batch.x1, generator)
+        if path.simulates:
+            t = self._inside(flow, batch.t).unflatten(0, (several, -1))
+            batch.sample = path.simulate(x0, x1, t, mask=mask)
         batch.noise = path.draw(batch.x1, generator)
         if getattr(flow, "self_conditioned", False):
             coin = torch.rand((), generator=generator, device=batch.x1.device)
             batch.twice = bool(coin < 0.5)
         return batch
 
+    @staticmethod
+    def _inside(flow: Any, t: Tensor) -> Tensor:
+        """Maps times in [0, 1] to the interval of the flow."""
+        low, high = flow.interval
+        return low + (high - low) * t
+
     def loss(self, flow: Any, batch: MatchingBatch) -> Tensor:
         path, context = self._path(flow), self.dropped(flow, batch.context, batch.drop)
-        low, high = flow.interval
         count = len(batch.t)
-        loss, t = self._match(flow, path, batch, low + (high - low) * batch.t, context)
+        loss, t = self._match(flow, path, batch, self._inside(flow, batch.t), context)
         if self.weight is not None:
             weight = self.weight(path, t)
             if weight.shape != loss.shape:
@@ -156,7 +181,7 @@ class FlowMatching(Objective):
             twice = lambda each: torch.cat((each, each))
             x0, x1, mask, context = (on_tensors(twice, each) for each in (x0, x1, mask, context))
             t, noise = torch.cat((t, other)), torch.cat((noise, mirrored))
-        sample = path.sample(x0, x1, t, mask=mask, noise=noise)
+        sample = path.sample(x0, x1, t, mask=mask, noise=noise) if batch.sample is None else batch.sample
         earlier = {}
         if batch.twice:
             with torch.no_grad():
