@@ -20,8 +20,8 @@ __all__ = ["Product"]
 class Product(Manifold):
     r"""The product of manifolds: a point is one vector with the parts one after another.
 
-    .. math:: \langle u, v \rangle_x = \sum_k w_k \langle u_k, v_k \rangle_{x_k}, \qquad
-              d(x, y)^2 = \sum_k w_k \, d(x_k, y_k)^2
+    .. math:: \langle u, v \rangle_x = \sum_k w_k \langle u_k, v_k \rangle_{x_k},
+              \qquad d(x, y)^2 = \sum_k w_k \, d(x_k, y_k)^2
 
     :meth:`split` returns the parts by name, each in its own shape; :meth:`join` is its inverse. For many points of one
     manifold use :class:`Power`.

@@ -22,8 +22,8 @@ __all__ = ["Simplex"]
 class Simplex(Manifold):
     r"""Vectors of ``size`` probabilities, with the metric of Fisher and Rao.
 
-    .. math:: \langle u, v \rangle_p = \sum_i \frac{u_i v_i}{p_i}, \qquad
-              d(p, q) = 2 \arccos \sum_i \sqrt{p_i q_i}
+    .. math:: \langle u, v \rangle_p = \sum_i \frac{u_i v_i}{p_i},
+              \qquad d(p, q) = 2 \arccos \sum_i \sqrt{p_i q_i}
 
     The roots of the probabilities lie on the unit sphere, where the metric is that of the sphere times four. All methods
     compute there, so distances and geodesics from and to the boundary, where probabilities are zero, are finite. Tangent
