@@ -172,6 +172,14 @@ def sum_rows(value: Tensor) -> Tensor:
     return rows(value).sum(1)
 
 
-def mean_rows(value: Tensor) -> Tensor:
-    """Averages each row: ``[B, *event]`` to ``[B]``."""
-    return rows(value).mean(1)
+def mean_rows(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Averages each row, ``[B, *event]`` to ``[B]``, over the entries in ``mask``; zero where there are none.
+
+    Args:
+        value: the values ``[B, *event]``.
+        mask: the entries that count, broadcastable to ``value``. Default: None, all of them.
+    """
+    if mask is None:
+        return rows(value).mean(1)
+    mask = mask.bool().expand_as(value)
+    return sum_rows(value.masked_fill(~mask, 0)) / sum_rows(mask).clamp(min=1)

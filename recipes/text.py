@@ -256,12 +256,13 @@ def draw_frontier(table: dict, file: Path) -> None:
     """Draws bits under the baseline against token entropy: samples should be where the text is."""
     figure = plot.new_figure(5.2, 4.0)
     axis = figure.subplots()
-    for kind, colour in (("flow", plot.BLUE), ("ar", plot.ORANGE)):
+    # Labels of the two are on different sides of their points, as the curves may be close to each other.
+    for kind, colour, side in (("flow", plot.BLUE, (4, -9)), ("ar", plot.ORANGE, (-15, 5))):
         rows = {name.split()[-1]: row for name, row in table.items() if name.startswith(kind)}
         x, y = ([row[key] for row in rows.values()] for key in ("token_entropy_bits", "bits_under_ar"))
         axis.plot(x, y, "o-", color=colour, label="flow" if kind == "flow" else "autoregressive", ms=4, lw=1)
         for label, *at in zip(rows, x, y):
-            axis.annotate(label, at, xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
+            axis.annotate(label, at, xytext=side, textcoords="offset points", fontsize=7, color=colour)
     text = table["held-out text"]
     axis.plot(text["token_entropy_bits"], text["bits_under_ar"], "k*", ms=11, label="held-out text")
     axis.set_xlabel("entropy of the tokens of a row, bits", fontsize=9)
@@ -349,6 +350,7 @@ def main(options: Options) -> None:
     if options.baseline == "ar":
         judge = autoregressive(options, alphabet.size)
         say(f"training the baseline, an autoregressive transformer: {millions(judge)} parameters")
+        say(f"its loss is in nats for a row of {length} tokens; that of the flow was the mean of one hidden token")
         second = learn(judge, objectives.MaximumLikelihood(), corpus, options, out / "ar")
         say(f"trained {second.steps} steps in {second.seconds:.0f} s; the weights of step {second.best_step} are kept")
     if not MAIN:
@@ -415,8 +417,9 @@ def main(options: Options) -> None:
         report["frontier"] = table = frontier(flow, judge, corpus, options, generator)
         draw_frontier(table, out / "frontier.png")
         files.insert(2, "frontier.png")
-        say(f"{JUDGED} rows each: bits per token under the autoregressive model, entropy of tokens in bits, and")
+        say(f"{JUDGED} rows each: bits per token under the autoregressive model, entropy of the tokens of a row, and")
         say("the share of different ones among sequences of 4. Good samples have all three near those of the text")
+        say(f"  {'':24s}" + "".join(f" {head:>8s}" for head in ("bits", "entropy", "4-grams")))
         for name, row in table.items():
             say(f"  {name:24s}" + "".join(f" {value:8.3f}" for value in row.values()))
     then = [f"more text: cflow sample {out} --num 4 --sampler analytic --steps 64 --output more.txt"]

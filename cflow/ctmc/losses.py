@@ -12,7 +12,7 @@ from cflow.ctmc.categorical import CHUNK
 from cflow.ctmc.noising import dense_weight, number_weight
 from cflow.ctmc.rates import Rate
 from cflow.paths import PathSample
-from cflow.shapes import rows, sum_rows
+from cflow.shapes import mean_rows, rows
 
 __all__ = ["loss", "nats_per_time"]
 
@@ -24,12 +24,12 @@ def loss(path: Any, prediction: Tensor, sample: PathSample) -> Tensor:
     if path.source.absorbing and (path.carry_over if crossed else path.counts):
         # With counts, the average over hidden tokens is the bound per token.
         hidden = x == path.source.mask
-        return _average(_surprise(prediction, x1), hidden if counted is None else hidden & counted)
+        return mean_rows(_surprise(prediction, x1), hidden if counted is None else hidden & counted)
     if crossed:
-        return _average(_surprise(_denoiser(path, prediction, x, sample.t), x1), counted)
+        return mean_rows(_surprise(_denoiser(path, prediction, x, sample.t), x1), counted)
     each = nats_per_time(path, prediction, x, x1, sample.t, path.loss_rate, dtype=_precise(prediction))
     weight = number_weight(path, x, x1, sample.t, counted) if path.by_number else dense_weight(path, sample.t)
-    return _average(each * weight.reshape(-1, *(1,) * (x.dim() - 1)).to(each.dtype), counted)
+    return mean_rows(each * weight.reshape(-1, *(1,) * (x.dim() - 1)).to(each.dtype), counted)
 
 
 def nats_per_time(
@@ -99,10 +99,3 @@ def _surprise(logits: Tensor, x1: Tensor) -> Tensor:
     """Computes the cross-entropy at each position, ``[B, *event]``."""
     flat = logits.to(_precise(logits)).reshape(-1, logits.shape[-1])
     return F.cross_entropy(flat, x1.flatten(), reduction="none").reshape(x1.shape)
-
-
-def _average(values: Tensor, where: Tensor | None) -> Tensor:
-    """Averages each row over the positions that count, ``[B]``; zero where there are none."""
-    if where is None:
-        return rows(values).mean(1)
-    return sum_rows(values.masked_fill(~where, 0)) / sum_rows(where).clamp(min=1)

@@ -44,22 +44,14 @@ class TokenConv(TokenField):
     Logits have the dtype of the network, but at least float32 (a probability in bf16 has two digits).
 
     Args:
-        length: the number of tokens of a sequence.
-        states: the number of values of an input token: ``source.states``, which counts the mask.
-        vocabulary: the number of values of a token of the data, the number of logits: ``source.vocabulary``.
         width: the number of channels, a multiple of 4.
         depth: the number of blocks.
         kernel: the number of taps of a convolution, odd.
         dilations: the distances between taps, one for each block, repeated. Default: 1, 4, 16, 64, of which those below
             ``length``.
-        classes: the number of class labels, if the context is a label; 0 for none.
-        context: the width of a continuous context vector; 0 for none.
-        reads_time: whether the time modulates the blocks. With False, ``t`` is checked, not read, and a sampler may
-            need fewer evaluations; a denoiser of masked tokens needs no time. Without time and condition, a learned
-            vector modulates the blocks.
-        self_conditioning: whether the network also takes the keyword ``previous``, the logits of an earlier call or
-            None. Their softmax (zeros for None) passes through a linear layer that starts at zero, and is added to the
-            embeddings of the tokens.
+
+    The other arguments (``length``, ``states``, ``vocabulary``, ``classes``, ``context``, ``reads_time`` and
+    ``self_conditioning``) are those of :class:`TokenDiT`.
 
     Shapes: ``t`` ``[]`` or ``[B]``; ``x`` integers ``[B, length]``; labels ``[B]`` or context ``[B, context]``;
     ``previous`` ``[B, length, vocabulary]`` -> logits ``[B, length, vocabulary]``.

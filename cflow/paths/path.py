@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cflow.shapes import Value, expand_like, mean_rows, sum_rows
+from cflow.shapes import Value, expand_like, mean_rows
 from cflow.times import Times, Uniform
 
 __all__ = ["Path", "PathSample", "VelocityPath"]
@@ -306,10 +306,7 @@ class VelocityPath(Path):
 
 def mean_square(error: Tensor, mask: Tensor | None) -> Tensor:
     """Computes the mean square per item, ``[B, ...] -> [B]``, over the entries in the mask."""
-    if mask is None:
-        return mean_rows(error.square())
-    mask = mask.expand_as(error).to(error.dtype)
-    return sum_rows(error.square() * mask) / sum_rows(mask).clamp(min=1)
+    return mean_rows(error.square(), mask)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -322,10 +319,7 @@ def cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor
     """
     wide = torch.promote_types(target.dtype, torch.float32)
     each = -(target.to(wide) * logits.to(wide).log_softmax(-1)).sum(-1)
-    if mask is None:
-        return mean_rows(each)
-    mask = mask.expand_as(logits).any(-1).to(wide)
-    return sum_rows(each * mask) / sum_rows(mask).clamp(min=1)
+    return mean_rows(each, None if mask is None else mask.expand_as(logits).any(-1))
 
 
 def first_time(holds: Callable[[Tensor], Tensor], bounds: Sequence[float] = (0.0, 1.0)) -> float:

@@ -428,6 +428,21 @@ def test_rare_tokens_are_drawn():
     assert ctmc.categorical.invert(weights, u).tolist() == [0, 0, 1, 2, 2]
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_draws_have_the_probabilities_of_their_time(source):
+    """Equally spaced numbers, so each state has its share of them, up to one at each end of its intervals."""
+    source = SOURCES[source]()
+    count = 600
+    u = ((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None].expand(count, 4)
+    for t in (0.0, 0.2, 0.5, 0.9, 1.0):
+        time = torch.tensor(t, dtype=torch.float64)
+        states = source.draw(u, time.expand(count, 1))
+        probs = source.probs(time.reshape(1, 1)) if source.moves else source.probs()
+        for column in states.T:
+            shares = torch.bincount(column, minlength=source.states) / count
+            assert torch.allclose(shares.double(), probs.flatten(), atol=2.01 / count)
+
+
 class Own(torch.nn.Module):
     """Logits from a table; :func:`called` gives it a way to be called."""
 

@@ -1,12 +1,16 @@
 """The recipes run as a user runs them, shortened; what they leave behind is complete."""
 
 import ast
+import contextlib
 import importlib
+import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,34 @@ import cflow
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
+def command(recipe, folder, *options):
+    """Runs a recipe in a process of its own, as a user does."""
+    words = [sys.executable, str(RECIPES / f"{recipe}.py"), *options]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def run(recipe, folder, *options, check=True):
-    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    """Runs the same script with the same options in this process, where nothing has to be imported again."""
+    file, out, err, status = str(RECIPES / f"{recipe}.py"), io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        warnings.simplefilter("default")
+        patch.setattr(sys, "argv", [file, *options])
+        patch.syspath_prepend(RECIPES)
+        patch.chdir(folder)
+        try:
+            runpy.run_path(file, run_name="__main__")
+        except SystemExit as stop:
+            message = stop.code if isinstance(stop.code, str) else ""
+            err.write(message)
+            status = 1 if message else stop.code or 0
+    done = subprocess.CompletedProcess([file, *options], status, out.getvalue(), err.getvalue())
     if check:
         assert done.returncode == 0, done.stderr
     return done
@@ -43,7 +72,7 @@ SMALL = ("--width", "8", "--num", "40", "--solver-steps", "2", "--batch-size", "
 
 
 def test_images_leaves_pictures_model_and_metrics(tmp_path):
-    done = run("images", tmp_path, "--steps", "20", *SMALL)
+    done = command("images", tmp_path, "--steps", "6", *SMALL)
     folder = tmp_path / "runs" / "images-digits"
     names = {each.name for each in folder.iterdir()}
     assert names >= {"model", "samples.png", "training.png", "trajectories.png", "metrics.json", "history.csv"}
@@ -57,8 +86,8 @@ def test_images_leaves_pictures_model_and_metrics(tmp_path):
 
 
 def test_images_goes_on_where_it_stopped(tmp_path):
-    """Ten steps, then ten more, against the end of a run of twenty with the same schedule."""
-    options = ("--steps", "20", *SMALL)
+    """The last step again, against the end of the run."""
+    options = ("--steps", "6", *SMALL)
     run("images", tmp_path, *options, "--out", "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     checkpoints = sorted((tmp_path / "parts" / "checkpoints").iterdir())
@@ -119,7 +148,7 @@ def test_images_reads_mnist(tmp_path, real_data):
 
 def test_toys_leaves_pictures_model_and_metrics(tmp_path):
     options = ("--steps", "30", "--count", "1000", "--solver-steps", "4", "--hidden", "16")
-    run("toys", tmp_path, *options, "--data", "checkerboard", "--path", "cosine", "--predict", "x1")
+    command("toys", tmp_path, *options, "--data", "checkerboard", "--path", "cosine", "--predict", "x1")
     folder = tmp_path / "runs" / "toys-checkerboard"
     names = {each.name for each in folder.iterdir()}
     assert names >= {"model", "samples.png", "density.png", "trajectories.png", "training.png", "metrics.json"}
@@ -149,9 +178,9 @@ def test_toys_trains_a_classical_flow_by_its_name(tmp_path):
 def test_two_processes_speak_and_write_once(tmp_path):
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     rest = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    command = [sys.executable, *launcher, *rest, str(RECIPES / "images.py"), "--steps", "6", *SMALL]
+    words = [sys.executable, *launcher, *rest, str(RECIPES / "images.py"), "--steps", "6", *SMALL]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert [done.stdout.count(part) for part in ("digits: ", "trained 6 steps", "look at ")] == [1, 1, 1]
     assert "Warning" not in done.stderr

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_recipes import SMALL, run
+from test_recipes import SMALL, command, run
 
 import cflow
 
@@ -15,8 +15,8 @@ SHORT += ("--distill", "1", "3", "--evaluations", "1", "2")
 @pytest.fixture(scope="module")
 def straightened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reflow")
-    run("images", folder, "--steps", "20", *SMALL)
-    return folder, run("reflow", folder, "--real", *SHORT)
+    run("images", folder, "--steps", "6", *SMALL)
+    return folder, command("reflow", folder, "--real", *SHORT)
 
 
 def test_it_leaves_a_table_a_picture_and_models(straightened):

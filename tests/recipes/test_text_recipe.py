@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import ctmc, data, fields, metrics
+from cflow import ctmc, data, fields, metrics, objectives
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "text.py"
 SMALL = {"steps": 6, "width": 32, "depth": 2, "batch_size": 8, "length": 16, "evaluations": (2,), "draws": 2}
@@ -77,12 +77,16 @@ def test_the_command_leaves_text_pictures_and_a_model(tmp_path):
     assert bits["flow"] < math.log2(report["alphabet_size"])
 
 
-def test_a_run_continues_where_it_stopped(recipe):
+def test_a_run_continues_where_it_stopped(recipe, monkeypatch):
+    monkeypatch.setattr(recipe, "JUDGED", 8)
+    monkeypatch.setattr(recipe, "TEMPERATURES", (0.8, 1.0))
     options = {**SMALL, "data": "story.txt", "baseline": "ar"}
-    for folder in ("whole", "parts"):
-        recipe.main(recipe.Options(out=Path(folder), **options))
+    recipe.main(recipe.Options(out=Path("whole"), **options))
+    shutil.copytree("whole", "parts")
     with pytest.raises(ValueError, match="resume=True"):
         recipe.main(recipe.Options(out=Path("parts"), **options))
+    for file in ("model/flow.safetensors", "metrics.json", "samples.txt"):
+        Path("parts", file).unlink()
     for folder in ("parts", "parts/ar"):  # the last step of both is lost
         shutil.rmtree(sorted(Path(folder, "checkpoints").iterdir())[-1])
     recipe.main(recipe.Options(out=Path("parts"), resume=True, **options))
@@ -96,7 +100,11 @@ def test_a_run_continues_where_it_stopped(recipe):
 def test_tokens_of_every_integer_dtype_train_the_same_flow(recipe, texts, monkeypatch):
     for dtype in (torch.uint8, torch.int32, torch.int64):
         monkeypatch.setattr(texts, "smallest", lambda tokens, size, dtype=dtype: tokens.to(dtype))
-        recipe.main(recipe.Options(data="story.txt", out=Path(str(dtype)), **SMALL))
+        corpus = texts.read("story.txt", "characters", None, 512, 10**6, SMALL["length"])
+        assert corpus.train.dtype == corpus.validation.dtype == dtype
+        options = recipe.Options(**SMALL)
+        flow = recipe.build(options, corpus)
+        recipe.learn(flow, objectives.FlowMatching(), corpus, options, Path(str(dtype)))
     assert equal(weights("torch.uint8"), weights("torch.int32"))
     assert equal(weights("torch.uint8"), weights("torch.int64"))
 
