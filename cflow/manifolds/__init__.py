@@ -3,7 +3,7 @@
 from cflow.manifolds.euclidean import Euclidean
 from cflow.manifolds.flat_torus import FlatTorus
 from cflow.manifolds.hyperbolic import Lorentz, Poincare
-from cflow.manifolds.laws import Uniform
+from cflow.manifolds.laws import Dirichlet, Uniform, WrappedNormal
 from cflow.manifolds.lie_group import LieGroup
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
@@ -18,6 +18,7 @@ __all__ = [
     "Biharmonic",
     "CommuteTime",
     "Diffusion",
+    "Dirichlet",
     "Euclidean",
     "FlatTorus",
     "LieGroup",
@@ -30,4 +31,5 @@ __all__ = [
     "Simplex",
     "Sphere",
     "Uniform",
+    "WrappedNormal",
 ]
