@@ -2,6 +2,7 @@
 
 from cflow.manifolds.euclidean import Euclidean
 from cflow.manifolds.flat_torus import FlatTorus
+from cflow.manifolds.geoopt import Geoopt
 from cflow.manifolds.hyperbolic import Lorentz, Poincare
 from cflow.manifolds.laws import Dirichlet, Uniform, WrappedNormal
 from cflow.manifolds.lie_group import LieGroup
@@ -21,6 +22,7 @@ __all__ = [
     "Dirichlet",
     "Euclidean",
     "FlatTorus",
+    "Geoopt",
     "LieGroup",
     "Lorentz",
     "Manifold",
