@@ -2,8 +2,9 @@
 
 from cflow.manifolds.euclidean import Euclidean
 from cflow.manifolds.flat_torus import FlatTorus
+from cflow.manifolds.geoopt import Geoopt
 from cflow.manifolds.hyperbolic import Lorentz, Poincare
-from cflow.manifolds.laws import Uniform
+from cflow.manifolds.laws import Dirichlet, Uniform, WrappedNormal
 from cflow.manifolds.lie_group import LieGroup
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
@@ -18,8 +19,10 @@ __all__ = [
     "Biharmonic",
     "CommuteTime",
     "Diffusion",
+    "Dirichlet",
     "Euclidean",
     "FlatTorus",
+    "Geoopt",
     "LieGroup",
     "Lorentz",
     "Manifold",
@@ -30,4 +33,5 @@ __all__ = [
     "Simplex",
     "Sphere",
     "Uniform",
+    "WrappedNormal",
 ]

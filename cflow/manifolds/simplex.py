@@ -25,11 +25,11 @@ class Simplex(Manifold):
     .. math:: \langle u, v \rangle_p = \sum_i \frac{u_i v_i}{p_i},
               \qquad d(p, q) = 2 \arccos \sum_i \sqrt{p_i q_i}
 
-    The roots of the probabilities lie on the unit sphere, where the metric is that of the sphere times four. All methods
-    compute there, so distances and geodesics from and to the boundary, where probabilities are zero, are finite. Tangent
-    vectors at the boundary are not enough: a geodesic leaves it with velocity zero in these coordinates, so ``log`` there
-    loses the direction, and ``inner`` takes 0 / 0 as zero. For flows to one-hot vectors use the roots: a
-    :class:`Sphere`, or :class:`cflow.paths.Fisher`.
+    The roots of the probabilities lie on the unit sphere, where the metric is four times that of the sphere. All
+    methods compute there, so distances and geodesics from and to the boundary, where probabilities are zero, are
+    finite. Tangent vectors at the boundary are not enough: a geodesic leaves it with velocity zero in these
+    coordinates, so ``log`` there loses the direction, and ``inner`` takes 0 / 0 as zero. For flows to one-hot vectors
+    use the roots: a :class:`Sphere`, or :class:`cflow.paths.Fisher`.
 
     The whole volume is :math:`\pi^{n/2} / \Gamma(n/2)`. The uniform distribution is Dirichlet with all parameters 1/2.
     A geodesic that reaches the boundary is reflected there.

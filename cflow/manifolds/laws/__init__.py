@@ -1,5 +1,7 @@
 """Distributions on manifolds, with densities against the Riemannian volume."""
 
+from cflow.manifolds.laws.dirichlet import Dirichlet
 from cflow.manifolds.laws.uniform import Uniform
+from cflow.manifolds.laws.wrapped_normal import WrappedNormal
 
-__all__ = ["Uniform"]
+__all__ = ["Dirichlet", "Uniform", "WrappedNormal"]
