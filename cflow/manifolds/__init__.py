@@ -10,12 +10,16 @@ from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
 from cflow.manifolds.power import Power
 from cflow.manifolds.product import Product
+from cflow.manifolds.se3 import SE3
 from cflow.manifolds.simplex import Simplex
 from cflow.manifolds.so3 import SO3
+from cflow.manifolds.spd import SPD
 from cflow.manifolds.sphere import Sphere
 
 __all__ = [
+    "SE3",
     "SO3",
+    "SPD",
     "Biharmonic",
     "CommuteTime",
     "Diffusion",
