@@ -12,6 +12,7 @@ from cflow.plot.density_plots import Grid, densities, density, grid
 from cflow.plot.figure import BLUE, GREY, ORANGE, finish, new_figure
 from cflow.plot.image_grids import image_trajectories, images
 from cflow.plot.plane import scatter, scatters, trajectories
+from cflow.plot.surfaces import surfaces
 from cflow.plot.token_grids import tokens
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "new_figure",
     "scatter",
     "scatters",
+    "surfaces",
     "tokens",
     "training",
     "trajectories",
