@@ -20,8 +20,8 @@ __all__ = ["WrappedNormal"]
 class WrappedNormal(Base):
     r"""Draws normal tangent vectors at one point, and follows their geodesics.
 
-    .. math:: x = \exp_\mu\Big(\sum_i \sigma_i \epsilon_i E_i\Big), \quad \epsilon \sim \mathcal N(0, I), \qquad
-              p(x) = \sum_{u:\, \exp_\mu u = x}
+    .. math:: x = \exp_\mu\Big(\sum_i \sigma_i \epsilon_i E_i\Big), \quad \epsilon \sim \mathcal N(0, I),
+              \qquad p(x) = \sum_{u:\, \exp_\mu u = x}
               \frac{\mathcal N(u; 0, \sigma^2)}{\left|\det d \exp_\mu(u)\right|}
 
     The vectors :math:`E_i` are ``manifold.frame(loc)``, made orthonormal in the metric. The density is with respect to
