@@ -41,8 +41,9 @@ def draw_bound(
     r"""Computes one draw of a lower bound on the log-likelihood, ``[B]`` in nats.
 
     Its mean is :math:`-\int_0^1 \mathbb E \, \sum_i \ell_i \, dt` with the integrand of
-    :func:`cflow.ctmc.losses.nats_per_time`. With a mask source the number of hidden tokens is uniform in 1 to D
-    (:class:`cflow.ctmc.Mixture`); otherwise times are denser at the data, so that the variance is finite.
+    :func:`cflow.ctmc.losses.nats_per_time`. The number of tokens of the source is drawn first, with equal
+    probabilities, then the time (:class:`cflow.ctmc.Mixture`), so that the variance is finite. For sources that move
+    and schedules by position, times are denser at the data instead.
 
     Args:
         path: the path, bound to its source.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cflow.ctmc.categorical import CHUNK
-from cflow.ctmc.noising import dense_weight
+from cflow.ctmc.noising import dense_weight, number_weight
 from cflow.ctmc.rates import Rate
 from cflow.paths import PathSample
 from cflow.shapes import rows, sum_rows
@@ -28,7 +28,7 @@ def loss(path: Any, prediction: Tensor, sample: PathSample) -> Tensor:
     if crossed:
         return _average(_surprise(_denoiser(path, prediction, x, sample.t), x1), counted)
     each = nats_per_time(path, prediction, x, x1, sample.t, path.loss_rate, dtype=_precise(prediction))
-    weight = dense_weight(path, sample.t)
+    weight = number_weight(path, x, x1, sample.t, counted) if path.by_number else dense_weight(path, sample.t)
     return _average(each * weight.reshape(-1, *(1,) * (x.dim() - 1)).to(each.dtype), counted)
 
 

@@ -13,7 +13,7 @@ from cflow.arguments import check_tokens
 from cflow.ctmc import losses
 from cflow.ctmc.arguments import check_rate, check_schedule
 from cflow.ctmc.categorical import uniforms
-from cflow.ctmc.noising import dense_times, hide
+from cflow.ctmc.noising import dense_times, hide, replace
 from cflow.ctmc.posterior import CERTAIN, Head, Posterior, Sharpen
 from cflow.ctmc.rates import MinimalJump, Moment, Rate, TimeReversal
 from cflow.ctmc.schedules import Linear, Schedule
@@ -51,6 +51,8 @@ class Mixture(Path):
     and which ones are random; the time then is one at which that many are hidden. For bounds the number is 1 to D with
     equal probability. The mean is the same, and the variance is finite (with independent decisions and the weight
     ``1 / (1 - t)`` it is not). For the cross-entropy the share of hidden tokens is that of the schedule at the time.
+    Bounds of other sources draw the number of tokens of the source in the same way, 0 to D, and weight the terms of all
+    tokens by the inverse density of the states and their time.
 
     **Heads.** ``head`` is what the network's logits mean: the denoiser p, which sees the noisy token of the same
     position, or the leave-one-out posterior l, which does not (:class:`cflow.ctmc.Posterior`). For a mask source they
@@ -199,6 +201,12 @@ class Mixture(Path):
             return False
         return self.minimised == "cross-entropy" or not self.loss_rate.reshuffles(self.source)
 
+    @property
+    def by_number(self) -> bool:
+        """Whether a bound with terms at all tokens draws the number of tokens of the source first, then the time."""
+        fixed = self.source.has_density and not self.source.moves and not self.schedule.by_position
+        return fixed and self.minimised != "cross-entropy" and not self.counts
+
     def moment(self, x: Tensor, t: Tensor) -> Moment:
         """Computes schedule and source for states ``x [B, *event]`` at times ``t``, ``[]`` or ``[B]``, in float64."""
         t, source = self.spread(t, x), self.source
@@ -222,7 +230,8 @@ class Mixture(Path):
     def mirror(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Returns times and noise that hide about the complement of the tokens that ``t`` and ``noise`` hide.
 
-        With a mask source each token is hidden in one of the two, and one token in both.
+        With a mask source each token is hidden in one of the two, and one token in both. For bounds of other sources
+        each token is drawn from the source in exactly one of the two.
         """
         low, high = self.interval
         return low + high - t, 1 - noise
@@ -233,8 +242,9 @@ class Mixture(Path):
         Args:
             x0: draws of the source ``[B, *event]``.
             x1: tokens of the data ``[B, *event]``.
-            t: the times ``[B]``: with a mask source, the quantile of the number of visible tokens; for losses that are
-                bounds, the quantile of a law of times that is denser at the data, where the weight is large.
+            t: the times ``[B]``: with a mask source, and for losses that are bounds, the quantile of the number of
+                tokens of the data; for bounds of sources that move and of schedules by position, the quantile of
+                times that are denser at the data, where the terms are large.
             mask: the positions that count; others stay as in ``x0``. Default: None, all of them.
             noise: the result of :meth:`draw`. Default: None, drawn here with ``generator``.
             generator: the source of the noise. Default: None, torch's default generator.
@@ -254,6 +264,9 @@ class Mixture(Path):
         if self.counts:
             hidden, time = hide(self, u, level, counted)
             xt = x1.masked_fill(hidden, self.source.mask)
+        elif self.by_number:
+            hidden, time = replace(self, u, level, counted)
+            xt = torch.where(hidden, x0, x1)
         else:
             time = level if self.minimised == "cross-entropy" else dense_times(self, level)
             spread = self.spread(time, x1)

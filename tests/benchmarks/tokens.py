@@ -15,8 +15,8 @@ model of the same text. Bits per character are those of the judge; entropy is th
 the held-out text, in nats; a sampler that repeats itself has few bits, low entropy and few distinct 4-grams. Three
 seeds of draws.
 
-``variance``: standard deviation of the bound per network call: independent times with the weight 1 / t, numbers of
-hidden tokens, complementary pairs.
+``variance``: standard deviation of the bound per network call: independent uniform times (with a mask source the weight
+is then 1 / t), numbers of noisy tokens, complementary pairs.
 
 ``toys``: laws of a few tokens with exact denoisers, beside their theory.
 
@@ -113,7 +113,8 @@ def main():
 
         text, out = asked.texts[0], asked.out / "samplers"
         if "variance" in asked.parts and not asked.table:
-            samplers.variance(asked.out, text, asked.data)
+            for kind in asked.kinds:
+                samplers.variance(asked.out, text, asked.data, kind)
         if "samplers" in asked.parts:
             names = asked.samplers or list(samplers.SAMPLERS)
             if not asked.table:

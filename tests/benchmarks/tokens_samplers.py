@@ -9,6 +9,7 @@ import tokens_models as models
 import torch
 
 from cflow import ctmc, solvers
+from cflow.ctmc.losses import nats_per_time
 
 SEEDS = (0, 1, 2)
 EXACT = {
@@ -133,28 +134,26 @@ def check(kind, found):
 
 
 @torch.no_grad()
-def variance(models_of, text, folder, rows=8, draws=256):
+def variance(models_of, text, folder, kind, rows=8, draws=256):
     """Prints the standard deviation of one draw of the bound, in bits per character, for one network call."""
     _, held, alphabet = models.text(text, folder)
-    flow = models.load(models_of, text, "mask", alphabet.size)
+    flow = models.load(models_of, text, kind, alphabet.size)
     if flow is None:
         return
     generator = torch.Generator().manual_seed(0)
 
     def independent(x):
         t = torch.rand(len(x), generator=generator, dtype=torch.float64)
-        hidden = torch.rand(x.shape, generator=generator) < t.float().unsqueeze(1)
-        noisy = x.masked_fill(hidden, flow.source.mask)
-        logits = flow.predict(1 - t, noisy)
-        surprise = torch.nn.functional.cross_entropy(logits.mT, x, reduction="none")
-        return (surprise * hidden).sum(1) / t
+        noisy = torch.rand(x.shape, generator=generator, dtype=torch.float64) >= t.unsqueeze(1)
+        xt = torch.where(noisy, flow.source.sample((len(x),), generator=generator), x)
+        return nats_per_time(flow.path, flow.predict(t, xt), xt, x, t, flow.path.default_rate).sum(1)
 
     ways = {
-        "independent times, weight 1 / t": (independent, 1),
-        "numbers of hidden tokens": (lambda x: -flow.log_prob(x, generator=generator), 1),
+        "independent uniform times": (independent, 1),
+        "numbers of noisy tokens": (lambda x: -flow.log_prob(x, generator=generator), 1),
         "complementary pairs": (lambda x: -flow.log_prob(x, generator=generator, antithetic=True), 2),
     }
-    print(f"\n{text}, mask: bound of {rows} rows, {draws} draws of each, bits per character")
+    print(f"\n{text}, {kind}: bound of {rows} rows, {draws} draws of each, bits per character")
     print(f"{'':36s}{'mean':>8s}{'deviation of a draw':>22s}{'for one call':>14s}{'largest draw':>14s}")
     for name, (one, calls) in ways.items():
         values = torch.stack(
