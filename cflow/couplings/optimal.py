@@ -24,8 +24,9 @@ SIMPLEX_ABOVE = {2: 128, 3: 256}  # by dimension, the batch size above which the
 class OptimalTransport:
     r"""Pairs a batch at the least total cost; each row is used exactly once.
 
-    .. math:: \min_{\tau \in S_B} \sum_{i=1}^B c(x_0^{\tau(i)}, x_1^i),
-              \qquad c(x, y) = \| x - y \|^2 \text{ unless given}
+    .. math:: \min_{\tau \in S_B} \sum_{i=1}^B c(x_0^{\tau(i)}, x_1^i)
+
+    with the squared distance :math:`c(x, y) = \| x - y \|^2` by default.
 
     Rows of ``x0`` are permuted; ``x1`` and ``context`` keep their order. The pairing is deterministic: ``generator`` is
     not used.

@@ -113,7 +113,7 @@ def main():
 
         text, out = asked.texts[0], asked.out / "samplers"
         if "variance" in asked.parts and not asked.table:
-            for kind in asked.kinds:
+            for kind in (each for each in ("mask", "uniform") if each in asked.kinds):
                 samplers.variance(asked.out, text, asked.data, kind)
         if "samplers" in asked.parts:
             names = asked.samplers or list(samplers.SAMPLERS)
