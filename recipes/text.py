@@ -355,7 +355,7 @@ def main(options: Options) -> None:
         say(f"trained {second.steps} steps in {second.seconds:.0f} s; the weights of step {second.best_step} are kept")
     if not MAIN:
         return
-    plot.training(run, out / "training.png", title="loss: cross-entropy of hidden tokens, nats")
+    plot.training(run, out / "training.png", title="loss: cross-entropy of all tokens, nats")
 
     flow.eval()
     rate = f"{flow.path.default_rate!r}"

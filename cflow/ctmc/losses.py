@@ -21,7 +21,7 @@ def loss(path: Any, prediction: Tensor, sample: PathSample) -> Tensor:
     """Computes the loss of a path per item, ``[B]``, in nats per token, in float32 or better."""
     x, x1, counted = sample.xt, sample.x1, sample.mask
     crossed = path.minimised == "cross-entropy"
-    if path.source.absorbing and (path.carry_over if crossed else path.counts):
+    if path.source.absorbing and path.counts and not crossed:
         # With counts, the average over hidden tokens is the bound per token.
         hidden = x == path.source.mask
         return mean_rows(_surprise(prediction, x1), hidden if counted is None else hidden & counted)

@@ -42,7 +42,7 @@ class Mixture(Path):
 
     | ``loss``            | what is minimised, in nats per token                                                |
     |---------------------|-------------------------------------------------------------------------------------|
-    | ``"cross-entropy"`` | ``-log p(x_1)`` at noisy tokens: those that are hidden (mask), or all               |
+    | ``"cross-entropy"`` | ``-log p(x_1)`` at all positions, also those with their own token                   |
     | ``"kl"``            | the generalised Kullback-Leibler divergence, the bound for ``MinimalJump``          |
     | ``"elbo"``          | the bound for ``rate``                                                              |
     | ``"score-entropy"`` | the denoising score entropy of SEDD; it equals the bound for ``TimeReversal``       |
@@ -53,6 +53,10 @@ class Mixture(Path):
     ``1 / (1 - t)`` it is not). For the cross-entropy the share of hidden tokens is that of the schedule at the time.
     Bounds of other sources draw the number of tokens of the source in the same way, 0 to D, and weight the terms of all
     tokens by the inverse density of the states and their time.
+
+    **Cross-entropy or bound.** Both have the same optimum. The bound counts a hidden token the more, the fewer tokens
+    are hidden, which is noisy. The cross-entropy counts all alike, and a network that also copies the tokens it sees
+    learns faster: 2.90 in place of 3.11 bits per character after five minutes (``tests/benchmarks/README.md``).
 
     **Heads.** ``head`` is what the network's logits mean: the denoiser p, which sees the noisy token of the same
     position, or the leave-one-out posterior l, which does not (:class:`cflow.ctmc.Posterior`). For a mask source they
@@ -66,8 +70,8 @@ class Mixture(Path):
             tight; samplers take ``MinimalJump()``, or ``TimeReversal()`` for a source that moves.
         loss: the loss, see the table.
         head: what the logits mean.
-        carry_over: whether visible tokens of a mask source are known to be those of the data. Without it, the loss also
-            trains the network at visible tokens, and the posterior there is the network's.
+        carry_over: whether visible tokens of a mask source are known to be those of the data. Without it, the posterior
+            there is the network's.
 
     Raises:
         ValueError: for an unknown loss or head.

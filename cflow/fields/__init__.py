@@ -14,10 +14,10 @@ from cflow.fields.mlp import MLP
 from cflow.fields.mmdit import MMDiT
 from cflow.fields.periodic_mlp import PeriodicMLP
 from cflow.fields.potential import Potential
-from cflow.fields.relaxed_tokens import RelaxedTokens
 from cflow.fields.second_time import two_times
-from cflow.fields.token_conv import TokenConv
-from cflow.fields.token_dit import TokenDiT
+from cflow.fields.tokens.relaxed_tokens import RelaxedTokens
+from cflow.fields.tokens.token_conv import TokenConv
+from cflow.fields.tokens.token_dit import TokenDiT
 from cflow.fields.unet import UNet
 from cflow.fields.wrapper import FieldWrapper
 

@@ -11,8 +11,8 @@ from cflow.plot.curves import training
 from cflow.plot.density_plots import Grid, densities, density, grid
 from cflow.plot.figure import BLUE, GREY, ORANGE, finish, new_figure
 from cflow.plot.image_grids import image_trajectories, images
+from cflow.plot.on_surfaces import surfaces
 from cflow.plot.plane import scatter, scatters, trajectories
-from cflow.plot.surfaces import surfaces
 from cflow.plot.token_grids import tokens
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cflow.fields.token_field import TokenField
+from cflow.fields.tokens.token_field import TokenField
 from cflow.fields.transformer import Block, rotations
 from cflow.registry import register
 

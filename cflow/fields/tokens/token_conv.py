@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cflow.arguments import is_integer
-from cflow.fields.token_field import TokenField
+from cflow.fields.tokens.token_field import TokenField
 from cflow.fields.transformer import Modulation, modulate
 from cflow.registry import register
 

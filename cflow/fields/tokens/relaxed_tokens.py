@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cflow.fields.token_field import TokenField
+from cflow.fields.tokens.token_field import TokenField
 from cflow.fields.transformer import differentiated
 from cflow.fields.wrapper import FieldWrapper
 from cflow.registry import register

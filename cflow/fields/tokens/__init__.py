@@ -1,0 +1,1 @@
+"""Networks on tokens: a transformer, a convolutional one, and their evaluation at vectors."""
