@@ -222,7 +222,7 @@ class VelocityPath(Path):
             manifold: a :class:`cflow.manifolds.Manifold`, or None.
 
         Raises:
-            ValueError: for a manifold whose geodesics are no straight lines, which the path would leave; paths along
+            ValueError: for a manifold whose geodesics are not straight lines, which the path would leave; paths along
                 geodesics accept every manifold, and raise for None.
         """
         if manifold is not None and not manifold.flat:
