@@ -78,8 +78,16 @@ def minkowski(u: Tensor, v: Tensor) -> Tensor:
 
 def minkowski_inner(x: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Computes the inner product of tangent vectors from the coordinates after the first."""
-    along = lambda each: (x[..., 1:] * each[..., 1:]).sum(-1)
-    return (u[..., 1:] * v[..., 1:]).sum(-1) - along(u) * along(v) / x[..., 0].square()
+    height, x, u, v = x[..., 0].square(), x[..., 1:], u[..., 1:], v[..., 1:]
+    size = x.square().sum(-1)
+    along_u, along_v = (x * u).sum(-1), (x * v).sum(-1)
+    plain = (u * v).sum(-1) - along_u * along_v / height
+    # Far from the origin the two terms cancel: there, parts along and across the point are computed one by one.
+    far = size > 1
+    size = torch.where(far, size, 1.0)
+    across = lambda each, along: each - (along / size).unsqueeze(-1) * x
+    parts = (across(u, along_u) * across(v, along_v)).sum(-1) + along_u * along_v / (size * height)
+    return torch.where(far, parts, plain)
 
 
 def minkowski_square(x: Tensor, u: Tensor) -> Tensor:
@@ -89,5 +97,12 @@ def minkowski_square(x: Tensor, u: Tensor) -> Tensor:
 def quarter(x: Tensor, y: Tensor) -> Tensor:
     """Computes a quarter of the squared chord, the square of sinh(d / 2)."""
     step, whole = x[..., 1:] - y[..., 1:], x[..., 1:] + y[..., 1:]
-    rise = (step * whole).sum(-1) / (x[..., 0] + y[..., 0])  # the difference of the first coordinates
-    return (0.25 * (step.square().sum(-1) - rise.square())).clamp(min=0)
+    height, ahead, size = x[..., 0] + y[..., 0], (step * whole).sum(-1), step.square().sum(-1)
+    plain = size - (ahead / height).square()
+    # Far from the origin and near each other, the two terms cancel. With a the part of the step along the sum of the
+    # points and k = (a / height)^2, it is (|across|^2 + 4 k) / (1 - k), whose error depends on the distance only.
+    cancels = plain < 0.1 * size
+    length = torch.where(cancels, whole.square().sum(-1), 1.0)
+    across = (step - (ahead / length).unsqueeze(-1) * whole).square().sum(-1)
+    k = torch.where(cancels, ahead.square() / (length * height.square()), 0.0)
+    return 0.25 * torch.where(cancels, (across + 4 * k) / (1 - k), plain)
