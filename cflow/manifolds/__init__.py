@@ -1,10 +1,11 @@
 """Riemannian manifolds: points, tangent vectors, geodesics, volumes and densities, as functions of plain tensors."""
 
+from cflow.manifolds.body_frame import BodyFrame
 from cflow.manifolds.euclidean import Euclidean
 from cflow.manifolds.flat_torus import FlatTorus
 from cflow.manifolds.geoopt import Geoopt
 from cflow.manifolds.hyperbolic import Lorentz, Poincare
-from cflow.manifolds.laws import Dirichlet, Uniform, WrappedNormal
+from cflow.manifolds.laws import IGSO3, Dirichlet, Uniform, WrappedNormal
 from cflow.manifolds.lie_group import LieGroup
 from cflow.manifolds.manifold import Manifold
 from cflow.manifolds.mesh import Biharmonic, CommuteTime, Diffusion, Mesh
@@ -17,10 +18,12 @@ from cflow.manifolds.spd import SPD
 from cflow.manifolds.sphere import Sphere
 
 __all__ = [
+    "IGSO3",
     "SE3",
     "SO3",
     "SPD",
     "Biharmonic",
+    "BodyFrame",
     "CommuteTime",
     "Diffusion",
     "Dirichlet",
