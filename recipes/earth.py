@@ -73,9 +73,7 @@ class Options:
 def build(options: Options) -> tuple[cflow.ContinuousFlow, objectives.Objective]:
     """Builds the flow on unit vectors, and the objective."""
     torch.manual_seed(options.seed)  # the network's initial weights
-    flow = cflow.ContinuousFlow(
-        fields.MLP(3, hidden=options.hidden), manifolds.Uniform(SPHERE), path=paths.Geodesic()
-    )
+    flow = cflow.ContinuousFlow(fields.MLP(3, hidden=options.hidden), manifolds.Uniform(SPHERE), path=paths.Geodesic())
     if options.objective == "ffjord":
         if options.coupling != "independent":
             raise ValueError(

@@ -95,7 +95,9 @@ def degrees_of(name: str, x: Tensor) -> Tensor:
         return torch.stack([x[:, 0], torch.remainder(x[:, 1] + 180, 360) - 180], 1)
     length = x.norm(dim=1)
     if bool(((length - 1).abs() > 1e-2).any()):
-        raise ValueError(f"{name}: lengths from {float(length.min()):.3g} to {float(length.max()):.3g}; divide by them.")
+        raise ValueError(
+            f"{name}: lengths from {float(length.min()):.3g} to {float(length.max()):.3g}; divide by them."
+        )
     up = torch.atan2(x[:, 2], torch.hypot(x[:, 0], x[:, 1]))
     return torch.rad2deg(torch.stack([up, torch.atan2(x[:, 1], x[:, 0])], 1))
 

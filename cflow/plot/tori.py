@@ -61,9 +61,7 @@ def torus(
     """
     if not torch.is_tensor(source):
         figure, axis = (ax.figure, ax) if ax is not None else _square()
-        drawn = grid(
-            source, bounds=(-period / 2, period / 2), resolution=resolution, chunk=chunk, name="plot.torus"
-        )
+        drawn = grid(source, bounds=(-period / 2, period / 2), resolution=resolution, chunk=chunk, name="plot.torus")
         bar = figure.colorbar(_colour(axis, drawn.height), cax=axis.inset_axes((1.03, 0.0, 0.04, 1.0)))
         bar.set_label("probability density" + (" per radian squared" if period == 2 * math.pi else ""), fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -77,7 +75,7 @@ def torus(
     pairs = points.shape[1] - 1
     if ax is not None and pairs > 1:
         raise ValueError(
-            f"plot.torus(points of {pairs + 1} angles, ax=...): one axis shows two angles; pass points[:, :2], or no ax."
+            f"plot.torus(points of {pairs + 1} angles, ax=...): one axis shows two angles; pass two, or no ax."
         )
     if ax is not None or pairs == 1:
         figure, axis = (ax.figure, ax) if ax is not None else _square()
