@@ -111,7 +111,9 @@ def show(flow, x: Tensor, labels: Tensor | None, report: dict) -> None:
 
 
 def has_picture(flow) -> bool:
-    """Returns whether samples are points of the plane, or images with one or three channels."""
+    """Returns whether samples are points of the plane, a sphere or a torus, or images with one or three channels."""
+    if flow.manifold is not None and flow.manifold.picture is not None:
+        return True
     shape = flow.event_shape
     points = shape == (2,) and not vocabulary_of(flow)
     return not isinstance(shape, dict) and (points or (len(shape) == 3 and shape[0] in (1, 3)))
@@ -132,7 +134,11 @@ def on_lattice(x: Tensor, report: dict) -> Tensor:
 def _write_picture(flow, x: Tensor, output: Path, labels: Tensor | None, report: dict) -> None:
     from cflow import plot
 
-    if len(flow.event_shape) == 3:
+    if flow.manifold is not None and flow.manifold.picture is not None:
+        # Drawn on the manifold, before transforms: these may be degrees, and others have other units.
+        name, options = flow.manifold.picture
+        getattr(plot, name)(flow.preprocess(x)[0], output, **options)
+    elif len(flow.event_shape) == 3:
         levels = vocabulary_of(flow) or flow.transform.levels
         pixels = x.float() / (levels - 1) if levels else (x.float() + 1) / 2
         # A whole number of rounds of the classes per row: every column has one class, and the picture is nearly square.

@@ -57,6 +57,11 @@ class FlatTorus(Manifold):
         return Size([self.dim])
 
     @property
+    def picture(self) -> tuple[str, dict] | None:
+        """Squares of two angles each."""
+        return ("torus", {"period": self.period}) if self.dim > 1 else None
+
+    @property
     def log_volume(self) -> float:
         """The logarithm of the volume, ``period ** dim``."""
         return self.dim * math.log(self.period)

@@ -57,6 +57,11 @@ class Manifold(ABC):
     is_group: ClassVar[bool] = False
 
     @property
+    def picture(self) -> tuple[str, dict] | None:
+        """The function of :mod:`cflow.plot` that draws points, and its options; None if there is none."""
+        return None
+
+    @property
     def log_volume(self) -> float:
         """The logarithm of the volume of the whole manifold, in nats; infinite if the volume is."""
         return math.inf

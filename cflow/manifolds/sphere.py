@@ -54,6 +54,11 @@ class Sphere(Manifold):
         return Size([self.dim + 1])
 
     @property
+    def picture(self) -> tuple[str, dict] | None:
+        """A map, for the sphere of two dimensions."""
+        return ("sphere", {}) if self.dim == 2 else None
+
+    @property
     def log_volume(self) -> float:
         """The logarithm of the area, :math:`2 \\pi^{n/2} / \\Gamma(n/2)` with ``n = dim + 1``."""
         n = self.dim + 1

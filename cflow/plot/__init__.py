@@ -1,4 +1,4 @@
-"""Pictures of samples, tokens, trajectories, densities, calibration and training curves.
+"""Pictures of samples, maps, angles, tokens, trajectories, densities, calibration and training curves.
 
 Every function returns a matplotlib figure, and writes it if a path is given (its suffix sets the format). Where it
 makes sense, functions accept flows, training runs and dicts. Figures are made without pyplot, so they need no display
@@ -11,9 +11,11 @@ from cflow.plot.curves import training
 from cflow.plot.density_plots import Grid, densities, density, grid
 from cflow.plot.figure import BLUE, GREY, ORANGE, finish, new_figure
 from cflow.plot.image_grids import image_trajectories, images
+from cflow.plot.maps import sphere
 from cflow.plot.on_surfaces import surfaces
 from cflow.plot.plane import scatter, scatters, trajectories
 from cflow.plot.token_grids import tokens
+from cflow.plot.tori import torus
 
 __all__ = [
     "BLUE",
@@ -31,8 +33,10 @@ __all__ = [
     "new_figure",
     "scatter",
     "scatters",
+    "sphere",
     "surfaces",
     "tokens",
+    "torus",
     "training",
     "trajectories",
 ]
