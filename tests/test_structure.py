@@ -13,7 +13,7 @@ ORDER = [
     "__main__", "cli", "testing", "integrations", "density", "training", "plot", "metrics", "data", "objectives",
     "continuous", "ctmc", "guidance", "divergence", "discrete", "standardised_context", "invertible_flow", "flow",
     "distribution", "support", "calls", "couplings", "paths", "manifolds", "fields", "bijections", "solvers", "bases",
-    "times", "lost_rows", "io", "claims", "record", "forward_mode", "modes", "keywords", "draws", "shapes", "registry",
+    "times", "lost_rows", "io", "claims", "record", "modes", "keywords", "draws", "shapes", "registry",
     "building", "storage", "arguments", "interrupts",
 ]  # fmt: skip
 # What the whole package is asked for, such as its version or the classes that its rooms register.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.forward_mode import jvp
+from cflow.divergence.forward_mode import jvp
 from cflow.shapes import expand_like
 
 __all__ = ["WholeStep"]

@@ -302,7 +302,7 @@ def test_what_cannot_be_is_refused(generator):
 
 def test_a_first_derivative_in_forward_mode_prints_nothing():
     # torch 2.14 warns of its own use of torch.jit.script when it loads its rules, once in a process.
-    code = "import torch, cflow; from cflow.forward_mode import jvp; one = torch.ones(())\n"
+    code = "import torch, cflow; from cflow.divergence.forward_mode import jvp; one = torch.ones(())\n"
     code += "print(*jvp(torch.tanh, (0 * one,), (one,)))"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True)
     assert done.stdout == "tensor(0.) tensor(1.)\n"

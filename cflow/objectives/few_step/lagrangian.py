@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.forward_mode import jvp
+from cflow.divergence.forward_mode import jvp
 from cflow.objectives.few_step.steps import Steps
 from cflow.objectives.few_step.two_times import TwoTimes
 from cflow.registry import register

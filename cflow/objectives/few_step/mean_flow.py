@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.forward_mode import jvp
+from cflow.divergence.forward_mode import jvp
 from cflow.objectives.few_step.steps import Steps
 from cflow.objectives.few_step.two_times import TwoTimes
 from cflow.registry import register
@@ -34,8 +34,9 @@ class MeanFlow(TwoTimes):
     works with attention: the networks of this package then use plain attention, which has a forward mode.
 
     Args:
-        coupling, times, weight, condition_dropout, share, guidance, power, both_ways: see :class:`TwoTimes`. The paper draws both
-            times from ``times.LogitNormal(0.4)`` (there -0.4, since t = 1 is noise), and uses ``power=1`` for images.
+        coupling, times, weight, condition_dropout, share, guidance, power, both_ways: see :class:`TwoTimes`. The
+            paper draws both times from ``times.LogitNormal(0.4)`` (there -0.4, since t = 1 is noise), and uses
+            ``power=1`` for images.
 
     Cost: one evaluation of the network with gradients, and one for the derivative on the part ``share`` of the batch.
 

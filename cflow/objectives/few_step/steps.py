@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cflow.forward_mode import jvp
+from cflow.divergence.forward_mode import jvp
 from cflow.paths.path import mean_square
 
 __all__ = ["Steps"]
@@ -27,7 +27,7 @@ class Steps:
         >>> from cflow import manifolds
         >>> north, w = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[torch.pi / 2, 0.0, 0.0]])
         >>> Steps(manifolds.Sphere(2)).end(north, w).round(decimals=4)
-        tensor([[ 1., 0., -0.]])
+        tensor([[1., 0., -0.]])
     """
 
     manifold: Any = None
