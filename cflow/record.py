@@ -32,6 +32,7 @@ class TrainingEntry:
         independent: whether base and data samples were drawn independently of each other, so that the score follows
             from the velocity.
         condition_dropout: the fraction of items that were trained without their condition.
+        both_ways: whether average velocities from the data to the base were taught too.
 
     Example:
         >>> import cflow
@@ -47,6 +48,7 @@ class TrainingEntry:
     coupling: str | None = None
     independent: bool = True
     condition_dropout: float = 0.0
+    both_ways: bool = False
 
 
 def records_of(flow: nn.Module) -> dict[str, tuple[TrainingEntry, ...]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cflow.continuous.velocity import VelocityAndScore
+from cflow.continuous.whole_step import WholeStep
 from cflow.divergence import Divergence
 from cflow.shapes import sum_rows
 from cflow.solvers import Solver, Tolerance
@@ -50,11 +51,18 @@ class Dynamics:
         names: tuple[str, ...],
         guidance: Any = None,
         generator: torch.Generator | None = None,
+        backward: bool = False,
     ) -> Dynamics:
-        """Builds the integrand for ``solver``, with the integrals ``names``, and draws the probe that they need."""
+        """Builds the integrand for ``solver``, with the integrals ``names``, and draws the probe that they need.
+
+        ``backward`` is whether the solve goes from the data to the base.
+        """
         if flow.manifold is not None:
             divergence = divergence.on(flow.manifold)
-        f, probe = _integrand(flow, x, generator, names, divergence, guidance)
+        if solver.takes_whole_steps and names:
+            f, probe = _whole_step(flow, solver, names, guidance), (None,)
+        else:
+            f, probe = _integrand(flow, x, generator, names, divergence, guidance)
         integrand, (low, high) = f, flow.interval
         if solver.needs_score:
             if names:
@@ -70,6 +78,11 @@ class Dynamics:
             raise ValueError(
                 f"flow.transport(solver={solver!r}): it needs average velocities, and the flow was last trained by "
                 f"{flow.trained_by[-1].objective}; train by objectives.MeanFlow, or use solvers.Heun."
+            )
+        if solver.takes_whole_steps and backward and taught and not any(each.both_ways for each in flow.trained_by):
+            raise ValueError(
+                f"flow.transport(solver={solver!r}): the flow learned steps towards the data only, not back; train "
+                f"with both_ways=True, or use an ODE solver such as Dopri5()."
             )
         times = solver.fitted_times
         if times is not None:
@@ -91,6 +104,16 @@ class Dynamics:
         """Returns the tolerance of each integral: the solver's own for a log-determinant, else None."""
         held = solver.step_tolerance
         return {name: held if name.startswith("ladj") else None for name in self.names} or None
+
+
+def _whole_step(flow, solver: Solver, names: tuple[str, ...], guidance) -> WholeStep:
+    """Builds the average velocity over a step with the log-determinant of the step."""
+    if names != ("ladj",):
+        raise ValueError(
+            f"flow.transport(solver={solver!r}): a whole step has a log-determinant and no other integrals, and "
+            f"{', '.join(names)} was asked for; use solvers.Dopri5()."
+        )
+    return WholeStep(flow.velocity_field(guidance), flow.manifold)
 
 
 def _integrand(flow, x: Tensor, generator, names: tuple[str, ...], divergence: Divergence, guidance):

@@ -33,7 +33,7 @@ def transport(
     solver = flow.solver if solver is None else solver
     check_is_solver("flow: solver", solver)
     divergence = _divergence(flow.divergence if divergence is None else divergence)
-    dynamics = Dynamics.of(flow, solver, divergence, x, context, names, guidance, generator)
+    dynamics = Dynamics.of(flow, solver, divergence, x, context, names, guidance, generator, backward=t1 < t0)
     ends = Ends(flow, dynamics, t0, t1)
     solver = ends.align(solver, at)
     start, totals, calls = ends.enter(x)

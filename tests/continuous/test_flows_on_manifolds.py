@@ -235,7 +235,6 @@ def test_training_reaches_a_law_on_the_sphere(generator):
 
 
 POINTS = SPHERE.uniform((8,), generator=torch.Generator().manual_seed(0))
-TWO = ContinuousFlow(fields.MLP(3, two_times=True), manifolds.Uniform(SPHERE), path=paths.Geodesic())
 ONE = ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Geodesic())
 
 
@@ -249,8 +248,7 @@ ONE = ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Geodes
             lambda: ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Linear(), manifold=SPHERE),
             "not flat",
         ),
-        (lambda: objectives.MeanFlow()(TWO, POINTS), "MeanFlow: this loss adds vectors"),
-        (lambda: objectives.Shortcut()(TWO, POINTS), "Shortcut: this loss adds vectors"),
+        (lambda: objectives.ConsistencyFlowMatching()(ONE, POINTS), "ConsistencyFlowMatching: this loss adds vectors"),
         (lambda: objectives.MultiMarginal((0.0, 1.0))(ONE, POINTS.reshape(4, 2, 3)), "adds vectors"),
         (lambda: training.fit_bespoke(ONE, steps=4), "leaves the manifold"),
         (lambda: ONE.with_path(paths.Linear()), "not affine"),

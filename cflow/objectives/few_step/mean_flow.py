@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cflow.objectives.few_step.forward_mode import jvp
+from cflow.divergence.forward_mode import jvp
+from cflow.objectives.few_step.steps import Steps
 from cflow.objectives.few_step.two_times import TwoTimes
-from cflow.paths.path import mean_square
 from cflow.registry import register
 from cflow.shapes import expand_like
 
@@ -23,12 +23,20 @@ class MeanFlow(TwoTimes):
     .. math:: u(t, x, s) = v(t, x) + (s - t) \Bigl( \partial_t u + v \cdot \nabla_x u \Bigr),
         \qquad L = \bigl\| u_\theta - \operatorname{sg}(\cdot) \bigr\|^2 / D
 
+    On a manifold the equation is that the end of a step stays where it is while its start moves along the flow,
+
+    .. math:: \frac{d}{dt} \exp_{x_t}\bigl( (s - t)\, u(t, x_t, s) \bigr) = 0
+
+    and the error is this derivative. It contains the factors of curvature, such as :math:`\theta \cot \theta` on a
+    sphere, without computing them.
+
     The derivative is one product in forward mode, computed together with the network's value and without gradients. It
     works with attention: the networks of this package then use plain attention, which has a forward mode.
 
     Args:
-        coupling, times, weight, condition_dropout, share, guidance, power: see :class:`TwoTimes`. The paper draws both
-            times from ``times.LogitNormal(0.4)`` (there -0.4, since t = 1 is noise), and uses ``power=1`` for images.
+        coupling, times, weight, condition_dropout, share, guidance, power, both_ways: see :class:`TwoTimes`. The
+            paper draws both times from ``times.LogitNormal(0.4)`` (there -0.4, since t = 1 is noise), and uses
+            ``power=1`` for images.
 
     Cost: one evaluation of the network with gradients, and one for the derivative on the part ``share`` of the batch.
 
@@ -48,7 +56,13 @@ class MeanFlow(TwoTimes):
     """
 
     def _error(self, flow: Any, t: Tensor, s: Tensor, x: Tensor, v: Tensor, context) -> Tensor:
-        ask = lambda t, x: flow.predict(t, x, context, s=s)
-        u, change = jvp(ask, (t, x), (torch.ones_like(t), v))
-        target = v + expand_like(s - t, x) * change.detach()
-        return mean_square(u - target, None)
+        steps = Steps(flow.manifold)
+        ask, long = lambda t, x: flow.predict(t, x, context, s=s), lambda t: expand_like(s - t, x)
+        if steps.flat:
+            u, change = jvp(ask, (t, x), (torch.ones_like(t), v))
+            return steps.square(x, u - (v + long(t) * change.detach()))
+        with torch.no_grad():
+            arrive = lambda t, x: steps.end(x, long(t) * ask(t, x))
+            end, residual = jvp(arrive, (t, x), (torch.ones_like(t), v))
+        u = ask(t, x)
+        return steps.square(end, steps.follow(residual, x, long(t) * u.detach(), u))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cflow.fields import as_field
+from cflow.objectives.few_step.steps import Steps
 from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
 from cflow.paths import Path
-from cflow.paths.path import mean_square
+from cflow.record import TrainingEntry
 from cflow.shapes import expand_like, on_tensors
 
 __all__ = ["StepBatch", "TwoTimes"]
@@ -23,7 +24,7 @@ class StepBatch(MatchingBatch):
     """A :class:`MatchingBatch` with the second time of each step.
 
     Attributes:
-        s: the end of the step ``[B]``, in [0, 1], at least ``t``; the loss maps it to the path's interval.
+        s: the end of the step ``[B]``, in [0, 1]; the loss maps it to the path's interval.
 
     The other arguments are those of :class:`MatchingBatch`.
     """
@@ -34,15 +35,17 @@ class StepBatch(MatchingBatch):
 class TwoTimes(FlowMatching):
     r"""Trains a field with two times, :math:`u(t, x, s)`, the average velocity of the flow from t to s.
 
-    .. math:: X_{t,s}(x) = x + (s - t)\, u(t, x, s), \qquad u(t, x, t) = v(t, x)
+    .. math:: X_{t,s}(x) = \exp_x\bigl( (s - t)\, u(t, x, s) \bigr), \qquad u(t, x, t) = v(t, x)
 
-    On the part of every batch with ``s > t``, a subclass defines the target of the average velocity (:meth:`_error`).
+    In a flat space, :math:`\exp_x w = x + w`. On a manifold u is a tangent vector at x.
+
+    On the part of every batch with ``s != t``, a subclass defines the target of the average velocity (:meth:`_error`).
     On the rest, with ``s = t``, this is flow matching. The trained flow is therefore an ordinary flow too: ODE solvers
     and densities use ``u(t, x, t)``, and ``solvers.FlowMap`` takes whole steps.
 
     Args:
         coupling, times, weight, condition_dropout: see :class:`FlowMatching`; both times are drawn from ``times``.
-        share: the part of a batch with ``s > t``, in (0, 1].
+        share: the part of a batch with ``s != t``, in (0, 1].
         guidance: classifier-free guidance that the network learns, for conditional flows trained with
             ``condition_dropout``. The target velocity is ``v + (guidance - 1) (v - u(t, x, t | no condition))``.
             Sampling then needs one evaluation per step and no guidance. Default: 1, no guidance.
@@ -50,15 +53,17 @@ class TwoTimes(FlowMatching):
             large errors, which derivatives along the flow can have, count less. The weight depends on the draw, so the
             field learns a value between the mean and the mode of the draws. In many dimensions, where all errors are
             similar, this is harmless (1 is usual for images); in few dimensions it is wrong. Default: 0, no division.
+        both_ways: whether half of the steps, chosen at random, go from the data to the base. ``solvers.FlowMap`` then
+            computes densities of data too: ``flow.log_prob(x, solver=solvers.FlowMap(steps=1))``.
 
-    ``fit`` records the errors before that division as ``matched`` (``s = t``) and ``stepped`` (``s > t``).
+    ``fit`` records the errors before that division as ``matched`` (``s = t``) and ``stepped`` (``s != t``).
 
     Example:
         >>> import cflow
         >>> from cflow import bases, fields, paths
         >>> class Constant(TwoTimes):  # the average velocity is the velocity at the start
         ...     def _error(self, flow, t, s, x, v, context):
-        ...         return mean_square(flow.predict(t, x, context, s=s) - v, None)
+        ...         return Steps(flow.manifold).square(x, flow.predict(t, x, context, s=s) - v)
         >>> flow = cflow.ContinuousFlow(fields.MLP(2, two_times=True), bases.Normal(2), path=paths.Linear())
         >>> Constant()(flow, torch.randn(16, 2)).shape
         torch.Size([16])
@@ -68,7 +73,6 @@ class TwoTimes(FlowMatching):
     metric_names = ("matched", "stepped")
 
     masks = False
-    curved = False
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class TwoTimes(FlowMatching):
         share: float = 0.25,
         guidance: float = 1.0,
         power: float = 0.0,
+        both_ways: bool = False,
     ):
         super().__init__(coupling, times, weight, condition_dropout)
         name = type(self).__name__
@@ -92,11 +97,17 @@ class TwoTimes(FlowMatching):
             )
         if not 0 <= power < math.inf:
             raise ValueError(f"{name}(power={power}): the power is 0 or more; pass 0 or 1.")
-        self.share, self.guidance, self.power = share, guidance, power
+        self.share, self.guidance, self.power, self.both_ways = share, guidance, power, both_ways
+
+    def entry(self) -> TrainingEntry:
+        return replace(super().entry(), both_ways=self.both_ways)
 
     def prepare(self, base: nn.Module, x: Tensor, context=None, generator=None) -> StepBatch:
         batch = super().prepare(base, x, context, generator)
         t, s = self._steps(batch.t, generator)
+        if self.both_ways:
+            turned = torch.rand(t.shape, generator=generator, device=t.device) < 0.5
+            t, s = torch.where(turned, s, t), torch.where(turned, t, s)
         # Steps are spread evenly over the rows, so that any range of rows contains its share of them. The start is
         # random, so that every row has the same probability, for any order and number of rows.
         begin = torch.rand((), generator=generator, device=t.device, dtype=torch.float64)
@@ -119,13 +130,14 @@ class TwoTimes(FlowMatching):
         # Steps first, as many rows as a range of this length can contain, so that no size is read from the device. For
         # a row without a step, the error of steps is the error of its velocity.
         count = min(len(t), math.floor(self.share * len(t) + 1e-9) + 1)
-        order = (s > t).to(torch.uint8).argsort(descending=True, stable=True)
+        order = (s != t).to(torch.uint8).argsort(descending=True, stable=True)
         take = lambda rows: [on_tensors(lambda each: each[rows], part) for part in (t, s, sample.xt, v, context)]
         far = self._error(flow, *take(order[:count]))
         at, _, x, v, context = take(order[count:])
-        near = mean_square(flow.predict(at, x, context, s=at) - v, None) if len(at) else far[:0]
+        square = Steps(flow.manifold).square
+        near = square(x, flow.predict(at, x, context, s=at) - v) if len(at) else far[:0]
         error = torch.cat((far, near))[order.argsort()]
-        stepped, size = (s > t).to(error.dtype), len(error)
+        stepped, size = (s != t).to(error.dtype), len(error)
         self.log(
             matched=(error * (1 - stepped)).sum() / ((1 - self.share) * size) if self.share < 1 else 0.0,
             stepped=(error * stepped).sum() / (self.share * size),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cflow.registry import register
 from cflow.solvers import tableau as tableaus
+from cflow.solvers.geodesic.grid import GeodesicGrid
 from cflow.solvers.grid.fixed import FixedGrid
 from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Solution
@@ -21,22 +22,29 @@ __all__ = ["FlowMap"]
 
 @register("solvers.FlowMap")
 @dataclass(frozen=True, repr=False)
-class FlowMap(FixedGrid):
+class FlowMap(GeodesicGrid):
     r"""Integrates on a grid with average velocities, which a field of two times computes for whole steps.
 
-    .. math:: y^+ = y + (s - t)\, u(t, y, s)
+    .. math:: y^+ = \exp_y\bigl( (s - t)\, u(t, y, s) \bigr), \qquad
+              q^+ = q + (s - t)\, g(t, y, s), \qquad \text{in a flat space } \exp_y w = y + w
 
     The accuracy of one step depends on the training of the field (:class:`cflow.objectives.MeanFlow`,
     :class:`cflow.objectives.Shortcut`, :class:`cflow.objectives.LagrangianSelfDistillation`); more steps reduce the
-    error. Steps go from the base to the data, as in training.
+    error. The integrands g of quadratures are averages over the step too. A flow passes the average of the divergence,
+    which is the log-determinant of the whole step over its length: the density of the solver's own samples,
+    ``flow.sample_and_log_prob((100,), solver=FlowMap(steps=1))``.
 
-    Cost: one evaluation of ``f`` per step; nothing is read from the device.
+    Steps go in the directions of the training: from the base to the data, and back after training with ``both_ways``,
+    for densities of data. On a manifold a step is a geodesic.
+
+    Cost: one evaluation of ``f`` per step; nothing is read from the device. With a flow's log-determinant, a step takes
+    one product in forward mode for each dimension, each about two evaluations.
 
     Raises:
-        ValueError: for a field of one time, quadratures (a whole step has no integrals), backward time, and the
-            gradient ``Checkpointed``; and as :class:`FixedGrid`.
+        ValueError: for a field of one time, and the gradient ``Checkpointed``; and as :class:`FixedGrid`.
 
-    Source: Boffi et al., Flow Map Matching, 2024, arXiv:2406.07507.
+    Source: Boffi et al., Flow Map Matching, 2024, arXiv:2406.07507; Davis et al., Generalised Flow Maps for Few-Step
+    Generative Modelling on Riemannian Manifolds, 2025, arXiv:2510.21608.
 
     Example:
         >>> import torch
@@ -54,26 +62,22 @@ class FlowMap(FixedGrid):
     refused_gradients = dict.fromkeys(("steps", "equation"), "few steps need no checkpoints; pass Backprop().")
 
     def _check(self, problem: Problem) -> None:
-        t0, t1 = problem.t0, problem.t1
-        if problem.tolerances:
-            raise ValueError(
-                f"FlowMap.solve(quadratures={list(problem.tolerances)}): a whole step has no integrals, such as a "
-                f"log-determinant; use an ODE solver such as Dopri5()."
-            )
         if not getattr(problem.f, "two_times", False):  # ``f`` may be any callable
             raise ValueError(
                 "FlowMap.solve: the field has one time and returns no average over a step; use Heun(steps=...), or "
                 "train a field of two times (objectives.MeanFlow)."
             )
-        if t1 < t0:
-            raise ValueError(
-                f"FlowMap.solve(t0={t0}, t1={t1}): a flow map goes towards the data only; use an ODE solver such as "
-                f"Dopri5()."
-            )
+        if problem.manifold is not None:
+            super()._check(problem)
 
     def _solve(self, problem: Problem) -> Solution:
         problem.f = _Steps(problem.f, self.layout(problem))
         return super()._solve(problem)
+
+    def _integrate(self, problem: Problem, nodes, times, outputs, tape) -> tuple[list[Tensor], list[Tensor]]:
+        if problem.manifold is None:
+            return FixedGrid._integrate(self, problem, nodes, times, outputs, tape)
+        return super()._integrate(problem, nodes, times, outputs, tape)
 
 
 class _Steps:
