@@ -25,8 +25,8 @@ __all__ = ["FlowMap"]
 class FlowMap(GeodesicGrid):
     r"""Integrates on a grid with average velocities, which a field of two times computes for whole steps.
 
-    .. math:: y^+ = \exp_y\bigl( (s - t)\, u(t, y, s) \bigr), \qquad
-              q^+ = q + (s - t)\, g(t, y, s), \qquad \text{in a flat space } \exp_y w = y + w
+    .. math:: y^+ = \exp_y\bigl( (s - t)\, u(t, y, s) \bigr),
+              \qquad q^+ = q + (s - t)\, g(t, y, s), \qquad \text{in a flat space } \exp_y w = y + w
 
     The accuracy of one step depends on the training of the field (:class:`cflow.objectives.MeanFlow`,
     :class:`cflow.objectives.Shortcut`, :class:`cflow.objectives.LagrangianSelfDistillation`); more steps reduce the
