@@ -59,7 +59,7 @@ def read(name: str, columns: tuple[str, ...], drop_missing: bool, distinct: bool
     values = checked(table.values, name)
     notes = [f"dropped {counted(table.dropped, 'row')} with missing values"] if table.dropped else []
     pole = values[:, 0].abs() > 90 - 1e-9
-    if pole.any():  # where latitude and longitude are no coordinates
+    if pole.any():  # where longitude has no meaning
         values = values[~pole]
         notes.append(f"omitted {counted(int(pole.sum()), 'row')} at a pole, where a longitude has no meaning")
     unique = values.unique(dim=0)

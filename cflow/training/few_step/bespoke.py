@@ -254,7 +254,7 @@ class _Shown:
 
     def __init__(self, flow, calls: int):
         self.path, self.interval, self.solver, self.divergence = flow.path, flow.interval, flow.solver, flow.divergence
-        self.model_shape = torch.Size((calls + 1,))
+        self.model_shape, self.manifold = torch.Size((calls + 1,)), None
         self.unit = torch.eye(calls + 1, dtype=torch.float64)
         self.times, self.states = [], []
 
