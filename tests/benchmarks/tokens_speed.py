@@ -6,7 +6,7 @@ Both draw from the same network, an embedding and a linear layer, with as many c
 the sampler minus that of its network calls, which the network counts; libraries alternate, and the figures are medians.
 Memory is the largest sum of tensors outside the network, as PyTorch's profiler counts them, beyond that before the
 sampler and the logits of one call. The peer draws in float32 by default; its example of text draws in float64.
-``MinimalJump`` is the process that the peer simulates; ours by default is that with the tight bound.
+``MinimalJump``, our default, is the process that the peer simulates; the other rows are those of ``TimeReversal``.
 """
 
 import argparse
@@ -87,8 +87,8 @@ def ways(masked, size):
     else:
         found = {
             "cflow, MinimalJump": ours(masked, size, ctmc.MinimalJump()),
-            "cflow, leave-one-out": ours(masked, size, head="leave-one-out"),
-            "cflow, denoiser": ours(masked, size),
+            "cflow, leave-one-out": ours(masked, size, ctmc.TimeReversal(), head="leave-one-out"),
+            "cflow, denoiser": ours(masked, size, ctmc.TimeReversal()),
         }
     if MixtureDiscreteEulerSolver is not None:
         found["flow_matching, float32"] = theirs(masked, size, torch.float32)
