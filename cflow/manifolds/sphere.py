@@ -91,11 +91,10 @@ class Sphere(Manifold):
         return 2 * torch.atan2(norm(x - y), norm(x + y))
 
     def _project(self, x):
-        r = norm(x, keepdim=True)
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         # The centre has no nearest point: it goes to the last axis.
-        pole = torch.zeros_like(x)
-        pole[..., -1] = 1
-        return torch.where(r == 0, pole, x / torch.where(r == 0, 1.0, r))
+        centre = (r == 0).to(x.dtype)
+        return (x + torch.nn.functional.pad(centre, (self.dim, 0))) / (r + centre)
 
     def _to_tangent(self, x, u):
         return u - _dot(x, u) * x
