@@ -3,8 +3,8 @@
     CFLOW_DATA=FOLDER OMP_NUM_THREADS=1 python tests/benchmarks/earth.py           # five minutes per cell
     CFLOW_DATA=FOLDER python tests/benchmarks/earth.py --models matching "matching, OT" --seeds 0 1 2 --seconds 3600
 
-FOLDER holds ``earth/fire.csv``, ``earth/flood.csv``, ``earth/volerup.csv`` and, if it is there, ``earth/quakes_all.csv``
-(latitude, longitude in degrees). Rows are split at random, 80 to train, 10 to validate, 10 to test, by the seed.
+FOLDER holds ``earth/`` with fire.csv, flood.csv, volerup.csv and, if it is there, quakes_all.csv
+(latitude, longitude in degrees). Rows are split at random by the seed: 80 % to train, 10 to validate, 10 to test.
 ``volcano`` has each row of the file, of which two thirds are copies of others; ``volcano, distinct`` has each place
 once. ``in training`` is the share of test rows that are also training rows.
 
@@ -106,8 +106,8 @@ def show(out, seeds):
             for seed in seeds:
                 if (c := cells.read(out, data, name, seed)) is not None and "steps" in c:
                     print(
-                        f"{data}, {name}, seed {seed}: {c['rows']} rows, {c['in_training']:.1%} in training, {c['steps']} "
-                        f"steps, best {c['best']}, {c['parameters']} parameters, moved {c['moved']:.1e}"
+                        f"{data}, {name}, seed {seed}: {c['rows']} rows, {c['in_training']:.1%} in training, "
+                        f"{c['steps']} steps, best {c['best']}, {c['parameters']} parameters, moved {c['moved']:.1e}"
                     )
 
 
