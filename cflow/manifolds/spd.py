@@ -161,7 +161,7 @@ class SPD(Manifold):
         return -(self.n + 1) / 2 * logs.sum(-1) - _log_sinhc_of_pairs(logs)
 
     def log_det_exp(self, x, u):
-        r"""Computes :math:`\sum_{i<j} \log \frac{\sinh d_{ij}}{d_{ij}}`, d half the differences of eigenvalues.
+        r"""Computes :math:`\sum_{i \lt j} \log \frac{\sinh d_{ij}}{d_{ij}}`, d half the differences of eigenvalues.
 
         It is zero for the log-Euclidean metric, which is flat.
 
