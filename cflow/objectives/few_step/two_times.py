@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cflow.fields import as_field
 from cflow.objectives.few_step.steps import Steps
 from cflow.objectives.matching.flow_matching import FlowMatching, MatchingBatch
-from cflow.paths import Path
+from cflow.paths import Path, PathSample  # noqa: F401 (the reference resolves annotations of the base class here)
 from cflow.record import TrainingEntry
 from cflow.shapes import expand_like, on_tensors
 
