@@ -223,7 +223,7 @@ class _Walk:
             direct = [mine + _still(theirs, rest) for mine, theirs in zip(direct, each)]
         self._put(rows, direct)
 
-    def _whole(self, step: Step) -> None:
+    def _whole(self, step: Step, again: Callable) -> None:
         """Propagates the cotangents through a step that computes itself again."""
         rows = step.rows
         take = lambda value: value if rows is None else value.index_select(0, rows)
@@ -231,7 +231,7 @@ class _Walk:
         lead = [take(part) for part in self.parts]
         state, free, args = self._inputs(step.y, args)
         with torch.enable_grad():
-            ends, added, kept = step.again(step, state, args)
+            ends, added, kept = again(step, state, args)
         values = [*ends, *added, *(part for parts in kept for part in parts)]
         cotangents = [*lead, *(None if value is None else take(value) for value in self.integrals)]
         for output in step.outputs:
