@@ -7,6 +7,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,12 @@ class Base(nn.Module, ABC):
     @abstractmethod
     def _log_prob(self, x: Tensor) -> Tensor:
         """Computes the log-density of ``x [*batch, *event]``; its shape and dtype are already checked."""
+
+    def is_on(self, manifold: Any) -> bool:
+        """Returns whether the density is with respect to the volume of ``manifold``; None is the Euclidean space."""
+        if self.manifold is None:
+            return manifold is None or manifold.flat
+        return self.manifold is manifold or self.manifold == manifold
 
     def _refuse(self, method: str, context: Tensor | None, mask: Tensor | None) -> None:
         for name, value in (("context", context), ("mask", mask)):

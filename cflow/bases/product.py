@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class Product(Base):
 
     Use it for tables in which some columns are angles or shares (:class:`Uniform`) and some have heavy tails
     (:class:`StudentT`). An event has the columns of the first base, then those of the second, and so on.
+
+    With parts on manifolds, such as ``manifolds.Uniform`` on a sphere, the flow needs the product of the manifolds:
+    ``manifold=manifolds.Product({...})``, with a ``manifolds.Euclidean`` for parts without one.
 
     Args:
         bases: bases of vectors ``(n,)``, or of single numbers ``()``, which make one column.
@@ -59,6 +63,17 @@ class Product(Base):
         self.bases = nn.ModuleList(bases)
         self._like = self._like.to(bases[0].device, functools.reduce(torch.promote_types, (b.dtype for b in bases)))
         self.has_density = all(each.has_density for each in bases)
+
+    def is_on(self, manifold: Any) -> bool:
+        """Returns whether each base is on its part of ``manifold``: a ``manifolds.Product``, without weights."""
+        parts = getattr(manifold, "parts", None)
+        if parts is None:
+            return all(each.is_on(None) for each in self.bases) and super().is_on(manifold)
+        alike = not manifold.weights and len(parts) == len(self.bases)
+        return alike and all(
+            base.is_on(part) and base.event_shape.numel() == part.event_shape.numel()
+            for base, part in zip(self.bases, parts.values())
+        )
 
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         parts = [each.sample(shape, generator=generator) for each in self.bases]

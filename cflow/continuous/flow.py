@@ -13,7 +13,7 @@ from cflow import registry
 from cflow.bijections.map import Likelihood, weakest
 from cflow.continuous.parts import check_parts
 from cflow.continuous.transport import transport
-from cflow.continuous.velocity import Prediction, VelocityAndScore, VelocityField
+from cflow.continuous.velocity import Prediction, Tangent, VelocityAndScore, VelocityField
 from cflow.divergence import Exact
 from cflow.draws import check_generator
 from cflow.fields import as_field
@@ -210,7 +210,7 @@ class ContinuousFlow(BaseInvertibleFlow):
         flow.training, flow.field.training = self.training, self.training
         return flow
 
-    def velocity_field(self, guidance=None) -> VelocityField:
+    def velocity_field(self, guidance=None) -> Any:
         """Returns the marginal velocity as a field ``(t, x, context) -> v`` on one batch dimension.
 
         With ``guidance``, it is the guided velocity.
@@ -220,7 +220,8 @@ class ContinuousFlow(BaseInvertibleFlow):
             return velocity
         if not callable(guidance):
             raise TypeError(f"flow: guidance={guidance!r} is not a guidance; pass guidance.ClassifierFree(2.0).")
-        return guidance(velocity)
+        guided = guidance(velocity)
+        return guided if self.manifold is None else Tangent(guided, self.manifold)
 
     def predict(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
         """Evaluates the network on one batch dimension, in the dtype of its parameters; returns the dtype of ``x``.
@@ -320,13 +321,22 @@ class ContinuousFlow(BaseInvertibleFlow):
             ) from None
 
     def _encode(self, x, context, generator, **options):
-        inside = None if self.manifold is None else self.manifold.holds(x)
-        if inside is not None:
-            # Points elsewhere have no density; another point takes their place in the solve.
-            x = torch.where(expand_like(inside, x), x, self.manifold.origin(dtype=x.dtype, device=x.device))
+        x, inside = self._held(x)
         solution = self._solved(transport(self, x, 1.0, 0.0, context, generator, ladj=True, **options), "encode")
         ladj = solution.quadratures["ladj"]
-        return solution.y, ladj if inside is None else torch.where(inside, ladj, -torch.inf)
+        return solution.y, ladj if inside is None else torch.where(inside & self._kept(solution), ladj, -torch.inf)
+
+    def _held(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Replaces points that are not on the manifold, where there is no density; also returns which are."""
+        if self.manifold is None:
+            return x, None
+        inside = self.manifold.holds(x)
+        return torch.where(expand_like(inside, x), x, self.manifold.origin(dtype=x.dtype, device=x.device)), inside
+
+    def _kept(self, solution: Solution) -> Tensor:
+        """Returns which points did not leave the manifold; elsewhere than at a boundary they do so by rounding only."""
+        off = solution.stats.projection
+        return off <= 1e-3 if self.manifold.injectivity == 0 else torch.ones_like(off, dtype=torch.bool)
 
     def _decode(self, z, context, generator, *, ladj=True, **options):
         solution = self._solved(transport(self, z, 0.0, 1.0, context, generator, ladj=ladj, **options), "decode")
@@ -356,11 +366,15 @@ class ContinuousFlow(BaseInvertibleFlow):
             return super().log_prob_estimate(x, context, draws=draws, generator=generator, **options)
         x, context, batch = self._enter(x, context, "log_prob_estimate")
         u, outer = self.preprocess(x, context, generator=generator)
+        u, inside = self._held(u)
         solution = transport(self, u, 1.0, 0.0, context, generator, quadratures=("ladj_probes",), **options)
         self._solved(solution, "log_prob_estimate")
         each = solution.quadratures["ladj_probes"]
         spread = each.std(1) if len(each) else each.sum(1)
         value = self.base.log_prob(solution.y) + each.mean(1) + outer
+        if inside is not None:
+            inside = inside & self._kept(solution)
+            value, spread = torch.where(inside, value, -torch.inf), torch.where(inside, spread, 0.0)
         return value.reshape(batch), (spread / math.sqrt(divergence.count)).reshape(batch)
 
     def trajectory(

@@ -49,8 +49,15 @@ def check_parts(flow: Any) -> None:
 
 def _check_manifold(flow: Any) -> None:
     """Raises if the manifold is not one, has points of another shape, or differs from that of the base."""
-    manifold, own = flow.manifold, getattr(flow.base, "manifold", None)
+    manifold, base = flow.manifold, flow.base
+    own, name = getattr(base, "manifold", None), type(base).__name__
+    is_on = getattr(base, "is_on", lambda manifold: True)
     if manifold is None:
+        if not is_on(None):
+            raise ValueError(
+                f"ContinuousFlow(base={name}, manifold=None): its parts are on manifolds; pass "
+                f"manifold=manifolds.Product({{...}}) with the manifolds of all parts."
+            )
         return
     if isinstance(manifold, type) or not callable(getattr(manifold, "to_tangent", None)):
         raise TypeError(
@@ -64,4 +71,9 @@ def _check_manifold(flow: Any) -> None:
     if own is not None and own is not manifold and own != manifold:
         raise ValueError(
             f"ContinuousFlow(manifold={manifold!r}): the base lies on {own!r}; omit manifold, or choose another base."
+        )
+    if getattr(base, "has_density", True) and not is_on(manifold):
+        raise ValueError(
+            f"ContinuousFlow(base={name}, manifold={manifold!r}): the density of the base is not with respect to the "
+            f"volume of the manifold; use manifolds.Uniform, WrappedNormal, or bases.Empirical."
         )

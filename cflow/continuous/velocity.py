@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cflow.fields.contract import Forwarding, as_field, no_closed_form
 from cflow.shapes import on_tensors
 
-__all__ = ["Prediction", "VelocityAndScore", "VelocityField"]
+__all__ = ["Prediction", "Tangent", "VelocityAndScore", "VelocityField"]
 
 HALF = (torch.bfloat16, torch.float16)
+
+
+def _no_closed_form_on(manifold: Any) -> TypeError:
+    return no_closed_form(repr(manifold), "the network's own divergence does not know the manifold")
 
 
 class Prediction(Forwarding):
@@ -103,7 +110,7 @@ class VelocityField(Prediction):
             TypeError: if the field has no closed form, or the velocity is not a weighted sum of the prediction and x.
         """
         if self.manifold is not None:
-            raise no_closed_form(repr(self.manifold), "the network's own divergence does not know the manifold")
+            raise _no_closed_form_on(self.manifold)
         if self.converts and not self.path.linear:
             raise no_closed_form(repr(self.path), "its velocity is not a weighted sum of one prediction and x")
         prediction, trace = as_field(self.field).value_and_divergence(t, *self._halved(x, context))
@@ -112,6 +119,28 @@ class VelocityField(Prediction):
             return prediction, trace
         size = self.event_shape.numel()
         return self.path.velocity(prediction, x, t), self.path.velocity_trace(trace, size, t)
+
+
+@dataclass(frozen=True)
+class Tangent(Forwarding):
+    """A guided velocity on a manifold, as a tangent vector: guidance may mix in others, as those of a weak field.
+
+    Attributes:
+        field: the guided velocity.
+        manifold: the manifold.
+    """
+
+    field: Any
+    manifold: Any
+
+    def __call__(self, t: Tensor, x: Tensor, context: Tensor | None = None, *, s: Tensor | None = None) -> Tensor:
+        x = self.manifold.project(x)
+        second = {} if s is None else {"s": s}
+        return self.manifold.to_tangent(x, self.field(t, x, context, **second))
+
+    def value_and_divergence(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raises: the divergence of a network in closed form does not know the manifold."""
+        raise _no_closed_form_on(self.manifold)
 
 
 class VelocityAndScore:

@@ -133,6 +133,8 @@ class OptimalTransport:
     def _by_cost(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Computes the permutation for the cost that was given."""
         check_finite("OptimalTransport", x0, x1)
+        if not len(x1):
+            return torch.arange(0, device=x1.device)
         cost = self.cost(x0, x1).double()
         if cost.shape != (len(x0), len(x1)):
             raise ValueError(

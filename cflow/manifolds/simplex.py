@@ -32,7 +32,8 @@ class Simplex(Manifold):
     use the roots: a :class:`Sphere`, or :class:`cflow.paths.Fisher`.
 
     The whole volume is :math:`\pi^{n/2} / \Gamma(n/2)`. The uniform distribution is Dirichlet with all parameters 1/2.
-    A geodesic that reaches the boundary is reflected there.
+    A geodesic that reaches the boundary is reflected there. The velocity of a flow must vanish at the boundary, as
+    :math:`p_i` does: points whose way back leads out of the simplex have no density.
 
     Shapes: points ``[*batch, size]``, not negative, with sum one.
 
@@ -131,12 +132,14 @@ class Simplex(Manifold):
         return rows.expand(*x.shape[:-1], *rows.shape)
 
     def log_volume_element(self, x):
-        r"""Computes :math:`-\tfrac12 \sum_i \log p_i - \tfrac12 \log n`; infinite at the boundary.
+        r"""Computes :math:`-\tfrac12 \sum_i \log p_i - \tfrac12 \log n`.
+
+        It is infinite at the boundary, where the smallest positive number of the dtype replaces zero.
 
         Args:
             x: points ``[*batch, size]``.
         """
-        return -0.5 * x.log().sum(-1) - 0.5 * math.log(self.size)
+        return -0.5 * x.clamp(min=torch.finfo(x.dtype).tiny).log().sum(-1) - 0.5 * math.log(self.size)
 
     def cost(self, x0, x1):
         """Computes squared distances between all pairs, ``[B0, B1]``, without tensors ``[B0, B1, size]``.

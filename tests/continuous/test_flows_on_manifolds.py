@@ -7,6 +7,7 @@ import torch
 
 import cflow
 from cflow import ContinuousFlow, bases, bijections, divergence, fields, manifolds, objectives, paths, solvers, training
+from cflow.guidance import AutoGuidance
 from cflow.testing import check_flow
 
 SPHERE = manifolds.Sphere(2)
@@ -220,6 +221,63 @@ def test_points_off_the_manifold_have_no_density(generator):
     assert logp[1] == -torch.inf
 
 
+def test_estimates_off_the_manifold_have_no_density(generator):
+    flow = sphere_flow(solver=solvers.RK4(4))
+    x = flow.sample((2,), generator=generator) * torch.tensor([[1.0], [1.1]])
+    value, error = flow.log_prob_estimate(x, divergence=divergence.Hutchinson(probes=2), generator=generator)
+    assert value[0].isfinite()
+    assert value[1] == -torch.inf
+    assert error[1] == 0
+
+
+def test_guidance_by_a_plain_field_stays_tangent(generator):
+    """A weak field knows no manifold: the density under it is still that of the samples."""
+    flow = sphere_flow()
+    weak = fields.MLP(3, hidden=(4,)).double()
+    torch.nn.init.normal_(weak.output.weight, 0, 0.3)
+    guided = AutoGuidance(weak, 1.5)
+    x = flow.base.sample((3,), generator=generator).double()
+    v = flow.velocity(0.3, x, guidance=guided)
+    torch.testing.assert_close((v * x).sum(1), torch.zeros(3, dtype=torch.float64))
+    decoded = lambda row: flow.decode(row[None], guidance=guided)[0][0]
+    y, ladj = flow.decode(x, guidance=guided)
+    for i in range(2):
+        jacobian = torch.autograd.functional.jacobian(decoded, x[i])
+        between = SPHERE.frame(y[i]) @ jacobian @ SPHERE.frame(x[i]).T
+        torch.testing.assert_close(ladj[i], torch.linalg.slogdet(between)[1], atol=1e-5, rtol=0)
+    with pytest.raises(TypeError, match="does not know the manifold"):
+        flow.log_prob(x, guidance=AutoGuidance(weak, 0.0), divergence=divergence.Analytic())
+
+
+def test_points_whose_way_back_leaves_the_simplex_have_no_density():
+    """A constant velocity moves a triangle within its plane: the density is that of the points that stay."""
+    shift = torch.tensor([0.2, -0.1, -0.1], dtype=torch.float64)
+
+    class Constant(torch.nn.Module):
+        def forward(self, t, x, context=None, *, s=None):
+            return shift.expand_as(x)
+
+    simplex = manifolds.Simplex(3)
+    flow = ContinuousFlow(Constant(), manifolds.Uniform(simplex), solver=solvers.RK4(2)).double()
+    x = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.4, 0.5], [0.0, 0.3, 0.7], [0.6, 0.4 + 1e-9, -1e-9]], dtype=torch.float64)
+    ambient = lambda p: -0.5 * p.log().sum()
+    expected = -simplex.log_volume + ambient(x[0] - shift) - ambient(x[0])
+    logp = flow.log_prob(x)
+    torch.testing.assert_close(logp[0], expected)
+    assert (logp[1:3] == -torch.inf).all()
+    assert not logp.isnan().any()
+
+
+def test_a_product_of_bases_is_on_a_product_of_manifolds(generator):
+    """The density of an untrained flow is that of its base, with respect to the product of the volumes."""
+    space = manifolds.Product({"place": SPHERE, "magnitude": manifolds.Euclidean(2)})
+    base = bases.Product(manifolds.Uniform(SPHERE), bases.Normal(2))
+    flow = ContinuousFlow(fields.MLP(5), base, path=paths.Geodesic(), manifold=space, solver=FINE)
+    x = flow.sample((3,), generator=generator)
+    expected = -SPHERE.log_volume + bases.Normal(2).log_prob(x[:, 3:])
+    torch.testing.assert_close(flow.log_prob(x), expected)
+
+
 def test_training_reaches_a_law_on_the_sphere(generator):
     """The von Mises-Fisher law of concentration 20 has an entropy of log(2 pi e / 20) nats, up to 1e-17."""
     u = torch.rand(4000, generator=generator)
@@ -245,8 +303,20 @@ ONE = ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Geodes
         (lambda: ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Linear()), "not flat"),
         (lambda: ContinuousFlow(fields.MLP(3), bases.Normal(3), manifold=manifolds.Sphere(1)), "the same shape"),
         (
-            lambda: ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Linear(), manifold=SPHERE),
+            lambda: ContinuousFlow(fields.MLP(3), bases.Empirical(POINTS), path=paths.Linear(), manifold=SPHERE),
             "not flat",
+        ),
+        (
+            lambda: ContinuousFlow(fields.MLP(3), bases.Normal(3), path=paths.Geodesic(), manifold=SPHERE),
+            "not with respect to the volume",
+        ),
+        (
+            lambda: ContinuousFlow(fields.MLP(3), bases.Simplex(3), manifold=manifolds.Simplex(3)),
+            "not with respect to the volume",
+        ),
+        (
+            lambda: ContinuousFlow(fields.MLP(5), bases.Product(manifolds.Uniform(SPHERE), bases.Normal(2))),
+            "its parts are on manifolds",
         ),
         (lambda: objectives.ConsistencyFlowMatching()(ONE, POINTS), "ConsistencyFlowMatching: this loss adds vectors"),
         (lambda: objectives.MultiMarginal((0.0, 1.0))(ONE, POINTS.reshape(4, 2, 3)), "adds vectors"),

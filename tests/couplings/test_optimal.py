@@ -8,6 +8,7 @@ import torch
 
 from cflow.couplings import OptimalTransport
 from cflow.couplings.costs import squared_distances
+from cflow.manifolds import Sphere
 
 METHODS = ["simplex", "assignment", None]
 
@@ -187,3 +188,11 @@ def test_duplicates_are_used_as_often_as_they_come(method, generator):
     assert torch.equal(index.sort().values, torch.arange(160))
     best = OptimalTransport("assignment").indices(x0.double(), x1.double())
     assert total(x0[index], x1) == pytest.approx(total(x0[best], x1), rel=1e-5)
+
+
+def test_a_cost_of_a_manifold_pairs_empty_batches_and_single_rows():
+    sphere = Sphere(2)
+    for count in (0, 1):
+        x = sphere.uniform((count,))
+        x0, x1, _ = OptimalTransport(cost=sphere.cost)(x, x)
+        assert x0.shape == x1.shape == (count, 3)
