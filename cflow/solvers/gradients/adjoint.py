@@ -187,7 +187,7 @@ class _Walk:
         if not self.live:
             return
         if step.again is not None:
-            self._whole(replace(step, outputs=outputs))
+            self._whole(replace(step, outputs=outputs), step.again)
             return
         rows, h = step.rows, step.h
         take = lambda value: value if rows is None else value.index_select(0, rows)
