@@ -26,8 +26,8 @@ class Shortcut(TwoTimes):
 
     On a manifold this is the semigroup property of whole steps,
 
-    .. math:: X_{t,t+d}(x) = \operatorname{sg}\bigl( X_{t + d/2,\, t+d}(x') \bigr), \quad
-        x' = X_{t,\, t + d/2}(x), \qquad X_{t,s}(x) = \exp_x\bigl( (s - t)\, u(t, x, s) \bigr)
+    .. math:: X_{t,t+d}(x) = \operatorname{sg}\bigl( X_{t + d/2,\, t+d}(x') \bigr),
+        \quad x' = X_{t,\, t + d/2}(x), \qquad X_{t,s}(x) = \exp_x\bigl( (s - t)\, u(t, x, s) \bigr)
 
     and its error is the distance between the two sides, divided by ``d``. No derivative is needed.
 
