@@ -127,6 +127,7 @@ class Mesh(Manifold, nn.Module):
         values, functions = self.eigenvalues.cpu().double(), self.eigenfunctions.cpu().double()
         tables = {
             "corners": corners, "normals": normal, "slopes": slopes, "turn": turn,
+            "vertex_normals": _vertex_normals(faces, edges, normal, len(self.vertices)),
             "frames": torch.stack((first, torch.linalg.cross(normal, first)), 1),
             "embedded": functions * self.distance.weights(values).sqrt(),
             **{name: grid[name] for name in ("origin", "size", "centre", "distances")},
@@ -297,8 +298,27 @@ class Mesh(Manifold, nn.Module):
         """
         return self.deviation(x) <= 1e-3 * math.exp(self._log_area / 2)
 
+    def to_tangent(self, x: Tensor, u: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        r"""Returns a tangent vector near ``u``: its part across the smooth normal at ``x``, then that in the triangle.
+
+        .. math:: P_f (I - n n^\top) u, \qquad n = \sum_i b_i n_i \, / \, \Big|\sum_i b_i n_i\Big|
+
+        with :math:`n_i` the normals at the corners. The projection onto the triangle alone jumps at edges: what flows
+        into an edge would not flow out on the other side, and since the divergence inside the triangles does not have
+        this part, densities would be wrong by the curvature of the surface. The smooth normal has its derivatives.
+
+        Args:
+            x: points ``[*batch, 3]`` of the mesh.
+            u: vectors ``[*batch, 3]``.
+            mask: the entries that count. Default: None, all.
+        """
+        return super().to_tangent(x, u, mask=mask)
+
     def _to_tangent(self, x, u):
-        normal = self._normals[self.locate(x.detach())[0]].to(u.dtype)
+        face, weights = self.locate(x)
+        corners = self._vertex_normals[self.faces[face]].to(x.dtype)
+        smooth, normal = (weights.unsqueeze(-1) * corners).sum(-2), self._normals[face].to(u.dtype)
+        u = u - (smooth * u).sum(-1, keepdim=True) / smooth.square().sum(-1, keepdim=True) * smooth
         return u - (normal * u).sum(-1, keepdim=True) * normal
 
     def _transport(self, x, y, u):
@@ -378,3 +398,13 @@ class Mesh(Manifold, nn.Module):
         sides = self._corners.double()
         area = torch.linalg.cross(sides[:, 1] - sides[:, 0], sides[:, 2] - sides[:, 0]).norm(dim=1, keepdim=True) / 2
         return area * density.double()[self.faces] / 3
+
+
+def _vertex_normals(faces: Tensor, edges: Tensor, normals: Tensor, count: int) -> Tensor:
+    """Computes unit normals at the vertices, ``[V, 3]``: means of those of the triangles, weighted by their angles."""
+    # Edge i is opposite to corner i.
+    one, two = edges.roll(-1, 1), -edges.roll(-2, 1)
+    angle = torch.atan2(torch.linalg.cross(one, two).norm(dim=-1), (one * two).sum(-1))
+    sums = normals.new_zeros(count, 3)
+    sums.index_add_(0, faces.reshape(-1), (angle.unsqueeze(-1) * normals.unsqueeze(1)).reshape(-1, 3))
+    return sums / sums.norm(dim=1, keepdim=True)
