@@ -275,8 +275,8 @@ class ContinuousFlow(BaseInvertibleFlow):
             context: the conditions ``[*batch, *context_shape]``.
             ladj: whether to integrate the divergence too: ``quadratures["ladj"]`` is ``log|det dx(t1)/dx(t0)|``.
             quadratures: more integrals over ``|dt|``: ``"kinetic"`` (squared speed), ``"jacobian"`` (squared Frobenius
-                norm of the Jacobian), and the signed ``"ladj_probes"`` (``[*batch, probes]``, for divergences with
-                probes).
+                norm of the Jacobian; on a manifold, of that between tangent spaces in the ambient metric), and the
+                signed ``"ladj_probes"`` (``[*batch, probes]``, for divergences with probes).
             solver: the solver. Default: None, the flow's own.
             divergence: the divergence. Default: None, the flow's own.
             guidance: the guidance of the velocity, such as ``guidance.ClassifierFree(2.0)``. Default: None.

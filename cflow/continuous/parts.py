@@ -72,6 +72,12 @@ def _check_manifold(flow: Any) -> None:
         raise ValueError(
             f"ContinuousFlow(manifold={manifold!r}): the base lies on {own!r}; omit manifold, or choose another base."
         )
+    lengths = [getattr(each, "period", None) for each in (flow.field, manifold)]
+    if None not in lengths and lengths[0] != lengths[1]:
+        raise ValueError(
+            f"ContinuousFlow(manifold={manifold!r}): the field has the period {lengths[0]:.6g} and would jump where an "
+            f"angle turns over; build it with period={lengths[1]:.6g}."
+        )
     if getattr(base, "has_density", True) and not is_on(manifold):
         raise ValueError(
             f"ContinuousFlow(base={name}, manifold={manifold!r}): the density of the base is not with respect to the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -86,6 +87,14 @@ class Estimator(Divergence):
 
     exact: ClassVar[bool] = False
 
+    def on(self, manifold: Any) -> Divergence:
+        """Returns the estimator of the same trace with probes that are projected onto the tangent spaces.
+
+        What a probe has across the tangent space would only add noise to the trace, and the normal part of the
+        Jacobian, which turns tangent vectors with the manifold, to the norm.
+        """
+        return _OnTangents(self, manifold)
+
     @property
     @abstractmethod
     def count(self) -> int:
@@ -120,9 +129,42 @@ class Estimator(Divergence):
                 f"{self!r}: a probe of shape {None if probe is None else list(probe.shape)} does not fit x of shape "
                 f"{list(x.shape)}; draw it with begin(x, generator)."
             )
+        onto = self._projection(x)
         with gradients() as differentiable:
             t, x, probe, args = enter((t, x, probe, args))
             point, v = evaluate(f, t, x, args)
-            times = lambda e: rows(product(v, point, e.reshape(v.shape), differentiable))
+            times = lambda e: onto(rows(product(v, point, onto(e).reshape(v.shape), differentiable)))
             traces, norms = self.combine(times, probe.reshape(*probe.shape[:2], size))
         return (v, traces, norms) if differentiable else (v.detach(), traces.detach(), norms.detach())
+
+    def _projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Returns the projection of vectors ``[B, D]`` at ``x`` onto the space in which the trace is taken."""
+        return lambda e: e
+
+
+@dataclass(frozen=True, repr=False)
+class _OnTangents(Estimator):
+    """An estimator of the trace and the norm of the Jacobian between tangent spaces of a manifold."""
+
+    estimator: Estimator
+    manifold: Any
+
+    @property
+    def count(self) -> int:
+        return self.estimator.count
+
+    def vectors(self, size):
+        return self.estimator.vectors(size)
+
+    def begin(self, x, generator=None):
+        return self.estimator.begin(x, generator)
+
+    def combine(self, times, probe):
+        return self.estimator.combine(times, probe)
+
+    def _projection(self, x):
+        x = self.manifold.project(x)
+        return lambda e: rows(self.manifold.to_tangent(x.to(e.dtype), e.reshape(x.shape)))
+
+    def __repr__(self) -> str:
+        return repr(self.estimator)

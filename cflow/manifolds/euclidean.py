@@ -85,7 +85,7 @@ class Euclidean(Manifold):
             x1: points ``[B1, *shape]``.
         """
         # The plain mode: products of matrices would lose small distances.
-        x0, x1 = x0.reshape(len(x0), -1), x1.reshape(len(x1), -1)
+        x0, x1 = x0.reshape(len(x0), self.dim), x1.reshape(len(x1), self.dim)
         return torch.cdist(x0, x1, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     def log_det_exp(self, x, u):

@@ -122,7 +122,7 @@ class Sphere(Manifold):
         """
         # Householder: the reflection takes the last axis to s x, with the sign s that avoids cancellation.
         n = self.dim + 1
-        sign = torch.where(x[..., -1:] > 0, -1.0, 1.0)
+        sign = torch.where(x[..., -1:] > 0, -torch.ones_like(x[..., -1:]), 1.0)
         w = -sign * x
         w = torch.cat([w[..., :-1], w[..., -1:] + 1], -1)  # last axis - s x
         units = torch.eye(n, dtype=x.dtype, device=x.device)[:-1]

@@ -221,6 +221,22 @@ def test_points_off_the_manifold_have_no_density(generator):
     assert logp[1] == -torch.inf
 
 
+def test_estimators_of_the_trace_have_the_exact_value_between_tangent_spaces(generator):
+    """The mean over all probes of signs is the expectation; sketches that have all directions are exact."""
+    flow = sphere_flow()
+    x = flow.base.sample((3,), generator=generator).double()
+    t, f = torch.full((3,), 0.4, dtype=torch.float64), flow.velocity_field()
+    _, trace, norm = divergence.Exact().on(SPHERE)(f, t, x, None)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3).expand(3, 8, 3)
+    for estimator, probe in (
+        (divergence.Hutchinson(probes=8), signs),
+        (divergence.XTrace(4), x.new_empty(3, 0, 3)),
+        (divergence.HutchPlusPlus(3), x.new_empty(3, 0, 3)),
+    ):
+        _, estimate, squares = estimator.on(SPHERE)(f, t, x, probe)
+        torch.testing.assert_close((estimate, squares), (trace, norm))
+
+
 def test_estimates_off_the_manifold_have_no_density(generator):
     flow = sphere_flow(solver=solvers.RK4(4))
     x = flow.sample((2,), generator=generator) * torch.tensor([[1.0], [1.1]])
@@ -317,6 +333,10 @@ ONE = ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Geodes
         (
             lambda: ContinuousFlow(fields.MLP(5), bases.Product(manifolds.Uniform(SPHERE), bases.Normal(2))),
             "its parts are on manifolds",
+        ),
+        (
+            lambda: ContinuousFlow(fields.PeriodicMLP(2), manifolds.Uniform(manifolds.FlatTorus(2, 360.0))),
+            "build it with period=360",
         ),
         (lambda: objectives.ConsistencyFlowMatching()(ONE, POINTS), "ConsistencyFlowMatching: this loss adds vectors"),
         (lambda: objectives.MultiMarginal((0.0, 1.0))(ONE, POINTS.reshape(4, 2, 3)), "adds vectors"),

@@ -262,6 +262,9 @@ class _Drawn(Divergence):
         self.divergence, self.probe = divergence, probe
         self.exact, self.frobenius = divergence.exact, divergence.frobenius
 
+    def on(self, manifold: Any) -> Divergence:
+        return _Drawn(self.divergence.on(manifold), self.probe)
+
     def begin(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.probe
 
