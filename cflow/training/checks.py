@@ -96,9 +96,15 @@ def _check_on_manifold(flow: Any, objective: Any, x: Any, what: str) -> None:
     if len(flow.transform.maps) and not objective.in_model_space:
         if flow.transform.draws or objective.samples_per_item is not None or flow.context_shape is not None:
             return  # a transform may read the context
-        lost = [flow.preprocess(flow.cast(part))[1] == -torch.inf for part in x.split(2**16)]
-        outside, where = torch.cat(lost), f"in the domain of {type(flow.transform.maps[0]).__name__}"
-        instead = "check the order of the columns and their units, or drop these rows"
+        outside, where = torch.zeros(0, dtype=torch.bool), f"in the domain of {type(flow.transform.maps[0]).__name__}"
+        instead, points = "check the order of the columns and their units, or drop these rows", []
+        for part in x.split(2**16):
+            u, ladj = flow.preprocess(flow.cast(part))
+            points.append(flow.manifold.holds(u).cpu())
+            outside = torch.cat((outside, (ladj == -torch.inf).cpu()))
+        if not outside.any():
+            outside, where = ~torch.cat(points), f"on {flow.manifold!r} after the transforms"
+            instead = "omit transforms that move points off the manifold"
     else:
         outside, where = ~flow.manifold.holds(x).reshape(len(x), -1).all(1), f"on {flow.manifold!r}"
         instead = "project them by manifold.project(x), or add a transform such as bijections.LatLon()"

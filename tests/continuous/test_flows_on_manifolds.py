@@ -354,6 +354,13 @@ ONE = ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Geodes
             ),
             r"1 of 2 rows are not in the domain of LatLon \(rows \[1\]\)",
         ),
+        (
+            lambda: training.fit(
+                ONE.with_transform(bijections.Standardise(3, 0.5)), objectives.FlowMatching(), POINTS, steps=1,
+                batch_size=4,
+            ),
+            r"8 of 8 rows are not on Sphere\(dim=2\) after the transforms",
+        ),
         (lambda: solvers.Dopri5().solve(lambda t, y: y, POINTS, 0.0, 1.0, manifold=SPHERE), "would leave the manifold"),
     ],
 )  # fmt: skip
