@@ -11,7 +11,7 @@ PAGE = ROOT / "recipes" / "guide" / "extending.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 SECTIONS = re.findall(r"^## ((?:A|An) \w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.S | re.M) if PAGE.is_file() else []
 BLOCKS = [(name, code) for name, text in SECTIONS for code in re.findall(r"```python\n(.*?)```", text, re.S)]
-KINDS = ["A field", "A solver", "A path", "A bijection", "An objective", "A coupling", "A base"]
+KINDS = ["A field", "A solver", "A path", "A bijection", "An objective", "A coupling", "A base", "A manifold"]
 
 
 def test_there_is_a_skeleton_for_each_kind():
