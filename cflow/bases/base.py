@@ -130,9 +130,12 @@ class Base(nn.Module, ABC):
         """Computes the log-density of ``x [*batch, *event]``; its shape and dtype are already checked."""
 
     def is_on(self, manifold: Any) -> bool:
-        """Returns whether the density is with respect to the volume of ``manifold``; None is the Euclidean space."""
+        """Returns whether a density is with respect to the volume of ``manifold``; None is the Euclidean space.
+
+        Without a density, whether the points are on it.
+        """
         if self.manifold is None:
-            return manifold is None or manifold.flat
+            return manifold is None or manifold.flat or not self.has_density
         return self.manifold is manifold or self.manifold == manifold
 
     def _refuse(self, method: str, context: Tensor | None, mask: Tensor | None) -> None:

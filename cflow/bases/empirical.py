@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,10 @@ class Empirical(Base):
         if self.samples.dtype in (torch.bfloat16, torch.float16):
             self.samples = before.to(self.samples.device)
         return self
+
+    def is_on(self, manifold: Any) -> bool:
+        """Returns whether all samples are points of ``manifold``; None is the Euclidean space."""
+        return manifold is None or bool(manifold.holds(self.samples).all())
 
     def _sample(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         rows = torch.randint(len(self.samples), shape, generator=generator, device=self.device)

@@ -78,8 +78,13 @@ def _check_manifold(flow: Any) -> None:
             f"ContinuousFlow(manifold={manifold!r}): the field has the period {lengths[0]:.6g} and would jump where an "
             f"angle turns over; build it with period={lengths[1]:.6g}."
         )
-    if getattr(base, "has_density", True) and not is_on(manifold):
+    if not is_on(manifold):
         raise ValueError(
-            f"ContinuousFlow(base={name}, manifold={manifold!r}): the density of the base is not with respect to the "
-            f"volume of the manifold; use manifolds.Uniform, WrappedNormal, or bases.Empirical."
+            f"ContinuousFlow(base={name}, manifold={manifold!r}): "
+            + (
+                "the density of the base is not with respect to the volume of the manifold; use manifolds.Uniform, "
+                "WrappedNormal, or bases.Empirical."
+                if getattr(base, "has_density", True)
+                else "the points of the base are not on the manifold; project them by manifold.project(x)."
+            )
         )

@@ -327,6 +327,10 @@ ONE = ContinuousFlow(fields.MLP(3), manifolds.Uniform(SPHERE), path=paths.Geodes
             "not with respect to the volume",
         ),
         (
+            lambda: ContinuousFlow(fields.MLP(3), bases.Empirical(2 * POINTS), path=paths.Geodesic(), manifold=SPHERE),
+            "the points of the base are not on the manifold",
+        ),
+        (
             lambda: ContinuousFlow(fields.MLP(3), bases.Simplex(3), manifold=manifolds.Simplex(3)),
             "not with respect to the volume",
         ),
