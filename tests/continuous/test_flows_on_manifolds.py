@@ -237,6 +237,13 @@ def test_estimators_of_the_trace_have_the_exact_value_between_tangent_spaces(gen
         torch.testing.assert_close((estimate, squares), (trace, norm))
 
 
+def test_frames_have_the_dtype_of_the_points_for_every_default(float64):
+    """The default of torch is float64 here."""
+    x = SPHERE.origin(dtype=torch.float32)
+    assert SPHERE.frame(x).dtype == torch.float32
+    assert manifolds.Euclidean(3).cost(x.new_empty(0, 3), x.unsqueeze(0)).shape == (0, 1)
+
+
 def test_estimates_off_the_manifold_have_no_density(generator):
     flow = sphere_flow(solver=solvers.RK4(4))
     x = flow.sample((2,), generator=generator) * torch.tensor([[1.0], [1.1]])
