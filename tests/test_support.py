@@ -69,7 +69,7 @@ def test_rows_that_overflow_have_no_density_and_leave_the_others_alone(name, gen
             gradients = torch.autograd.grad(logp[0], list(flow.parameters()), allow_unused=True)
             for got, wanted in zip(gradients, alone):
                 assert (got is None) == (wanted is None)
-                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=5e-5)
 
 
 def test_data_of_large_units_do_not_overflow(generator):

@@ -51,6 +51,7 @@ class Premetric(Geodesic):
     start replaces d at the present point, which is equal on the exact curve, but does not correct errors of the steps.
 
     Example:
+        >>> import torch
         >>> from cflow import manifolds
         >>> path = Premetric().on(manifolds.Sphere(1))
         >>> sample = path.sample(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.5]))

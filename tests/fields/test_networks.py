@@ -327,7 +327,8 @@ def test_an_adapted_network_is_called_as_it_wants(generator):
     torch.testing.assert_close(field(torch.tensor(0.5), x, labels), expected)
     assert field.null_context(labels).tolist() == [-1, -1, -1]
     assert list(field.parameters()) == list(network.parameters())
-    assert set(configuration(field)) == {"network", "call", "event_shape", "context_shape", "null", "outputs"}
+    kept = {"network", "call", "event_shape", "context_shape", "null", "outputs", "reads_time"}
+    assert set(configuration(field)) == kept
 
 
 @pytest.mark.parametrize(

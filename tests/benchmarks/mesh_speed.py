@@ -1,6 +1,6 @@
 """Times eigenpairs, premetric paths and training on a mesh.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/mesh.py spot.obj
+    OMP_NUM_THREADS=1 python tests/benchmarks/mesh_speed.py spot.obj
 
 One run on the CPU, by wall clock and by CPU time of the process (on a busy machine the second is the cost). Points of
 training are those of simulated paths, each of which has ``--points`` of them: a step has ``--batch`` points of
