@@ -1,4 +1,4 @@
-"""Training cells of densities on manifolds for ``earth_density.py`` and ``torus.py``: equal processor time, exact densities."""
+"""Training cells of densities on manifolds for ``earth_density.py`` and ``torus.py``: equal time, exact densities."""
 
 import copy
 import math

@@ -12,8 +12,8 @@ proline, RNA) are others; their figures cannot be compared.
 ``kernels``: a product of von Mises kernels, mixed with the uniform density; width and share by the validation part.
 ``mixture``: wrapped normals with full covariances, fitted by expectation and maximisation; 8 or 24 components by the
 validation part. Its density is a sum over the nearest image of a row and those that differ from it by one turn in one
-or two angles, which is a lower bound up to rounding. ``matching`` is trained as in ``earth_density.py``. Negative log-densities
-in nats per radian to the power of the number of angles; less is better. It may be stopped and run again.
+or two angles, which is a lower bound up to rounding. ``matching`` is trained as in ``earth_density.py``. Negative
+log-densities in nats per radian to the power of the number of angles; less is better. It may be stopped and run again.
 """
 
 import argparse
