@@ -25,6 +25,8 @@ def surfaces(
 ):
     """Draws values on a mesh side by side, in one scale of colours, with samples on the side that is seen.
 
+    The scale ends where at most one triangle in 200 has more, so that a narrow peak does not hide the rest.
+
     Args:
         mesh: the mesh, a :class:`cflow.manifolds.Mesh`.
         values: maps titles to values at the vertices ``[V]`` or on the triangles ``[F]``.
@@ -68,7 +70,7 @@ def surfaces(
     figure = new_figure(4.2 * len(values), 4.2)
     shown = {title: each.detach().cpu().double() for title, each in values.items()}
     shown = {title: (each if len(each) == len(faces) else each[faces].mean(1)).numpy() for title, each in shown.items()}
-    top = max(float(each.max()) for each in shown.values()) or 1.0
+    top = max(float(np.quantile(each, 0.995)) for each in shown.values()) or 1.0
     for number, (title, each) in enumerate(shown.items(), 1):
         axis = figure.add_subplot(1, len(values), number, projection="3d", computed_zorder=False)
         axis.view_init(elevation, azimuth, vertical_axis=up)
