@@ -330,6 +330,11 @@ class Manifold(ABC):
         """
         return self._log(x, y).unsqueeze(0)
 
+    @property
+    def has_log_det_exp(self) -> bool:
+        """Whether :meth:`log_det_exp` has a closed form: whether a subclass writes it."""
+        return type(self).log_det_exp is not Manifold.log_det_exp
+
     def log_det_exp(self, x: Tensor, u: Tensor) -> Tensor:
         """Computes the logarithm of the factor by which ``exp`` at ``x`` changes Riemannian volumes at ``u``.
 
@@ -338,9 +343,9 @@ class Manifold(ABC):
             u: tangent vectors at ``x``.
 
         Raises:
-            NotImplementedError: if the manifold has no closed form.
+            TypeError: if the manifold has no closed form (:attr:`has_log_det_exp`).
         """
-        raise NotImplementedError(
+        raise TypeError(
             f"{self!r}.log_det_exp: this manifold has no closed form; use a base other than a wrapped normal."
         )
 

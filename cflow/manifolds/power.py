@@ -142,6 +142,10 @@ class Power(Manifold):
         """
         return self._points(self.manifold.log_volume_element(x))
 
+    @property
+    def has_log_det_exp(self) -> bool:
+        return self.manifold.has_log_det_exp
+
     def log_det_exp(self, x, u):
         """Sums those of the points.
 

@@ -205,6 +205,10 @@ class Product(Manifold):
         """
         return sum(self._weight(name) * each for name, each in self._each("cost", x0, x1).items())
 
+    @property
+    def has_log_det_exp(self) -> bool:
+        return all(part.has_log_det_exp for part in self.parts.values())
+
     def log_det_exp(self, x, u):
         """Sums those of the parts.
 

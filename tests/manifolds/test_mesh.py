@@ -220,7 +220,7 @@ def test_wrong_tables_are_named(plate):
         manifolds.Mesh(points, faces, eigenpairs=81)
     with pytest.raises(ValueError, match="eigenfunctions \\[81, K\\]"):
         manifolds.Mesh(points, faces, eigenpairs=(torch.ones(3), torch.ones(5, 3)))
-    with pytest.raises(NotImplementedError, match="Premetric"):
+    with pytest.raises(TypeError, match="Premetric"):
         plate.log(points[0], points[1])
     unused = manifolds.Mesh(torch.cat((points, points[:1] + 9)), faces, eigenpairs=1)
     assert len(unused.vertices) == len(points)

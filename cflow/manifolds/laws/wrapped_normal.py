@@ -29,7 +29,7 @@ class WrappedNormal(Base):
     to one for wide scales too.
 
     Args:
-        manifold: the manifold. Its ``log_det_exp`` must be known.
+        manifold: the manifold, one that has a ``log_det_exp``.
         loc: the centre, one point ``[*event]``. An ``nn.Parameter`` is trained, and projected to the manifold whenever
             it is used. Default: None, ``manifold.origin()``.
         scale: the standard deviation, or one for each dimension ``[dim]``, in units of the metric.
@@ -41,7 +41,7 @@ class WrappedNormal(Base):
 
     Raises:
         ValueError: if ``loc`` is not one point of the manifold, or a scale is not positive or of another shape.
-        NotImplementedError: if the manifold has no ``log_det_exp``.
+        TypeError: if the manifold has no ``log_det_exp``.
 
     Source: Nagano et al., A Wrapped Normal Distribution on Hyperbolic Space for Gradient-Based Learning, 2019,
     arXiv:1902.02992, for hyperbolic space; the sum over geodesics is that of the wrapped normal of angles.

@@ -218,7 +218,7 @@ class Mesh(Manifold, nn.Module):
         return self.points(face, weights).reshape(x.shape)
 
     def _log(self, x, y):
-        raise NotImplementedError(
+        raise TypeError(
             f"{self!r}.log: shortest geodesics of a mesh are not available; use paths.Premetric(), which needs only "
             f"distances, and no bases or solvers that use log."
         )

@@ -1,27 +1,24 @@
 """The method of Dormand and Prince on manifolds, with adaptive steps."""
 
-# The reference resolves the base class's annotations in this module, hence its imports.
-from collections.abc import Mapping
+from collections.abc import Mapping  # noqa: F401 - an annotation that the constructor inherits; the reference reads it
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal  # noqa: F401 - the same
 
 import torch
 from torch import Tensor
 
 from cflow.registry import register
-from cflow.solvers.adaptive.controllers import PID
+from cflow.solvers.adaptive.controllers import PID  # noqa: F401 - the same
 from cflow.solvers.adaptive.methods import Dopri5
 from cflow.solvers.adaptive.stages import Attempt, Stages
 from cflow.solvers.geodesic.points import check_points
-from cflow.solvers.gradients.modes import Gradient
+from cflow.solvers.gradients.modes import Gradient  # noqa: F401 - the same
 from cflow.solvers.problem import Problem
 from cflow.solvers.solution import Tolerance
 from cflow.solvers.state import like_rows
 from cflow.solvers.tableau import stages_of
 
 __all__ = ["GeodesicDopri5"]
-
-_ANNOTATED = (Gradient, Literal, Mapping, PID, Tolerance)
 
 
 @register("solvers.GeodesicDopri5")
