@@ -20,11 +20,12 @@ from pathlib import Path
 
 import kernel_density
 import torch
-from common import MAIN, claim, end_run, run_folder, say, say_resumed
+from common import MAIN, claim, end_run, run_folder, say
 from earth_data import split
+from manifold_training import estimate, train
 
 import cflow
-from cflow import bijections, couplings, data, fields, manifolds, objectives, paths, plot, solvers, training
+from cflow import bijections, couplings, data, fields, manifolds, objectives, paths, plot, solvers
 from cflow.cli import counted, run_recipe
 
 MADE = "wrapped-normals"  # the name of the data that are made on the spot
@@ -118,37 +119,6 @@ def build(dim: int, options: Options) -> tuple[cflow.ContinuousFlow, objectives.
     field = fields.PeriodicMLP(dim, hidden=options.hidden, harmonics=options.harmonics)
     flow = cflow.ContinuousFlow(field, manifolds.Uniform(torus), path=paths.Geodesic())
     return flow, objectives.FlowMatching(couplings.OptimalTransport(cost=torus.cost) if options.transport else None)
-
-
-def train(flow, objective, parts: dict[str, torch.Tensor], options: Options, out: Path) -> training.Run:
-    """Trains the flow of angles in degrees."""
-    validation = parts["validation"].float()  # a loss of random times needs many draws
-    run = training.fit(
-        flow,
-        objective,
-        parts["train"].float(),
-        steps=options.steps,
-        batch_size=min(options.batch_size, len(parts["train"])),
-        lr=options.lr,
-        schedule=training.Cosine(warmup=min(200, options.steps // 5)),
-        validation=validation.repeat(math.ceil(4096 / len(validation)), 1),
-        validate_every=max(1, options.steps // 20),
-        patience=options.patience,
-        checkpoint_every=max(1, options.steps // 10),
-        seed=options.seed,
-        out=out,
-        resume=options.resume,
-        progress=True,
-    )
-    if options.resume:
-        say_resumed(run)
-    say(f"trained {run.steps} steps in {run.seconds:.0f} s; the weights of step {run.best_step} are kept")
-    return run
-
-
-def estimate(scores: torch.Tensor) -> tuple[float, float]:
-    """Returns mean and standard error."""
-    return float(scores.mean()), float(scores.std() / math.sqrt(len(scores)))
 
 
 def main(options: Options) -> None:

@@ -23,10 +23,11 @@ from typing import Literal
 import earth_data
 import kernel_density
 import torch
-from common import MAIN, claim, end_run, run_folder, say, say_resumed
+from common import MAIN, claim, end_run, run_folder, say
+from manifold_training import estimate, train
 
 import cflow
-from cflow import bijections, couplings, fields, manifolds, objectives, paths, plot, solvers, training
+from cflow import bijections, couplings, fields, manifolds, objectives, paths, plot, solvers
 from cflow.cli import run_recipe
 
 SPHERE = manifolds.Sphere(2)
@@ -92,45 +93,12 @@ def build(options: Options) -> tuple[cflow.ContinuousFlow, objectives.Objective]
     return flow, objectives.FlowMatching(couplings.OptimalTransport(cost=SPHERE.cost) if transport else None)
 
 
-def train(flow, objective, places: earth_data.Places, options: Options, out: Path) -> training.Run:
-    """Trains the flow of latitude and longitude."""
-    validation = places.x["validation"].float()
-    if objective.draws and options.objective == "matching":  # a loss of random times needs many draws
-        validation = validation.repeat(math.ceil(4096 / len(validation)), 1)
-    run = training.fit(
-        flow,
-        objective,
-        places.x["train"].float(),
-        steps=options.steps,
-        batch_size=min(options.batch_size, len(places.x["train"])),
-        lr=options.lr,
-        schedule=training.Cosine(warmup=min(200, options.steps // 5)),
-        validation=validation,
-        validate_every=max(1, options.steps // 20),
-        patience=options.patience,
-        checkpoint_every=max(1, options.steps // 10),
-        seed=options.seed,
-        out=out,
-        resume=options.resume,
-        progress=True,
-    )
-    if options.resume:
-        say_resumed(run)
-    say(f"trained {run.steps} steps in {run.seconds:.0f} s; the weights of step {run.best_step} are kept")
-    return run
-
-
 @torch.no_grad()
 def per_steradian(flow, x: torch.Tensor, solver=None) -> torch.Tensor:
     """Computes log-densities ``[N]`` of places in degrees, in nats against the area of the unit sphere."""
     area = lambda part: flow.preprocess(part)[1]
     options = {} if solver is None else {"solver": solver}
     return torch.cat([flow.log_prob(part, **options) - area(part) for part in x.split(2048)])
-
-
-def estimate(scores: torch.Tensor) -> tuple[float, float]:
-    """Returns mean and standard error."""
-    return float(scores.mean()), float(scores.std() / math.sqrt(len(scores)))
 
 
 def main(options: Options) -> None:
@@ -147,7 +115,7 @@ def main(options: Options) -> None:
     count = sum(each.numel() for each in flow.parameters())
     say(f"{options.objective}: {count:,} parameters, {options.steps} steps at most; writing to {out}/")
     claim(out, places.source)
-    run = train(whole, objective, places, options, out)
+    run = train(whole, objective, places.x, options, out)
     if not MAIN:
         return
     what = "velocity, squared error per dimension"
